@@ -9,7 +9,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -19,6 +19,18 @@ Modality = Literal["image", "video", "audio"]
 
 class BadInput(ValueError):
     """What the user gave can't work. One sentence: what, where, what to do. The command line exits with 2."""
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A lower bound on a setting, read by workbench.strict."""
+
+    low: float
+
+
+Natural = Annotated[int, AtLeast(0)]
+Count = Annotated[int, AtLeast(1)]
+NonNegative = Annotated[float, AtLeast(0.0)]
 
 
 @dataclass(frozen=True)
@@ -56,9 +68,9 @@ class Batch:
 
 
 def derive(seed: int, *path: int | str) -> int:
-    """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**63)."""
+    """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**31)."""
     text = ":".join(map(str, (seed, *path)))
-    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
 
 @dataclass(frozen=True)

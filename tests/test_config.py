@@ -1,0 +1,115 @@
+"""A run's YAML: what it may say, and the one sentence that answers each mistake."""
+
+from __future__ import annotations
+
+import pytest
+
+from workbench import config, data
+from workbench.assets import CONFIGS
+from workbench.methods import METHODS
+from workbench.types import BadInput, derive
+
+GOOD = "pipeline: starter-image\nmethod: {name: reno, lr: 1e-1}\nreward: brightness\nprompts: [a red circle]\n"
+
+
+def write(tmp_path, text):
+    path = tmp_path / "mine.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return path
+
+
+def test_a_config_becomes_methods_with_numbers_where_yaml_saw_text(tmp_path):
+    made = config.contestants(config.read(write(tmp_path, GOOD)), METHODS)
+    assert list(made) == ["base", "reno"] and made["reno"].lr == 0.1
+
+
+def test_the_name_of_a_run_is_its_files_name(tmp_path):
+    assert config.read(write(tmp_path, GOOD)).name == "mine"
+
+
+def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
+    made = config.read(write(tmp_path, GOOD), ["method.iterations=3", "seeds=4", "watch=[oracle]"])
+    assert made.method == {"name": "reno", "lr": "1e-1", "iterations": 3} and made.seeds == 4 and made.watch == ["oracle"]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ("method.iteration=3", "did you mean 'iterations'"),
+        ("methd=reno", "did you mean 'method'"),
+        ("method.name=rino", "did you mean 'reno'"),
+        ("method.iterations=-1", "at least 0"),
+        ("method.iterations=2.5", "a whole number"),
+        ("method.iterations=true", "a whole number"),
+        ("method.lr=fast", "a number"),
+        ("method.lr=.nan", "a number"),
+        ("seeds=0", "at least 1"),
+        ("batch=many", "a whole number"),
+        ("attention=flsh", "did you mean 'flash'"),
+        ("name=../../etc", "can't name a folder"),
+        ("seeds", "key=value"),
+        ("seeds=[", "not valid YAML"),
+        ("prompts=7", "prompts"),
+        ("contestants={x: reno}", "not both"),
+    ],
+)
+def test_each_mistake_in_a_setting_is_answered_by_one_sentence_that_names_it(tmp_path, change, sentence):
+    with pytest.raises(BadInput, match=sentence) as caught:
+        config.contestants(config.read(write(tmp_path, GOOD), [change]), METHODS)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("pipeline: [", "line 1.*not valid YAML"),
+        ("- a\n- b\n", "a run is a mapping"),
+        (b"\xff\xfe\x00\x01", "can't be read as text|not valid YAML"),
+        ("pipeline: x\nreward: y\nmethod: reno\n", "'prompts' is missing"),
+    ],
+)
+def test_a_file_that_is_no_config_says_so(tmp_path, text, sentence):
+    with pytest.raises(BadInput, match=sentence):
+        config.read(write(tmp_path, text))
+
+
+def test_an_unknown_config_offers_the_nearest():
+    with pytest.raises(BadInput, match="did you mean 'demo'"):
+        config.read("dmo")
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "runs").rglob("*.yaml")), ids=lambda p: p.stem)
+def test_every_run_config_that_ships_is_valid(path):
+    assert config.contestants(config.read(path), METHODS)
+
+
+def test_prompt_lists_are_read_without_comments_blanks_and_repetitions(tmp_path):
+    (tmp_path / "p.txt").write_text("\ufeff# a comment\na cat\n\n  a dog \na cat\n")
+    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "tag": 1}\n\n{"prompt": "a dog"}\n')
+    assert data.prompts(str(tmp_path / "p.txt")) == data.prompts(str(tmp_path / "p.jsonl")) == ("a cat", "a dog")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("empty.txt", b"# nothing\n\n", "has no prompt in it"),
+        ("binary.txt", b"\x89PNG\x00\x01", "not a text file"),
+        ("nul.txt", b"a cat\x00", "not a text file"),
+        ("bad.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
+        ("missing.txt", None, "no prompt file"),
+    ],
+)
+def test_a_bad_prompt_file_is_named_with_what_is_wrong(tmp_path, name, content, sentence):
+    path = tmp_path / name
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(BadInput, match=sentence) as caught:
+        data.prompts(str(path))
+    assert name in str(caught.value)
+
+
+def test_a_samples_noise_seed_does_not_depend_on_its_neighbours():
+    alone = data.items(["a dog"], seed=7, seeds=2)
+    among = data.items(["a cat", "a dog"], seed=7, seeds=2)
+    assert [r[1:] for r in alone] == [r[1:] for r in among if r[1] == "a dog"]
+    assert derive(7, "a dog", 0) != derive(7, "a dog", 1) != derive(8, "a dog", 1)

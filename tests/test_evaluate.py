@@ -1,0 +1,71 @@
+"""Intervals that cover, differences that pair, an alarm that rings when it should and only then."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from workbench import evaluate
+
+
+def rows(values, name="clip", seeds=2, **other):
+    """Samples with `seeds` noises a prompt, scores in order."""
+    return [
+        {"index": n // seeds, "k": n % seeds, "category": None, "scores": {name: float(v)} | {k: w[n] for k, w in other.items()}}
+        for n, v in enumerate(values)
+    ]
+
+
+def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
+    """Samples of one prompt share an effect: an interval over samples would cover far too rarely (the control)."""
+    rng, hits, naive = np.random.default_rng(0), 0, 0
+    for _ in range(300):
+        effect = np.repeat(rng.normal(size=40), 4)
+        values, clusters = effect + 0.1 * rng.normal(size=160), np.repeat(np.arange(40), 4)
+        for name, groups in (("hits", clusters), ("naive", np.arange(160))):
+            low, high = evaluate.interval(values, groups)["ci95"]
+            hits += name == "hits" and low <= 0 <= high
+            naive += name == "naive" and low <= 0 <= high
+    assert 0.90 <= hits / 300 <= 0.98
+    assert naive / 300 < 0.80
+
+
+def test_what_could_not_be_judged_is_left_out_and_counted():
+    found = evaluate.interval([1.0, float("nan"), 3.0], [0, 1, 2])
+    assert found["mean"] == 2.0 and found["n"] == 2
+    assert evaluate.interval([float("nan")], [0]) == {"mean": None, "ci95": None, "n": 0}
+
+
+def test_the_difference_from_the_base_is_taken_sample_by_sample():
+    rng = np.random.default_rng(1)
+    start = rng.normal(size=60)
+    found = evaluate.versus(rows(start + 0.1), rows(start)[::-1])["clip"]
+    assert found["mean"] == pytest.approx(0.1) and found["ci95"] == pytest.approx([0.1, 0.1])
+
+
+def test_diversity_is_the_distance_between_samples_of_one_prompt():
+    same, other = np.zeros((3, 4, 4)), np.full((3, 4, 4), 0.5)
+    assert evaluate.diversity({0: [same, other], 1: [same, same]}) == pytest.approx(0.25)
+    assert evaluate.diversity({0: [same]}) is None
+
+
+def contest(reward_gain, judge_gain, diversity=0.3):
+    start = rows([0.5] * 20, oracle=[0.5] * 20)
+    after = rows([0.5 + reward_gain] * 20, oracle=[0.5 + judge_gain] * 20)
+    base = {"name": "base", "diversity": 0.3} | evaluate.contestant(start, None, ["clip"])
+    return [base, {"name": "reno", "diversity": diversity} | evaluate.contestant(after, start, ["clip"])]
+
+
+@pytest.mark.parametrize(
+    ("parts", "rings"),
+    [
+        (contest(0.2, -0.1), True),
+        (contest(0.2, 0.0, diversity=0.1), True),
+        (contest(0.2, 0.1), False),
+        (contest(0.2, 0.0), False),
+        (contest(-0.1, -0.1), False),
+        ([contest(0, 0)[0], {"name": "reno", "failed": "it broke"}], False),
+    ],
+)
+def test_the_alarm_rings_when_the_optimised_reward_rises_and_a_held_out_judge_or_diversity_falls(parts, rings):
+    assert bool(evaluate.alarm(parts, "base")) is rings

@@ -1,0 +1,104 @@
+"""What a run leaves behind: whole or not at all, and never twice."""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+
+import pytest
+
+from workbench import store
+from workbench.types import BadInput
+
+RUN = {"name": "mine", "created": "2026-01-01T00:00:00", "status": "running", "config": {"pipeline": "p"}, "rewards": {"r": "2"}}
+
+
+def sample(n, k=0):
+    return {"index": n, "k": k, "prompt": "a cat", "seed": 5, "file": f"media/{n}.png", "sha256": "0", "scores": {"r": 0.5}}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    folder = store.RunFolder.open(tmp_path, "mine", RUN["config"])
+    folder.write("run.json", RUN)
+    return folder
+
+
+def test_an_unfinished_run_of_the_same_config_is_found_again_and_any_other_is_not(tmp_path, folder):
+    assert store.RunFolder.open(tmp_path, "mine", RUN["config"]).path == folder.path
+    assert store.RunFolder.open(tmp_path, "mine", {"pipeline": "q"}).path != folder.path
+    assert store.RunFolder.open(tmp_path, "mine", RUN["config"], fresh=True).path != folder.path
+    folder.write("run.json", RUN | {"status": "done"})
+    assert store.RunFolder.open(tmp_path, "mine", RUN["config"]).path != folder.path
+
+
+def test_rewinding_forgets_unfinished_batches_torn_lines_and_failures(folder):
+    folder.append({"contestant": "a", "batch": 0, "step": 0})
+    folder.append({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0)]})
+    folder.append({"contestant": "a", "batch": 1, "step": 0})
+    folder.append({"contestant": "b", "batch": 0, "failed": "out of memory"})
+    with open(folder.path / "events.jsonl", "a") as f:
+        f.write('{"contestant": "a", "batch": 1, "fin')
+    assert folder.rewind() == {("a", 0)}
+    assert [e["step"] if "step" in e else "final" for e in folder.events()] == [0, "final"]
+
+
+def test_syncing_twice_indexes_each_artefact_once(tmp_path, folder):
+    folder.append({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0), sample(1)]})
+    cost = {"name": "a", "method": "sample", "samples": 2, "nfe": 4, "seconds": 2.0}
+    folder.write("summary.json", {"contestants": [cost, {"name": "b", "failed": "it broke"}]})
+    for _ in range(2):
+        store.sync(tmp_path, folder)
+    with store.index(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 2
+        assert db.execute("SELECT reward, version, value FROM scores").fetchall()[0][:] == ("r", "2", 0.5)
+    assert store.seconds_per_call(tmp_path, "p") == {"sample": 0.5}
+
+
+def test_a_failed_transaction_leaves_the_index_as_it_was(tmp_path):
+    with pytest.raises(sqlite3.IntegrityError), store.index(tmp_path) as db:
+        db.execute("INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')")
+        db.execute("INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')")
+    with store.index(tmp_path) as db:
+        assert db.execute("SELECT COUNT(*) FROM runs").fetchone()[0] == 0
+
+
+def test_an_index_from_a_newer_workbench_is_refused(tmp_path):
+    with store.index(tmp_path) as db:
+        assert db.execute("PRAGMA user_version").fetchone()[0] == len(store.SCHEMA)
+    db = sqlite3.connect(tmp_path / "workbench.db")
+    db.execute("PRAGMA user_version=999")
+    db.close()
+    with pytest.raises(BadInput, match="newer workbench"), store.index(tmp_path):
+        pass
+
+
+def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
+    path = tmp_path / "x.json"
+    store.write_atomic(path, "old")
+
+    def no_space(fd):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", no_space)
+    with pytest.raises(OSError, match="No space"):
+        store.write_atomic(path, "new")
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_numbers_that_json_cannot_say_are_never_written(folder):
+    with pytest.raises(ValueError, match="JSON compliant"):
+        folder.append({"contestant": "a", "batch": 0, "metrics": {"reward": float("nan")}})
+
+
+def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="use another|choose another"):
+        store.RunFolder.open(tmp_path / "file", "mine", {})
+
+
+def test_a_damaged_run_file_is_named(folder):
+    (folder.path / "run.json").write_text(json.dumps(RUN)[:20])
+    with pytest.raises(BadInput, match="damaged"):
+        folder.read()

@@ -1,0 +1,114 @@
+"""The command line: `workbench COMMAND --help` teaches each command with an example.
+
+Exit codes: 0 done, 1 failed, 2 bad input (one sentence). Heavy imports happen inside the commands: --help is instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+RAW = argparse.RawDescriptionHelpFormatter
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="workbench",
+        formatter_class=RAW,
+        description="Any diffusers pipeline, any reward, any alignment method, verified by judges that were not optimised.",
+        epilog="start here:\n  workbench demo\n  workbench list methods\n  workbench run configs/runs/demo.yaml --dry-run",
+    )
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def command(name: str, summary: str, example: str) -> argparse.ArgumentParser:
+        return commands.add_parser(
+            name, help=summary, description=summary, epilog=f"example:\n  {example}", formatter_class=RAW
+        )
+
+    def runs(p):
+        p.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs [runs]")
+
+    def as_json(p):
+        p.add_argument("--json", action="store_true", help="print JSON instead of a table")
+
+    demo = command(
+        "demo",
+        "Align the starter model with ReNO and best-of-n, and let an oracle judge. No GPU, no network, minutes.",
+        "workbench demo --fast",
+    )
+    demo.add_argument("--fast", action="store_true", help="a third of the prompts and one seed: a first look")
+    demo.add_argument("--new", action="store_true", help="start a fresh run even if an unfinished one could go on")
+    runs(demo), as_json(demo)
+
+    run = command(
+        "run",
+        "Run a config: make, judge, store, report. An unfinished run of the same config goes on where it stopped.",
+        "workbench run configs/runs/demo.yaml seeds=4 contestants.reno.iterations=50",
+    )
+    run.add_argument("config", help="a YAML file, a name in configs/runs, or a run folder to go on with")
+    run.add_argument("override", nargs="*", help="key=value, dotted: method.lr=2")
+    run.add_argument("--dry-run", action="store_true", help="check everything, print the plan, make nothing")
+    run.add_argument("--new", action="store_true", help="start a fresh run even if an unfinished one could go on")
+    runs(run), as_json(run)
+
+    lists = command("list", "What there is: pipelines, rewards, methods, configs.", "workbench list rewards")
+    lists.add_argument("kind", nargs="?", choices=("pipelines", "rewards", "methods", "configs"), help="one kind [all]")
+    lists.add_argument("--check", metavar="NAME", help="load pipeline NAME and verify the seam on it")
+    as_json(lists)
+
+    score = command(
+        "score",
+        "Score media files or folders. A prompt that the workbench wrote into a PNG is read from it.",
+        'workbench score picture.png --reward starter_clip --reward brightness --prompt "a red circle"',
+    )
+    score.add_argument("files", nargs="+", type=Path, help="media files or folders of them")
+    score.add_argument("--reward", action="append", required=True, metavar="NAME", help="may be given several times")
+    score.add_argument("--prompt", help="the prompt of all files")
+    score.add_argument("--csv", action="store_true", help="print CSV instead of a table")
+    as_json(score)
+
+    report = command(
+        "report", "Draw grid.png and report.html of a run again.", "workbench report runs/20260101-120000-demo"
+    )
+    report.add_argument("run", type=Path, help="a run folder")
+    as_json(report)
+
+    doctor = command("doctor", "What works on this machine, and what does not and why.", "workbench doctor")
+    runs(doctor), as_json(doctor)
+
+    starter = command(
+        "starter", "Rebuild the embedded starter pack from nothing.", "workbench starter build --out /tmp/pack --fast"
+    )
+    starter.add_argument("action", choices=("build",))
+    starter.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
+    starter.add_argument(
+        "--work", type=Path, default=Path("starter-build"), help="checkpoints; an interrupted build goes on"
+    )
+    starter.add_argument("--seed", type=int, default=0)
+    starter.add_argument(
+        "--fast", action="store_true", help="a smoke build of a minute: the recipe runs, the models are bad"
+    )
+    return top
+
+
+def main(argv: list[str] | None = None) -> int:
+    args = parser().parse_args(argv)
+    from . import commands
+    from .types import BadInput
+
+    try:
+        return getattr(commands, args.command)(args) or 0
+    except BadInput as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return 2
+    except commands.Failed as error:
+        print(f"workbench: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("workbench: stopped; the same command goes on from here", file=sys.stderr)
+        return 130
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,226 @@
+"""What each command does, one function each: parsed arguments in, exit code out."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import json
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from . import config as configs
+from .assets import CONFIGS
+from .strict import nearest
+from .types import BadInput
+
+out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+
+
+class Failed(RuntimeError):
+    """The input was good and the work failed all the same. One sentence; the command line exits with 1."""
+
+
+def demo(args) -> int:
+    overrides = ["limit=14", "seeds=1"] if args.fast else []
+    return _run(configs.read(CONFIGS / "runs" / "demo.yaml", overrides), args)
+
+
+def run(args) -> int:
+    folder = Path(args.config)
+    if not (folder / "run.json").is_file():
+        return _run(configs.read(args.config, args.override), args)
+    from . import store
+    from .strict import build
+
+    if args.override:
+        raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
+    kept = build(configs.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
+    return _run(kept, args, folder)
+
+
+def _run(config: configs.RunConfig, args, folder: Path | None = None) -> int:
+    from . import run as driver
+    from . import store
+
+    runs = folder.parent if folder else args.runs
+    plan = driver.plan(config)
+    driver.room(plan, runs)
+    if getattr(args, "dry_run", False):
+        return _dry_run(plan, runs, args.json)
+    fresh = args.new and not folder
+    place = (
+        store.RunFolder(folder)
+        if folder
+        else store.RunFolder.open(runs, config.name, dataclasses.asdict(config), fresh)
+    )
+    try:
+        _watch(driver.execute(plan, place), plan)
+    except driver.DiskFull as error:
+        raise Failed(str(error)) from error
+    summary = place.read("summary.json")
+    return _show(place.path, summary, args.json)
+
+
+def _watch(progress, plan) -> None:
+    """One bar a contestant, on stderr: elapsed, remaining, and the reward as it rises."""
+    columns = (
+        TextColumn("{task.description:<12}"),
+        BarColumn(28),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+    )
+    with Progress(*columns, console=err) as bars:
+        loading = bars.add_task("loading", total=None, note="")
+        tasks = {name: bars.add_task(name, total=len(plan.rows), note="", start=False) for name in plan.methods}
+        for p in progress:
+            bars.update(loading, visible=False)
+            bars.start_task(tasks[p.contestant])
+            done = min(len(plan.rows), (p.batch + (p.event is None or p.event.final)) * plan.config.batch)
+            value = p.event.metrics.get("reward") if p.event else None
+            note = f"step {p.event.step} · reward {value:.3f}" if value is not None else ""
+            bars.update(tasks[p.contestant], completed=done, note=f"[red]failed: {p.failed}" if p.failed else note)
+
+
+def _show(path: Path, summary: Mapping, as_json: bool) -> int:
+    from . import report as reports
+
+    failed = [c for c in summary["contestants"] if "failed" in c]
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        out.print(reports.table(summary))
+        out.print(reports.headline(summary))
+        if summary.get("alarm"):
+            out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
+        out.print(f"pictures  {path / 'grid.png'}\nreport    {path / 'report.html'}", soft_wrap=True)
+    for c in failed:
+        err.print(f"[red]{c['name']} failed:[/] {c['failed']} (see {path / ('failure-' + c['name'] + '.txt')})")
+    return 1 if failed else 0
+
+
+def _dry_run(plan, runs: Path, as_json: bool) -> int:
+    """Checks, denoiser calls, and time from what earlier runs of the same pipeline took on this machine."""
+    from .methods import name_of
+    from .store import seconds_per_call
+
+    pace = seconds_per_call(runs, plan.config.pipeline)
+    rows = []
+    for name, method in plan.methods.items():
+        calls = plan.calls(name)
+        known = pace.get(name_of(method))
+        rows.append(
+            {
+                "contestant": name,
+                "settings": dataclasses.asdict(method),
+                "denoiser_calls": calls,
+                "seconds": round(calls * known, 1) if known else None,
+            }
+        )
+    weights = plan.pipeline.size_mb()
+    if as_json:
+        print(json.dumps({"checks": list(plan.checks), "weights_mb": weights, "contestants": rows}))
+        return 0
+    for check in plan.checks:
+        out.print(f"[green]✓[/] {check}")
+    out.print(
+        f"weights on disk: {weights:.0f} MB (memory is at least that)"
+        if weights
+        else "weights: on the hub, size not known here"
+    )
+    table = Table(box=None, header_style="bold")
+    for column in ("contestant", "denoiser calls", "time", "settings"):
+        table.add_column(column, justify="right" if "calls" in column else "left")
+    for r in rows:
+        time = f"≈ {r['seconds']:.0f} s" if r["seconds"] else "not yet known: no finished run to go by"
+        table.add_row(
+            r["contestant"], f"{r['denoiser_calls']:,}", time, ", ".join(f"{k} {v}" for k, v in r["settings"].items())
+        )
+    out.print(table)
+    return 0
+
+
+def list(args) -> int:  # noqa: A001  (named as the command is)
+    from . import catalogue
+
+    if args.check:
+        return catalogue.check(args.check, args.json)
+    kinds = [args.kind] if args.kind else ["pipelines", "rewards", "methods", "configs"]
+    found = {kind: getattr(catalogue, kind)() for kind in kinds}
+    if args.json:
+        print(json.dumps(found[args.kind] if args.kind else found, ensure_ascii=False))
+        return 0
+    for kind, rows in found.items():
+        out.print(_table(rows, title=kind if not args.kind else None))
+    return 0
+
+
+def _table(rows: Sequence[Mapping], title: str | None = None) -> Table:
+    table = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
+    for column in rows[0] if rows else ():
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    return table
+
+
+def score(args) -> int:
+    from . import scoring
+
+    rows = scoring.score(args.files, args.reward, args.prompt)
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+    elif args.csv:
+        writer = csv.DictWriter(sys.stdout, rows[0])
+        writer.writeheader(), writer.writerows(rows)
+    else:
+        out.print(_table(rows))
+    return 1 if any(row.get("error") for row in rows) else 0
+
+
+def report(args) -> int:
+    from . import report as reports
+    from . import store
+
+    folder = store.RunFolder(args.run)
+    summary = folder.read("summary.json")
+    if not summary:
+        known = [p.name for p in args.run.absolute().parent.glob("*") if (p / "summary.json").is_file()]
+        raise BadInput(f"{args.run} has no summary.json, so it is no finished run; {nearest(args.run.name, known)}")
+    reports.write_report(args.run)
+    return _show(args.run, summary, args.json)
+
+
+def doctor(args) -> int:
+    from . import doctor as checks
+
+    rows = checks.examine(args.runs)
+    if args.json:
+        print(json.dumps(rows, ensure_ascii=False))
+    else:
+        marks = {"ok": "[green]✓[/]", "missing": "[yellow]–[/]", "broken": "[red]✗[/]"}
+        for row in rows:
+            out.print(f"{marks[row['state']]} [bold]{row['what']}[/]  {row['detail']}", soft_wrap=True)
+    return 1 if any(row["state"] == "broken" for row in rows) else 0
+
+
+def starter(args) -> int:
+    from pipelines.starter.build import build
+
+    from .assets import STARTER
+
+    if args.out is None and args.fast:
+        raise BadInput(
+            "--fast makes models that are not worth keeping: give --out DIR, so that the pack stays as it is"
+        )
+    if shutil.disk_usage(Path.cwd()).free < 2**30:
+        raise BadInput("building the pack needs 1 GB free for its checkpoints; use --work on another disk")
+    build(args.work, args.out or STARTER, seed=args.seed, fast=args.fast)
+    return 0

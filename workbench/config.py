@@ -1,0 +1,128 @@
+"""A run is one YAML file of 10-20 lines: it becomes a RunConfig, strictly. Defaults live in the dataclasses alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from .assets import CONFIGS
+from .strict import build, nearest
+from .types import BadInput, Count, Natural
+
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One run: contestants on the same prompts and seeds, scored by the same rewards."""
+
+    pipeline: str  # a name in configs/pipelines, a local folder, or a hub id
+    reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
+    prompts: str | list  # a .txt or .jsonl file, or a list
+    method: dict | str | None = None  # shorthand for `contestants`: the base and this method
+    contestants: dict | None = None  # name -> method, or {name: method, its settings}
+    watch: dict | list | str | None = None  # held out: never optimised, always reported
+    control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
+    name: str = ""  # of the run folder; the file's name when not given
+    seed: Natural = 0  # everything random follows from it
+    seeds: Count = 1  # noises per prompt
+    limit: Natural = 0  # only the first prompts of the list; 0 for all
+    batch: Count = 16  # samples made at once
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"
+
+
+def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+    """The config in a YAML file, with `key=value` overrides (dotted: `contestants.reno.lr=2`).
+
+    A bare name is looked up in configs/runs. Raises BadInput, naming file and key.
+    """
+    file = locate(path)
+    try:
+        values = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        raise BadInput(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(f"{file}: can't be read as text; give a YAML file") from None
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{file}: a run is a mapping of settings; see configs/runs for examples")
+    values = dict(values)
+    for text in overrides:
+        override(values, text)
+    values.setdefault("name", file.stem)
+    return check(build(RunConfig, values, file.name))
+
+
+def locate(path: str | Path) -> Path:
+    bundled = CONFIGS / "runs"
+    for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
+        if candidate.is_file():
+            return candidate
+    known = [p.stem for p in bundled.glob("*.yaml")]
+    raise BadInput(
+        f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {nearest(str(path), known)}"
+    )
+
+
+def override(values: dict, text: str) -> None:
+    """Set one dotted key in place. `method=reno` on a mapping replaces it; the value is read as YAML."""
+    key, found, value = text.partition("=")
+    if not found or not key:
+        raise BadInput(f"override {text!r}: write key=value, for example seeds=4 or method.lr=2")
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        inner = values.get(parent)
+        values[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        values = values[parent]
+    try:
+        values[leaf] = yaml.safe_load(value)
+    except yaml.YAMLError:
+        raise BadInput(f"override {text!r}: the value is not valid YAML") from None
+
+
+def check(config: RunConfig) -> RunConfig:
+    if not NAME.fullmatch(config.name):
+        raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
+    if (config.method is None) == (config.contestants is None):
+        raise BadInput("give either `method` (compared with the base) or `contestants`, and not both")
+    return config
+
+
+def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any]:
+    """Name -> method object, in the order of the table; `method: X` is short for the base and X."""
+    blocks = config.contestants
+    if blocks is None:
+        name = config.method if isinstance(config.method, str) else config.method.get("name")
+        blocks = {"base": "sample"} | ({str(name): config.method} if name != "sample" else {})
+    if not blocks:
+        raise BadInput("contestants: name at least one")
+    made = {}
+    for name, block in blocks.items():
+        where = f"contestants.{name}" if config.contestants is not None else "method"
+        if not NAME.fullmatch(str(name)):
+            raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
+        settings = {"name": block} if isinstance(block, str) else dict(block or {})
+        method = settings.pop("name", name)
+        if method not in methods:
+            raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")
+        made[str(name)] = build(methods[method], settings, where)
+    return made
+
+
+def settings_of(cls: type) -> list[tuple[str, Any, str]]:
+    """(name, default, meaning) of each setting of a method: the comment beside a field is its help."""
+    import inspect
+
+    source = inspect.getsource(cls)
+    rows = []
+    for f in dataclasses.fields(cls):
+        comment = re.search(rf"^\s+{f.name}\s*:.*?#\s*(.+)$", source, re.M)
+        rows.append((f.name, f.default, comment.group(1) if comment else ""))
+    return rows

@@ -1,0 +1,64 @@
+"""What a piece of work costs: denoiser rows, rows judged, seconds, peak memory. Comparisons are made at equal cost."""
+
+from __future__ import annotations
+
+import resource
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+
+@dataclass
+class Cost:
+    nfe: int = 0  # rows that went through the denoiser; a CFG pair counts as 2, a backward pass is not counted
+    reward_calls: int = 0  # samples that the optimised reward judged for the method
+    seconds: float = 0.0  # of the method itself: loading, held-out judges and writing files are not in it
+    peak_mb: float = 0.0  # GPU memory allocated, or this process's resident memory where there is no GPU
+
+    def __add__(self, other: Cost) -> Cost:
+        return Cost(
+            self.nfe + other.nfe,
+            self.reward_calls + other.reward_calls,
+            self.seconds + other.seconds,
+            max(self.peak_mb, other.peak_mb),
+        )
+
+
+class Meter:
+    """Accumulates the cost of the code inside its `with` blocks."""
+
+    def __init__(self, policy, reward):
+        self.policy, self.reward, self.cost = policy, reward, Cost()
+
+    def __enter__(self):
+        _reset_peak()
+        self._start = (self.policy.nfe, self.reward.judged, time.perf_counter())
+        return self
+
+    def __exit__(self, *_):
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        nfe, judged, start = self._start
+        self.cost += Cost(self.policy.nfe - nfe, self.reward.judged - judged, time.perf_counter() - start, _peak_mb())
+
+
+def _reset_peak() -> None:
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    elif sys.platform == "linux":
+        try:
+            Path("/proc/self/clear_refs").write_text("5")  # resets VmHWM, see proc(5)
+        except OSError:  # a locked-down container: the peak is then that of the whole process so far
+            return
+
+
+def _peak_mb() -> float:
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    if sys.platform == "linux":
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) / 2**10
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # macOS counts bytes

@@ -1,0 +1,103 @@
+"""Scores become a summary: means with intervals, paired differences from the base, diversity, and the hacking alarm.
+
+Intervals are 95 % percentile bootstraps over PROMPTS (samples of one prompt are not independent), seeded, so that equal
+scores give an equal table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import combinations
+
+import numpy as np
+
+RESAMPLES = 2000
+
+
+def interval(values: Sequence[float], clusters: Sequence) -> dict:
+    """{"mean", "ci95": [low, high], "n"} of the values that are not NaN; mean and interval are None when none is left.
+
+    values: one number a sample; clusters: the sample's prompt.
+    """
+    values = np.asarray(values, dtype=np.float64)
+    _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
+    keep = np.isfinite(values)
+    values, cluster = values[keep], cluster[keep]
+    if not len(values):
+        return {"mean": None, "ci95": None, "n": 0}
+    total = np.bincount(cluster, weights=values)  # [K] per prompt
+    count = np.bincount(cluster)
+    total, count = total[count > 0], count[count > 0]
+    draw = np.random.default_rng(0).integers(len(total), size=(RESAMPLES, len(total)))
+    means = total[draw].sum(1) / count[draw].sum(1)
+    low, high = np.percentile(means, [2.5, 97.5])
+    return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": int(len(values))}
+
+
+def diversity(pictures: Mapping[int, Sequence[np.ndarray]]) -> float | None:
+    """Mean root-mean-square distance between two samples of one prompt; None with one seed. In units of the media."""
+    pairs = [np.sqrt(np.square(a - b).mean()) for group in pictures.values() for a, b in combinations(group, 2)]
+    return float(np.mean(pairs)) if pairs else None
+
+
+def contestant(samples: Sequence[Mapping], base: Sequence[Mapping] | None, optimised: Sequence[str]) -> dict:
+    """One contestant's part of the summary, from its samples' rows (see the run folder's events)."""
+    prompts = [s["index"] for s in samples]
+    rewards, oracle = {}, {}
+    for name in samples[0]["scores"]:
+        values = [_nan(s["scores"][name]) for s in samples]
+        if name == "oracle":
+            oracle["overall"] = interval(values, prompts)
+            for category in dict.fromkeys(s["category"] for s in samples if s.get("category")):
+                rows = [n for n, s in enumerate(samples) if s["category"] == category]
+                oracle[category] = interval([values[n] for n in rows], [prompts[n] for n in rows])
+        rewards[name] = interval(values, prompts) | {"optimised": name in optimised}
+    part = {"samples": len(samples), "rewards": rewards}
+    if oracle:
+        part["oracle"] = oracle
+    if base is not None:
+        part["versus_base"] = versus(samples, base)
+    return part
+
+
+def versus(samples: Sequence[Mapping], base: Sequence[Mapping]) -> dict:
+    """Paired difference from the base, sample by sample: same prompt, same seed."""
+    before = {(s["index"], s["k"]): s["scores"] for s in base}
+    paired = [(s["index"], s["scores"], before[s["index"], s["k"]]) for s in samples if (s["index"], s["k"]) in before]
+    return {
+        name: interval([_nan(now[name]) - _nan(then.get(name)) for _, now, then in paired], [p for p, _, _ in paired])
+        for name in samples[0]["scores"]
+    }
+
+
+def alarm(contestants: Sequence[Mapping], base: str) -> str | None:
+    """A sentence when a contestant's optimised reward rose while a held-out judge fell or diversity collapsed."""
+    start = next((c for c in contestants if c["name"] == base and "failed" not in c), None)
+    found = []
+    for c in contestants:
+        if c is start or "failed" in c or start is None:
+            continue
+        rose = [n for n, r in c["rewards"].items() if r["optimised"] and _low(c["versus_base"][n]) > 0]
+        fell = [n for n, r in c["rewards"].items() if not r["optimised"] and -_high(c["versus_base"][n]) > 0]
+        if rose and fell:
+            found.append(f"{c['name']} raised {', '.join(rose)}, which it optimised, while {', '.join(fell)} fell")
+        if (
+            rose
+            and start.get("diversity")
+            and c.get("diversity") is not None
+            and c["diversity"] < 0.5 * start["diversity"]
+        ):
+            found.append(f"{c['name']} lost more than half of the base's diversity")
+    return "; ".join(found) + "." if found else None
+
+
+def _low(part: Mapping) -> float:
+    return part["ci95"][0] if part["ci95"] else float("nan")
+
+
+def _high(part: Mapping) -> float:
+    return part["ci95"][1] if part["ci95"] else float("nan")
+
+
+def _nan(value: float | None) -> float:
+    return float("nan") if value is None else value

@@ -1,0 +1,301 @@
+"""Media files: lossless writing with their story embedded, strict reading, fingerprints, contact sheets.
+
+The only user of PIL. Pictures are PNG (8 bit sRGB), sounds are WAV (float32, so nothing is lost).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import struct
+import warnings
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from scipy.io import wavfile
+
+from .store import write_atomic
+from .types import BadInput, Media
+
+SUFFIX = {"image": ".png", "audio": ".wav"}  # what `write` can make; a modality that is missing here is refused
+IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"})
+UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def quantise(media: Media) -> Media:
+    """The media as a file will hold them: pictures and clips in steps of 1/255, sounds as float32; both clamped.
+
+    Judge this, not the raw output, and a score can be had again from the file.
+    """
+    data = media.data.float()
+    if media.modality == "audio":
+        return replace(media, data=data.clamp(-1, 1))
+    return replace(media, data=(data.clamp(0, 1) * 255).round() / 255)
+
+
+def write(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
+    """Write one row of media; `meta` (prompt, seed, scores: anything JSON can say) travels inside the file.
+
+    A path without a suffix gets the one that fits; the path written is returned. The same input gives the same bytes.
+    Raises BadInput for a modality that can't be written or a suffix that doesn't fit it; ValueError for several rows or
+    values that aren't finite.
+    """
+    path = Path(path)
+    if media.modality not in SUFFIX:
+        raise BadInput(f"{path}: writing {media.modality} isn't supported (no encoder among the dependencies)")
+    suffix = SUFFIX[media.modality]
+    if path.suffix.lower() not in ("", suffix):
+        raise BadInput(f"{path}: {media.modality} is written as {suffix}; change the file's suffix")
+    path = path if path.suffix else path.with_name(path.name + suffix)
+    write_atomic(path, {"image": png, "audio": wav}[media.modality](media, meta))
+    return path
+
+
+def _row(media: Media, modality: str, dims: int) -> torch.Tensor:
+    if media.modality != modality or len(media) != 1 or media.data.ndim != dims:
+        raise ValueError(f"expected one row of {modality}, got {media.modality} {tuple(media.data.shape)}")
+    row = media.data[0].detach().float().cpu()
+    if not row.isfinite().all():
+        raise ValueError(f"the {modality} holds values that aren't finite: what made it has diverged")
+    return row
+
+
+def _story(meta: Mapping) -> str:
+    return json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)
+
+
+def png(media: Media, meta: Mapping | None = None) -> bytes:
+    """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` is a text chunk that any viewer shows; the chunk
+    `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
+    """
+    pixels = (_row(media, "image", 4).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return _png(Image.fromarray(pixels, "RGB"), meta)
+
+
+def _png(image: Image.Image, meta: Mapping | None = None) -> bytes:
+    info = PngInfo()
+    if meta is not None:
+        for key, value in meta.items():
+            info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+        info.add_itxt("workbench", _story(meta))
+    out = io.BytesIO()
+    image.save(out, "PNG", pnginfo=info, compress_level=9)
+    return out.getvalue()
+
+
+def wav(media: Media, meta: Mapping | None = None) -> bytes:
+    """One sound [1,C,L] as float32 WAV bytes, `meta` as JSON in the comment field (RIFF INFO, ICMT)."""
+    if media.rate <= 0:
+        raise ValueError("a sound without a sample rate can't be written")
+    out = io.BytesIO()
+    wavfile.write(out, round(media.rate), _row(media, "audio", 3).T.contiguous().numpy())
+    data = out.getvalue()
+    if meta is None:
+        return data
+    text = _story(meta).encode() + b"\0"
+    text += b"\0" * (len(text) % 2)
+    data += b"LIST" + struct.pack("<I", 12 + len(text)) + b"INFOICMT" + struct.pack("<I", len(text)) + text
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+def read(path: str | Path) -> Media:
+    """One media file as one row: a picture [1,3,H,W] in [0,1], a sound [1,C,L] in [-1,1].
+
+    Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
+    16-bit greyscale keeps its precision. Raises BadInput, naming the file, when it is missing, empty, broken or of a
+    kind that can't be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; give a picture or a WAV sound")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path}: the file is empty")
+    try:
+        if suffix == ".wav":
+            return _sound(path)
+        with Image.open(path) as image:
+            image.load()
+            return Media(_pixels(image), "image")
+    except BadInput:
+        raise
+    except UNREADABLE as error:
+        kind = "sound" if suffix == ".wav" else "picture"
+        why = "broken or cut short" if suffix in IMAGES | {".wav"} else "not a picture or a WAV sound"
+        raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
+
+
+def _pixels(image: Image.Image) -> torch.Tensor:
+    """[1,3,H,W] float32 in [0,1]."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I") or image.mode == "F":  # wider than 8 bits; PIL's own conversion would clip it
+        grey = np.asarray(image).astype(np.float32)
+        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
+            raise BadInput(f"{image.filename}: pixels of mode {image.mode} have no known range; save it as PNG first")
+        return torch.from_numpy(grey / 65535).expand(1, 3, -1, -1).contiguous()
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    rgb = np.asarray(image.convert("RGB")).astype(np.float32) / 255
+    return torch.from_numpy(rgb).permute(2, 0, 1)[None].contiguous()
+
+
+def _sound(path: Path) -> Media:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error", wavfile.WavFileWarning)  # a file cut short is only a warning there
+        try:
+            rate, samples = wavfile.read(path)
+        except wavfile.WavFileWarning as error:
+            raise ValueError(str(error)) from error
+    if samples.dtype == np.uint8:
+        samples = (samples.astype(np.float32) - 128) / 128
+    elif samples.dtype.kind == "i":
+        samples = samples / float(-np.iinfo(samples.dtype).min)
+    data = torch.from_numpy(samples.astype(np.float32)).reshape(len(samples), -1).T[None].contiguous()
+    return Media(data, "audio", float(rate))
+
+
+def read_meta(path: str | Path) -> dict:
+    """What `write` embedded, exactly; for a PNG from elsewhere its text chunks; {} when there is nothing."""
+    path = Path(path)
+    read(path)  # one rule for what is a sound file
+    if path.suffix.lower() == ".wav":
+        data = path.read_bytes()
+        at = data.rfind(b"INFOICMT")
+        return json.loads(data[at + 12 :].rstrip(b"\0")) if at > 0 else {}
+    with Image.open(path) as image:
+        image.load()
+        text = dict(getattr(image, "text", {}))
+    return json.loads(text["workbench"]) if "workbench" in text else text
+
+
+def thumbnail(path: str | Path, side: int = 256) -> bytes:
+    """PNG bytes of a picture, without its metadata, shrunk (never enlarged) to fit a square of `side` pixels."""
+    image = _image(read(path))
+    image.thumbnail((side, side), Image.Resampling.LANCZOS)
+    return _png(image)
+
+
+def _image(media: Media) -> Image.Image:
+    return Image.open(io.BytesIO(png(media))).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a contact sheet; `media` None leaves a labelled gap, `right` None means nobody judged it."""
+
+    media: Media | None
+    right: bool | None = None
+    note: str = ""
+
+
+INK, FAINT, RULE, PAPER, GAP = "#1c1e21", "#6b7078", "#e3e5e8", "#ffffff", "#f2f3f5"
+VERDICT = {True: "#1a7f4b", False: "#c8372d", None: "#c9ccd1"}  # doubled by a tick or a cross: never colour alone
+
+
+def grid(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Sequence[str], title: str = "",
+         side: int = 160, scale: int = 2) -> bytes:  # fmt: skip
+    """A contact sheet as PNG bytes: a row for each prompt, a column for each contestant.
+
+    `cells[r][c]` belongs to `rows[r]` and `columns[c]`; a row's second line, after a newline, is printed small. `side` is
+    the width of a picture and `scale` the pixels drawn for each, so that it stays sharp on dense screens.
+    """
+    if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
+        raise ValueError(f"{len(rows)} rows and {len(columns)} columns don't fit the cells given")
+    return _png(_Sheet(columns, title, side, scale).draw(cells, rows))
+
+
+class _Sheet:
+    """Geometry in units of `scale` pixels."""
+
+    margin, gap, caption, foot = 24, 14, 148, 24
+
+    def __init__(self, columns, title, side, scale):
+        self.columns, self.title, self.side, self.scale = columns, title, side, scale
+        self.head = self.margin + (34 if title else 0) + 28
+        self.width = 2 * self.margin + self.caption + len(columns) * (self.gap + side)
+
+    def font(self, size):
+        return ImageFont.load_default(size * self.scale)
+
+    def text(self, x, y, words, size, fill, anchor="ls"):
+        self.pen.text((x * self.scale, y * self.scale), words, font=self.font(size), fill=fill, anchor=anchor)
+
+    def fit(self, words, size, width, lines):
+        """`words` broken into at most `lines` lines of `width`; what doesn't fit ends in an ellipsis."""
+        font, out = self.font(size), [""]
+        for word in words.split():
+            while font.getlength(word) > width * self.scale:  # a word wider than the column
+                word = word[:-2] + "…"
+            trial = f"{out[-1]} {word}".strip()
+            if font.getlength(trial) <= width * self.scale:
+                out[-1] = trial
+            else:
+                out.append(word)
+        if len(out) > lines:
+            last = out[lines - 1]
+            while font.getlength(last + "…") > width * self.scale:
+                last = last[:-1]
+            out = [*out[: lines - 1], last.rstrip(" ,.;") + "…"]
+        return out
+
+    def draw(self, cells, rows):
+        step = self.side + self.foot + self.gap
+        size = (self.width * self.scale, (self.head + len(rows) * step + self.margin - self.gap) * self.scale)
+        self.canvas = Image.new("RGB", size, PAPER)
+        self.pen = ImageDraw.Draw(self.canvas)
+        if self.title:
+            self.text(self.margin, self.margin + 17, self.title, 17, INK)
+        left = self.margin + self.caption + self.gap
+        for c, name in enumerate(self.columns):
+            name = self.fit(name, 14, self.side, 1)[0]
+            self.text(left + c * (self.side + self.gap), self.head - 11, name, 14, INK)
+        for r, prompt in enumerate(rows):
+            top = self.head + r * step
+            y, (said, _, small) = top + 14, prompt.partition("\n")
+            for line in self.fit(said, 14, self.caption, 6):
+                self.text(self.margin, y, line, 14, INK)
+                y += 19
+            if small:
+                self.text(self.margin, y + 2, self.fit(small, 11, self.caption, 1)[0], 11, FAINT)
+            for c, cell in enumerate(cells[r]):
+                self.cell(left + c * (self.side + self.gap), top, cell)
+        return self.canvas
+
+    def cell(self, x, y, cell):
+        s, side, colour = self.scale, self.side, VERDICT[cell.right]
+        box = (x * s, y * s, (x + side) * s - 1, (y + side) * s - 1)
+        self.pen.rectangle(box, fill=GAP)
+        if cell.media is None:
+            self.text(x + side / 2, y + side / 2, "no picture", 12, FAINT, "mm")
+        else:
+            image = _image(cell.media)
+            small = max(image.size) * 2 <= side * s  # tiny pictures: whole steps first, so that edges stay crisp
+            if small:
+                whole = side * s // max(image.size)
+                image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+            image = ImageOps.contain(image, (side * s, side * s), Image.Resampling.LANCZOS)
+            self.canvas.paste(image, (x * s + (side * s - image.width) // 2, y * s + (side * s - image.height) // 2))
+        self.pen.rectangle(box, outline=colour, width=2 * s if cell.right is not None else s)
+        line = y + side + 13
+        if cell.right is not None:
+            points = [(0, -4), (3.5, -0.5), (10, -8)] if cell.right else [(1, -8), (9, 0), (5, -4), (1, 0), (9, -8)]
+            points = [((x + px) * s, (line + py) * s) for px, py in points]
+            self.pen.line(points, fill=colour, width=2 * s, joint="curve")
+        indent = 16 if cell.right is not None else 0
+        self.text(x + indent, line, self.fit(cell.note, 12, side - indent, 1)[0], 12, FAINT)

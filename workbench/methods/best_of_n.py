@@ -1,0 +1,49 @@
+"""Best of n: draw n noises for each prompt, keep the sample that the reward likes most.
+
+The plainest search there is, and the baseline that any cleverer one has to beat at equal denoiser calls.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+
+import torch
+
+from ..types import Batch, Count, Event, Policy, Reward, derive
+
+
+@dataclass(frozen=True)
+class BestOfN:
+    """Draw n samples per prompt and keep the one with the highest reward."""
+
+    n: Count = 8  # candidates per prompt; the first is the base sample itself
+
+    needs = frozenset({"latents", "reward"})
+    paper = ""
+
+    def calls(self, steps: int) -> int:
+        return self.n * steps
+
+    @torch.no_grad()
+    def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
+        for batch in batches:
+            for j in range(self.n):
+                z = policy.noise(batch.seeds if j == 0 else [derive(s, "candidate", j) for s in batch.seeds])
+                media = policy.sample(batch.prompts, seeds=batch.seeds, noise=z).media
+                r = reward(media=media, prompts=batch.prompts)  # [B]
+                if j == 0:
+                    best, best_z, best_r = media.data.clone(), z.clone(), r.clone()
+                else:
+                    better = (r > best_r) | (best_r.isnan() & ~r.isnan())
+                    best[better], best_z[better], best_r[better] = media.data[better], z[better], r[better]
+                yield Event(
+                    step=j,
+                    metrics={"reward": best_r.nanmean().item()},
+                    media=replace(media, data=best.clone()),
+                    prompts=batch.prompts,
+                    seeds=batch.seeds,
+                    scores={"reward": best_r.clone()},
+                    latents=best_z,
+                    final=j == self.n - 1,
+                )
