@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import json
+import shlex
 import shutil
 import sys
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,9 @@ from .assets import CONFIGS
 from .strict import nearest
 from .types import BadInput
 
-out, err = Console(highlight=False), Console(stderr=True, highlight=False)
+# A table is cut to the terminal's width, but a pipe or a file has none.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+err = Console(stderr=True, highlight=False)
 
 
 class Failed(RuntimeError):
@@ -28,31 +31,37 @@ class Failed(RuntimeError):
 
 def demo(args) -> int:
     overrides = ["limit=14", "seeds=1"] if args.fast else []
-    return _run(configs.read(CONFIGS / "runs" / "demo.yaml", overrides), args)
+    command = "workbench demo --fast" if args.fast else "workbench demo"
+    return _run(configs.read(CONFIGS / "runs" / "demo.yaml", overrides), args, command)
 
 
 def run(args) -> int:
     folder = Path(args.config)
     if not (folder / "run.json").is_file():
-        return _run(configs.read(args.config, args.override), args)
+        return _run(
+            configs.read(args.config, args.override),
+            args,
+            shlex.join(["workbench", "run", args.config, *args.override]),
+        )
     from . import store
     from .strict import build
 
     if args.override:
         raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
     kept = build(configs.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
-    return _run(kept, args, folder)
+    return _run(kept, args, f"workbench run {shlex.quote(args.config)}", folder)
 
 
-def _run(config: configs.RunConfig, args, folder: Path | None = None) -> int:
+def _run(config: configs.RunConfig, args, command: str, folder: Path | None = None) -> int:
     from . import run as driver
     from . import store
 
     runs = folder.parent if folder else args.runs
-    plan = driver.plan(config)
+    plan = driver.plan(config, command)
+    _quiet()
     driver.room(plan, runs)
     if getattr(args, "dry_run", False):
-        return _dry_run(plan, runs, args.json)
+        return _dry_run(driver, plan, runs, args.json)
     fresh = args.new and not folder
     place = (
         store.RunFolder(folder)
@@ -65,6 +74,15 @@ def _run(config: configs.RunConfig, args, folder: Path | None = None) -> int:
         raise Failed(str(error)) from error
     summary = place.read("summary.json")
     return _show(place.path, summary, args.json)
+
+
+def _quiet() -> None:
+    """Our own bars are enough."""
+    import diffusers
+    import transformers
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
 
 
 def _watch(progress, plan) -> None:
@@ -97,7 +115,8 @@ def _show(path: Path, summary: Mapping, as_json: bool) -> int:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         out.print(reports.table(summary))
-        out.print(reports.headline(summary))
+        for sentence in reports.headline(summary):
+            out.print(sentence)
         if summary.get("alarm"):
             out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
         out.print(f"pictures  {path / 'grid.png'}\nreport    {path / 'report.html'}", soft_wrap=True)
@@ -106,7 +125,7 @@ def _show(path: Path, summary: Mapping, as_json: bool) -> int:
     return 1 if failed else 0
 
 
-def _dry_run(plan, runs: Path, as_json: bool) -> int:
+def _dry_run(driver, plan, runs: Path, as_json: bool) -> int:
     """Checks, denoiser calls, and time from what earlier runs of the same pipeline took on this machine."""
     from .methods import name_of
     from .store import seconds_per_call
@@ -124,7 +143,7 @@ def _dry_run(plan, runs: Path, as_json: bool) -> int:
                 "seconds": round(calls * known, 1) if known else None,
             }
         )
-    weights = plan.pipeline.size_mb()
+    weights = driver.weights_mb(plan)
     if as_json:
         print(json.dumps({"checks": list(plan.checks), "weights_mb": weights, "contestants": rows}))
         return 0

@@ -34,7 +34,7 @@ class RunConfig:
     limit: Natural = 0  # only the first prompts of the list; 0 for all
     batch: Count = 16  # samples made at once
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
     attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"
 
 

@@ -5,6 +5,7 @@ The only user of PIL. Pictures are PNG (8 bit sRGB), sounds are WAV (float32, so
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import io
 import json
@@ -85,7 +86,7 @@ def png(media: Media, meta: Mapping | None = None) -> bytes:
     `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
     """
     pixels = (_row(media, "image", 4).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return _png(Image.fromarray(pixels, "RGB"), meta)
+    return _png(Image.fromarray(pixels), meta)
 
 
 def _png(image: Image.Image, meta: Mapping | None = None) -> bytes:
@@ -185,10 +186,15 @@ def read_meta(path: str | Path) -> dict:
 
 
 def thumbnail(path: str | Path, side: int = 256) -> bytes:
-    """PNG bytes of a picture, without its metadata, shrunk (never enlarged) to fit a square of `side` pixels."""
-    image = _image(read(path))
-    image.thumbnail((side, side), Image.Resampling.LANCZOS)
-    return _png(image)
+    """PNG bytes of a picture, without its metadata, fitted to a square of `side` pixels."""
+    return _png(_fit(_image(read(path)), side))
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Tiny pictures grow by whole steps, so that every pixel stays what it was; the rest is resampled smoothly."""
+    if (whole := side // max(image.size)) > 1:
+        return image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+    return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
 
 
 def _image(media: Media) -> Image.Image:
@@ -220,6 +226,15 @@ def grid(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Seque
     return _png(_Sheet(columns, title, side, scale).draw(cells, rows))
 
 
+def _font(size: int, words: str) -> ImageFont.FreeTypeFont:
+    """PIL's own typeface, the same on every machine, knows ASCII; other scripts ask for one that the system has."""
+    if not words.replace("…", "").isascii():
+        for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+            with contextlib.suppress(OSError):  # not installed here: the next
+                return ImageFont.truetype(name, round(size * 0.95))
+    return ImageFont.load_default(size)
+
+
 class _Sheet:
     """Geometry in units of `scale` pixels."""
 
@@ -230,26 +245,28 @@ class _Sheet:
         self.head = self.margin + (34 if title else 0) + 28
         self.width = 2 * self.margin + self.caption + len(columns) * (self.gap + side)
 
-    def font(self, size):
-        return ImageFont.load_default(size * self.scale)
-
     def text(self, x, y, words, size, fill, anchor="ls"):
-        self.pen.text((x * self.scale, y * self.scale), words, font=self.font(size), fill=fill, anchor=anchor)
+        font = _font(size * self.scale, words)
+        self.pen.text((x * self.scale, y * self.scale), words, font=font, fill=fill, anchor=anchor)
 
     def fit(self, words, size, width, lines):
-        """`words` broken into at most `lines` lines of `width`; what doesn't fit ends in an ellipsis."""
-        font, out = self.font(size), [""]
+        """`words` broken into at most `lines` lines of `width`, a word wider than that inside itself; what doesn't fit
+        ends in an ellipsis."""
+        length, room, out = _font(size * self.scale, words).getlength, width * self.scale, [""]
         for word in words.split():
-            while font.getlength(word) > width * self.scale:  # a word wider than the column
-                word = word[:-2] + "…"
-            trial = f"{out[-1]} {word}".strip()
-            if font.getlength(trial) <= width * self.scale:
+            if length(trial := f"{out[-1]} {word}".strip()) <= room:
                 out[-1] = trial
-            else:
-                out.append(word)
+                continue
+            out += [""] if out[-1] else []
+            for letter in word:
+                if length(out[-1] + letter) > room:
+                    out.append("")
+                out[-1] += letter
+            if len(out) > lines:
+                break
         if len(out) > lines:
             last = out[lines - 1]
-            while font.getlength(last + "…") > width * self.scale:
+            while last and length(last + "…") > room:
                 last = last[:-1]
             out = [*out[: lines - 1], last.rstrip(" ,.;") + "…"]
         return out
@@ -284,12 +301,7 @@ class _Sheet:
         if cell.media is None:
             self.text(x + side / 2, y + side / 2, "no picture", 12, FAINT, "mm")
         else:
-            image = _image(cell.media)
-            small = max(image.size) * 2 <= side * s  # tiny pictures: whole steps first, so that edges stay crisp
-            if small:
-                whole = side * s // max(image.size)
-                image = image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
-            image = ImageOps.contain(image, (side * s, side * s), Image.Resampling.LANCZOS)
+            image = _fit(_image(cell.media), side * s)
             self.canvas.paste(image, (x * s + (side * s - image.width) // 2, y * s + (side * s - image.height) // 2))
         self.pen.rectangle(box, outline=colour, width=2 * s if cell.right is not None else s)
         line = y + side + 13

@@ -53,6 +53,7 @@ class Plan:
     watch: compose.Weighted | None  # held out
     rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
     checks: Sequence[str]
+    command: str = ""  # what repeats it
 
     @property
     def batches(self) -> int:
@@ -75,7 +76,7 @@ class Progress:
     failed: str = ""
 
 
-def plan(config: configs.RunConfig) -> Plan:
+def plan(config: configs.RunConfig, command: str = "") -> Plan:
     """Raises BadInput, in one sentence, for whatever can be known to fail."""
     methods = configs.contestants(config, METHODS)
     pipeline = pipelines.read(config.pipeline)
@@ -84,6 +85,7 @@ def plan(config: configs.RunConfig) -> Plan:
     if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
         raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
     for part in (reward, watch) if watch else (reward,):
+        part.check()
         for name, judge in part.rewards.items():
             if pipeline.modality not in judge.spec.modalities:
                 raise BadInput(
@@ -107,7 +109,7 @@ def plan(config: configs.RunConfig) -> Plan:
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
     ]
-    return Plan(config, pipeline, methods, reward, watch, rows, checks)
+    return Plan(config, pipeline, methods, reward, watch, rows, checks, command)
 
 
 def room(plan: Plan, runs: Path) -> None:
@@ -120,6 +122,12 @@ def room(plan: Plan, runs: Path) -> None:
         raise BadInput(f"{there}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs")
     if free < need / 4:  # PNG of real pictures is rarely smaller than a quarter of the raw size
         raise BadInput(f"{there}: {free:.0f} MB free, about {need:.0f} MB of pictures to write; use --runs")
+
+
+def weights_mb(plan: Plan) -> float:
+    """What the pipeline's weights take on this disk; 0 when they are on the hub."""
+    folder = plan.pipeline.folder
+    return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 2**20 if folder else 0.0
 
 
 def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
@@ -282,7 +290,7 @@ def summarise(plan: Plan, folder: store.RunFolder) -> dict:
             continue
         samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
-        part = head | evaluate.contestant(samples, base, optimised=list(plan.reward.rewards))
+        part = head | evaluate.contestant(samples, base, list(plan.reward.rewards) if "reward" in method.needs else [])
         pictures: dict[int, list] = {}
         for s in samples:
             pictures.setdefault(s["index"], []).append(media.read(folder.path / s["file"]).data.numpy())
@@ -306,6 +314,7 @@ def _record(plan: Plan) -> dict:
     return {
         "name": plan.config.name,
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+        "command": plan.command,
         "config": config,
         "methods": {n: {"name": name_of(m)} | dataclasses.asdict(m) for n, m in plan.methods.items()},
         "rewards": {n: r.spec.version for n, r in everyone.items()},

@@ -134,7 +134,10 @@ class RunFolder:
             text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
             return []
-        return [json.loads(line) for line in text.split("\n")[:-1] if line]
+        try:
+            return [json.loads(line) for line in text.split("\n")[:-1] if line]
+        except ValueError:
+            raise BadInput(f"{self.path / 'events.jsonl'} is damaged; start anew with --new") from None
 
     def rewind(self) -> set[tuple[str, int]]:
         """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""

@@ -1,0 +1,119 @@
+"""What a pipeline is made of, found by watching one short call: its denoisers, its noise, its first state, its steps."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import schedule, seams
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """The first state is x_0 = c P n: a scaled rearrangement of the noise n (packing, init_noise_sigma)."""
+
+    denoisers: frozenset[str]  # component names; a second expert of the same class is one of them
+    steps: int  # S
+    noise: Tensor  # [1,*draw] as served, a leaf
+    state: Tensor  # [1,*latent], the first state made of it, with the graph between them
+    scheduler: Any  # a copy, its timesteps set
+
+    @property
+    def noise_shape(self) -> tuple[int, ...]:
+        return tuple(self.noise.shape[1:])
+
+    def start(self, noise: Tensor) -> Tensor:
+        """x_0 [B,*latent] of noise [B,*draw]: the transpose of the transpose."""
+        u = torch.zeros_like(self.state).requires_grad_()
+        (back,) = torch.autograd.grad(self.state, self.noise, u, create_graph=True, retain_graph=True)
+        rows = [
+            torch.autograd.grad(back, u, n[None].to(back), create_graph=n.requires_grad, retain_graph=True)[0]
+            for n in noise
+        ]
+        return torch.cat(rows)
+
+    def unstart(self, x: Tensor) -> Tensor:
+        """Noise [B,*draw] that makes the first state x [B,*latent]; exact where c = 1, else to rounding."""
+        rows = [self._transpose(row[None].to(self.state)) for row in x]
+        return torch.cat(rows) / self.scale**2
+
+    @property
+    def scale(self) -> float:
+        """c, the factor between the noise and the first state."""
+        return float(self.state.detach().double().norm() / self.noise.detach().double().norm())
+
+    def _transpose(self, x: Tensor) -> Tensor:
+        wanted = torch.is_grad_enabled() and x.requires_grad
+        return torch.autograd.grad(self.state, self.noise, x, create_graph=wanted, retain_graph=True)[0]
+
+
+def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
+    """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation.
+
+    A module that the noise reaches before that step is a denoiser. Raises TypeError, by name, for a pipeline that has no
+    scheduler step, draws no noise through randn_tensor, or whose first state isn't a scaled rearrangement of its noise.
+    """
+    name, reached, draws = type(pipe).__name__, set(), []
+
+    def on_draw(noise: Tensor) -> Tensor:
+        draws.append(noise.float().requires_grad_())
+        return draws[-1].to(noise.dtype)
+
+    def on_call(call: seams.Call, forward: seams.Forward) -> Any:
+        with torch.no_grad():
+            out = forward(*call.args, **call.kwargs)
+        if any(t.requires_grad for t in seams.tensors((call.args, call.kwargs))):
+            reached.add(call.module)
+        return out
+
+    def on_encode(encode: seams.Forward) -> Any:
+        with torch.no_grad():
+            return encode()
+
+    def on_step(step: seams.Step) -> None:
+        raise seams.Stop(step)
+
+    frozen = [p for module in seams.modules(pipe).values() for p in module.parameters() if p.requires_grad]
+    try:
+        for p in frozen:  # so that only the noise has a gradient to pass on
+            p.requires_grad_(False)
+        step = seams.run(
+            pipe, kwargs, on_draw=on_draw, on_call=on_call, on_encode=on_encode, on_step=on_step, grad=True
+        )
+    finally:
+        for p in frozen:
+            p.requires_grad_(True)
+    if not isinstance(step, seams.Step):
+        raise TypeError(f"{name} takes no scheduler step, so it can't be a policy")
+    if not step.sample.requires_grad or not reached:
+        raise TypeError(
+            f"{name} draws no noise through randn_tensor that reaches its denoiser, so it can't be a policy"
+        )
+    if step.sample.shape[0] != 1:
+        raise TypeError(f"{name} folds other dimensions into the batch of its states {tuple(step.sample.shape)}")
+    kinds = {type(seams.modules(pipe)[n]) for n in reached}
+    denoisers = frozenset(n for n, module in seams.modules(pipe).items() if type(module) in kinds)
+    drawn = next(
+        d
+        for d in draws
+        if torch.autograd.grad(step.sample.sum(), d, allow_unused=True, retain_graph=True)[0] is not None
+    )
+    found = Anatomy(denoisers, _count(step.scheduler), drawn, step.sample, copy.deepcopy(step.scheduler))
+    _check(found, name)
+    return found
+
+
+def _count(scheduler: Any) -> int:
+    return len(schedule.levels(scheduler)) if schedule.known(scheduler) else len(scheduler.timesteps)
+
+
+def _check(found: Anatomy, name: str) -> None:
+    again = found.start(found.unstart(found.state.detach())).detach()
+    tolerance = 1e-5 if found.state.dtype == torch.float32 else 1e-2
+    if not torch.allclose(again, found.state.detach(), rtol=tolerance, atol=tolerance * found.scale):
+        raise TypeError(f"the first state of {name} is not a scaled rearrangement of its noise")

@@ -1,0 +1,85 @@
+"""Which attention kernels run. One that is asked for and can't work is refused with the reason, found by trying it."""
+
+from __future__ import annotations
+
+import importlib.util
+import warnings
+from functools import cache
+from typing import Any
+
+import torch
+
+from workbench.strict import nearest
+from workbench.types import BadInput
+
+BACKENDS = ("sdpa", "xformers", "flash")
+
+
+@cache
+def problem(backend: str) -> str:
+    """Why `backend` can't work on this machine, or '' when a tiny attention call with it has just worked."""
+    if backend not in BACKENDS:
+        raise BadInput(f"attention: {backend!r} is not known; {nearest(backend, ('auto', *BACKENDS))}")
+    return {"sdpa": lambda: "", "xformers": _xformers, "flash": _flash}[backend]()
+
+
+def choose(backend: str, device: torch.device) -> str:
+    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work."""
+    if backend == "auto":
+        return "sdpa (auto: torch picks flash or memory-efficient kernels itself)"
+    if reason := problem(backend):
+        raise BadInput(f"attention: {backend} can't work here: {reason}; use: auto")
+    if device.type == "cpu" and backend != "sdpa":
+        raise BadInput(f"attention: {backend} has no CPU kernels, and the pipeline runs on the CPU; use: auto")
+    return backend
+
+
+def install(pipe: Any, backend: str) -> None:
+    """Make the pipeline's networks use `backend`; sdpa is what diffusers does by itself."""
+    if backend == "xformers":
+        pipe.enable_xformers_memory_efficient_attention()
+    if backend == "flash":
+        for name in ("transformer", "transformer_2", "unet"):
+            if (part := getattr(pipe, name, None)) is not None:
+                part.set_attention_backend("flash")
+
+
+def _xformers() -> str:
+    if importlib.util.find_spec("xformers") is None:
+        return "xformers is not installed"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its complaint about a foreign torch is what we are about to find out
+            import xformers.ops as ops
+    except (ImportError, OSError, RuntimeError, AttributeError) as error:
+        return f"xformers does not import ({_line(error)})"
+    if not torch.cuda.is_available():
+        return "it needs a GPU, and torch sees none"
+    return _try(lambda q: ops.memory_efficient_attention(q, q, q))
+
+
+def _flash() -> str:
+    if importlib.util.find_spec("flash_attn") is None:
+        return "flash-attn is not installed"
+    try:
+        from flash_attn import flash_attn_func
+    except (ImportError, OSError) as error:
+        return f"flash-attn does not import ({_line(error)})"
+    if not torch.cuda.is_available():
+        return "it needs a GPU, and torch sees none"
+    return _try(lambda q: flash_attn_func(q, q, q))
+
+
+def _try(attend: Any) -> str:
+    """The wheel may be there without kernels for this torch or this GPU: a call tells."""
+    q = torch.zeros(1, 16, 1, 64, device="cuda", dtype=torch.float16)
+    try:
+        attend(q)
+        torch.cuda.synchronize()
+    except (RuntimeError, NotImplementedError, ValueError) as error:
+        return f"its kernels do not run on this torch and GPU ({_line(error)})"
+    return ""
+
+
+def _line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

@@ -1,0 +1,178 @@
+"""What a pipeline config says, read and checked before torch loads a weight or diffusers is imported."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from workbench.assets import CONFIGS, resolve
+from workbench.strict import build, nearest
+from workbench.types import BadInput, Count, Modality
+
+from .folder import class_in
+
+PLACE = CONFIGS / "pipelines"
+
+# Pipelines that can't be policies, and why.
+REFUSED = {
+    name: reason
+    for reason, names in {
+        "its states are tokens, not continuous latents": (
+            "AmusedPipeline AmusedImg2ImgPipeline AmusedInpaintPipeline VQDiffusionPipeline LLaDA2Pipeline "
+            "DiffusionGemmaPipeline"
+        ),
+        "it steps many times in parallel": "StableDiffusionParadigmsPipeline",
+        "its scheduler has no single step": "ScoreSdeVePipeline KarrasVePipeline",
+        "it is two pipelines in one, each with its own loop": (
+            "KandinskyCombinedPipeline KandinskyV22CombinedPipeline Kandinsky3CombinedPipeline "
+            "StableCascadeCombinedPipeline WuerstchenCombinedPipeline UnCLIPPipeline"
+        ),
+        "it makes video and sound with two schedulers": "LTX2Pipeline",
+        "it folds frames into the batch of its states": "TextToVideoSDPipeline TextToVideoZeroPipeline",
+    }.items()
+    for name in names.split()
+}
+
+# What a folder without a config of its own makes; a config says it itself.
+MODALITIES: dict[str, tuple[Modality, float]] = {
+    **{
+        name: ("image", 0.0)
+        for name in [
+            "StableDiffusionPipeline",
+            "StableDiffusionXLPipeline",
+            "StableDiffusion3Pipeline",
+            "FluxPipeline",
+            "Flux2KleinPipeline",
+            "PixArtAlphaPipeline",
+            "PixArtSigmaPipeline",
+            "SanaPipeline",
+            "SanaSprintPipeline",
+            "QwenImagePipeline",
+            "ZImagePipeline",
+            "LatentConsistencyModelPipeline",
+        ]
+    },
+    "WanPipeline": ("video", 16.0),
+    "LTXPipeline": ("video", 25.0),
+    "CogVideoXPipeline": ("video", 8.0),
+    "AudioLDM2Pipeline": ("audio", 16000.0),
+    "StableAudioPipeline": ("audio", 44100.0),
+    "AceStepPipeline": ("audio", 48000.0),
+}
+
+
+@dataclass(frozen=True)
+class PipelineConfig:
+    """A diffusers pipeline and how to call it. In YAML, `pipeline` is written `class`."""
+
+    pipeline: str  # the diffusers class
+    repo: str  # a hub id, a folder, or a part of the starter pack: starter:image/teacher
+    steps: Count  # num_inference_steps
+    modality: Modality = "image"
+    rate: float = 0.0  # video: frames per second; audio: samples per second
+    call: dict = field(default_factory=dict)  # further arguments of the pipeline's call
+    text: dict = field(default_factory=dict)  # those of them that are repeated for each prompt: negative_prompt, lyrics
+    guidance: str = "guidance_scale"  # the argument that scales guidance
+    scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
+    components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, file}
+    kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}: sample by it
+    dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU it is always fp32 unless asked otherwise
+    name: str = ""  # where it was read from
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """What methods may need, known before weights load; `load` refuses a pipeline that can't keep the promise."""
+        return frozenset({"latents", "stochastic"})
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder of the weights, or None for a hub id."""
+        try:
+            path = Path(resolve(self.repo)).expanduser()
+        except FileNotFoundError as error:
+            raise BadInput(str(error)) from error
+        return path if path.is_dir() else None
+
+
+def names() -> list[str]:
+    return sorted(path.stem for path in PLACE.glob("*.yaml"))
+
+
+def read(source: str | Path | PipelineConfig) -> PipelineConfig:
+    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id.
+
+    Raises BadInput, in one sentence, for an unknown name or key, a wrong type, or a pipeline class that can't be a policy.
+    """
+    if isinstance(source, PipelineConfig):
+        return source
+    named = PLACE / f"{source}.yaml"
+    path = named if named.is_file() else Path(source).expanduser()
+    if path.suffix in (".yaml", ".yml"):
+        if not path.is_file():
+            raise BadInput(f"{path}: no such file")
+        return _parse(path)
+    if path.is_dir():
+        return _bare(class_in(path), str(path))
+    if str(source).startswith("starter:"):
+        config = PipelineConfig("", str(source), steps=1)
+        return _bare(class_in(config.folder), str(source))
+    if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
+        raise BadInput(
+            f"{source}: a hub id needs a config that says how to call it; copy one of configs/pipelines, with repo: {source}"
+        )
+    raise BadInput(f"there is no pipeline {str(source)!r}; {nearest(str(source), names())}")
+
+
+def _parse(path: Path) -> PipelineConfig:
+    where = f"pipeline {path.stem}"
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except yaml.YAMLError as error:
+        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if isinstance(values, Mapping):
+        for key in values:  # said here, in the words of the file
+            allowed = {"class" if k == "pipeline" else k for k in PipelineConfig.__dataclass_fields__} - {"name"}
+            if key not in allowed:
+                raise BadInput(f"{where}: unknown key {key!r}; {nearest(str(key), allowed)}")
+        if "class" not in values:
+            raise BadInput(f"{where}: the key 'class' is missing: the diffusers class of the pipeline")
+        values = {"pipeline" if key == "class" else key: value for key, value in values.items()}
+    config = replace(build(PipelineConfig, values, where), name=path.stem)
+    refuse(config.pipeline, where)
+    if config.modality != "image" and config.rate <= 0:
+        raise BadInput(f"{where}: rate must say how many {_unit(config.modality)} a second has")
+    if config.dtype not in ("", "bf16", "fp16", "fp32"):
+        raise BadInput(f"{where}: dtype: {config.dtype!r} is not a choice; known: bf16, fp16, fp32")
+    if unknown := set(config.kernel) - {"name", "eta"}:
+        raise BadInput(f"{where}: kernel: unknown key {min(unknown)!r}; known: eta, name")
+    return config
+
+
+def refuse(cls: str, where: str) -> None:
+    if cls in REFUSED:
+        raise BadInput(f"{where}: {cls} can't be aligned here: {REFUSED[cls]}")
+
+
+def _bare(cls: str, repo: str) -> PipelineConfig:
+    refuse(cls, repo)
+    if cls not in MODALITIES:
+        raise BadInput(f"{repo}: what {cls} makes is not known; write a config with class, repo, modality, rate, steps")
+    return PipelineConfig(
+        cls, repo, steps=_default_steps(cls), modality=MODALITIES[cls][0], rate=MODALITIES[cls][1], name=repo
+    )
+
+
+def _default_steps(cls: str) -> int:
+    import inspect
+
+    import diffusers
+
+    return inspect.signature(getattr(diffusers, cls).__call__).parameters["num_inference_steps"].default
+
+
+def _unit(modality: str) -> Any:
+    return {"video": "frames", "audio": "samples"}[modality]

@@ -1,0 +1,180 @@
+"""From a config to a Policy on a device. Only safetensors are loaded, and a local folder is looked through first."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from workbench.assets import resolve
+from workbench.strict import nearest
+from workbench.types import BadInput
+
+from . import attention as kernels
+from . import folder as folders
+from . import schedule, seams, transitions
+from .config import PipelineConfig, read, refuse
+from .policy import Policy
+
+attention_problem = kernels.problem
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+def load(
+    config: str | Path | PipelineConfig,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    attention: str = "auto",
+    **overrides: Any,
+) -> Policy:
+    """A frozen Policy of a pipeline: `load("starter-image")`, `load("sdxl-turbo", repo="/models/sdxl-turbo")`.
+
+    `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default fp32 on a
+    CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput, before any weight
+    loads, for whatever can be seen to be wrong.
+    """
+    config = replace(read(config), **overrides)
+    refuse(config.pipeline, config.name or config.repo)
+    where, kind = _device(device), _dtype(dtype, config, device)
+    chosen = kernels.choose(attention, where)
+    kernel = transitions.kernel(**config.kernel) if config.kernel else None
+    if local := config.folder:
+        folders.check(local, config.pipeline, replaced=config.components)
+    pipe = _build(config, kind)
+    for module in seams.modules(pipe).values():
+        module.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(where)
+    policy = Policy(
+        pipe,
+        modality=config.modality,
+        rate=config.rate,
+        steps=config.steps,
+        call=config.call,
+        text=config.text,
+        kernel=kernel,
+        guidance=config.guidance,
+        attention=chosen,
+    )
+    if "stochastic" not in policy.provides and kernel is not None:
+        schedule.levels(pipe.scheduler)  # says which schedulers are known
+    kernels.install(pipe, chosen.split()[0])
+    return policy
+
+
+def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
+    import diffusers
+
+    cls = getattr(diffusers, config.pipeline, None)
+    if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
+        known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+        raise BadInput(f"class: diffusers has no pipeline {config.pipeline!r}; {nearest(config.pipeline, known)}")
+    repo = str(config.folder or config.repo)
+    index, parts, files = _index(cls, repo), {}, {}
+    for name, spec in config.components.items():
+        if name not in index:
+            raise BadInput(f"components: {config.pipeline} has no component {name!r}; {nearest(name, index)}")
+        if isinstance(spec, dict) and "file" in spec:
+            files[name] = _weights(name, **spec)
+        else:
+            parts[name] = None if spec is None else _component(name, index[name], spec, dtype)
+    if "safety_checker" in parts:
+        parts["requires_safety_checker"] = False
+    try:
+        pipe = cls.from_pretrained(repo, torch_dtype=dtype, use_safetensors=True, **parts)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{repo}: {_first_line(error)}") from error
+    for name, state in files.items():
+        getattr(pipe, name).load_state_dict(state)
+    if config.scheduler:
+        pipe.scheduler = _scheduler(pipe, config)
+    return pipe
+
+
+def _index(cls: Any, repo: str) -> dict[str, Any]:
+    try:
+        return cls.load_config(repo)
+    except OSError as error:
+        raise BadInput(f"repo: {repo} is neither a local folder nor a reachable hub repository") from error
+
+
+def _component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
+    """A component of the class that model_index.json names, from another repository."""
+    spec = {"repo": spec} if isinstance(spec, str) else dict(spec)
+    if unknown := set(spec) - {"repo", "subfolder"}:
+        raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: file, repo, subfolder")
+    repo, sub = resolve(spec["repo"]), spec.get("subfolder", "")
+    if Path(repo, sub).is_dir():
+        folders.check_weights(Path(repo, sub))
+    cls = getattr(importlib.import_module(entry[0]), entry[1])
+    try:
+        return cls.from_pretrained(repo, subfolder=sub, torch_dtype=dtype, use_safetensors=True)
+    except OSError as error:
+        raise BadInput(f"components.{name}: {repo}: {_first_line(error)}") from error
+
+
+def _weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file of another repository, for a component whose shape the base pipeline knows."""
+    import safetensors.torch
+    from huggingface_hub import hf_hub_download
+
+    local = Path(resolve(repo), file)
+    if not local.is_file():
+        try:
+            local = Path(hf_hub_download(repo, file))
+        except (OSError, ValueError) as error:
+            raise BadInput(f"components.{name}: {repo}/{file}: {_first_line(error)}") from error
+    folders.check_file(local)
+    return safetensors.torch.load_file(local)
+
+
+def _scheduler(pipe: Any, config: PipelineConfig) -> Any:
+    """Another scheduler class, or other settings of the same. A setting it does not know is refused: diffusers would
+    drop it silently."""
+    import diffusers
+
+    settings = dict(config.scheduler)
+    name, repo = settings.pop("class", type(pipe.scheduler).__name__), settings.pop("repo", None)
+    cls = getattr(diffusers, name, None)
+    if cls is None:
+        raise BadInput(f"scheduler: diffusers has no {name!r}; {nearest(name, schedule.FAMILIES)}")
+    known = set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
+    if unknown := set(settings) - known:
+        raise BadInput(f"scheduler: {name} has no setting {min(unknown)!r}; {nearest(min(unknown), known)}")
+    base = cls.load_config(resolve(repo), subfolder="scheduler") if repo else dict(pipe.scheduler.config)
+    base = {
+        key: value for key, value in base.items() if not key.startswith("_")
+    }  # _use_default_values would undo settings
+    return cls.from_config({**base, **settings})
+
+
+def _device(device: str) -> torch.device:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        where = torch.device(device)
+    except RuntimeError as error:
+        raise BadInput(f"device: {device!r} is not one; known: auto, cpu, cuda, cuda:1, ...") from error
+    if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
+        raise BadInput(f"device: torch sees {torch.cuda.device_count()} GPUs here, so {device} can't be used; try: cpu")
+    return where
+
+
+def _dtype(dtype: str | torch.dtype | None, config: PipelineConfig, device: str) -> torch.dtype:
+    if isinstance(dtype, torch.dtype):
+        return dtype
+    if dtype in (None, "", "auto"):
+        gpu = _device(device).type != "cpu"
+        return DTYPES[config.dtype or "bf16"] if gpu else torch.float32
+    if dtype not in DTYPES:
+        raise BadInput(f"dtype: {dtype!r} is not a choice; known: {', '.join(DTYPES)}")
+    return DTYPES[dtype]
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]

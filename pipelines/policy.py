@@ -1,0 +1,270 @@
+"""A diffusers pipeline as a policy: noise in, media out, and every step in between can be asked for on its own.
+
+Whatever the pipeline does between denoiser and scheduler is done by the pipeline itself, behind the seam (seams.py). Time is
+an index i into the schedule, one per call. States are in the layout that the scheduler sees (packed where the pipeline
+packs), noise in the layout in which the pipeline draws it; `start` turns the one into the other.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.types import Media, Modality, Prediction, Trajectory, Transition
+
+from . import schedule, seams
+from .anatomy import Anatomy, find
+from .prompted import Prompted
+from .transitions import Ancestral, Kernel
+
+
+class Policy:
+    """Implements workbench.types.Policy for any continuous-latent diffusers pipeline.
+
+    `call` are keyword arguments of the pipeline (guidance_scale, height, ...), `text` those of them that are repeated for
+    each prompt (negative_prompt, lyrics). With a `kernel`, `sample` takes that Gaussian step instead of the scheduler's own
+    and scores it; without one, `sample` is the pipeline's own loop and `transition` uses Ancestral(eta=1).
+    """
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        modality: Modality = "image",
+        rate: float = 0.0,
+        steps: int | None = None,
+        call: Mapping[str, Any] | None = None,
+        text: Mapping[str, str] | None = None,
+        kernel: Kernel | None = None,
+        guidance: str = "guidance_scale",
+        attention: str = "sdpa",
+        memory: int = 8,
+    ):
+        self.pipe, self.modality, self.rate, self.kernel = pipe, modality, rate, kernel
+        self.call, self.text = dict(call or {}), dict(text or {})
+        if steps is not None:
+            self.call["num_inference_steps"] = steps
+        if modality != "audio":  # audio pipelines disagree on its name, so theirs is left alone
+            self.call.setdefault("output_type", "pt")
+        self.guidance = guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale
+        self.attention = attention  # which attention kernels the denoiser runs
+        self.nfe = 0  # rows through the denoiser so far
+        self.memory = memory  # how many prompt batches keep their encodings
+        self._prompted: OrderedDict[tuple, Prompted] = OrderedDict()
+
+    @cached_property
+    def anatomy(self) -> Anatomy:
+        with torch.random.fork_rng(self._cuda):
+            return find(self.pipe, self._kwargs(("a",), [0]))
+
+    @cached_property
+    def levels(self) -> list[schedule.Level]:
+        """[S]; raises TypeError for a scheduler that schedule.py does not know."""
+        return schedule.levels(self.anatomy.scheduler)
+
+    @property
+    def steps(self) -> int:
+        return self.anatomy.steps
+
+    @property
+    def provides(self) -> frozenset[str]:
+        known = all(schedule.known(s) for s in seams.schedulers(self.pipe))
+        return frozenset({"latents", "stochastic"} if known else {"latents"})
+
+    @property
+    def device(self) -> torch.device:
+        return self.pipe._execution_device
+
+    def noise(self, seeds: Sequence[int]) -> Tensor:
+        """[B,*draw] float32; row b is the first draw of a CPU generator seeded with seeds[b], on any device."""
+        rows = [torch.randn(self.anatomy.noise_shape, generator=_generator(seed)) for seed in seeds]
+        return torch.stack(rows).to(self.device)
+
+    def start(self, noise: Tensor) -> Tensor:
+        """The first state x_0 [B,*latent] that noise [B,*draw] becomes: scaled and packed as the pipeline does it."""
+        return self.anatomy.start(noise)
+
+    def sample(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
+    ) -> Trajectory:
+        """The pipeline's own loop, in one call: `pipe(prompts, generator=[Generator().manual_seed(s) for s in seeds])`.
+
+        `noise` [B,*draw] replaces what is drawn first; the scheduler's later draws are the same for the same seeds. With
+        grad=K the last K steps and the decoder keep their graph; K = S reaches the noise. Raises ValueError for lengths
+        that differ or a K outside 0..S.
+        """
+        prompts, seeds = tuple(prompts), tuple(seeds)
+        noise = self.noise(seeds) if noise is None else noise
+        if not len(prompts) == len(seeds) == len(noise):
+            raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds and {len(noise)} rows of noise")
+        if not 0 <= grad <= self.steps:
+            raise ValueError(f"grad={grad}: this policy has {self.steps} steps")
+        graph = grad > 0 and torch.is_grad_enabled()
+        first, states, scores, marks = self.steps - grad, [], [], []
+        generators = [_generator(seed) for seed in seeds]
+
+        def on_step(step: seams.Step) -> Any:
+            states.append(step.sample)
+            ret = step.advance()
+            if self.kernel is not None:
+                ret = self._take(step, ret, generators, scores, marks)
+            if step.index == self.steps - 1:
+                states.append(seams.prev_sample(ret))
+            if graph and step.index + 1 == first:
+                torch.set_grad_enabled(True)
+            return ret
+
+        served = iter([noise])
+        media = self._media(
+            self._run(
+                prompts,
+                generators,
+                live=lambda i: True,
+                on_draw=lambda drawn: next(served, drawn).to(drawn) if drawn.shape == noise.shape else drawn,
+                on_step=on_step,
+                grad=graph and first == 0,
+                checkpoint=grad > 1,
+            )
+        )
+        if len(states) != self.steps + 1:
+            raise TypeError(f"{type(self.pipe).__name__} took {len(states) - 1} steps where {self.steps} were foreseen")
+        flat = torch.zeros(len(prompts), self.steps, dtype=torch.float64, device=media.data.device)
+        return Trajectory(
+            prompts, torch.stack(states, 1), torch.stack(scores, 1) if scores else flat, tuple(marks), media, seeds
+        )
+
+    def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition:
+        """p(x_{i+1} | x_i = x) [B,*latent] by the kernel, from any x, in float32; keeps the graph in grad mode.
+
+        Steps before i cost no denoiser call. Guidance that depends on earlier steps (APG momentum) sees stand-ins there.
+        """
+        level = self.levels[i]
+        return (self.kernel or Ancestral())(level, x.float(), self._output(x, i, prompts).float())
+
+    def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
+        """What the guided denoiser says at x_i = x [B,*latent], in its three forms, float32. `guidance` overrides the
+        policy's own."""
+        level = self.levels[i]
+        return schedule.predicted(level, x.float(), self._output(x, i, prompts, guidance).float())
+
+    def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor:
+        """x_i [B,*latent] = a_i x0 + s_i eps."""
+        return schedule.noised(self.levels[i], x0, eps)
+
+    def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
+        """Media of clean latents [B,*latent] by the pipeline's own tail, differentiable; the denoiser is not run."""
+
+        def on_step(step: seams.Step) -> Any:
+            last = step.index == self.steps - 1
+            with torch.no_grad():
+                ret = step.advance()
+            torch.set_grad_enabled(last and graph)
+            return seams.with_sample(ret, latents, everywhere=True) if last else ret
+
+        graph = torch.is_grad_enabled()
+        out = self._run(tuple(prompts), self._spare(prompts), live=lambda i: False, on_step=on_step)
+        return self._media(out)
+
+    def forget(self) -> None:
+        """Drop the prompt encodings: needed after anything but the denoiser has changed."""
+        self._prompted.clear()
+
+    def _output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Tensor:
+        """The model output that the scheduler would see at step i if its state were x, guidance included."""
+        if not 0 <= i < self.steps:
+            raise ValueError(f"step {i}: this policy has steps 0..{self.steps - 1}")
+        graph = torch.is_grad_enabled()
+        noise = self.anatomy.unstart(x) if i == 0 else None
+
+        def on_step(step: seams.Step) -> Any:
+            if step.index == i:
+                raise seams.Stop(step.model_output)
+            with torch.no_grad():
+                ret = step.advance()
+            if step.index < i - 1:
+                return ret
+            torch.set_grad_enabled(graph)
+            return seams.with_sample(ret, x)
+
+        served = iter([] if noise is None else [noise])
+        return self._run(
+            tuple(prompts),
+            self._spare(prompts),
+            live=lambda k: k == i,
+            on_draw=lambda drawn: next(served, drawn).to(drawn),
+            on_step=on_step,
+            grad=graph and i == 0,
+            guidance=guidance,
+        )
+
+    def _take(self, step: seams.Step, ret: Any, generators: list, scores: list, marks: list) -> Any:
+        """The kernel's step in place of the scheduler's, whose buffers and index have advanced. Noise row by row from the
+        generators, so that a row depends on its own seed alone."""
+        law = self.kernel(self.levels[step.index], step.sample.float(), step.model_output.float())
+        if not law.std.any():
+            scores.append(torch.zeros(len(law.mean), dtype=torch.float64, device=law.mean.device))
+            return seams.with_sample(ret, law.mean, everywhere=step.index == self.steps - 1)
+        eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
+        x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype)
+        scores.append(law.log_prob(x.detach()))
+        marks.append(step.index)
+        return seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
+
+    def _run(self, prompts, generators, *, live, on_step, on_draw=None, grad=False, checkpoint=False, guidance=None):
+        anatomy, kwargs = self.anatomy, self._kwargs(prompts, generators)
+        if guidance is not None:
+            kwargs[self.guidance] = guidance
+        hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint)
+        keep = seams.Keep() if self.modality == "audio" else nullcontext()
+        with torch.random.fork_rng(self._cuda), keep:
+            out = seams.run(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
+        kept = getattr(keep, "last", None)
+        return out if kept is None or isinstance(out, Tensor) else (kept,)
+
+    def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Prompted:
+        trained = any(
+            p.requires_grad
+            for name, module in seams.modules(self.pipe).items()
+            if name not in self.anatomy.denoisers
+            for p in module.parameters()
+        )
+        if trained:
+            self.forget()  # encodings change with the weights that make them
+        memo = self._prompted.setdefault((prompts, guidance), Prompted())
+        self._prompted.move_to_end((prompts, guidance))
+        while len(self._prompted) > self.memory:
+            self._prompted.popitem(last=False)
+        return memo
+
+    def _count(self, rows: int) -> None:
+        self.nfe += rows
+
+    def _kwargs(self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]) -> dict[str, Any]:
+        generators = [g if isinstance(g, torch.Generator) else _generator(g) for g in seeds]
+        rows = {name: [value] * len(prompts) for name, value in self.text.items()}
+        generator = generators if len(generators) > 1 else generators[0]  # some pipelines refuse a list of one
+        return {**self.call, **rows, "prompt": list(prompts), "generator": generator}
+
+    def _spare(self, prompts: Sequence[str]) -> list[torch.Generator]:
+        return [_generator(0) for _ in prompts]
+
+    def _media(self, out: Any) -> Media:
+        data = out[0]
+        data = data if isinstance(data, Tensor) else torch.from_numpy(data)
+        if self.modality == "audio":
+            data = (data[:, None] if data.dim() == 2 else data).float().clamp(-1, 1)
+        return Media(data.float(), self.modality, self.rate)
+
+    @property
+    def _cuda(self) -> list[int]:
+        return [self.device.index or 0] if self.device.type == "cuda" else []
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

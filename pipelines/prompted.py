@@ -1,0 +1,78 @@
+"""What a pipeline makes of its prompts alone, kept from call to call: noise optimisation asks for it fifty times."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Collection
+from typing import Any
+
+import torch
+from torch.utils.checkpoint import checkpoint as checkpointed
+
+from . import seams
+
+
+class Prompted:
+    """The memory of one batch of prompts: their encodings, and the denoiser outputs of one step.
+
+    The latter stand in for denoiser calls whose result will be thrown away: only their shape matters.
+    """
+
+    def __init__(self):
+        self.answers: list[tuple[str, Any]] | None = None  # what ran before the denoiser, in order
+        self.standins: list[Any] = []
+
+    def hooks(
+        self,
+        denoisers: Collection[str],
+        live: Callable[[int], bool],
+        count: Callable[[int], None],
+        checkpoint: bool = False,
+    ) -> dict[str, Callable]:
+        """on_encode and on_call for one `seams.run`, in which the steps with live(i) run the denoiser for real and the
+        others don't. `count` gets the rows that went through; `checkpoint` recomputes activations in the backward pass.
+        """
+        answers = None if self.answers is None else iter(self.answers)
+        fresh: list[tuple[str, Any]] = []
+        calls: Counter[int] = Counter()  # denoiser calls so far, by step
+        gathered: int | None = None  # the step whose outputs become the stand-ins
+
+        def remember(name: str, compute: Callable[[], Any]) -> Any:
+            if answers is None:
+                with torch.no_grad():
+                    value = compute()
+                fresh.append((name, seams.clone(value)))
+                return value
+            was, value = next(answers, ("nothing more", None))
+            if was != name:
+                raise RuntimeError(f"the pipeline asked for {name} where it had asked for {was} before")
+            return seams.clone(value)
+
+        def denoise(call: seams.Call, forward: seams.Forward) -> Any:
+            nonlocal gathered
+            if self.answers is None:
+                self.answers = fresh
+            if not self.standins:
+                gathered = call.step
+            place, calls[call.step] = calls[call.step], calls[call.step] + 1
+            if not live(call.step) and gathered != call.step:
+                return seams.clone(self.standins[min(place, len(self.standins) - 1)])
+            count(call.rows)
+            graph = torch.is_grad_enabled() and live(call.step)
+            with torch.set_grad_enabled(graph):
+                if checkpoint and graph:
+                    out = checkpointed(forward, *call.args, use_reentrant=False, **call.kwargs)
+                else:
+                    out = forward(*call.args, **call.kwargs)
+            if gathered == call.step:
+                self.standins.append(seams.clone(out))
+            return out
+
+        def on_call(call: seams.Call, forward: seams.Forward) -> Any:
+            if call.module in denoisers:
+                return denoise(call, forward)
+            if calls:  # after the loop, or in it: a vocoder, say
+                return forward(*call.args, **call.kwargs)
+            return remember(call.module, lambda: forward(*call.args, **call.kwargs))
+
+        return {"on_encode": lambda encode: remember("encode_prompt", encode), "on_call": on_call}

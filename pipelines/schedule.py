@@ -1,0 +1,188 @@
+"""Noise levels of a scheduler and the three equivalent forms of a prediction.
+
+A state is x = a x0 + s eps with eps ~ N(0, I). VP schedulers have a^2 + s^2 = 1, VE ones a = 1, flow matching a = 1 - s
+(Kingma & Gao 2023, arXiv:2303.00848; Lipman et al. 2022, arXiv:2210.02747). Time is an index i into the schedule, one per
+call. Only schedulers in FAMILIES are known; for any other a TypeError names them: nothing is guessed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from workbench.types import Prediction
+
+
+@dataclass(frozen=True)
+class Level:
+    """The signal and noise of x_i and of x_{i+1}, and what the denoiser predicts at x_i."""
+
+    a: float
+    s: float
+    a_next: float
+    s_next: float
+    prediction: str  # a key of CLEAN
+    data_std: float = 1.0  # sigma_data of the schedulers that scale by it
+    clip: float | None = None  # the scheduler clips x0 to [-clip, clip]
+
+    @property
+    def flow(self) -> bool:
+        return math.isclose(self.a, 1 - self.s, abs_tol=1e-6)
+
+
+# What the denoiser says -> x0. r = sqrt(a^2 + s^2) brings VE states to VP ones, for which v was defined (arXiv:2202.00512).
+CLEAN: dict[str, Callable[[Level, Tensor, Tensor], Tensor]] = {
+    "epsilon": lambda n, x, out: (x - n.s * out) / n.a,
+    "sample": lambda n, x, out: out,
+    "v_prediction": lambda n, x, out: (n.a * x / math.hypot(n.a, n.s) - n.s * out) / math.hypot(n.a, n.s),
+    "flow_prediction": lambda n, x, out: x - n.s * out,
+    # sCM, arXiv:2410.11081: angles on the circle of radius sigma_data
+    "trigflow": lambda n, x, out: n.a * x - n.s / n.data_std * out,
+    # EDM preconditioning with a v target, arXiv:2206.00364 Table 1
+    "edm_v": lambda n, x, out: (
+        (n.data_std**2 * x - n.s * n.data_std * math.hypot(n.s, n.data_std) * out) / (n.s**2 + n.data_std**2)
+    ),
+}
+
+
+def clean(level: Level, x: Tensor, out: Tensor) -> Tensor:
+    """x0 [B,*latent] from state x and the (guided) prediction `out`, clipped where the scheduler clips."""
+    x0 = CLEAN[level.prediction](level, x, out)
+    return x0 if level.clip is None else x0.clamp(-level.clip, level.clip)
+
+
+def noise(level: Level, x: Tensor, out: Tensor) -> Tensor:
+    """eps [B,*latent] from state x and prediction `out`, never clipped."""
+    if level.prediction == "epsilon":
+        return out  # (x - a x0) / s would lose digits where s is small
+    if level.prediction == "flow_prediction":
+        return x + level.a * out
+    return (x - level.a * CLEAN[level.prediction](level, x, out)) / level.s
+
+
+def predicted(level: Level, x: Tensor, out: Tensor) -> Prediction:
+    """x0, eps and v, each [B,*latent]. v is eps - x0 for flow matching, else (a eps - s x0) / sqrt(a^2 + s^2)."""
+    x0, eps = clean(level, x, out), noise(level, x, out)
+    v = eps - x0 if level.flow else (level.a * eps - level.s * x0) / math.hypot(level.a, level.s)
+    return Prediction(x0, eps, v)
+
+
+def noised(level: Level, x0: Tensor, eps: Tensor) -> Tensor:
+    return level.a * x0 + level.s * eps
+
+
+def _vp(scheduler: Any, before: Callable[[Any, int, int], int], clips: bool = True) -> list[Level]:
+    """Discrete-time VP: levels from alphas_cumprod; the step's own rule for the time that comes next."""
+    config, alphas = scheduler.config, scheduler.alphas_cumprod.double()
+    if clips and getattr(config, "thresholding", False):
+        raise TypeError(
+            f"{type(scheduler).__name__} with dynamic thresholding has no fixed clip; set thresholding: false"
+        )
+    clip = float(config.clip_sample_range) if clips and config.clip_sample else None
+    final = float(getattr(scheduler, "final_alpha_cumprod", 1.0))
+    times = [int(t) for t in scheduler.timesteps]
+    nexts = [before(scheduler, t, i) for i, t in enumerate(times)]
+    pairs = [(float(alphas[t]), float(alphas[n]) if n >= 0 else final) for t, n in zip(times, nexts, strict=True)]
+    root = math.sqrt
+    return [Level(root(p), root(1 - p), root(q), root(1 - q), config.prediction_type, clip=clip) for p, q in pairs]
+
+
+def _stride(scheduler: Any, t: int, i: int) -> int:
+    return t - scheduler.config.num_train_timesteps // scheduler.num_inference_steps
+
+
+def _listed(scheduler: Any, t: int, i: int) -> int:
+    return int(scheduler.timesteps[i + 1]) if i + 1 < len(scheduler.timesteps) else -1
+
+
+def _ddim(scheduler: Any) -> list[Level]:
+    return _vp(scheduler, _stride)
+
+
+def _ddpm(scheduler: Any) -> list[Level]:
+    return _vp(scheduler, lambda s, t, i: int(s.previous_timestep(t)))
+
+
+def _cogvideox(scheduler: Any) -> list[Level]:
+    return _vp(scheduler, _stride, clips=False)  # the flag is in its config, the code ignores it
+
+
+def _lcm(scheduler: Any) -> list[Level]:
+    levels = _vp(scheduler, _listed)
+    return [*levels[:-1], Level(**{**vars(levels[-1]), "a_next": 1.0, "s_next": 0.0})]
+
+
+def _euler(scheduler: Any) -> list[Level]:
+    sigmas = [float(s) for s in scheduler.sigmas.double()]
+    kind = {"original_sample": "sample"}.get(scheduler.config.prediction_type, scheduler.config.prediction_type)
+    return [Level(1.0, s, 1.0, n, kind) for s, n in zip(sigmas, sigmas[1:], strict=False)]
+
+
+def _solver(scheduler: Any) -> list[Level]:
+    """DPM-Solver++ and its relatives keep sigma = s/a (VP) or s itself (flow)."""
+    if scheduler.config.thresholding:
+        raise TypeError(
+            f"{type(scheduler).__name__} with dynamic thresholding has no fixed clip; set thresholding: false"
+        )
+    sigmas = scheduler.sigmas.double()
+    pairs = [tuple(map(float, scheduler._sigma_to_alpha_sigma_t(s))) for s in sigmas]
+    kind = scheduler.config.prediction_type
+    return [Level(*now, *then, kind) for now, then in zip(pairs, pairs[1:], strict=False)]
+
+
+def _flow(scheduler: Any) -> list[Level]:
+    if getattr(scheduler.config, "invert_sigmas", False):
+        raise TypeError(
+            f"{type(scheduler).__name__} with inverted sigmas runs from data to noise; its levels are unknown"
+        )
+    sigmas = [float(s) for s in scheduler.sigmas.double()]
+    return [Level(1 - s, s, 1 - n, n, "flow_prediction") for s, n in zip(sigmas, sigmas[1:], strict=False)]
+
+
+def _scm(scheduler: Any) -> list[Level]:
+    std, angles = float(scheduler.config.sigma_data), [float(t) for t in scheduler.timesteps.double()]
+    points = [(math.cos(t), std * math.sin(t)) for t in angles]
+    return [Level(*p, *q, "trigflow", data_std=std) for p, q in zip(points, points[1:], strict=False)]
+
+
+def _cosine(scheduler: Any) -> list[Level]:
+    if scheduler.config.prediction_type != "v_prediction":
+        raise TypeError("CosineDPMSolverMultistepScheduler is known with prediction_type v_prediction only")
+    sigmas, std = [float(s) for s in scheduler.sigmas.double()], float(scheduler.config.sigma_data)
+    return [Level(1.0, s, 1.0, n, "edm_v", data_std=std) for s, n in zip(sigmas, sigmas[1:], strict=False)]
+
+
+FAMILIES: dict[str, Callable[[Any], list[Level]]] = {
+    "DDIMScheduler": _ddim,
+    "DDPMScheduler": _ddpm,
+    "CogVideoXDDIMScheduler": _cogvideox,
+    "CogVideoXDPMScheduler": _cogvideox,
+    "LCMScheduler": _lcm,
+    "EulerDiscreteScheduler": _euler,
+    "EulerAncestralDiscreteScheduler": _euler,
+    "LMSDiscreteScheduler": _euler,
+    "DPMSolverMultistepScheduler": _solver,
+    "DPMSolverSinglestepScheduler": _solver,
+    "UniPCMultistepScheduler": _solver,
+    "SASolverScheduler": _solver,
+    "FlowMatchEulerDiscreteScheduler": _flow,
+    "SCMScheduler": _scm,
+    "CosineDPMSolverMultistepScheduler": _cosine,
+}
+
+
+def known(scheduler: Any) -> bool:
+    return type(scheduler).__name__ in FAMILIES
+
+
+def levels(scheduler: Any) -> list[Level]:
+    """One Level per step of a scheduler whose timesteps are set. Raises TypeError, naming the known ones, for another."""
+    if not known(scheduler):
+        raise TypeError(
+            f"the noise levels of {type(scheduler).__name__} are not known; known: {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[type(scheduler).__name__](scheduler)

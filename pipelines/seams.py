@@ -1,0 +1,254 @@
+"""The seam: a diffusers pipeline runs exactly as it is, and we stand at the four doors that all of them have.
+
+`on_draw` is asked when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs forward,
+`on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions stay the pipeline's own
+code. This is the only file that touches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and `scheduler.step`; it puts
+back whatever was there. One seam is open at a time in a process: it is not thread-safe.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+TOKEN = "_workbench_seam"  # the mark on a scheduler instance whose steps are ours to see
+
+
+class Stop(Exception):  # noqa: N818: it is no error
+    """Raised by a hook to leave the pipeline; `run` returns its value."""
+
+    def __init__(self, value: Any = None):
+        super().__init__("left the pipeline early")
+        self.value = value
+
+
+@dataclass
+class Call:
+    """A module of the pipeline is about to run forward."""
+
+    module: str  # the component's name, e.g. "unet"
+    step: int  # scheduler steps taken so far
+    args: tuple
+    kwargs: dict
+
+    @property
+    def rows(self) -> int:
+        """How many samples go through: the length of the first batched input (Z-Image passes a list of samples)."""
+        inputs = [*self.args, *self.kwargs.values()]
+        return next(len(v) for v in inputs if (isinstance(v, Tensor) and v.dim() > 1) or isinstance(v, list))
+
+
+@dataclass
+class Step:
+    """A scheduler is about to take a step. `arguments` are bound by name: sample, model_output, timestep, ..."""
+
+    index: int
+    scheduler: Any
+    arguments: dict[str, Any]
+    _own: Callable[..., Any] = field(repr=False)
+
+    @property
+    def sample(self) -> Tensor:
+        return self.arguments["sample"]
+
+    @property
+    def model_output(self) -> Tensor:
+        return self.arguments["model_output"]
+
+    def advance(self, **changes: Any) -> Any:
+        """The scheduler's own step, with some arguments replaced; returns its whole return value."""
+        return self._own(**{**self.arguments, **changes})
+
+
+Forward = Callable[..., Any]
+OnDraw = Callable[[Tensor], Tensor]  # what the pipeline drew -> what it gets
+OnEncode = Callable[[Forward], Any]  # the pipeline's own encode_prompt, bound -> its return value
+OnCall = Callable[[Call, Forward], Any]
+OnStep = Callable[[Step], Any]  # -> the WHOLE return value of scheduler.step
+
+
+class Keep(TorchFunctionMode):
+    """Lets a tensor with a graph pass through `.numpy()`: pipelines that only return arrays keep their gradient here."""
+
+    last: Tensor | None = None
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        if func is torch.Tensor.numpy:
+            self.last, args = args[0], (args[0].detach(), *args[1:])
+        return func(*args, **(kwargs or {}))
+
+
+class _Token:
+    """Survives `copy.deepcopy(self.scheduler)`, which some pipelines do at the start of each call."""
+
+    def __init__(self, hook: OnStep):
+        self.hook, self.steps = hook, 0
+
+    def __deepcopy__(self, memo: dict) -> _Token:
+        return self
+
+
+_open = False
+
+
+def run(
+    pipe: Any,
+    kwargs: Mapping[str, Any],
+    *,
+    on_draw: OnDraw | None = None,
+    on_encode: OnEncode | None = None,
+    on_call: OnCall | None = None,
+    on_step: OnStep | None = None,
+    grad: bool = False,
+) -> Any:
+    """The pipeline's own `__call__`, without its `no_grad`, with our hooks at its doors.
+
+    Returns what the pipeline returns, or the value of the Stop that a hook raised. `grad` is the gradient mode at the
+    start; a hook may switch it with torch.set_grad_enabled for the rest of the loop (that is truncated backpropagation).
+    """
+    global _open
+    if _open:
+        raise RuntimeError("a seam is open already: one at a time in a process, and a hook can't open another")
+    call = inspect.unwrap(type(pipe).__call__)
+    token = _Token(on_step or (lambda step: step.advance()))
+    _open = True
+    try:
+        with ExitStack() as stack, torch.set_grad_enabled(grad):
+            for patch in _patches(pipe, token, on_draw, on_encode, on_call):
+                stack.enter_context(patch)
+            try:
+                return call(pipe, **kwargs)
+            except Stop as stop:
+                pipe.maybe_free_model_hooks()  # what the pipeline would have done at its end
+                return stop.value
+    finally:
+        _open = False
+
+
+def modules(pipe: Any) -> dict[str, nn.Module]:
+    """The pipeline's networks by name. `pipe.components` misses optional parts; the instance has them all."""
+    return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
+
+
+def schedulers(pipe: Any) -> list[Any]:
+    return [part for part in vars(pipe).values() if callable(getattr(part, "step", None)) and hasattr(part, "config")]
+
+
+def prev_sample(ret: Any) -> Tensor:
+    """The next state in what `scheduler.step` returned."""
+    return ret[0] if isinstance(ret, tuple) else ret.prev_sample
+
+
+def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
+    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype; `everywhere` replaces each
+    tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
+    old = prev_sample(ret)
+    x = x.to(old)
+
+    def swap(value: Any) -> Any:
+        hit = value is old or (everywhere and isinstance(value, Tensor) and value.shape == old.shape)
+        return x if hit else value
+
+    if isinstance(ret, tuple):
+        return tuple(swap(value) for value in ret)
+    return type(ret)(**{name: swap(value) for name, value in ret.items()})
+
+
+def clone(tree: Any) -> Any:
+    """Fresh copies of the tensors in any nesting, cut from their graph: a pipeline may write into what it is given."""
+    return tree_map_only(Tensor, lambda t: t.detach().clone(), tree)
+
+
+def tensors(tree: Any) -> list[Tensor]:
+    return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """Sets an attribute and puts back exactly what was there, an instance attribute (accelerate's hooks) included."""
+    absent = object()
+    old = vars(owner).get(name, absent)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name) if old is absent else setattr(owner, name, old)
+
+
+def _patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iterator[Any]:
+    for scheduler in schedulers(pipe):
+        yield _replaced(scheduler, TOKEN, token)
+    for cls in {type(scheduler) for scheduler in schedulers(pipe)}:
+        yield _replaced(cls, "step", _seen(cls.step, token))
+    encoding = []  # inside encode_prompt the module calls are its own affair
+    if on_encode and hasattr(pipe, "encode_prompt"):
+        yield _replaced(pipe, "encode_prompt", _encoded(pipe.encode_prompt, on_encode, encoding))
+    if on_call:
+        for name, module in modules(pipe).items():
+            compiled = getattr(module, "_compiled_call_impl", None)  # set by module.compile(): it bypasses `forward`
+            attribute, own = ("_compiled_call_impl", compiled) if compiled else ("forward", module.forward)
+            yield _replaced(module, attribute, _called(name, own, token, on_call, encoding))
+    if on_draw:
+        files = {sys.modules[cls.__module__] for cls in type(pipe).__mro__}
+        for file in (f for f in files if hasattr(f, "randn_tensor")):
+            yield _replaced(file, "randn_tensor", _drawn(file.randn_tensor, on_draw))
+
+
+def _seen(own: Callable, token: _Token) -> Callable:
+    """`step` on the class, because pipelines look at `type(scheduler)` and at the signature of `step`; it acts only for
+    an instance that carries our token."""
+    signature = inspect.signature(own)
+
+    @functools.wraps(own)
+    def step(self, *args, **kwargs):
+        if vars(self).get(TOKEN) is not token:
+            return own(self, *args, **kwargs)
+        arguments = dict(signature.bind(self, *args, **kwargs).arguments)
+        scheduler = arguments.pop("self")
+        ret = token.hook(Step(token.steps, scheduler, arguments, functools.partial(own, scheduler)))
+        token.steps += 1
+        return ret
+
+    return step
+
+
+def _encoded(own: Callable, on_encode: OnEncode, encoding: list) -> Callable:
+    @functools.wraps(own)
+    def encode_prompt(*args, **kwargs):
+        if encoding:  # an encode_prompt that calls itself
+            return own(*args, **kwargs)
+        encoding.append(True)
+        try:
+            return on_encode(functools.partial(own, *args, **kwargs))
+        finally:
+            encoding.clear()
+
+    return encode_prompt
+
+
+def _called(name: str, own: Callable, token: _Token, on_call: OnCall, encoding: list) -> Callable:
+    @functools.wraps(own)
+    def forward(*args, **kwargs):
+        if encoding:
+            return own(*args, **kwargs)
+        return on_call(Call(name, token.steps, args, kwargs), own)
+
+    return forward
+
+
+def _drawn(own: Callable, on_draw: OnDraw) -> Callable:
+    @functools.wraps(own)
+    def randn_tensor(*args, **kwargs):
+        return on_draw(own(*args, **kwargs))  # the generators advance as they would have
+
+    return randn_tensor

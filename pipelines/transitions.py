@@ -1,0 +1,88 @@
+"""Gaussian steps p(x_{i+1} | x_i) in place of a scheduler's own: what steering and policy gradients need.
+
+A kernel is first order and Markov whatever the scheduler is: it replaces the step of a multistep solver (DPM-Solver++, UniPC)
+and does not reproduce it. Levels (a, s) now and (a', s') next are those of schedule.py; the last step, s' = 0, is deterministic.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from workbench.types import BadInput, Transition
+
+from .schedule import Level, clean, noise
+
+
+@dataclass(frozen=True)
+class Ancestral:
+    """DDIM-eta (arXiv:2010.02502, Eq. 16) on VP states, Euler-ancestral on VE ones, the same posterior on flows.
+
+    eta = 1 is the DDPM posterior, eta = 0 the deterministic first-order step.
+    """
+
+    eta: float = 1.0
+    name: ClassVar[str] = "ancestral"
+
+    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
+        kept = n.a * n.s_next / (n.a_next * n.s) if n.s_next else 0.0
+        var = (self.eta * n.s_next) ** 2 * max(1 - kept**2, 0.0)
+        return _mixture(n, x, out, var)
+
+
+@dataclass(frozen=True)
+class CPS:
+    """Coefficients-preserving sampling (arXiv:2509.05952): std = s' sin(eta pi / 2), whatever the step's length.
+
+    Meant for a window of one or two steps: over a whole trajectory it narrows the distribution.
+    """
+
+    eta: float = 0.8
+    name: ClassVar[str] = "cps"
+
+    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
+        return _mixture(n, x, out, (n.s_next * math.sin(self.eta * math.pi / 2)) ** 2)
+
+
+@dataclass(frozen=True)
+class FlowSDE:
+    """Euler-Maruyama on the SDE with the flow's marginals (Flow-GRPO, arXiv:2505.05470, Eq. 9). Flow matching only.
+
+    g = eta sqrt(s / (1 - s)), where s = 1 is replaced in the denominator by the next level, as its authors do.
+    """
+
+    eta: float = 0.7
+    name: ClassVar[str] = "flow-sde"
+
+    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
+        if not n.flow:
+            raise TypeError("the flow-sde kernel needs flow matching (a = 1 - s); use: ancestral")
+        x0, eps = clean(n, x, out), noise(n, x, out)
+        if not n.s_next:
+            return Transition(x0, torch.zeros((), device=x.device), x0)
+        g2, dt = self.eta**2 * n.s / (1 - min(n.s, n.s_next if n.s >= 1 else n.s)), n.s_next - n.s
+        mean = x + (eps - x0 + g2 / (2 * n.s) * eps) * dt  # the score is -eps / s, and eps = x + (1 - s) v
+        return Transition(mean, torch.tensor(math.sqrt(g2 * -dt), device=x.device), x0)
+
+
+Kernel = Ancestral | CPS | FlowSDE
+KERNELS = {kind.name: kind for kind in (Ancestral, CPS, FlowSDE)}
+
+
+def kernel(name: str, eta: float | None = None) -> Kernel:
+    if name not in KERNELS:
+        raise BadInput(f"kernel: {name!r} is not known; known: {', '.join(KERNELS)}")
+    return KERNELS[name]() if eta is None else KERNELS[name](eta)
+
+
+def _mixture(n: Level, x: Tensor, out: Tensor, var: float) -> Transition:
+    """N(a' x0 + sqrt(s'^2 - var) eps, var): the signal and the noise of x_{i+1} are on schedule for any var <= s'^2."""
+    x0 = clean(n, x, out)
+    mean = n.a_next * x0
+    if n.s_next:
+        mean = mean + math.sqrt(max(n.s_next**2 - var, 0.0)) * noise(n, x, out)
+    return Transition(mean, torch.tensor(math.sqrt(var), device=x.device), x0)

@@ -1,0 +1,81 @@
+"""Weights from one file: found, read without executing anything, and fitted name by name."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+
+from workbench.types import BadInput
+
+
+def check(source: str) -> None:
+    """Raises BadInput when `source` can be neither a local file nor `owner/repo/file` of the Hugging Face hub."""
+    if not Path(source).expanduser().is_file() and (source.startswith((".", "/", "~")) or source.count("/") < 2):
+        raise BadInput(f"no weights file {source!r}; give a path, or owner/repo/file of the hub")
+
+
+def locate(source: str) -> Path:
+    """The local file, downloaded once when it is the hub's. Raises BadInput."""
+    check(source)
+    if (path := Path(source).expanduser()).is_file():
+        return path
+    from huggingface_hub import hf_hub_download
+
+    owner, repo, file = source.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"can't get {source!r} from the hub ({first_line(error)}); give the path of a local copy"
+        ) from None
+
+
+def read(source: str) -> dict[str, Tensor]:
+    """The state dict in a safetensors file or a weights-only torch checkpoint, its usual wrappings removed.
+
+    Raises BadInput for a missing or broken file, or a pickle that holds more than tensors.
+    """
+    path = locate(source)
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+        raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BadInput(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], source: str, optional: tuple[str, ...] = ()) -> nn.Module:
+    """`net` with every one of its tensors taken from `state`, frozen, in eval mode.
+
+    `optional` are prefixes that the file may hold and `net` does not use. Raises BadInput at the first name or shape that differs.
+    """
+    own = net.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            raise BadInput(f"{source} lacks {name}: these are not the weights of this model")
+        if state[name].shape != value.shape:
+            raise BadInput(f"{source}: {name} is {list(state[name].shape)}, this model has {list(value.shape)}")
+    for name in state:
+        if name not in own and not name.startswith(optional):
+            raise BadInput(f"{source} holds {name}, which this model does not have")
+    net.load_state_dict({name: state[name] for name in own})
+    return freeze(net)
+
+
+def freeze(net: nn.Module) -> nn.Module:
+    return net.eval().requires_grad_(False)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,20 @@
+"""Every test runs offline and on the CPU; what can't is marked `gpu` or `weights` and skipped with a reason."""
+
+from __future__ import annotations
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+
+import pytest  # noqa: E402
+import torch  # noqa: E402
+
+
+def pytest_collection_modifyitems(items):
+    for item in items:
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
+        if (marker := item.get_closest_marker("weights")) and not os.path.isdir(os.environ.get("WORKBENCH_WEIGHTS", "")):
+            item.add_marker(pytest.mark.skip(reason=f"needs published weights: set WORKBENCH_WEIGHTS to a folder with {marker.args}"))

@@ -1,0 +1,193 @@
+"""The command line as a user meets it: what is wrong is said in one sentence, before any weights load."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+import yaml
+
+from workbench import cli
+from workbench.assets import ROOT, STARTER
+
+GOOD = {
+    "pipeline": "starter-image",
+    "method": {"name": "reno", "iterations": 2},
+    "reward": "starter_clip",
+    "watch": ["oracle"],
+    "prompts": ["a red circle", "a blue square"],
+}
+
+
+@pytest.fixture
+def no_weights(monkeypatch):
+    """Any attempt to load a pipeline or a reward model is an error."""
+    import pipelines
+    from rewards import encoders
+
+    def refuse(*_, **__):
+        raise AssertionError("weights were loaded")
+
+    monkeypatch.setattr(pipelines, "load", refuse)
+    monkeypatch.setattr(encoders, "load", refuse)
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(a) for a in arguments])
+    return code, *capsys.readouterr()
+
+
+def config(tmp_path, **change):
+    path = tmp_path / "mine.yaml"
+    path.write_text(yaml.safe_dump({k: v for k, v in (GOOD | change).items() if v is not None}))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"pipeline": "starter-imge"}, "did you mean 'starter-image'"),
+        ({"pipeline": "no/such/folder"}, "no/such/folder"),
+        ({"pipeline": 3}, "pipeline"),
+        ({"method": "rano"}, "did you mean 'reno'"),
+        ({"method": {"name": "reno", "iteration": 2}}, "did you mean 'iterations'"),
+        ({"method": {"name": "best_of_n", "n": 0}}, "at least 1"),
+        ({"reward": "starter_clp"}, "did you mean 'starter_clip'"),
+        ({"reward": {"starter_clip": "much"}}, "weight"),
+        ({"reward": {"starter_clip": {"wieght": 2}}}, "wieght"),
+        ({"reward": "compressibility"}, "no gradient"),
+        ({"reward": "starter_clip", "watch": ["starter_clip"]}, "can't be held out"),
+        ({"watch": ["orcale"]}, "did you mean 'oracle'"),
+        ({"prompts": "missing.txt"}, "no prompt file"),
+        ({"prompts": []}, "no prompt in it"),
+        ({"sede": 1}, "did you mean 'seed'"),
+        ({"seed": -1}, "at least 0"),
+        ({"seeds": "two"}, "a whole number"),
+        ({"prompts": ["a red circle"], "control": "shuffled"}, "two different prompts"),
+        ({"attention": "flash"}, "flash"),
+        ({"device": "cuda:99"}, "cuda:99"),
+        ({"device": "toaster"}, "toaster"),
+    ],
+)
+def test_a_config_that_cannot_work_exits_2_with_one_sentence_before_weights_load(
+    tmp_path, capsys, no_weights, change, sentence
+):
+    code, out, err = call(capsys, "run", config(tmp_path, **change), "--runs", tmp_path / "runs")
+    assert code == 2 and sentence in err and err.count("\n") == 1 and not out
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_reward_of_another_modality_is_refused_by_name(tmp_path, capsys, no_weights):
+    (tmp_path / "loud.py").write_text(
+        "from workbench.types import RewardSpec\n"
+        "class Loud:\n    spec = RewardSpec('loud', '1', frozenset({'audio'}), True)\n"
+    )
+    sys.path.insert(0, str(tmp_path))
+    try:
+        code, _, err = call(capsys, "run", config(tmp_path, reward="loud:Loud"), "--runs", tmp_path / "runs")
+    finally:
+        sys.path.remove(str(tmp_path))
+    assert code == 2 and "judges audio" in err and "makes image" in err
+
+
+@pytest.mark.parametrize("damage", ["cut short", "garbage header", "pickle", "no model_index.json"])
+def test_a_damaged_or_pickled_pipeline_folder_is_refused_and_the_file_named(tmp_path, capsys, no_weights, damage):
+    folder = tmp_path / "pipe"
+    shutil.copytree(STARTER / "image" / "student", folder)
+    weights = next((folder / "unet").glob("*.safetensors"))
+    if damage == "cut short":
+        weights.write_bytes(weights.read_bytes()[:-1000])
+    elif damage == "garbage header":
+        weights.write_bytes(b"\xff" * 4096)
+    elif damage == "pickle":
+        weights.unlink()
+        (folder / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({"evil": 1}))
+    else:
+        (folder / "model_index.json").unlink()
+    code, _, err = call(capsys, "run", config(tmp_path, pipeline=str(folder)), "--runs", tmp_path / "runs")
+    assert code == 2 and err.count("\n") == 1
+    assert {"pickle": "safetensors", "no model_index.json": "model_index.json"}.get(damage, weights.name) in err
+
+
+def test_a_pickled_reward_checkpoint_is_refused_and_never_run(tmp_path, capsys, no_weights):
+    class Evil:
+        def __reduce__(self):
+            return (open, (str(tmp_path / "ran"), "w"))
+
+    torch.save({"head": Evil()}, tmp_path / "head.pt")
+    reward = {"aesthetic": {"weights": str(tmp_path / "head.pt")}}
+    code, _, err = call(capsys, "run", config(tmp_path, reward=reward), "--runs", tmp_path / "runs")
+    assert code == 2 and "head.pt" in err and not (tmp_path / "ran").exists()
+
+
+def test_a_run_folder_that_cannot_be_made_is_refused(tmp_path, capsys, no_weights):
+    (tmp_path / "runs").write_text("a file where a folder should be")
+    code, _, err = call(capsys, "run", config(tmp_path), "--runs", tmp_path / "runs")
+    assert code == 2 and "--runs" in err
+
+
+def test_a_full_disk_is_noticed_before_weights_load(tmp_path, capsys, no_weights, monkeypatch):
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: shutil._ntuple_diskusage(10**9, 10**9 - 10**6, 10**6))
+    code, _, err = call(capsys, "run", config(tmp_path), "--runs", tmp_path / "runs")
+    assert code == 2 and "1 MB free" in err
+
+
+def test_a_dry_run_prints_the_plan_and_loads_and_writes_nothing(tmp_path, capsys, no_weights):
+    code, out, _ = call(capsys, "run", config(tmp_path), "--runs", tmp_path / "runs", "--dry-run", "--json")
+    plan = json.loads(out)
+    assert code == 0 and not (tmp_path / "runs").exists()
+    assert [c["denoiser_calls"] for c in plan["contestants"]] == [2, 6] and plan["weights_mb"] > 1
+
+
+@pytest.mark.parametrize("kind", ["pipelines", "rewards", "methods", "configs"])
+def test_list_names_what_there_is_without_loading_it(capsys, no_weights, kind):
+    code, out, _ = call(capsys, "list", kind, "--json")
+    names = [row["name"] for row in json.loads(out)]
+    expected = {"pipelines": "starter-image", "rewards": "oracle", "methods": "reno", "configs": "demo"}[kind]
+    assert code == 0 and expected in names
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (("missing.png", "--reward", "brightness"), "missing.png"),
+        ((".", "--reward", "brightness"), "no media files"),
+        (("picture.png", "--reward", "brightnes"), "did you mean 'brightness'"),
+        (("picture.png", "--reward", "starter_clip"), "--prompt"),
+    ],
+)
+def test_score_answers_bad_input_in_one_sentence(tmp_path, capsys, monkeypatch, arguments, sentence):
+    from PIL import Image
+
+    monkeypatch.chdir(tmp_path)
+    if arguments[0] == "picture.png":
+        Image.new("RGB", (8, 8), "white").save("picture.png")
+    code, _, err = call(capsys, "score", *arguments)
+    assert code == 2 and sentence in err
+
+
+def test_score_goes_on_past_a_corrupt_file_and_says_so(tmp_path, capsys):
+    from PIL import Image
+
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
+    code, out, _ = call(capsys, "score", tmp_path, "--reward", "brightness", "--json")
+    bad, good = json.loads(out)
+    assert code == 1 and good["brightness"] == pytest.approx(1.0) and bad["brightness"] is None and "bad.png" in bad["error"]
+
+
+def test_help_is_instant_and_teaches_every_command():
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "-m", "workbench.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert "torch" not in done.stderr
+    for command in ("demo", "run", "list", "score", "report", "doctor", "starter"):
+        assert command in done.stdout
+        with pytest.raises(SystemExit) as caught:
+            cli.main([command, "--help"])
+        assert caught.value.code == 0

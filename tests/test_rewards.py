@@ -1,0 +1,342 @@
+"""Every reward keeps the contract; the closed forms are exact; the ports agree with their publications."""
+
+from __future__ import annotations
+
+import io
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from reward_fixtures import PROMPTS, media_for, scored, small
+
+import rewards
+from rewards import REWARDS, build
+from rewards.preprocess import CLIP_STD, View, resize
+from workbench.assets import ROOT
+from workbench.types import BadInput, Media, Reward, RewardSpec
+
+PER_SAMPLE = [name for name, cls in REWARDS.items() if cls.spec.scope == "sample"]
+
+
+# The contract, for every reward there is
+
+
+@pytest.mark.parametrize("n", [1, 3])
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_returns_one_finite_float32_score_a_sample(name, n):
+    reward = small(name)
+    assert isinstance(reward, Reward)
+    scores = scored(reward, media_for(reward.spec, n))
+    assert scores.shape == (() if reward.spec.scope == "set" else (n,))
+    assert scores.dtype == torch.float32
+    assert scores.isfinite().all()
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_a_score_does_not_depend_on_the_rest_of_the_batch(name):
+    reward, media = small(name), media_for(REWARDS[name].spec, 3)
+    together = scored(reward, media)
+    assert len(set(together.tolist())) == 3, "samples must differ for this test to mean anything"
+    for b in range(3):
+        assert scored(reward, media[b], PROMPTS[b:]) == pytest.approx(together[b].item(), rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_gradient_reaches_the_media_exactly_where_declared(name):
+    reward = small(name)
+    media = media_for(reward.spec, 3)
+    media.data.requires_grad_()
+    scores = scored(reward, media)
+    assert scores.requires_grad == reward.spec.differentiable
+    if reward.spec.differentiable:
+        (gradient,) = torch.autograd.grad(scores.sum(), media.data)
+        assert gradient.isfinite().all()
+        assert (gradient.flatten(1).norm(dim=1) > 0).all()
+
+
+@pytest.mark.parametrize("name", [n for n, cls in REWARDS.items() if cls.spec.differentiable])
+def test_the_declared_gradient_is_the_slope_of_the_score(name):
+    """Along the gradient the score rises at the rate that the gradient's norm says."""
+    reward = small(name)
+    media = media_for(reward.spec, 1)
+    media.data.requires_grad_()
+    (gradient,) = torch.autograd.grad(scored(reward, media).sum(), media.data)
+    step = 0.02 * gradient / gradient.norm()
+    up, down = (scored(reward, Media(media.data.detach() + s, media.modality, media.rate)) for s in (step, -step))
+    assert ((up - down) / 0.04).item() == pytest.approx(gradient.norm().item(), rel=0.05)
+
+
+@pytest.mark.parametrize("name", PER_SAMPLE)
+def test_nan_in_one_sample_is_nan_in_its_score_alone(name):
+    reward, media = small(name), media_for(REWARDS[name].spec, 3)
+    whole = scored(reward, media)
+    media.data[1].view(-1)[7] = torch.nan
+    scores = scored(reward, media)
+    assert scores.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(scores[[0, 2]], whole[[0, 2]], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [n for n in PER_SAMPLE if REWARDS[n].spec.differentiable])
+def test_nan_in_one_sample_spoils_no_other_gradient(name):
+    reward, media = small(name), media_for(REWARDS[name].spec, 3)
+    media.data[1].view(-1)[7] = torch.nan
+    media.data.requires_grad_()
+    (gradient,) = torch.autograd.grad(scored(reward, media)[[0, 2]].sum(), media.data)
+    assert gradient[[0, 2]].isfinite().all() and gradient[[0, 2]].any()
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_is_called_by_keywords_only(name):
+    """Swapping media and prompts can't happen by accident."""
+    reward = small(name)
+    with pytest.raises(TypeError):
+        reward(media_for(reward.spec, 1), PROMPTS[:1])
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_says_what_it_is_before_it_is_built(name):
+    spec, cls = REWARDS[name].spec, REWARDS[name]
+    assert isinstance(spec, RewardSpec)
+    assert spec.name == name
+    assert cls.__doc__ and not cls.__doc__.startswith(f"{cls.__name__}("), "the docstring is the help"
+    assert spec.modalities <= {"image", "video", "audio"} and spec.modalities
+    assert spec.typical is None or spec.typical[0] < spec.typical[1]
+    if spec.weights:
+        assert spec.licence and spec.paper
+
+
+def test_listing_rewards_imports_no_model_library():
+    code = "import sys, rewards; print({'transformers', 'open_clip', 'torchvision', 'PIL'} & set(sys.modules))"
+    out = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert out.stdout.strip() == "set()"
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "hps", "aesthetic", "imagereward"])
+def test_weights_are_frozen_and_in_eval_mode(name):
+    loaded = small(name).load("cpu")
+    parts = loaded if isinstance(loaded, tuple) else (loaded,)
+    nets = [getattr(p, "net", p) for p in parts]
+    nets = [n for n in nets if isinstance(n, torch.nn.Module)]
+    assert nets
+    for net in nets:
+        assert not net.training
+        assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", ["clip", "pickscore", "hps", "aesthetic", "imagereward"])
+def test_checkpointing_and_inference_mode_change_no_gradient(name):
+    """The first score may be taken in inference mode: what is kept from it serves a gradient afterwards."""
+    media = media_for(REWARDS[name].spec, 2)
+    media.data.requires_grad_()
+    (plain,) = torch.autograd.grad(scored(small(name), media).sum(), media.data)
+    rewards.release()
+    with torch.inference_mode():
+        scored(small(name, checkpoint=True), media)
+    (again,) = torch.autograd.grad(scored(small(name, checkpoint=True), media).sum(), media.data)
+    torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["clip", "hps", "aesthetic", "imagereward"])
+def test_a_bfloat16_backbone_gives_float32_scores_near_the_exact_ones(name):
+    media = media_for(REWARDS[name].spec, 3)
+    low, exact = scored(small(name, dtype="bfloat16"), media), scored(small(name), media)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, rtol=0.1, atol=0.05)
+
+
+def test_a_reward_refuses_a_medium_that_it_does_not_judge():
+    with pytest.raises(BadInput, match="clip judges image, not video"):
+        scored(small("clip"), Media(torch.rand(1, 2, 3, 8, 8), "video", 8.0))
+
+
+def test_prompts_and_samples_must_be_as_many():
+    with pytest.raises(ValueError, match="2 prompts for 3 samples"):
+        scored(small("clip"), media_for(REWARDS["clip"].spec, 3), PROMPTS[:2])
+
+
+# Building by name
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "says"),
+    [
+        ("brightnes", {}, "did you mean 'brightness'"),
+        ("clip", {"modl": "x"}, "did you mean 'model'"),
+        ("clip", {"mode": "cosin"}, "did you mean 'cosine'"),
+        ("clip", {"checkpoint": 3}, "expected true or false, got 3"),
+        ("clip", {"mode": "contrastive"}, "go together"),
+        ("compressibility", {"quality": 0}, "at least 1"),
+        ("no_such.module:Thing", {}, "can't import"),
+        ("rewards.preprocess:View", {}, "is no reward"),
+    ],
+)
+def test_a_wrong_name_or_setting_is_answered_with_the_nearest(name, settings, says):
+    with pytest.raises(BadInput, match=says):
+        build(name, **settings)
+
+
+class Redness:
+    """A reward of someone else's package: one class, no registration."""
+
+    spec = RewardSpec("redness", "1", frozenset({"image"}), differentiable=True)
+
+    def __call__(self, *, media, prompts, references=None):
+        return media.data[:, 0].flatten(1).mean(1)
+
+
+def test_an_outside_reward_is_named_by_its_import_path():
+    reward = build("test_rewards:Redness")
+    assert scored(reward, Media(torch.full((1, 3, 4, 4), 0.25), "image")).item() == 0.25
+    with pytest.raises(BadInput, match="takes no settings"):
+        build("test_rewards:Redness", strength=2)
+
+
+# Closed forms
+
+
+def picture(*colours: tuple[float, float, float]) -> Media:
+    """One picture of equal vertical stripes."""
+    stripes = torch.tensor(colours).T[:, None, :].repeat_interleave(8, 2).expand(3, 16, -1)
+    return Media(stripes[None].clone(), "image")
+
+
+BLACK, WHITE, RED, GREY = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0), (1.0, 0.0, 0.0), (0.5, 0.5, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("name", "colours", "score"),
+    [
+        ("brightness", [WHITE], 1.0),
+        ("brightness", [RED], 0.299),
+        ("brightness", [BLACK, WHITE], 0.5),
+        ("contrast", [GREY], 0.0),
+        ("contrast", [BLACK, WHITE], 0.5),
+        ("colourfulness", [GREY], 0.0),
+        ("colourfulness", [BLACK, WHITE], 0.0),
+        ("colourfulness", [RED], 0.3 * 1.25**0.5),  # rg 1, yb 1/2: no spread, mean only
+        ("colourfulness", [RED, BLACK], (1.25**0.5) / 2 + 0.3 * (1.25**0.5) / 2),
+        ("sharpness", [GREY], 0.0),
+        ("saturated_pixels", [GREY], 0.0),
+        ("saturated_pixels", [BLACK, GREY], -0.5),
+        ("saturated_pixels", [WHITE, RED], -1.0),
+    ],
+)
+def test_a_closed_form_is_exact(name, colours, score):
+    assert scored(build(name), picture(*colours)).item() == pytest.approx(score, abs=2e-6)
+
+
+def test_sharpness_of_a_checkerboard_is_known():
+    """Each inner Laplacian of a 0/1 checkerboard is +4 or -4, half each: variance 16."""
+    board = (torch.arange(10)[:, None] + torch.arange(10)) % 2
+    assert scored(build("sharpness"), Media(board.float().expand(1, 3, 10, 10), "image")).item() == pytest.approx(16.0)
+
+
+def test_compressibility_is_the_size_of_the_jpeg_on_disk():
+    media = media_for(REWARDS["compressibility"].spec, 1)
+    file = io.BytesIO()
+    array = (media.data[0] * 255).round().byte().permute(1, 2, 0).numpy()
+    Image.fromarray(array).save(file, "JPEG", quality=95)
+    assert scored(build("compressibility"), media).item() == pytest.approx(-len(file.getvalue()) / 1000)
+    noise = Media(torch.rand(1, 3, 36, 48), "image")
+    assert scored(build("compressibility"), noise) < scored(build("compressibility"), media)
+    assert scored(build("compressibility", quality=20), media) > scored(build("compressibility"), media)
+
+
+@pytest.mark.parametrize("name", ["brightness", "contrast", "colourfulness", "sharpness", "saturated_pixels"])
+def test_a_video_scores_the_mean_of_its_frames(name):
+    frames = media_for(REWARDS[name].spec, 4).data
+    frames[0] = frames[0].round()
+    one_by_one = build(name)(media=Media(frames, "image"), prompts=[""] * 4)
+    whole = build(name)(media=Media(frames[None], "video", 8.0), prompts=[""])
+    assert whole.item() == pytest.approx(one_by_one.mean().item(), rel=1e-5)
+
+
+# Preprocessing
+
+
+@pytest.mark.parametrize("shape", [(90, 120), (300, 200), (512, 512), (31, 57)])
+def test_resizing_agrees_with_pil(shape):
+    """Within 1.2/255 of PIL everywhere and 0.35/255 on average; the usual single unclamped pass is far off at edges."""
+    g = torch.Generator().manual_seed(0)
+    edges = torch.rand(1, 3, 9, 9, generator=g).round()
+    pictures = {
+        "noise": torch.rand(1, 3, *shape, generator=g),
+        "smooth": F.interpolate(torch.rand(1, 3, 5, 7, generator=g), shape, mode="bilinear"),
+        "edges": F.interpolate(edges, shape, mode="nearest"),
+    }
+    for kind, x in pictures.items():
+        eight_bit = (x * 255).round()
+        image = Image.fromarray(eight_bit[0].byte().permute(1, 2, 0).numpy())
+        theirs = torch.from_numpy(np.array(image.resize((64, 48), Image.Resampling.BICUBIC))).permute(2, 0, 1)
+        error = (resize(eight_bit / 255, (48, 64))[0] * 255 - theirs).abs()
+        assert error.max() < 1.2
+        assert error.mean() < 0.35
+        if kind == "edges":
+            usual = F.interpolate(eight_bit, (48, 64), mode="bicubic", antialias=True)[0]
+            assert (usual - theirs).abs().max() > 10
+
+
+@pytest.mark.parametrize("shape", [(48, 36), (36, 48), (40, 40), (33, 200)])
+def test_a_view_crops_the_centre_as_the_published_transforms_do(shape):
+    """The same pixels as transformers' own CLIP image processor, to 8-bit rounding."""
+    from transformers import CLIPImageProcessor
+
+    x = (media_for(REWARDS["clip"].spec, 1).data * 255).round() / 255
+    x = F.interpolate(x, shape)
+    image = Image.fromarray((x[0] * 255).byte().permute(1, 2, 0).numpy())
+    size = {"size": {"shortest_edge": 32}, "crop_size": {"height": 32, "width": 32}}
+    theirs = CLIPImageProcessor(**size)(image, return_tensors="pt")["pixel_values"]
+    ours = View((32, 32))(x)
+    assert (ours - theirs).abs().max() < 1.2 / 255 / min(CLIP_STD)
+
+
+def test_padding_keeps_the_whole_picture_on_black():
+    """HPSv2's fit: the long side to the size, zeros around before normalisation."""
+    view = View((32, 32), mean=(0.0,) * 3, std=(1.0,) * 3, fit="pad")
+    seen = view(torch.ones(1, 3, 10, 40))
+    assert seen.shape == (1, 3, 32, 32)
+    assert seen[0, 0].amax(1).nonzero().flatten().tolist() == list(range(12, 20))
+    assert seen.sum() == 3 * 8 * 32
+
+
+# The page about them
+
+
+def table() -> str:
+    """docs/rewards.md's table, from the specs."""
+    head = ["reward", "judges", "gradient", "needs", "typical", "licence", "paper", "weights"]
+    rows = [head, ["---"] * len(head)]
+    for name, cls in REWARDS.items():
+        s = cls.spec
+        row = [
+            f"`{name}`",
+            ", ".join(sorted(s.modalities)),
+            "yes" if s.differentiable else "no",
+            ", ".join(sorted(s.needs)),
+        ]
+        typical = f"{s.typical[0]:g} to {s.typical[1]:g}" if s.typical else ""
+        rows.append([*row, typical, s.licence, s.paper, s.weights])
+    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
+
+
+def test_the_page_about_rewards_holds_the_table_of_their_specs():
+    """When it fails: put the table that it prints between the marks."""
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    held = page.partition("<!-- table -->\n")[2].partition("\n<!-- /table -->")[0]
+    assert held == table(), f"docs/rewards.md should hold:\n{table()}"
+
+
+def test_the_reward_written_out_on_the_page_works_as_an_outside_package(tmp_path, monkeypatch):
+    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    (tmp_path / "mine.py").write_text(page.partition("```python\n")[2].partition("```")[0])
+    monkeypatch.syspath_prepend(tmp_path)
+    reward = build("mine:Warmth", strength="3.0")
+    assert isinstance(reward, Reward)
+    assert scored(reward, picture(RED)).item() == 3.0
+    assert scored(reward, picture(GREY)).item() == 0.0
+    with pytest.raises(BadInput, match="did you mean 'strength'"):
+        build("mine:Warmth", strenght=1)

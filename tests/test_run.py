@@ -1,0 +1,186 @@
+"""Whole runs on the embedded starter pack: made, judged, stored, killed, resumed, repeated."""
+
+from __future__ import annotations
+
+import dataclasses
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from workbench import cli, config, media, report, run, store
+from workbench.assets import ROOT
+from workbench.methods import METHODS
+from workbench.types import Event
+
+PROMPTS = "configs/prompts/starter-image-test.txt"
+BASE = {"pipeline": "starter-image", "reward": "starter_clip", "watch": ["oracle"], "prompts": PROMPTS, "name": "test"}
+COST = {"seconds", "peak_mb"}
+
+
+def settings(**change) -> config.RunConfig:
+    return config.check(config.build(config.RunConfig, BASE | change, "test"))
+
+
+def execute(runs: Path, **change) -> store.RunFolder:
+    plan = run.plan(settings(**change))
+    folder = store.RunFolder.open(runs, "test", dataclasses.asdict(plan.config), fresh=True)
+    for _ in run.execute(plan, folder):
+        pass
+    return folder
+
+
+def verdict(folder: store.RunFolder) -> dict:
+    """The summary without what differs from run to run by nature: its folder's name and the clock."""
+    summary = folder.read("summary.json")
+    parts = [{k: v for k, v in c.items() if k not in COST} for c in summary["contestants"]]
+    return summary | {"run": "", "contestants": parts}
+
+
+def files(folder: store.RunFolder) -> dict[str, str]:
+    kept = [p for top in ("media", "latents") for p in (folder.path / top).rglob("*") if p.is_file()]
+    return {p.relative_to(folder.path).as_posix(): media.fingerprint(p) for p in (*kept, folder.path / "grid.png")}
+
+
+SMALL = {"contestants": {"base": "sample", "best_of_n": {"n": 3}, "reno": {"iterations": 2}}, "limit": 5, "seeds": 2, "batch": 4}
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    return execute(tmp_path_factory.mktemp("runs"), **SMALL)
+
+
+def test_a_run_leaves_everything_that_its_folder_promises(small):
+    summary = small.read("summary.json")
+    assert [c["name"] for c in summary["contestants"]] == ["base", "best_of_n", "reno"]
+    assert summary["prompts"] == 5 and summary["seeds"] == 2 and small.read()["status"] == "done"
+    for c in summary["contestants"]:
+        assert c["rewards"]["starter_clip"]["optimised"] and not c["rewards"]["oracle"]["optimised"]
+        assert c["nfe"] == 10 * METHODS[c["method"]](**SETTINGS[c["name"]]).calls(1)
+        assert c["reward_calls"] == {"base": 0, "best_of_n": 30, "reno": 30}[c["name"]]
+        assert len(list((small.path / "media" / c["name"]).glob("*.png"))) == c["samples"] == 10
+    for name in ("report.html", "grid.png", "events.jsonl"):
+        assert (small.path / name).stat().st_size > 0
+    with store.index(small.path.parent) as db:
+        assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 30
+    assert not list(small.path.rglob("*.tmp"))
+
+
+SETTINGS = {"base": {}, "best_of_n": {"n": 3}, "reno": {"iterations": 2}}
+
+
+def test_the_score_of_a_stored_picture_is_the_score_in_the_table(small, capsys):
+    """Pictures are judged as they are stored: whoever has the file can have the score again."""
+    path = sorted((small.path / "media" / "reno").glob("*.png"))[0]
+    assert cli.main(["score", str(path), "--reward", "starter_clip", "--reward", "oracle", "--json"]) == 0
+    (row,) = json.loads(capsys.readouterr().out)
+    meta = media.read_meta(path)
+    assert row["prompt"] == meta["prompt"]
+    assert {n: row[n] for n in ("starter_clip", "oracle")} == pytest.approx(meta["scores"], abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_files_and_another_seed_others(small, tmp_path):
+    again, other = execute(tmp_path, **SMALL), execute(tmp_path, **SMALL | {"seed": 1, "limit": 1})
+    assert files(again) == files(small) and verdict(again) == verdict(small)
+    assert files(other)["media/base/0000-0.png"] != files(small)["media/base/0000-0.png"]
+
+
+def test_a_run_killed_at_any_moment_goes_on_to_the_table_of_an_uninterrupted_one(small, tmp_path):
+    path = tmp_path / "test.yaml"
+    path.write_text(yaml.safe_dump(BASE | SMALL))
+    command = [sys.executable, "-m", "workbench.cli", "run", str(path), "--runs", str(tmp_path / "runs")]
+    for finished in (1, 4):  # killed after the first batch, then again in the middle of the second contestant
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        wait_for(process, tmp_path / "runs", finished)
+        os.kill(process.pid, signal.SIGKILL)
+        process.wait()
+    (folder,) = store.folders(tmp_path / "runs")
+    assert folder.read()["status"] == "running"
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert len(store.folders(tmp_path / "runs")) == 1
+    assert verdict(folder) == verdict(small) and files(folder) == files(small)
+
+
+def wait_for(process, runs: Path, finished: int):
+    for _ in range(2400):
+        found = [e for f in store.folders(runs) for e in f.events() if e.get("final")]
+        if len(found) >= finished:
+            return
+        assert process.poll() is None, "the run ended before it could be killed"
+        time.sleep(0.05)
+    raise AssertionError("the run made no progress")
+
+
+def test_reno_raises_the_oracle_and_each_control_does_not(tmp_path):
+    """The claim, with controls that must fail: the opposite reward lowers the oracle, other prompts' reward does not raise it."""
+    gain = {}
+    for control in ("none", "negated", "shuffled"):
+        folder = execute(tmp_path, method={"name": "reno", "iterations": 12}, limit=42, batch=42, control=control)
+        gain[control] = folder.read("summary.json")["contestants"][1]["versus_base"]["oracle"]["ci95"]
+    assert gain["none"][0] > 0, gain
+    assert gain["negated"][1] < 0, gain
+    assert gain["shuffled"][0] <= 0, gain
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Fails in its second batch."""
+
+    needs = frozenset()
+    paper = ""
+
+    def calls(self, steps):
+        return steps
+
+    def __call__(self, policy, reward, batches):
+        for batch in batches:
+            if policy.nfe > 8:
+                raise RuntimeError("out of luck")
+            z = policy.noise(batch.seeds)
+            m = policy.sample(batch.prompts, seeds=batch.seeds, noise=z).media
+            yield Event(0, {"reward": float("nan")}, m, batch.prompts, batch.seeds, latents=z, final=True)
+
+
+def test_a_contestant_that_breaks_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
+    monkeypatch.setitem(METHODS, "broken", Broken)
+    folder = execute(tmp_path, contestants={"base": "sample", "broken": "broken", "best_of_n": {"n": 2}}, limit=8, batch=4)
+    base, broken, other = folder.read("summary.json")["contestants"]
+    assert broken["failed"] == "RuntimeError: out of luck" and other["samples"] == 8
+    assert "out of luck" in (folder.path / "failure-broken.txt").read_text()
+    assert "out of luck" in (folder.path / "report.html").read_text() and folder.read()["status"] == "failed"
+    assert any("out of luck" in sentence for sentence in report.headline(folder.read("summary.json")))
+
+
+def test_a_disk_that_fills_up_stops_the_run_with_nothing_half_written_and_it_can_go_on(tmp_path, monkeypatch, capsys):
+    path, real, calls = tmp_path / "test.yaml", store.write_atomic, []
+    path.write_text(yaml.safe_dump(BASE | SMALL))
+
+    def fills_up(target, data):
+        calls.append(target)
+        if len(calls) > 12:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return real(target, data)
+
+    for module in (store, media):
+        monkeypatch.setattr(module, "write_atomic", fills_up)
+    assert cli.main(["run", str(path), "--runs", str(tmp_path / "runs")]) == 1
+    assert "disk" in capsys.readouterr().err
+    monkeypatch.undo()
+    assert cli.main(["run", str(path), "--runs", str(tmp_path / "runs"), "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["contestants"][2]["samples"] == 10
+
+
+def test_batches_are_seeded_so_that_what_ran_before_does_not_matter(small, tmp_path):
+    torch.manual_seed(123)
+    alone = execute(tmp_path, **SMALL | {"contestants": {"reno": {"iterations": 2}}})
+    kept = {k: v for k, v in files(small).items() if k.startswith(("media/reno", "latents/reno"))}
+    assert kept.items() <= files(alone).items()
