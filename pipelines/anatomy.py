@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from . import schedule, seams
 
@@ -52,6 +53,8 @@ class Anatomy:
         return torch.autograd.grad(self.state, self.noise, x, create_graph=wanted, retain_graph=True)[0]
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
     """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation.
 
@@ -106,6 +109,34 @@ def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
     found = Anatomy(denoisers, _count(step.scheduler), drawn, step.sample, copy.deepcopy(step.scheduler))
     _check(found, name)
     return found
+
+
+def remembers(pipe: Any, kwargs: Mapping[str, Any], anatomy: Anatomy) -> bool:
+    """Whether what the scheduler sees at step 1 depends on what the denoiser said at step 0, the state being the same: then
+    guidance carries momentum, and a step from an arbitrary state is not defined. One denoiser evaluation."""
+    if anatomy.steps == 1:
+        return False
+    said: list[Any] = []
+
+    def second_output(factor: float) -> Tensor:
+        calls = iter(range(1 << 30))
+
+        def on_call(call: seams.Call, forward: seams.Forward) -> Any:
+            if call.module not in anatomy.denoisers:
+                return forward(*call.args, **call.kwargs)
+            if call.step == 0 and factor == 1:
+                said.append(forward(*call.args, **call.kwargs))
+            n = next(calls) % len(said)
+            return tree_map_only(Tensor, lambda t: t * factor if call.step == 0 else t.clone(), said[n])
+
+        def on_step(step: seams.Step) -> Any:
+            if step.index == 1:
+                raise seams.Stop(step.model_output)
+            return seams.with_sample(step.advance(), anatomy.state.detach())
+
+        return seams.run(pipe, kwargs, on_call=on_call, on_step=on_step)
+
+    return not torch.equal(second_output(1.0), second_output(2.0))
 
 
 def _count(scheduler: Any) -> int:

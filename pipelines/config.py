@@ -78,7 +78,7 @@ class PipelineConfig:
     text: dict = field(default_factory=dict)  # those of them that are repeated for each prompt: negative_prompt, lyrics
     guidance: str = "guidance_scale"  # the argument that scales guidance
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
-    components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, file}
+    components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, dtype} or {repo, file}
     kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}: sample by it
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU it is always fp32 unless asked otherwise
     name: str = ""  # where it was read from

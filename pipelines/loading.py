@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,13 +40,9 @@ def load(
     loads, for whatever can be seen to be wrong.
     """
     config = replace(read(config), **overrides)
-    refuse(config.pipeline, config.name or config.repo)
-    where, kind = _device(device), _dtype(dtype, config, device)
-    chosen = kernels.choose(attention, where)
+    where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention)
     kernel = transitions.kernel(**config.kernel) if config.kernel else None
-    if local := config.folder:
-        folders.check(local, config.pipeline, replaced=config.components)
-    pipe = _build(config, kind)
+    pipe = _quietly(_build, config, kind)
     for module in seams.modules(pipe).values():
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
@@ -67,6 +64,36 @@ def load(
     return policy
 
 
+def preflight(
+    config: PipelineConfig, *, device: str = "auto", dtype: str | torch.dtype | None = None, attention: str = "auto"
+) -> tuple[torch.device, torch.dtype, str]:
+    """Device, dtype and attention kernels that `load` will use. Raises BadInput for whatever can be seen to be wrong
+    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder."""
+    refuse(config.pipeline, config.name or config.repo)
+    where, kind = _device(device), _dtype(dtype, config, device)
+    chosen = kernels.choose(attention, where)
+    if local := config.folder:
+        folders.check(local, config.pipeline, replaced=config.components)
+    return where, kind, chosen
+
+
+def _quietly(work: Callable, *args: Any) -> Any:
+    """Without the loading bars of diffusers and transformers: the caller shows progress in its own way."""
+    import diffusers
+    import transformers
+
+    libraries = [lib.utils.logging for lib in (diffusers, transformers)]
+    shown = [lib.is_progress_bar_enabled() for lib in libraries]
+    for lib in libraries:
+        lib.disable_progress_bar()
+    try:
+        return work(*args)
+    finally:
+        for lib, on in zip(libraries, shown, strict=True):
+            if on:
+                lib.enable_progress_bar()
+
+
 def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
     import diffusers
 
@@ -86,7 +113,7 @@ def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
     try:
-        pipe = cls.from_pretrained(repo, torch_dtype=dtype, use_safetensors=True, **parts)
+        pipe = cls.from_pretrained(repo, dtype=dtype, use_safetensors=True, **parts)
     except (OSError, ValueError) as error:
         raise BadInput(f"{repo}: {_first_line(error)}") from error
     for name, state in files.items():
@@ -106,14 +133,14 @@ def _index(cls: Any, repo: str) -> dict[str, Any]:
 def _component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
     """A component of the class that model_index.json names, from another repository."""
     spec = {"repo": spec} if isinstance(spec, str) else dict(spec)
-    if unknown := set(spec) - {"repo", "subfolder"}:
-        raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: file, repo, subfolder")
-    repo, sub = resolve(spec["repo"]), spec.get("subfolder", "")
+    if unknown := set(spec) - {"repo", "subfolder", "dtype"}:
+        raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: dtype, file, repo, subfolder")
+    repo, sub, dtype = resolve(spec["repo"]), spec.get("subfolder", ""), DTYPES.get(spec.get("dtype"), dtype)
     if Path(repo, sub).is_dir():
         folders.check_weights(Path(repo, sub))
     cls = getattr(importlib.import_module(entry[0]), entry[1])
     try:
-        return cls.from_pretrained(repo, subfolder=sub, torch_dtype=dtype, use_safetensors=True)
+        return cls.from_pretrained(repo, subfolder=sub, dtype=dtype, use_safetensors=True)
     except OSError as error:
         raise BadInput(f"components.{name}: {repo}: {_first_line(error)}") from error
 

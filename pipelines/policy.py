@@ -19,7 +19,7 @@ from torch import Tensor
 from workbench.types import Media, Modality, Prediction, Trajectory, Transition
 
 from . import schedule, seams
-from .anatomy import Anatomy, find
+from .anatomy import Anatomy, find, remembers
 from .prompted import Prompted
 from .transitions import Ancestral, Kernel
 
@@ -44,6 +44,7 @@ class Policy:
         kernel: Kernel | None = None,
         guidance: str = "guidance_scale",
         attention: str = "sdpa",
+        checkpoint: bool = True,
         memory: int = 8,
     ):
         self.pipe, self.modality, self.rate, self.kernel = pipe, modality, rate, kernel
@@ -55,6 +56,7 @@ class Policy:
         self.guidance = guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far
+        self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         self.memory = memory  # how many prompt batches keep their encodings
         self._prompted: OrderedDict[tuple, Prompted] = OrderedDict()
 
@@ -62,6 +64,11 @@ class Policy:
     def anatomy(self) -> Anatomy:
         with torch.random.fork_rng(self._cuda):
             return find(self.pipe, self._kwargs(("a",), [0]))
+
+    @cached_property
+    def _remembers(self) -> bool:
+        with torch.random.fork_rng(self._cuda):
+            return remembers(self.pipe, self._kwargs(("a",), [0]), self.anatomy)
 
     @cached_property
     def levels(self) -> list[schedule.Level]:
@@ -129,7 +136,7 @@ class Policy:
                 on_draw=lambda drawn: next(served, drawn).to(drawn) if drawn.shape == noise.shape else drawn,
                 on_step=on_step,
                 grad=graph and first == 0,
-                checkpoint=grad > 1,
+                checkpoint=self.checkpoint and grad > 1,
             )
         )
         if len(states) != self.steps + 1:
@@ -142,20 +149,21 @@ class Policy:
     def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition:
         """p(x_{i+1} | x_i = x) [B,*latent] by the kernel, from any x, in float32; keeps the graph in grad mode.
 
-        Steps before i cost no denoiser call. Guidance that depends on earlier steps (APG momentum) sees stand-ins there.
+        Steps before i cost no denoiser call. Raises TypeError for a scheduler whose levels are not known, and for guidance
+        that carries momentum from step to step (APG).
         """
-        level = self.levels[i]
+        level = self._level(i)
         return (self.kernel or Ancestral())(level, x.float(), self._output(x, i, prompts).float())
 
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
         """What the guided denoiser says at x_i = x [B,*latent], in its three forms, float32. `guidance` overrides the
         policy's own."""
-        level = self.levels[i]
+        level = self._level(i)
         return schedule.predicted(level, x.float(), self._output(x, i, prompts, guidance).float())
 
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor:
         """x_i [B,*latent] = a_i x0 + s_i eps."""
-        return schedule.noised(self.levels[i], x0, eps)
+        return schedule.noised(self._level(i), x0, eps)
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         """Media of clean latents [B,*latent] by the pipeline's own tail, differentiable; the denoiser is not run."""
@@ -171,14 +179,22 @@ class Policy:
         out = self._run(tuple(prompts), self._spare(prompts), live=lambda i: False, on_step=on_step)
         return self._media(out)
 
+    def _level(self, i: int) -> schedule.Level:
+        if not 0 <= i < self.steps:
+            raise ValueError(f"step {i}: this policy has steps 0..{self.steps - 1}")
+        return self.levels[i]
+
     def forget(self) -> None:
         """Drop the prompt encodings: needed after anything but the denoiser has changed."""
         self._prompted.clear()
 
     def _output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Tensor:
         """The model output that the scheduler would see at step i if its state were x, guidance included."""
-        if not 0 <= i < self.steps:
-            raise ValueError(f"step {i}: this policy has steps 0..{self.steps - 1}")
+        if i > 0 and self._remembers:
+            raise TypeError(
+                f"the guidance of {type(self.pipe).__name__} carries momentum from step to step, so a step from any state "
+                "is not defined; switch guidance off"
+            )
         graph = torch.is_grad_enabled()
         noise = self.anatomy.unstart(x) if i == 0 else None
 
@@ -220,7 +236,7 @@ class Policy:
         anatomy, kwargs = self.anatomy, self._kwargs(prompts, generators)
         if guidance is not None:
             kwargs[self.guidance] = guidance
-        hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint)
+        hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint, self._matched)
         keep = seams.Keep() if self.modality == "audio" else nullcontext()
         with torch.random.fork_rng(self._cuda), keep:
             out = seams.run(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
@@ -257,9 +273,16 @@ class Policy:
     def _media(self, out: Any) -> Media:
         data = out[0]
         data = data if isinstance(data, Tensor) else torch.from_numpy(data)
+        data = data if data.dtype == torch.float64 else data.float()
         if self.modality == "audio":
-            data = (data[:, None] if data.dim() == 2 else data).float().clamp(-1, 1)
-        return Media(data.float(), self.modality, self.rate)
+            data = (data[:, None] if data.dim() == 2 else data).clamp(-1, 1)
+        return Media(data, self.modality, self.rate)
+
+    @property
+    def _matched(self) -> bool:
+        parts = seams.modules(self.pipe)
+        trained = any(p.requires_grad for name in self.anatomy.denoisers for p in parts[name].parameters())
+        return trained and self.kernel is not None
 
     @property
     def _cuda(self) -> list[int]:

@@ -28,9 +28,12 @@ class Prompted:
         live: Callable[[int], bool],
         count: Callable[[int], None],
         checkpoint: bool = False,
+        matched: bool = False,
     ) -> dict[str, Callable]:
         """on_encode and on_call for one `seams.run`, in which the steps with live(i) run the denoiser for real and the
         others don't. `count` gets the rows that went through; `checkpoint` recomputes activations in the backward pass.
+        `matched` runs the denoiser in grad mode even where no graph is kept: with parameters that require grad, kernels
+        and so the last digits differ, and log-probabilities are compared across.
         """
         answers = None if self.answers is None else iter(self.answers)
         fresh: list[tuple[str, Any]] = []
@@ -59,14 +62,14 @@ class Prompted:
                 return seams.clone(self.standins[min(place, len(self.standins) - 1)])
             count(call.rows)
             graph = torch.is_grad_enabled() and live(call.step)
-            with torch.set_grad_enabled(graph):
+            with torch.set_grad_enabled(graph or matched):
                 if checkpoint and graph:
                     out = checkpointed(forward, *call.args, use_reentrant=False, **call.kwargs)
                 else:
                     out = forward(*call.args, **call.kwargs)
             if gathered == call.step:
                 self.standins.append(seams.clone(out))
-            return out
+            return out if graph or not matched else seams.clone(out)
 
         def on_call(call: seams.Call, forward: seams.Forward) -> Any:
             if call.module in denoisers:

@@ -1,5 +1,6 @@
-"""How media is judged: small classes whose fields are their settings, whose docstring is their help, and whose `spec` can be
-read without loading anything. Weights load on first use, onto the device of the media.
+"""How media is judged: small classes whose fields are their settings and whose docstring is their help.
+
+Their `spec` can be read without loading anything; weights load on first use, onto the device of the media.
 """
 
 from __future__ import annotations

@@ -32,14 +32,16 @@ class Head(nn.Module):
 
 
 @functools.cache
-@torch.inference_mode(False)
+@checkpoints.aside()
 def _head(source: str, device: str, width: int) -> Head:
-    return checkpoints.fill(Head(width), checkpoints.read(source), source).to(device)
+    with checkpoints.Blank():
+        head = Head(width)
+    return checkpoints.fill(head, checkpoints.read(source), source).to(device)
 
 
 @dataclass(frozen=True)
 class Aesthetic:
-    """How pretty a picture is, 1..10, whatever the prompt: the LAION aesthetic predictor v2. Above 7 suspect hacking."""
+    """How pretty a picture is, 1..10, whatever the prompt: LAION's aesthetic predictor v2. Above 7 suspect hacking."""
 
     weights: str = (
         "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"  # the head: a file, or owner/repo/file of the hub

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 import safetensors.torch
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.types import BadInput
 
@@ -55,10 +57,19 @@ def read(source: str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-def fill(net: nn.Module, state: Mapping[str, Tensor], source: str, optional: tuple[str, ...] = ()) -> nn.Module:
+class Blank(TorchDispatchMode):
+    """While it is entered, random initialisation is skipped, most of the time of building: `fill` overwrites it all."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default):
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
     """`net` with every one of its tensors taken from `state`, frozen, in eval mode.
 
-    `optional` are prefixes that the file may hold and `net` does not use. Raises BadInput at the first name or shape that differs.
+    Raises BadInput at the first name that one of them lacks, or shape that differs.
     """
     own = net.state_dict()
     for name, value in own.items():
@@ -67,10 +78,17 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], source: str, optional: tup
         if state[name].shape != value.shape:
             raise BadInput(f"{source}: {name} is {list(state[name].shape)}, this model has {list(value.shape)}")
     for name in state:
-        if name not in own and not name.startswith(optional):
+        if name not in own:
             raise BadInput(f"{source} holds {name}, which this model does not have")
     net.load_state_dict({name: state[name] for name in own})
     return freeze(net)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """For loading in the middle of a run: parameters fit for a gradient, and the global generator left alone."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        yield
 
 
 def freeze(net: nn.Module) -> nn.Module:

@@ -1,9 +1,12 @@
-"""CLIPScore: how well a picture fits its prompt (Hessel et al. 2021, arXiv:2104.08718, without their 2.5 and max(0, .))."""
+"""CLIPScore: how well a picture fits its prompt (Hessel et al. 2021, arXiv:2104.08718).
+
+Without their factor 2.5 and max(0, .): neither changes a ranking, and the second has no gradient where it matters.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -22,8 +25,8 @@ class CLIPScore:
     """How well a picture fits its prompt, by any CLIP or SigLIP model.
 
     mode `cosine`: cos(image, prompt). `scaled`: times the model's exp(logit_scale), about 100, plus SigLIP's bias.
-    `contrastive`: log-probability of the prompt among itself and `negatives` at that scale, in (-inf, 0]; what every picture
-    has in common with every caption cancels. A negative that equals the prompt is left out of that sample's choice.
+    `contrastive`: log-probability of the prompt among itself and `negatives` at that scale, in (-inf, 0]; what a
+    picture has in common with every caption cancels. A negative that equals the prompt is left out for that sample.
     """
 
     model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms
@@ -47,6 +50,12 @@ class CLIPScore:
     def __post_init__(self):
         if (self.mode == "contrastive") != bool(self.negatives):
             raise BadInput(f"{self.spec.name}: `negatives` and mode `contrastive` go together")
+        if (self.model, self.mode) != (
+            type(self).model,
+            "cosine",
+        ):  # scores of another kind: the class's spec isn't theirs
+            own = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
+            object.__setattr__(self, "spec", replace(self.spec, **own))
 
     def check(self) -> None:
         encoders.check(self.model)
@@ -80,7 +89,7 @@ class StarterCLIP(CLIPScore):
         IMAGE,
         differentiable=True,
         needs=PROMPT,
-        typical=(0.0, 0.9),
+        typical=(-0.3, 0.8),
         paper="arXiv:2104.08718",
         weights="starter:image/clip",
         licence="Apache-2.0",

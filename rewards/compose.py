@@ -19,8 +19,9 @@ from workbench.types import BadInput, Media, Reward, RewardSpec
 
 from . import REWARDS, configured, find
 
-# ReNO (arXiv:2406.04312, Eq. 5 and its code) minimises 5 (1 - hps) + 1 (2 - imagereward) + 0.01 (100 - clip) + 0.05 (30 - pickscore).
-# The constants leave the gradient and the best iterate as they are, so this maximises the weighted sum of the rewards.
+# ReNO (arXiv:2406.04312, and its code) minimises
+#     5 (1 - hps) + (2 - imagereward) + 0.01 (100 - clip) + 0.05 (30 - pickscore).
+# The constants change neither gradient nor best iterate: maximising the weighted sum of rewards is the same.
 RENO: dict[str, Any] = {
     "hps": 5.0,
     "imagereward": 1.0,
@@ -33,8 +34,8 @@ PRESETS = {"reno": RENO}
 class Weighted:
     """The raw weighted sum of rewards, [B] = sum_i w_i r_i, from one pass through each.
 
-    `breakdown` gives every component; after a call, `last` holds them detached. A sample that one reward can't judge is NaN
-    in the sum, and only that sample.
+    `breakdown` gives every component; after a call, `last` holds them detached. A sample that one reward can't judge is
+    NaN in the sum, and only that sample.
     """
 
     def __init__(self, weights: Mapping[Reward, float], names: Sequence[str] | None = None):
@@ -127,25 +128,25 @@ def _part(label: str, value: Any, registry: Mapping[str, type], where: str) -> t
 
 def _joint(specs: Mapping[str, RewardSpec]) -> RewardSpec:
     """What the sum says of itself: judges what all judge, has a gradient if all have, needs what any needs."""
-    all_ = list(specs.values())
-    if len(all_) == 1:
-        return all_[0]
-    modalities = frozenset.intersection(*(s.modalities for s in all_))
+    parts = list(specs.values())
+    if len(parts) == 1:
+        return parts[0]
+    modalities = frozenset.intersection(*(s.modalities for s in parts))
     if not modalities:
         told = "; ".join(f"{name} judges {', '.join(sorted(s.modalities))}" for name, s in specs.items())
         raise BadInput(f"reward: no medium that all components judge: {told}")
-    scopes = {s.scope for s in all_}
+    scopes = {s.scope for s in parts}
     if "set" in scopes and len(scopes) > 1:
         sets = ", ".join(name for name, s in specs.items() if s.scope == "set")
         raise BadInput(f"reward: {sets} judges whole sets and can't be added to scores of single samples")
     return RewardSpec(
         name="+".join(specs),
-        version="+".join(s.version for s in all_),
+        version="+".join(s.version for s in parts),
         modalities=modalities,
-        differentiable=all(s.differentiable for s in all_),
-        scope="group" if "group" in scopes else all_[0].scope,
-        needs=frozenset().union(*(s.needs for s in all_)),
-        licence=", ".join(dict.fromkeys(s.licence for s in all_ if s.licence)),
+        differentiable=all(s.differentiable for s in parts),
+        scope="group" if "group" in scopes else parts[0].scope,
+        needs=frozenset().union(*(s.needs for s in parts)),
+        licence=", ".join(dict.fromkeys(s.licence for s in parts if s.licence)),
     )
 
 
@@ -164,13 +165,14 @@ def zscore(scores: Tensor, group: int) -> Tensor:
     # Below float32's own resolution a spread is rounding, and dividing by it would make noise into an advantage.
     level = x.nan_to_num(0).abs().amax(1, keepdim=True) * torch.finfo(torch.float32).eps
     flat = spread <= level
-    return (centred / spread.masked_fill(flat, 1.0)).masked_fill(flat & there, 0.0).flatten().to(scores.dtype)
+    return (centred / spread).masked_fill(flat & there, 0.0).flatten().to(scores.dtype)
 
 
 def gdpo(scores: Mapping[str, Tensor], weights: Mapping[str, float], group: int) -> Tensor:
-    """[B]: each reward z-scored in its prompt's group, weighted, summed, and the batch z-scored (GDPO, arXiv:2601.05242).
+    """[B]: each reward z-scored in its prompt's group, weighted, summed, and the batch z-scored (GDPO).
 
-    Samples of one prompt are neighbours, `group` of them. A large-scaled reward no longer drowns the others.
+    arXiv:2601.05242. Samples of one prompt are neighbours, `group` of them. A large-scaled reward no longer drowns
+    the others.
     """
     total = sum(weights[name] * zscore(values, group) for name, values in scores.items())
     return zscore(total, len(total))

@@ -69,8 +69,6 @@ class Encoder:
         """The model's own temperature (and SigLIP's bias) on a cosine."""
         return self.scale * cosine + self.bias
 
-    # Tensors made in inference mode could never take part in a later gradient, and these are kept.
-    @torch.inference_mode(False)
     @torch.no_grad()
     def _encode(self, prompts: list[str]) -> Tensor:
         device = next(self.net.parameters()).device
@@ -100,7 +98,7 @@ def cut(model: str, length: int, prompt: str) -> None:
 
 
 @functools.cache
-@torch.inference_mode(False)
+@checkpoints.aside()
 def _load(model: str, device: str, dtype: str) -> Encoder:
     check(model)
     encoder = _open_clip(model) if model.startswith("open_clip:") else _transformers(model)
@@ -152,16 +150,17 @@ def _transformers(model: str) -> Encoder:
     except (OSError, RuntimeError, ValueError, checkpoints.safetensors.SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"can't load {model}: {checkpoints.first_line(error)}") from None
+        raise BadInput(
+            f"can't load {model}: {checkpoints.first_line(error)}; give a model's folder or a hub id"
+        ) from None
     if lacking := [k for k in report["missing_keys"] if "position_ids" not in k]:
         raise BadInput(f"{model}: its weights lack {lacking[0]}")
     length, siglip = config.text_config.max_position_embeddings, config.model_type == "siglip"
 
     def tokens(prompts: list[str]) -> dict[str, Tensor]:
         found = tokenise(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
-        for prompt, ids in zip(
-            prompts, tokenise(prompts, truncation=True, max_length=length)["input_ids"], strict=True
-        ):
+        read = tokenise(prompts, truncation=True, max_length=length)["input_ids"]
+        for prompt, ids in zip(prompts, read, strict=True):
             if len(ids) == length:
                 cut(model, length, prompt)
         return {k: found[k] for k in (["input_ids"] if siglip else ["input_ids", "attention_mask"])}
@@ -195,7 +194,9 @@ def _open_clip(model: str) -> Encoder:
     arch, _, source = model.removeprefix("open_clip:").partition("/")
     try:
         if _is_file(source):
-            net = checkpoints.fill(open_clip.create_model(arch, load_weights=False), checkpoints.read(source), source)
+            with checkpoints.Blank():
+                net = open_clip.create_model(arch, load_weights=False)
+            checkpoints.fill(net, checkpoints.read(source), source)
         else:
             net = open_clip.create_model(arch, pretrained=source)
         tokenise = open_clip.get_tokenizer(arch)

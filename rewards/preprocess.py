@@ -1,9 +1,9 @@
 """From media to what a frozen backbone eats: resize, fit, normalise; differentiable and never through PIL.
 
-The published scorers resize 8-bit pictures with PIL. `resize` is its kernel on floats (bicubic with a = -0.5, antialiased),
-first across, then down, each pass clamped to [0,1] as PIL's is. On noise, smooth pictures and hard edges of 31x57 to
-1024x1024 it stays within 1.1/255 of PIL, 0.32/255 on average, which is PIL's rounding to 8 bits; one unclamped pass, the usual
-tensor resize, is up to 42/255 off beside hard edges.
+The published scorers resize 8-bit pictures with PIL. `resize` is its kernel on floats (bicubic with a = -0.5,
+antialiased), first across, then down, each pass clamped to [0,1] as PIL's is. On noise, smooth pictures and hard edges
+of 31x57 to 1024x1024 it stays within 1.1/255 of PIL, 0.32/255 on average, which is PIL's rounding to 8 bits; one
+unclamped pass, the usual tensor resize, is up to 42/255 off beside hard edges.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Small models of the true classes, written to disk as the published ones are, so that they load through the same path."""
+"""Small models of the true classes, on disk as the published ones are, so that they load through the same path."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def siglip_folder(folder: Path) -> str:
 
 
 def open_clip_file(folder: Path, suffix: str = ".pt") -> str:
-    """An open_clip CLIP named small-test with its weights in one file, wrapped as HPSv2's checkpoint is; its model string."""
+    """The model string of an open_clip CLIP, small-test, with its weights in one file, wrapped as HPSv2's are."""
     import open_clip
 
     folder.mkdir(parents=True, exist_ok=True)
@@ -95,7 +95,7 @@ def aesthetic_shapes(width: int = 768) -> dict[str, tuple[int, ...]]:
 def imagereward_shapes(
     vision: int = 1024, depth: int = 24, text: int = 768, layers: int = 12, vocab: int = 30524, size: int = 224
 ) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in ImageReward.pt: BLIP's pretraining model (ViT-L/16, BERT-base with cross-attention) and the MLP."""
+    """Names and shapes in ImageReward.pt: BLIP's pretraining model (ViT-L/16, BERT-base that reads it) and the MLP."""
     shapes: dict[str, tuple[int, ...]] = {
         "blip.visual_encoder.cls_token": (1, 1, vision),
         "blip.visual_encoder.pos_embed": (1, (size // 16) ** 2 + 1, vision),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import random
 
 import pytest
 import reward_fixtures as fixtures
@@ -15,9 +16,58 @@ from rewards import REWARDS, build, checkpoints, encoders
 from rewards.aesthetic import Head
 from rewards.imagereward import BlipScorer, renamed
 from rewards.preprocess import View
-from workbench.types import BadInput
+from workbench.assets import CONFIGS
+from workbench.types import BadInput, Media, Reward
 
 # Backbones
+
+
+def nets(reward: Reward) -> list[torch.nn.Module]:
+    loaded = reward.load("cpu")
+    parts = loaded if isinstance(loaded, tuple) else (loaded,)
+    return [n for n in (getattr(p, "net", p) for p in parts) if isinstance(n, torch.nn.Module)]
+
+
+@pytest.mark.parametrize("name", ["clip", "hps", "aesthetic", "imagereward"])
+def test_loading_leaves_the_global_generator_alone(name):
+    """Weights load on first use, in the middle of a run: nothing drawn after may depend on it."""
+    small_settings()
+    rewards.release()
+    before = torch.get_rng_state()
+    small(name).load()
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+LEARNED = ["clip", "pickscore", "hps", "aesthetic", "imagereward"]
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_weights_are_frozen_and_in_eval_mode(name):
+    assert nets(small(name))
+    for net in nets(small(name)):
+        assert not net.training
+        assert not any(p.requires_grad for p in net.parameters())
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_checkpointing_and_inference_mode_change_no_gradient(name):
+    """The first score may be taken in inference mode: what is kept from it serves a gradient afterwards."""
+    media = media_for(REWARDS[name].spec, 2)
+    media.data.requires_grad_()
+    (plain,) = torch.autograd.grad(scored(small(name), media).sum(), media.data)
+    rewards.release()
+    with torch.inference_mode():
+        scored(small(name, checkpoint=True), media)
+    (again,) = torch.autograd.grad(scored(small(name, checkpoint=True), media).sum(), media.data)
+    torch.testing.assert_close(again, plain, rtol=1e-3, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_a_bfloat16_backbone_gives_float32_scores_near_the_exact_ones(name):
+    media = media_for(REWARDS[name].spec, 3)
+    low, exact = scored(small(name, dtype="bfloat16"), media), scored(small(name), media)
+    assert low.dtype == torch.float32
+    torch.testing.assert_close(low, exact, rtol=0.1, atol=0.05)
 
 
 def test_a_prompt_is_encoded_once():
@@ -66,6 +116,14 @@ def test_clip_score_is_transformers_own_cosine():
     )
     cosine = (out.image_embeds * out.text_embeds).sum(1)
     torch.testing.assert_close(scored(small("clip"), media), cosine, rtol=1e-4, atol=1e-5)
+
+
+def test_scores_of_another_model_or_mode_bear_another_version():
+    spec = REWARDS["clip"].spec
+    assert build("clip").spec is spec and build("clip", dtype="bfloat16").spec is spec
+    scaled = build("clip", mode="scaled").spec
+    assert scaled.version == "openai/clip-vit-large-patch14 scaled" and scaled.typical is None
+    assert build("clip", model="a/b").spec.version == "a/b cosine"
 
 
 def test_siglip_scores_with_its_bias_and_its_own_fit(tmp_path):
@@ -120,25 +178,42 @@ def test_a_prompt_longer_than_a_model_reads_is_told_once(name, caplog):
     assert [r.args[-1] for r in caplog.records if "may not have read" in r.msg] == [long]
 
 
-@pytest.mark.parametrize("name", ["clip", "hps", "aesthetic", "imagereward"])
-def test_checkpointing_holds_a_fraction_of_the_activations(name):
-    """Bytes that the graph of a score keeps, weights aside."""
+@pytest.mark.parametrize("name", LEARNED)
+def test_checkpointing_holds_less_than_half_between_the_passes(name):
+    """Bytes that the graph of a score keeps, weights aside; on models this small preprocessing is most of the rest."""
 
     def held(checkpoint: bool) -> int:
         media = media_for(REWARDS[name].spec, 2)
         media.data.requires_grad_()
-        kept = {}
+        reward, kept = small(name, checkpoint=checkpoint), {}
+        weights = {p.untyped_storage().data_ptr() for net in nets(reward) for p in net.parameters()}
 
         def note(t):
-            if not isinstance(t, torch.nn.Parameter):
-                kept[t.data_ptr()] = t.untyped_storage().nbytes()
+            kept[t.untyped_storage().data_ptr()] = t.untyped_storage().nbytes()
             return t
 
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
-            scored(small(name, checkpoint=checkpoint), media)
-        return sum(kept.values())
+            scored(reward, media)
+        return sum(size for storage, size in kept.items() if storage not in weights)
 
-    assert held(True) < held(False) / 4
+    assert held(True) < held(False) / 2
+
+
+def test_the_embedded_clip_prefers_a_pictures_own_prompt():
+    """On drawn scenes of the starter world; prompts handed on by seven places are the control that must fail."""
+    from pipelines.starter import image_world
+
+    lines = (CONFIGS / "prompts" / "starter-image-test.txt").read_text(encoding="utf-8").splitlines()
+    prompts = [line for line in lines if line and not line.startswith("#")]
+    rng = random.Random(0)
+    scenes = [image_world.scene_for(prompt, rng) for prompt in prompts]
+    media = Media(image_world.render(scenes, torch.Generator().manual_seed(0)), "image")
+    reward = build("starter_clip")
+    own = reward(media=media, prompts=prompts)
+    other = reward(media=media, prompts=prompts[7:] + prompts[:7])
+    third = reward(media=media, prompts=prompts[14:] + prompts[:14])
+    assert (own > other).float().mean() > 0.85
+    assert (third > other).float().mean() < 0.65
 
 
 # Files that are not what they should be
@@ -254,7 +329,7 @@ def test_the_published_hps_fits_open_clip():
 
 
 def test_imagereward_computes_what_blip_publishes():
-    """Against BLIP written out over the published names: a pre-norm ViT, a post-norm BERT that reads it, the MLP, the scale."""
+    """Against BLIP written out over the published names: a pre-norm ViT, a post-norm BERT that reads it, the MLP."""
     from transformers import AutoTokenizer
 
     state = torch.load(small_settings()["imagereward"]["weights"], weights_only=True)

@@ -58,7 +58,6 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
 
     runs = folder.parent if folder else args.runs
     plan = driver.plan(config, command)
-    _quiet()
     driver.room(plan, runs)
     if getattr(args, "dry_run", False):
         return _dry_run(driver, plan, runs, args.json)
@@ -74,15 +73,6 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
         raise Failed(str(error)) from error
     summary = place.read("summary.json")
     return _show(place.path, summary, args.json)
-
-
-def _quiet() -> None:
-    """Our own bars are enough."""
-    import diffusers
-    import transformers
-
-    diffusers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.disable_progress_bar()
 
 
 def _watch(progress, plan) -> None:
@@ -170,7 +160,7 @@ def list(args) -> int:  # noqa: A001  (named as the command is)
     from . import catalogue
 
     if args.check:
-        return catalogue.check(args.check, args.json)
+        return _check(args.check, args.json)
     kinds = [args.kind] if args.kind else ["pipelines", "rewards", "methods", "configs"]
     found = {kind: getattr(catalogue, kind)() for kind in kinds}
     if args.json:
@@ -179,6 +169,20 @@ def list(args) -> int:  # noqa: A001  (named as the command is)
     for kind, rows in found.items():
         out.print(_table(rows, title=kind if not args.kind else None))
     return 0
+
+
+def _check(name: str, as_json: bool) -> int:
+    import pipelines
+    from pipelines.check import check
+
+    rows = []
+    for claim, held, seen in check(pipelines.load(name)):
+        rows.append({"claim": claim, "holds": held, "seen": seen})
+        if not as_json:
+            out.print(f"{'[green]✓[/]' if held else '[red]✗[/]'} {claim}: {seen}")
+    if as_json:
+        print(json.dumps(rows))
+    return 0 if all(row["holds"] for row in rows) else 1
 
 
 def _table(rows: Sequence[Mapping], title: str | None = None) -> Table:

@@ -80,6 +80,9 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     """Raises BadInput, in one sentence, for whatever can be known to fail."""
     methods = configs.contestants(config, METHODS)
     pipeline = pipelines.read(config.pipeline)
+    device, dtype, kernels = pipelines.preflight(
+        pipeline, device=config.device, dtype=config.dtype, attention=config.attention
+    )
     reward = compose.from_config(config.reward, judges())
     watch = compose.from_config(config.watch, judges(), where="watch") if config.watch else None
     if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
@@ -106,6 +109,7 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
         raise BadInput("control: shuffled prompts need at least two different prompts")
     checks = [
         f"pipeline {config.pipeline}: {pipeline.modality}, {pipeline.steps} step(s)",
+        f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}",
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
     ]

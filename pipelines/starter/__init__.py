@@ -1,0 +1,5 @@
+"""The embedded pack: a procedural world, an oracle that reads it back exactly, and small models trained on it."""
+
+from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft
+
+ORACLES = (ImageOracle, ImageOracleSoft)
