@@ -6,12 +6,11 @@ Thin on purpose: a comparison here is a run like any other, with a run folder, a
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 import gradio as gr
 
-from workbench import catalogue, config, report, run, store
+from workbench import catalogue, config, findings, run, store
 from workbench.media import Media, quantise
 from workbench.types import BadInput
 
@@ -21,7 +20,7 @@ optimised are marked, the others only watched."""
 
 
 def compare(prompts: str, pipeline: str, contestants: list[str], reward: str, iterations: int, seed: int, runs: Path):
-    """Yields (gallery, table as HTML, note): previews while the contestants work, the judged result at the end."""
+    """Yields (gallery, table, note): previews while the contestants work, the judged result at the end."""
     lines = [line for line in prompts.splitlines() if line.strip()]
     settings = {"base": "sample", "best of n": {"name": "best_of_n", "n": iterations + 1}}
     settings["ReNO"] = {"name": "reno", "iterations": iterations}
@@ -42,11 +41,28 @@ def compare(prompts: str, pipeline: str, contestants: list[str], reward: str, it
                 continue
             for b, prompt in enumerate(p.event.prompts):
                 shown[p.contestant, p.event.seeds[b]] = (picture(p.event.media, b), f"{p.contestant}: {prompt}")
-            yield list(shown.values()), "", f"{p.contestant}, step {p.event.step}"
+            yield list(shown.values()), None, f"{p.contestant}, step {p.event.step}"
     except BadInput as error:
         raise gr.Error(str(error), print_exception=False) from None
     summary = folder.read("summary.json")
-    yield list(shown.values()), report.table_html(summary), f"{report.headline(summary)}  \nRun folder: `{folder.path}`"
+    said = [*findings.headline(summary), f"Run folder: `{folder.path}`"]
+    yield list(shown.values()), rows(summary), "  \n".join(said)
+
+
+def rows(summary: dict) -> dict:
+    """The summary as a table: a contestant a row, its reward marked where it optimised it."""
+    names = list(summary["contestants"][0].get("rewards", {}))
+    head = ["contestant", *names, "denoiser calls", "seconds"]
+    body = []
+    for c in summary["contestants"]:
+        if "failed" in c:
+            body.append([c["name"], f"failed: {c['failed']}"] + [""] * (len(head) - 2))
+            continue
+        marks = [
+            f"{findings.number(r['mean'])}{' (optimised)' if r['optimised'] else ''}" for r in c["rewards"].values()
+        ]
+        body.append([c["name"], *marks, c["nfe"], findings.number(c["seconds"])])
+    return {"headers": head, "data": body}
 
 
 def picture(media: Media, row: int):
@@ -61,7 +77,9 @@ def build(runs: Path) -> gr.Blocks:
         gr.Markdown(ABOUT)
         with gr.Row():
             with gr.Column(scale=1):
-                prompts = gr.Textbox("a red circle above a blue square\nthree green triangles", label="Prompts", lines=3)
+                prompts = gr.Textbox(
+                    "a red circle above a blue square\nthree green triangles", label="Prompts", lines=3
+                )
                 pipeline = gr.Dropdown(images, value="starter-image", label="Pipeline")
                 contestants = gr.CheckboxGroup(
                     ["base", "best of n", "ReNO"], value=["base", "best of n", "ReNO"], label="Contestants"
@@ -73,7 +91,8 @@ def build(runs: Path) -> gr.Blocks:
                     go, stop = gr.Button("Compare", variant="primary"), gr.Button("Stop")
             with gr.Column(scale=2):
                 gallery = gr.Gallery(label="Contestants", columns=3, format="png", object_fit="contain", height=520)
-                note, table = gr.Markdown(), gr.HTML()
+                note = gr.Markdown()
+                table = gr.Dataframe(label="Judged", interactive=False, wrap=True)
         inputs = [prompts, pipeline, contestants, reward, iterations, seed]
 
         def handler(*values):

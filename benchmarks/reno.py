@@ -15,7 +15,6 @@ import statistics
 import time
 
 import torch
-
 from transformers import AutoTokenizer, CLIPModel
 
 import pipelines

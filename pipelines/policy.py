@@ -8,7 +8,7 @@ packs), noise in the layout in which the pipeline draws it; `start` turns the on
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
@@ -84,8 +84,9 @@ class Policy:
         known = all(schedule.known(s) for s in seams.schedulers(self.pipe))
         return frozenset({"latents", "stochastic"} if known else {"latents"})
 
-    @property
+    @cached_property
     def device(self) -> torch.device:
+        """Where the pipeline computes, offloading included; asking it takes a walk through all its modules."""
         return self.pipe._execution_device
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
@@ -236,7 +237,8 @@ class Policy:
         anatomy, kwargs = self.anatomy, self._kwargs(prompts, generators)
         if guidance is not None:
             kwargs[self.guidance] = guidance
-        hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint, self._matched)
+        matched = self.kernel is not None and self._trained(anatomy.denoisers)
+        hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint, matched)
         keep = seams.Keep() if self.modality == "audio" else nullcontext()
         with torch.random.fork_rng(self._cuda), keep:
             out = seams.run(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
@@ -244,19 +246,18 @@ class Policy:
         return out if kept is None or isinstance(out, Tensor) else (kept,)
 
     def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Prompted:
-        trained = any(
-            p.requires_grad
-            for name, module in seams.modules(self.pipe).items()
-            if name not in self.anatomy.denoisers
-            for p in module.parameters()
-        )
-        if trained:
+        key, denoisers = (prompts, guidance), self.anatomy.denoisers
+        if key in self._prompted and self._trained(set(seams.modules(self.pipe)) - denoisers):
             self.forget()  # encodings change with the weights that make them
-        memo = self._prompted.setdefault((prompts, guidance), Prompted())
-        self._prompted.move_to_end((prompts, guidance))
+        memo = self._prompted.setdefault(key, Prompted())
+        self._prompted.move_to_end(key)
         while len(self._prompted) > self.memory:
             self._prompted.popitem(last=False)
         return memo
+
+    def _trained(self, names: Collection[str]) -> bool:
+        parts = seams.modules(self.pipe)
+        return any(p.requires_grad for name in names for p in parts[name].parameters())
 
     def _count(self, rows: int) -> None:
         self.nfe += rows
@@ -277,12 +278,6 @@ class Policy:
         if self.modality == "audio":
             data = (data[:, None] if data.dim() == 2 else data).clamp(-1, 1)
         return Media(data, self.modality, self.rate)
-
-    @property
-    def _matched(self) -> bool:
-        parts = seams.modules(self.pipe)
-        trained = any(p.requires_grad for name in self.anatomy.denoisers for p in parts[name].parameters())
-        return trained and self.kernel is not None
 
     @property
     def _cuda(self) -> list[int]:

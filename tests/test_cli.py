@@ -178,12 +178,21 @@ def test_score_goes_on_past_a_corrupt_file_and_says_so(tmp_path, capsys):
     (tmp_path / "bad.png").write_bytes(b"\x89PNG\r\n\x1a\nnot really")
     code, out, _ = call(capsys, "score", tmp_path, "--reward", "brightness", "--json")
     bad, good = json.loads(out)
-    assert code == 1 and good["brightness"] == pytest.approx(1.0) and bad["brightness"] is None and "bad.png" in bad["error"]
+    assert (
+        code == 1
+        and good["brightness"] == pytest.approx(1.0)
+        and bad["brightness"] is None
+        and "bad.png" in bad["error"]
+    )
 
 
 def test_help_is_instant_and_teaches_every_command():
     done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "workbench.cli", "--help"], cwd=ROOT, capture_output=True, text=True, check=True
+        [sys.executable, "-X", "importtime", "-m", "workbench.cli", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     assert "torch" not in done.stderr
     for command in ("demo", "run", "list", "score", "report", "doctor", "starter"):

@@ -29,7 +29,9 @@ def test_the_name_of_a_run_is_its_files_name(tmp_path):
 
 def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
     made = config.read(write(tmp_path, GOOD), ["method.iterations=3", "seeds=4", "watch=[oracle]"])
-    assert made.method == {"name": "reno", "lr": "1e-1", "iterations": 3} and made.seeds == 4 and made.watch == ["oracle"]
+    assert (
+        made.method == {"name": "reno", "lr": "1e-1", "iterations": 3} and made.seeds == 4 and made.watch == ["oracle"]
+    )
 
 
 @pytest.mark.parametrize(

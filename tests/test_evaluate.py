@@ -11,7 +11,12 @@ from workbench import evaluate
 def rows(values, name="clip", seeds=2, **other):
     """Samples with `seeds` noises a prompt, scores in order."""
     return [
-        {"index": n // seeds, "k": n % seeds, "category": None, "scores": {name: float(v)} | {k: w[n] for k, w in other.items()}}
+        {
+            "index": n // seeds,
+            "k": n % seeds,
+            "category": None,
+            "scores": {name: float(v)} | {k: w[n] for k, w in other.items()},
+        }
         for n, v in enumerate(values)
     ]
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 import yaml
 
-from workbench import cli, config, media, report, run, store
+from workbench import cli, config, findings, media, run, store
 from workbench.assets import ROOT
 from workbench.methods import METHODS
 from workbench.types import Event
@@ -50,7 +50,12 @@ def files(folder: store.RunFolder) -> dict[str, str]:
     return {p.relative_to(folder.path).as_posix(): media.fingerprint(p) for p in (*kept, folder.path / "grid.png")}
 
 
-SMALL = {"contestants": {"base": "sample", "best_of_n": {"n": 3}, "reno": {"iterations": 2}}, "limit": 5, "seeds": 2, "batch": 4}
+SMALL = {
+    "contestants": {"base": "sample", "best_of_n": {"n": 3}, "reno": {"iterations": 2}},
+    "limit": 5,
+    "seeds": 2,
+    "batch": 4,
+}
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +68,10 @@ def test_a_run_leaves_everything_that_its_folder_promises(small):
     assert [c["name"] for c in summary["contestants"]] == ["base", "best_of_n", "reno"]
     assert summary["prompts"] == 5 and summary["seeds"] == 2 and small.read()["status"] == "done"
     for c in summary["contestants"]:
-        assert c["rewards"]["starter_clip"]["optimised"] and not c["rewards"]["oracle"]["optimised"]
+        assert (
+            c["rewards"]["starter_clip"]["optimised"] is (c["name"] != "base")
+            and not c["rewards"]["oracle"]["optimised"]
+        )
         assert c["nfe"] == 10 * METHODS[c["method"]](**SETTINGS[c["name"]]).calls(1)
         assert c["reward_calls"] == {"base": 0, "best_of_n": 30, "reno": 30}[c["name"]]
         assert len(list((small.path / "media" / c["name"]).glob("*.png"))) == c["samples"] == 10
@@ -152,12 +160,14 @@ class Broken:
 
 def test_a_contestant_that_breaks_is_reported_and_the_others_go_on(tmp_path, monkeypatch):
     monkeypatch.setitem(METHODS, "broken", Broken)
-    folder = execute(tmp_path, contestants={"base": "sample", "broken": "broken", "best_of_n": {"n": 2}}, limit=8, batch=4)
+    folder = execute(
+        tmp_path, contestants={"base": "sample", "broken": "broken", "best_of_n": {"n": 2}}, limit=8, batch=4
+    )
     base, broken, other = folder.read("summary.json")["contestants"]
     assert broken["failed"] == "RuntimeError: out of luck" and other["samples"] == 8
     assert "out of luck" in (folder.path / "failure-broken.txt").read_text()
     assert "out of luck" in (folder.path / "report.html").read_text() and folder.read()["status"] == "failed"
-    assert any("out of luck" in sentence for sentence in report.headline(folder.read("summary.json")))
+    assert any("out of luck" in sentence for sentence in findings.headline(folder.read("summary.json")))
 
 
 def test_a_disk_that_fills_up_stops_the_run_with_nothing_half_written_and_it_can_go_on(tmp_path, monkeypatch, capsys):

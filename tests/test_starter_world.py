@@ -58,7 +58,7 @@ def test_the_oracle_reads_fresh_renders_exactly(sample):
 
 def test_held_out_prompts_are_drawn_and_read_exactly():
     draw = Draw.at(12, "held")
-    prompts = measure.held_out_prompts(14)
+    prompts = measure.held_out_prompts(15)
     x = world.render([world.scene_for(p, draw.python) for p in prompts], draw.torch)
     assert share_right(x, prompts) == 1.0
 
@@ -153,7 +153,7 @@ def test_the_prompt_lists_are_what_the_world_says_they_are():
     }
     for n in (7, 14, 28, 42):  # any prefix is balanced while no category is used up
         assert set(Counter(world.category(p) for p in test[:n]).values()) == {n // 7}
-    assert list(test) == measure.held_out_prompts(14)
+    assert list(test) == measure.held_out_prompts(15)
 
 
 def test_each_word_is_one_token():

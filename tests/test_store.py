@@ -11,11 +11,25 @@ import pytest
 from workbench import store
 from workbench.types import BadInput
 
-RUN = {"name": "mine", "created": "2026-01-01T00:00:00", "status": "running", "config": {"pipeline": "p"}, "rewards": {"r": "2"}}
+RUN = {
+    "name": "mine",
+    "created": "2026-01-01T00:00:00",
+    "status": "running",
+    "config": {"pipeline": "p"},
+    "rewards": {"r": "2"},
+}
 
 
 def sample(n, k=0):
-    return {"index": n, "k": k, "prompt": "a cat", "seed": 5, "file": f"media/{n}.png", "sha256": "0", "scores": {"r": 0.5}}
+    return {
+        "index": n,
+        "k": k,
+        "prompt": "a cat",
+        "seed": 5,
+        "file": f"media/{n}.png",
+        "sha256": "0",
+        "scores": {"r": 0.5},
+    }
 
 
 @pytest.fixture
@@ -58,8 +72,12 @@ def test_syncing_twice_indexes_each_artefact_once(tmp_path, folder):
 
 def test_a_failed_transaction_leaves_the_index_as_it_was(tmp_path):
     with pytest.raises(sqlite3.IntegrityError), store.index(tmp_path) as db:
-        db.execute("INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')")
-        db.execute("INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')")
+        db.execute(
+            "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')"
+        )
+        db.execute(
+            "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')"
+        )
     with store.index(tmp_path) as db:
         assert db.execute("SELECT COUNT(*) FROM runs").fetchone()[0] == 0
 

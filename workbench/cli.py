@@ -77,6 +77,10 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "What works on this machine, and what does not and why.", "workbench doctor")
     runs(doctor), as_json(doctor)
 
+    app = command("app", "Compare in the browser, on this machine only.", "workbench app --port 7860")
+    app.add_argument("--port", type=int, default=7860)
+    runs(app)
+
     starter = command(
         "starter", "Rebuild the embedded starter pack from nothing.", "workbench starter build --out /tmp/pack --fast"
     )

@@ -98,6 +98,7 @@ def _watch(progress, plan) -> None:
 
 
 def _show(path: Path, summary: Mapping, as_json: bool) -> int:
+    from . import findings
     from . import report as reports
 
     failed = [c for c in summary["contestants"] if "failed" in c]
@@ -105,7 +106,7 @@ def _show(path: Path, summary: Mapping, as_json: bool) -> int:
         print(json.dumps(summary, ensure_ascii=False))
     else:
         out.print(reports.table(summary))
-        for sentence in reports.headline(summary):
+        for sentence in findings.headline(summary):
             out.print(sentence)
         if summary.get("alarm"):
             out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
@@ -232,6 +233,15 @@ def doctor(args) -> int:
         for row in rows:
             out.print(f"{marks[row['state']]} [bold]{row['what']}[/]  {row['detail']}", soft_wrap=True)
     return 1 if any(row["state"] == "broken" for row in rows) else 0
+
+
+def app(args) -> int:
+    import app as page
+
+    if not 0 < args.port < 65536:
+        raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")
+    page.serve(args.runs, args.port)
+    return 0
 
 
 def starter(args) -> int:

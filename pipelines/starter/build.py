@@ -46,7 +46,7 @@ class Plan:
     matching: int = 700
     measured: int = 5000
     clip_measured: int = 700
-    prompts: int = 14  # held-out prompts a category
+    prompts: int = 15  # held-out prompts a category
     seeds: int = 4  # pictures a prompt
     batch: int = 32
 
@@ -114,11 +114,11 @@ def train_parts(workdir: Path, plan: Plan, told: dict, *, seed: int, last: int) 
     return parts
 
 
-def write_prompts(folder: Path, *, test: int = 14, train: int = 60) -> None:
+def write_prompts(folder: Path, *, test: int = 15, train: int = 60) -> None:
     """`starter-image-{train,test}.txt`: up to so many prompts a category, in turns."""
     held, seen = measure.held_out_prompts(test), measure.seen_prompts(train)
     told = {
-        "test": ("Prompts of the picture world whose combinations no part of the pack was trained on, categories in turns.",
+        "test": ("Prompts of the picture world whose combinations no part of the pack was trained on, categories in turns.\n# Each is new at its category's own level: only `color` asks for colour x shape pairs that were never seen.",
                  "`single` has too few prompts to hold any out: its 12 are seen ones. `color` has 6, then it is used up.", held),
         "train": ("Prompts of the picture world that the pack was trained on, categories in turns.",
                   "Shares nothing with the test list but the 12 prompts of `single`.", seen),
@@ -204,6 +204,9 @@ def measured(out: Path, plan: Plan, *, seed: int) -> dict:
         "clip": measure.measure_clip(clip, tokenizer, seed=seed, n=plan.clip_measured),
         "teacher, held-out prompts": measure.measure_generator(teacher, clip, tokenizer, prompts, **shared, **TEACHER),
         "student, held-out prompts": measure.measure_generator(student, clip, tokenizer, prompts, **shared, **STUDENT),
+        "teacher, prompts with an unseen colour x shape": measure.measure_generator(
+            teacher, clip, tokenizer, measure.strange_prompts(plan.prompts), **shared, **TEACHER
+        ),
         "teacher, seen prompts": measure.measure_generator(
             teacher, clip, tokenizer, measure.seen_prompts(plan.prompts), **shared, **TEACHER
         ),

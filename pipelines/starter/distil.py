@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import UNet2DConditionModel
+from rich.progress import track
 from torch import Tensor, nn
 from transformers import CLIPTextModel, CLIPTokenizer
 
@@ -78,7 +79,7 @@ def pairs(
     path = folder / "pairs.pt"
     parts = torch.load(path, weights_only=True) if path.exists() else []
     batch = min(batch, n)
-    for part in range(len(parts), -(-n // batch)):
+    for part in track(range(len(parts), -(-n // batch)), description="pairs"):
         draw = Draw.at(seed, "pairs", part)
         rows = prompts.draw(batch, draw.torch)
         z = torch.randn(batch, 4, 16, 16, generator=draw.torch)

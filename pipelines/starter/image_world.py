@@ -199,6 +199,13 @@ def held_out(prompt: str) -> bool:
     return bool(coloured or sized)
 
 
+def new_here(prompt: str) -> bool:
+    """Held out at the level that its own category tests: only `color` asks for colour x shape pairs that were never seen."""
+    need = parse(prompt)
+    plain = need.category == "color" or not any((w.colour, w.shape) in HELD_PAIRS for w in need.things)
+    return held_out(prompt) and plain
+
+
 def scene_held_out(scene: Scene) -> bool:
     """Whether any part of the scene shows a held-out combination: no such scene is ever trained on, not even as a wrong one."""
     nouns = [Wanted(t.shape, t.colour) for t in scene]

@@ -51,8 +51,13 @@ def _round_robin(fits: Callable[[str], bool], per_category: int) -> list[str]:
 
 
 def held_out_prompts(per_category: int) -> list[str]:
-    """Up to so many of each category, round-robin: held-out ones, but for `single`, which has none."""
-    return _round_robin(lambda p: world.held_out(p) or world.category(p) == "single", per_category)
+    """Up to so many of each category, round-robin: new ones, but for `single`, which has none."""
+    return _round_robin(lambda p: world.new_here(p) or world.category(p) == "single", per_category)
+
+
+def strange_prompts(per_category: int) -> list[str]:
+    """Harder ones: every prompt has a colour x shape pair in it that was never seen."""
+    return _round_robin(lambda p: world.held_out(p) and not world.new_here(p), per_category)
 
 
 def seen_prompts(per_category: int) -> list[str]:

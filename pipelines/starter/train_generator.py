@@ -13,6 +13,7 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL, DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
+from rich.progress import track
 from torch import Tensor
 from transformers import CLIPModel, CLIPTextModel, CLIPTokenizer
 
@@ -68,7 +69,7 @@ def bank(folder: Path, vae: AutoencoderKL, *, seed: int, n: int) -> tuple[Tensor
     """Latents [n,4,16,16] of n training pictures, in fp16, and every true caption of each, the drawn one first."""
     path, parts, captions = folder / "latents.pt", [], []
     saved = torch.load(path, weights_only=True) if path.exists() else []
-    for part, first in enumerate(range(0, n, 2000)):
+    for part, first in enumerate(track(range(0, n, 2000), description="latents")):
         draw = Draw.at(seed, "bank", part)
         source = world.stream(draw.python, MIX)
         pairs = [next(source) for _ in range(min(2000, n - first))]
