@@ -13,7 +13,8 @@ from workbench.assets import CONFIGS, resolve
 from workbench.strict import build, nearest
 from workbench.types import BadInput, Count, Modality
 
-from .folder import class_in
+from .folder import class_in, component_class
+from .schedule import FAMILIES
 
 PLACE = CONFIGS / "pipelines"
 
@@ -85,8 +86,12 @@ class PipelineConfig:
 
     @property
     def provides(self) -> frozenset[str]:
-        """What methods may need, known before weights load; `load` refuses a pipeline that can't keep the promise."""
-        return frozenset({"latents", "stochastic"})
+        """What methods may need, as far as it can be known before weights load. The scheduler of a hub repository that the
+        config leaves as it is counts as known; if it isn't, `Policy.transition` says so."""
+        name = self.scheduler.get("class")
+        if name is None and (local := self.folder):
+            name = component_class(local, "scheduler")
+        return frozenset({"latents"} if name and name not in FAMILIES else {"latents", "stochastic"})
 
     @property
     def folder(self) -> Path | None:

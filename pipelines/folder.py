@@ -16,6 +16,12 @@ def class_in(folder: Path) -> str:
     return _index(folder)["_class_name"]
 
 
+def component_class(folder: Path, name: str) -> str | None:
+    """The class of one component in model_index.json, or None where it has no such component."""
+    entry = _index(folder).get(name)
+    return entry[1] if isinstance(entry, list) else None
+
+
 def check(folder: Path, cls: str, replaced: Collection[str] = ()) -> None:
     """Raises BadInput, naming the file, unless `folder` holds a whole pipeline of class `cls` in safetensors.
 

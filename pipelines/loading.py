@@ -114,7 +114,7 @@ def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
         parts["requires_safety_checker"] = False
     try:
         pipe = cls.from_pretrained(repo, dtype=dtype, use_safetensors=True, **parts)
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, ImportError) as error:
         raise BadInput(f"{repo}: {_first_line(error)}") from error
     for name, state in files.items():
         getattr(pipe, name).load_state_dict(state)

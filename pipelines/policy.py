@@ -55,7 +55,7 @@ class Policy:
             self.call.setdefault("output_type", "pt")
         self.guidance = guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale
         self.attention = attention  # which attention kernels the denoiser runs
-        self.nfe = 0  # rows through the denoiser so far
+        self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         self.memory = memory  # how many prompt batches keep their encodings
         self._prompted: OrderedDict[tuple, Prompted] = OrderedDict()
@@ -242,8 +242,10 @@ class Policy:
         keep = seams.Keep() if self.modality == "audio" else nullcontext()
         with torch.random.fork_rng(self._cuda), keep:
             out = seams.run(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
-        kept = getattr(keep, "last", None)
-        return out if kept is None or isinstance(out, Tensor) else (kept,)
+        if isinstance(out, Tensor) or isinstance(out[0], Tensor):
+            return out
+        kept = getattr(keep, "last", None)  # the array has lost its graph; the tensor that it was made of has not
+        return out if kept is None or kept.shape != out[0].shape else (kept,)
 
     def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Prompted:
         key, denoisers = (prompts, guidance), self.anatomy.denoisers

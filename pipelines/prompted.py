@@ -42,9 +42,9 @@ class Prompted:
 
         def remember(name: str, compute: Callable[[], Any]) -> Any:
             if answers is None:
-                with torch.no_grad():
+                with torch.inference_mode(False), torch.no_grad():  # or a later call could not differentiate with it
                     value = compute()
-                fresh.append((name, seams.clone(value)))
+                    fresh.append((name, seams.clone(value)))
                 return value
             was, value = next(answers, ("nothing more", None))
             if was != name:

@@ -16,5 +16,11 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))
-        if (marker := item.get_closest_marker("weights")) and not os.path.isdir(os.environ.get("WORKBENCH_WEIGHTS", "")):
-            item.add_marker(pytest.mark.skip(reason=f"needs published weights: set WORKBENCH_WEIGHTS to a folder with {marker.args}"))
+        if (marker := item.get_closest_marker("weights")) and not os.path.isdir(
+            os.environ.get("WORKBENCH_WEIGHTS", "")
+        ):
+            item.add_marker(
+                pytest.mark.skip(
+                    reason=f"needs published weights: set WORKBENCH_WEIGHTS to a folder with {marker.args}"
+                )
+            )

@@ -31,7 +31,8 @@ def test_a_comparison_streams_previews_and_ends_in_a_judged_table(client):
 
 
 @pytest.mark.parametrize(
-    ("prompts", "contestants", "sentence"), [("  \n", ["base"], "no prompt in it"), ("a red circle", [], "at least one")]
+    ("prompts", "contestants", "sentence"),
+    [("  \n", ["base"], "no prompt in it"), ("a red circle", [], "at least one")],
 )
 def test_bad_input_is_answered_by_one_sentence(client, prompts, contestants, sentence):
     with pytest.raises(AppError, match=sentence):

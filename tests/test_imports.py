@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-FILES = sorted([ROOT / "app.py", *(p for top in ("workbench", "rewards", "pipelines") for p in (ROOT / top).rglob("*.py"))])
+FILES = sorted(
+    [ROOT / "app.py", *(p for top in ("workbench", "rewards", "pipelines") for p in (ROOT / top).rglob("*.py"))]
+)
 OURS = ("workbench", "rewards", "pipelines", "app")
 LEAVES = {"workbench.types", "workbench.assets", "workbench.strict"}  # anyone may stand on these
 

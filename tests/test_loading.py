@@ -329,7 +329,9 @@ def test_an_attention_backend_that_cannot_work_says_why(monkeypatch):
 def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved):
     config = tiny.config("StableDiffusionPipeline", saved["StableDiffusionPipeline"])
     policy = pipelines.load(config, device="cpu", scheduler={"class": "HeunDiscreteScheduler"})
-    assert policy.provides == {"latents"}
+    promised = replace(config, scheduler={"class": "HeunDiscreteScheduler"}).provides
+    assert policy.provides == promised == {"latents"}
+    assert config.provides == {"latents", "stochastic"}
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):
         policy.transition(policy.start(policy.noise(SEEDS)), 0, PROMPTS)
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):

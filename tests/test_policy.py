@@ -159,6 +159,15 @@ def test_a_policy_is_found_out_under_no_grad_and_inference_mode_too(pipe):
             assert fresh.noise(SEEDS).shape == (2, 4, 8, 8)
 
 
+def test_prompts_encoded_in_inference_mode_serve_a_gradient_later(pipe):
+    policy = tiny.policy(SD, pipe)
+    with torch.inference_mode():
+        policy.sample(PROMPTS, seeds=SEEDS)
+    noise = policy.noise(SEEDS).requires_grad_()
+    policy.sample(PROMPTS, seeds=SEEDS, noise=noise, grad=3).media.data.sum().backward()
+    assert noise.grad.any()
+
+
 @pytest.mark.parametrize("i", [0, 1, 2])
 def test_a_transition_passes_the_gradient_on_to_its_state(policy, i):
     x = policy.sample(PROMPTS, seeds=SEEDS).x[:, i].clone().requires_grad_()
@@ -230,6 +239,20 @@ def test_a_kernels_noise_is_a_function_of_the_row_and_without_one_no_step_is_sco
     plain = policy.sample(PROMPTS, seeds=SEEDS)
     assert isinstance(plain, Trajectory)
     assert plain.stochastic == () and not plain.log_prob.any()
+
+
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "FluxPipeline"])
+def test_a_half_precision_pipeline_keeps_a_float32_master_noise(name):
+    policy = tiny.policy(name, tiny.build(name).to(torch.bfloat16))
+    noise = policy.noise(SEEDS).requires_grad_()
+    trajectory = policy.sample(PROMPTS, seeds=SEEDS, noise=noise, grad=3)
+    (gradient,) = torch.autograd.grad(trajectory.media.data.sum(), noise)
+    assert noise.dtype == gradient.dtype == trajectory.media.data.dtype == torch.float32
+    assert trajectory.x.dtype == torch.bfloat16
+    assert gradient.isfinite().all() and gradient.any()
+    step = policy.transition(trajectory.x[:, 1].detach(), 1, PROMPTS)
+    assert step.mean.dtype == torch.float32
+    assert torch.equal(policy.start(noise.detach()), trajectory.x[:, 0])
 
 
 def test_mistakes_are_told(policy):

@@ -133,6 +133,8 @@ class Policy(Protocol):
 
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
+    def start(self, noise: Tensor) -> Tensor: ...  # [B,*latent]: the first state, scaled and packed by the pipeline
+
     def sample(
         self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
     ) -> Trajectory: ...  # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph

@@ -38,11 +38,11 @@ class Plan:
     """Optimiser steps and amounts of each stage."""
 
     autoencoder: int = 900
-    clip: int = 5000
+    clip: int = 4000
     scenes: int = 60_000
-    generator: int = 6000
-    pairs: int = 8000
-    regression: int = 700
+    generator: int = 6500
+    pairs: int = 6000
+    regression: int = 600
     matching: int = 700
     measured: int = 5000
     clip_measured: int = 700
