@@ -67,10 +67,11 @@ def contest(reward_gain, judge_gain, diversity=0.3):
         (contest(0.2, -0.1), True),
         (contest(0.2, 0.0, diversity=0.1), True),
         (contest(0.2, 0.1), False),
+        (contest(0.2, -0.01), False),
         (contest(0.2, 0.0), False),
         (contest(-0.1, -0.1), False),
         ([contest(0, 0)[0], {"name": "reno", "failed": "it broke"}], False),
     ],
 )
 def test_the_alarm_rings_when_the_optimised_reward_rises_and_a_held_out_judge_or_diversity_falls(parts, rings):
-    assert bool(evaluate.alarm(parts, "base")) is rings
+    assert bool(evaluate.alarm(parts, "base", {"oracle": 0.02})) is rings

@@ -55,7 +55,7 @@ def test_rewinding_forgets_unfinished_batches_torn_lines_and_failures(folder):
     with open(folder.path / "events.jsonl", "a") as f:
         f.write('{"contestant": "a", "batch": 1, "fin')
     assert folder.rewind() == {("a", 0)}
-    assert [e["step"] if "step" in e else "final" for e in folder.events()] == [0, "final"]
+    assert [e.get("step", "final") for e in folder.events()] == [0, "final"]
 
 
 def test_syncing_twice_indexes_each_artefact_once(tmp_path, folder):

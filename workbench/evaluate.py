@@ -6,6 +6,7 @@ scores give an equal table.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 
@@ -70,33 +71,25 @@ def versus(samples: Sequence[Mapping], base: Sequence[Mapping]) -> dict:
     }
 
 
-def alarm(contestants: Sequence[Mapping], base: str) -> str | None:
-    """A sentence when a contestant's optimised reward rose while a held-out judge fell or diversity collapsed."""
+def alarm(contestants: Sequence[Mapping], base: str, margins: Mapping[str, float]) -> str | None:
+    """A sentence when a contestant's optimised reward rose while a held-out judge fell or diversity collapsed.
+
+    A judge fell when its whole interval lies further below the base than `margins[judge]`, 0 unless given.
+    """
     start = next((c for c in contestants if c["name"] == base and "failed" not in c), None)
     found = []
     for c in contestants:
         if c is start or "failed" in c or start is None:
             continue
-        rose = [n for n, r in c["rewards"].items() if r["optimised"] and _low(c["versus_base"][n]) > 0]
-        fell = [n for n, r in c["rewards"].items() if not r["optimised"] and -_high(c["versus_base"][n]) > 0]
+        gain = {n: c["versus_base"][n]["ci95"] or (math.nan, math.nan) for n in c["rewards"]}
+        rose = [n for n, r in c["rewards"].items() if r["optimised"] and gain[n][0] > 0]
+        fell = [n for n, r in c["rewards"].items() if not r["optimised"] and gain[n][1] < -margins.get(n, 0.0)]
         if rose and fell:
             found.append(f"{c['name']} raised {', '.join(rose)}, which it optimised, while {', '.join(fell)} fell")
-        if (
-            rose
-            and start.get("diversity")
-            and c.get("diversity") is not None
-            and c["diversity"] < 0.5 * start["diversity"]
-        ):
+        spread = start.get("diversity") and c.get("diversity") is not None and c["diversity"] / start["diversity"]
+        if rose and spread and spread < 0.5:
             found.append(f"{c['name']} lost more than half of the base's diversity")
     return "; ".join(found) + "." if found else None
-
-
-def _low(part: Mapping) -> float:
-    return part["ci95"][0] if part["ci95"] else float("nan")
-
-
-def _high(part: Mapping) -> float:
-    return part["ci95"][1] if part["ci95"] else float("nan")
 
 
 def _nan(value: float | None) -> float:

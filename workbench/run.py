@@ -308,8 +308,14 @@ def summarise(plan: Plan, folder: store.RunFolder) -> dict:
         "seeds": plan.config.seeds,
         "control": plan.config.control,
         "contestants": parts,
-        "alarm": evaluate.alarm(parts, next(iter(plan.methods))),
+        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), _margins(plan)),
     }
+
+
+def _margins(plan: Plan) -> dict[str, float]:
+    """What counts as a fall of a held-out judge: a twentieth of its typical range, so that no trifle rings the alarm."""
+    ranges = {n: r.spec.typical for n, r in (plan.watch.rewards if plan.watch else {}).items() if n != "oracle"}
+    return {name: (typical[1] - typical[0]) / 20 for name, typical in ranges.items() if typical}
 
 
 def _record(plan: Plan) -> dict:

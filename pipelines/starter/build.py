@@ -43,7 +43,7 @@ class Plan:
     generator: int = 6500
     pairs: int = 6000
     regression: int = 600
-    matching: int = 700
+    matching: int = 1300
     measured: int = 5000
     clip_measured: int = 700
     prompts: int = 15  # held-out prompts a category
