@@ -255,5 +255,5 @@ def starter(args) -> int:
         )
     if shutil.disk_usage(Path.cwd()).free < 2**30:
         raise BadInput("building the pack needs 1 GB free for its checkpoints; use --work on another disk")
-    build(args.work, args.out or STARTER, seed=args.seed, fast=args.fast)
+    build(args.work, args.out or STARTER / "image", seed=args.seed, fast=args.fast)
     return 0

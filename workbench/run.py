@@ -152,10 +152,12 @@ def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
         raise
     except OSError as error:
         if error.errno == errno.ENOSPC:
+            status = ""  # nothing more can be written: what is there stays whole, and says "running"
             raise DiskFull(f"the disk of {folder.path} is full; make room and run the same command to go on") from error
         raise
     finally:
-        folder.write("run.json", record | {"status": status})
+        if status:
+            folder.write("run.json", record | {"status": status})
     store.sync(folder.path.parent, folder)
 
 
