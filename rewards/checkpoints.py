@@ -58,11 +58,12 @@ def read(source: str) -> dict[str, Tensor]:
 
 
 class Blank(TorchDispatchMode):
-    """While it is entered, random initialisation is skipped, most of the time of building: `fill` overwrites it all."""
+    """While it is entered, random initialisation is a constant, which saves most of the time of building: `fill`
+    overwrites it all. Not left undone: what lies in fresh memory can keep a rejection sampler in its loop for ever."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         if func in (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default):
-            return args[0]
+            return args[0].fill_(args[1] if len(args) > 1 else 0.0)  # the mean, or the lower end
         return func(*args, **(kwargs or {}))
 
 
