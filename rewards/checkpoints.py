@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,21 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.types import BadInput
 
+UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
+
 
 def check(source: str) -> None:
-    """Raises BadInput when `source` can be neither a local file nor `owner/repo/file` of the Hugging Face hub."""
-    if not Path(source).expanduser().is_file() and (source.startswith((".", "/", "~")) or source.count("/") < 2):
+    """Raises BadInput when `source` can be neither `owner/repo/file` of the Hugging Face hub nor a local file of weights,
+    whose names are read and whose tensors are not."""
+    if (path := Path(source).expanduser()).is_file():
+        try:
+            if path.suffix == ".safetensors":
+                safetensors.safe_open(path, "pt").keys()
+            else:
+                torch.load(path, map_location="meta", mmap=zipfile.is_zipfile(path), weights_only=True)
+        except UNREADABLE as error:
+            raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
+    elif source.startswith((".", "/", "~")) or source.count("/") < 2:
         raise BadInput(f"no weights file {source!r}; give a path, or owner/repo/file of the hub")
 
 
@@ -48,7 +60,7 @@ def read(source: str) -> dict[str, Tensor]:
             state = safetensors.torch.load_file(path)
         else:
             state = torch.load(path, map_location="cpu", weights_only=True)
-    except (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
         raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
     if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
         state = state["state_dict"]

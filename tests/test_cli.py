@@ -111,7 +111,9 @@ def test_a_damaged_or_pickled_pipeline_folder_is_refused_and_the_file_named(tmp_
         (folder / "model_index.json").unlink()
     code, _, err = call(capsys, "run", config(tmp_path, pipeline=str(folder)), "--runs", tmp_path / "runs")
     assert code == 2 and err.count("\n") == 1
-    assert {"pickle": "safetensors", "no model_index.json": "model_index.json"}.get(damage, weights.name) in err
+    assert {"pickle": "pickled weights are never loaded", "no model_index.json": "model_index.json"}.get(
+        damage, weights.name
+    ) in err
 
 
 def test_a_pickled_reward_checkpoint_is_refused_and_never_run(tmp_path, capsys, no_weights):

@@ -136,7 +136,7 @@ def _dry_run(driver, plan, runs: Path, as_json: bool) -> int:
         )
     weights = driver.weights_mb(plan)
     if as_json:
-        print(json.dumps({"checks": list(plan.checks), "weights_mb": weights, "contestants": rows}))
+        print(json.dumps({"checks": [*plan.checks], "weights_mb": weights, "contestants": rows}))
         return 0
     for check in plan.checks:
         out.print(f"[green]✓[/] {check}")
