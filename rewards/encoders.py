@@ -56,7 +56,9 @@ class Encoder:
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """float32 [B,D] of norm 1, without gradient; each prompt is encoded once and remembered."""
         for p in dict.fromkeys(prompts):
-            if p not in self._texts:  # alone: its last digits must not depend on what else was new, or a resumed run drifts
+            if (
+                p not in self._texts
+            ):  # alone: its last digits must not depend on what else was new, or a resumed run drifts
                 self._texts[p] = self._encode([p])[0]
         for p in prompts:
             self._texts.move_to_end(p)

@@ -53,12 +53,15 @@ def run(args) -> int:
 
 
 def _run(config: configs.RunConfig, args, command: str, folder: Path | None = None) -> int:
+    import transformers
+
     from . import run as driver
     from . import store
 
     runs = folder.parent if folder else args.runs
     plan = driver.plan(config, command)
     driver.room(plan, runs)
+    transformers.utils.logging.disable_progress_bar()  # our own bars are enough
     if getattr(args, "dry_run", False):
         return _dry_run(driver, plan, runs, args.json)
     fresh = args.new and not folder
