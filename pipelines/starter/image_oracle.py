@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -165,15 +165,7 @@ class ImageOracle:
 class ImageOracleSoft(ImageOracle):
     """The share of a prompt's requirements that the picture meets; 1 only where `ImageOracle` says 1, else <= 0.95."""
 
-    spec = RewardSpec(
-        name="oracle_soft",
-        version="1",
-        modalities=frozenset({"image"}),
-        differentiable=False,
-        needs=frozenset({"prompt"}),
-        typical=(0.0, 1.0),
-        licence="Apache-2.0",
-    )
+    spec = replace(ImageOracle.spec, name="oracle_soft")
 
     def _value(self, judgement: Judgement) -> float:
         return judgement.soft
