@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -16,7 +15,7 @@ from torch import Tensor, nn
 from workbench.types import RewardSpec
 
 from . import checkpoints, encoders
-from .preprocess import pixels
+from .backbone import OnEncoder
 
 
 class Head(nn.Module):
@@ -40,15 +39,11 @@ def _head(source: str, device: str, width: int) -> Head:
 
 
 @dataclass(frozen=True)
-class Aesthetic:
+class Aesthetic(OnEncoder):
     """How pretty a picture is, 1..10, whatever the prompt: LAION's aesthetic predictor v2. Above 7 suspect hacking."""
 
-    weights: str = (
-        "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"  # the head: a file, or owner/repo/file of the hub
-    )
     model: str = "openai/clip-vit-large-patch14"  # the encoder that the head was trained on
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoder; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: a backbone's activations are held for that moment only
+    weights: str = "trl-lib/ddpo-aesthetic-predictor/aesthetic-model.pth"  # the head: a file, or owner/repo/file
 
     spec = RewardSpec(
         "aesthetic",
@@ -63,14 +58,13 @@ class Aesthetic:
 
     def check(self) -> None:
         checkpoints.check(self.weights)
-        encoders.check(self.model)
+        super().check()
 
     def load(self, device: torch.device | str = "cpu") -> tuple[encoders.Encoder, Head]:
-        encoder = encoders.load(self.model, device, self.dtype)
+        encoder = super().load(device)
         return encoder, _head(self.weights, encoders.place(device), encoder.width)
 
-    def __call__(self, *, media, prompts, references=None):
-        x = pixels(self.spec, media, prompts)
-        encoder, head = self.load(x.device)
+    def score(self, loaded, x, prompts):
+        encoder, head = loaded
         with torch.autocast(x.device.type, enabled=False):
             return head(encoder.images(x, checkpoint=self.checkpoint))

@@ -21,22 +21,29 @@ UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError,
 def check(source: str) -> None:
     """Raises BadInput when `source` can be neither `owner/repo/file` of the Hugging Face hub nor a local file of weights,
     whose names are read and whose tensors are not."""
+    if (path := _local(source)) is None:
+        return
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.safe_open(path, "pt").keys()
+        else:
+            torch.load(path, map_location="meta", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except UNREADABLE as error:
+        raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
+
+
+def _local(source: str) -> Path | None:
+    """The local file that `source` names, None for one of the hub. Raises BadInput when it can be neither."""
     if (path := Path(source).expanduser()).is_file():
-        try:
-            if path.suffix == ".safetensors":
-                safetensors.safe_open(path, "pt").keys()
-            else:
-                torch.load(path, map_location="meta", mmap=zipfile.is_zipfile(path), weights_only=True)
-        except UNREADABLE as error:
-            raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
-    elif source.startswith((".", "/", "~")) or source.count("/") < 2:
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") < 2:
         raise BadInput(f"no weights file {source!r}; give a path, or owner/repo/file of the hub")
+    return None
 
 
 def locate(source: str) -> Path:
-    """The local file, downloaded once when it is the hub's. Raises BadInput."""
-    check(source)
-    if (path := Path(source).expanduser()).is_file():
+    """The local file, downloaded once when it is the hub's. Raises BadInput. What is in it, `read` finds out."""
+    if path := _local(source):
         return path
     from huggingface_hub import hf_hub_download
 

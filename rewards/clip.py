@@ -12,16 +12,16 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.types import BadInput, Media, RewardSpec
+from workbench.types import BadInput, RewardSpec
 
 from . import encoders
-from .preprocess import pixels
+from .backbone import OnEncoder
 
 IMAGE, PROMPT = frozenset({"image"}), frozenset({"prompt"})
 
 
 @dataclass(frozen=True)
-class CLIPScore:
+class CLIPScore(OnEncoder):
     """How well a picture fits its prompt, by any CLIP or SigLIP model.
 
     mode `cosine`: cos(image, prompt). `scaled`: times the model's exp(logit_scale), about 100, plus SigLIP's bias.
@@ -32,8 +32,6 @@ class CLIPScore:
     model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms
     mode: Literal["cosine", "scaled", "contrastive"] = "cosine"
     negatives: tuple[str, ...] = ()  # captions that the picture should not fit, for `contrastive`
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: a backbone's activations are held for that moment only
 
     spec = RewardSpec(
         "clip",
@@ -50,22 +48,11 @@ class CLIPScore:
     def __post_init__(self):
         if (self.mode == "contrastive") != bool(self.negatives):
             raise BadInput(f"{self.spec.name}: `negatives` and mode `contrastive` go together")
-        if (self.model, self.mode) != (
-            type(self).model,
-            "cosine",
-        ):  # scores of another kind: the class's spec isn't theirs
+        if (self.model, self.mode) != (type(self).model, "cosine"):  # scores of another kind than the class's spec
             own = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
             object.__setattr__(self, "spec", replace(self.spec, **own))
 
-    def check(self) -> None:
-        encoders.check(self.model)
-
-    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
-        return encoders.load(self.model, device, self.dtype)
-
-    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        x = pixels(self.spec, media, prompts)
-        encoder = self.load(x.device)
+    def score(self, encoder: encoders.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         image = encoder.images(x, checkpoint=self.checkpoint)  # [B,D]
         cosine = (image * encoder.texts(prompts)).sum(1)  # [B]
         if self.mode == "cosine":

@@ -13,7 +13,7 @@ import functools
 import logging
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,10 +26,31 @@ from workbench.strict import nearest
 from workbench.types import BadInput
 
 from . import checkpoints
-from .preprocess import Fit, View
+from .preprocess import View
 
 log = logging.getLogger(__name__)
 REMEMBERED = 4096  # prompts whose text features an encoder keeps
+
+
+class Memo:
+    """What a frozen text tower makes of prompts, the latest `limit` of them.
+
+    Each is encoded alone: its last digits must not depend on what else was new, or a resumed run drifts.
+    """
+
+    def __init__(self, encode: Callable[[str], Tensor], limit: int | None = None):
+        self.encode, self.limit, self.kept = encode, limit, OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """[B,...]: one row a prompt."""
+        for p in dict.fromkeys(prompts):
+            if p not in self.kept:
+                self.kept[p] = self.encode(p)
+            self.kept.move_to_end(p)
+        rows = torch.stack([self.kept[p] for p in prompts])
+        while len(self.kept) > (self.limit or REMEMBERED):
+            self.kept.popitem(last=False)
+        return rows
 
 
 @dataclass(eq=False)
@@ -44,39 +65,31 @@ class Encoder:
     width: int  # D
     scale: float  # exp(logit_scale)
     bias: float = 0.0  # SigLIP's logit_bias
-    _texts: OrderedDict[str, Tensor] = field(default_factory=OrderedDict, repr=False)
 
-    def images(self, x: Tensor, fit: Fit | None = None, checkpoint: bool = False) -> Tensor:
+    def __post_init__(self):
+        self.memo = Memo(self._encode)
+
+    def images(self, x: Tensor, view: View | None = None, checkpoint: bool = False) -> Tensor:
         """[B,3,H,W] in [0,1] -> float32 [B,D] of norm 1. `checkpoint` recomputes activations in the backward pass."""
-        x = self.view(x, fit).to(self._dtype)
+        x = (view or self.view)(x).to(self._dtype)
         with torch.autocast(x.device.type, enabled=False):
             features = recompute(self.image, x, use_reentrant=False) if checkpoint else self.image(x)
         return F.normalize(features.float(), dim=-1)
 
     def texts(self, prompts: Sequence[str]) -> Tensor:
         """float32 [B,D] of norm 1, without gradient; each prompt is encoded once and remembered."""
-        for p in dict.fromkeys(prompts):
-            if (
-                p not in self._texts
-            ):  # alone: its last digits must not depend on what else was new, or a resumed run drifts
-                self._texts[p] = self._encode([p])[0]
-        for p in prompts:
-            self._texts.move_to_end(p)
-        features = torch.stack([self._texts[p] for p in prompts])
-        while len(self._texts) > REMEMBERED:
-            self._texts.popitem(last=False)
-        return features
+        return self.memo(prompts)
 
     def logits(self, cosine: Tensor) -> Tensor:
         """The model's own temperature (and SigLIP's bias) on a cosine."""
         return self.scale * cosine + self.bias
 
     @torch.no_grad()
-    def _encode(self, prompts: list[str]) -> Tensor:
+    def _encode(self, prompt: str) -> Tensor:
         device = next(self.net.parameters()).device
-        tokens = {k: v.to(device) for k, v in self.tokens(prompts).items()}
+        tokens = {k: v.to(device) for k, v in self.tokens([prompt]).items()}
         with torch.autocast(device.type, enabled=False):
-            return F.normalize(self.text(**tokens).float(), dim=-1)
+            return F.normalize(self.text(**tokens).float(), dim=-1)[0]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -102,14 +115,21 @@ def cut(model: str, length: int, prompt: str) -> None:
 @functools.cache
 @checkpoints.aside()
 def _load(model: str, device: str, dtype: str) -> Encoder:
-    check(model)
+    _known(model)
     encoder = _open_clip(model) if model.startswith("open_clip:") else _transformers(model)
     checkpoints.freeze(encoder.net).to(device=device, dtype=getattr(torch, dtype))
     return encoder
 
 
 def check(model: str) -> None:
-    """Raises BadInput for what can be known to be wrong without loading: a missing folder, an unknown architecture."""
+    """Raises BadInput for what can be known to be wrong without loading: a missing folder, an unknown architecture, a
+    broken file."""
+    _known(model)
+    if model.startswith("open_clip:") and _is_file(source := model.removeprefix("open_clip:").partition("/")[2]):
+        checkpoints.check(source)
+
+
+def _known(model: str) -> None:
     if model.startswith("open_clip:"):
         import open_clip
 
@@ -117,9 +137,7 @@ def check(model: str) -> None:
         if arch not in open_clip.list_models():
             raise BadInput(f"{model}: open_clip has no architecture {arch!r}; {nearest(arch, open_clip.list_models())}")
         tags = open_clip.list_pretrained_tags_by_model(arch)
-        if _is_file(source):
-            checkpoints.check(source)
-        elif source not in tags:
+        if not _is_file(source) and source not in tags:
             raise BadInput(f"{model}: no pretrained tag {source!r} for {arch}; {nearest(source, tags)}")
         return
     folder = Path(_resolve(model)).expanduser()

@@ -1,23 +1,20 @@
 """HPSv2.1: human preference between pictures of one prompt (Wu et al. 2023, arXiv:2306.09341).
 
-The authors' fork of open_clip and today's open_clip agree on all 686 names and shapes of ViT-H-14.
+The authors' fork of open_clip and today's open_clip agree on all 686 names and shapes of ViT-H-14. Their transform
+resizes the tensor, not the 8-bit picture, so this one does too; before torchvision 0.17 theirs had no antialiasing.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
-
-import torch
+from dataclasses import dataclass, replace
 
 from workbench.types import RewardSpec
 
-from . import encoders
-from .preprocess import pixels
+from .backbone import OnEncoder
 
 
 @dataclass(frozen=True)
-class HPS:
+class HPS(OnEncoder):
     """Human preference score v2.1: an open_clip ViT-H-14 tuned on HPD v2, plain cosine (tables print it times 100).
 
     Pictures are fitted as the authors do, long side to 224 and black around, so that nothing is cut off; ReNO crops
@@ -25,8 +22,6 @@ class HPS:
     """
 
     model: str = "open_clip:ViT-H-14/xswu/HPSv2/HPS_v2.1_compressed.pt"  # see rewards/encoders.py for the forms
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: a backbone's activations are held for that moment only
 
     spec = RewardSpec(
         "hps",
@@ -40,13 +35,6 @@ class HPS:
         licence="Apache-2.0",
     )
 
-    def check(self) -> None:
-        encoders.check(self.model)
-
-    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
-        return encoders.load(self.model, device, self.dtype)
-
-    def __call__(self, *, media, prompts, references=None):
-        x = pixels(self.spec, media, prompts)
-        encoder = self.load(x.device)
-        return (encoder.images(x, fit="pad", checkpoint=self.checkpoint) * encoder.texts(prompts)).sum(1)
+    def score(self, encoder, x, prompts):
+        view = replace(encoder.view, fit="pad", as_pil=False)
+        return (encoder.images(x, view, self.checkpoint) * encoder.texts(prompts)).sum(1)

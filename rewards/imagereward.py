@@ -10,9 +10,8 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,7 +21,8 @@ from workbench.types import BadInput, RewardSpec
 
 from . import checkpoints, encoders
 from .aesthetic import Head
-from .preprocess import View, pixels
+from .backbone import Frozen
+from .preprocess import View
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw scores on the authors' data
 TOKENS = 35
@@ -109,7 +109,7 @@ def _load(weights: str, tokenizer: str, device: str, dtype: str):
 
 
 @dataclass(frozen=True)
-class ImageReward:
+class ImageReward(Frozen):
     """Human preference from picture and prompt together: BLIP with cross-attention, about N(0,1) over generated ones.
 
     Reads the first 35 tokens of a prompt. Strong for prompt fidelity; optimised alone it bends pictures out of shape.
@@ -117,8 +117,6 @@ class ImageReward:
 
     weights: str = "THUDM/ImageReward/ImageReward.pt"  # a file, or owner/repo/file of the hub
     tokenizer: str = "bert-base-uncased"  # hub id or folder
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the model; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: a backbone's activations are held for that moment only
 
     spec = RewardSpec(
         "imagereward",
@@ -138,9 +136,8 @@ class ImageReward:
     def load(self, device: torch.device | str = "cpu"):
         return _load(self.weights, self.tokenizer, encoders.place(device), self.dtype)
 
-    def __call__(self, *, media, prompts: Sequence[str], references=None):
-        x = pixels(self.spec, media, prompts)
-        net, tokenise = self.load(x.device)
+    def score(self, loaded, x, prompts):
+        net, tokenise = loaded
         read = tokenise(
             list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(x.device)

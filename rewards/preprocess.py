@@ -3,7 +3,8 @@
 The published scorers resize 8-bit pictures with PIL. `resize` is its kernel on floats (bicubic with a = -0.5,
 antialiased), first across, then down, each pass clamped to [0,1] as PIL's is. On noise, smooth pictures and hard edges
 of 31x57 to 1024x1024 it stays within 1.1/255 of PIL, 0.32/255 on average, which is PIL's rounding to 8 bits; one
-unclamped pass, the usual tensor resize, is up to 42/255 off beside hard edges.
+unclamped pass, torchvision's resize of tensors, is up to 42/255 off beside hard edges. The one published scorer that
+resizes so, HPS, asks for it with `as_pil=False`.
 """
 
 from __future__ import annotations
@@ -38,8 +39,10 @@ def pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     return media.data.float()
 
 
-def resize(x: Tensor, size: tuple[int, int], kernel: str = "bicubic") -> Tensor:
-    """[B,3,h,w] in [0,1] -> [B,3,*size] in [0,1], as PIL resizes."""
+def resize(x: Tensor, size: tuple[int, int], kernel: str = "bicubic", as_pil: bool = True) -> Tensor:
+    """[B,3,h,w] in [0,1] -> [B,3,*size]: in [0,1], as PIL resizes pictures, or as torchvision resizes tensors."""
+    if not as_pil:
+        return F.interpolate(x, size, mode=kernel, antialias=True)
     for step in ((x.shape[-2], size[1]), size):
         if x.shape[-2:] != step:
             x = F.interpolate(x, step, mode=kernel, antialias=True).clamp(0, 1)
@@ -55,24 +58,25 @@ class View:
     std: tuple[float, ...] = CLIP_STD
     fit: Fit = "crop"  # crop: short side, then the centre; squash: both sides; pad: long side, then black around
     kernel: str = "bicubic"
+    as_pil: bool = True  # False: one unclamped pass, as torchvision resizes tensors
 
-    def __call__(self, x: Tensor, fit: Fit | None = None) -> Tensor:
+    def __call__(self, x: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] -> normalised [B,3,*size]."""
-        x = {"crop": self._crop, "squash": self._squash, "pad": self._pad}[fit or self.fit](x)
+        x = {"crop": self._crop, "squash": self._squash, "pad": self._pad}[self.fit](x)
         return (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
 
     def _squash(self, x: Tensor) -> Tensor:
-        return resize(x, self.size, self.kernel)
+        return resize(x, self.size, self.kernel, self.as_pil)
 
     def _crop(self, x: Tensor) -> Tensor:
         (h, w), (high, wide) = x.shape[-2:], self.size
         short, side = min(h, w), max(high, wide)
-        x = resize(x, (int(side * h / short), int(side * w / short)), self.kernel)
+        x = resize(x, (int(side * h / short), int(side * w / short)), self.kernel, self.as_pil)
         top, left = round((x.shape[-2] - high) / 2), round((x.shape[-1] - wide) / 2)
         return x[..., top : top + high, left : left + wide]
 
     def _pad(self, x: Tensor) -> Tensor:
-        (h, w), side = x.shape[-2:], max(self.size)
-        x = resize(x, (round(h * side / max(h, w)), round(w * side / max(h, w))), self.kernel)
+        scale = max(self.size) / max(x.shape[-2:])
+        x = resize(x, tuple(max(1, round(side * scale)) for side in x.shape[-2:]), self.kernel, self.as_pil)
         down, right = self.size[0] - x.shape[-2], self.size[1] - x.shape[-1]
         return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
