@@ -1,0 +1,175 @@
+"""Rewards: what their shortcuts save, each against the plain way, in turn, in this process.
+
+    python benchmarks/reward_speed.py [--rounds 5] [--items 5000] [--threads 1]
+
+Frechet by a nuclear norm against `scipy.linalg.sqrtm` of the product of covariances (the reference's moments are at hand
+for both); Vendi by its D x D dual against the eigenvalues of the n x n kernel; prompts remembered against encoded at every
+call; three rewards on one CLIP against three with a CLIP each (seconds until all have scored, and bytes of weights). A
+ratio is the median of the ratios within a round; that both ways give the same number is printed beside it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+
+import numpy as np
+import scipy.linalg
+import torch
+import transformers
+
+from rewards import build, encoders
+from rewards.exemplar import Exemplar
+from rewards.frechet import compact, frechet, normal
+from rewards.moments import Moments
+from rewards.vendi import vendi
+from workbench.assets import resolve
+from workbench.types import Media
+
+PROMPTS = tuple(f"{n} {colour} squares" for n in ("two", "three", "four") for colour in ("red", "blue", "green"))
+
+
+def clock() -> float:
+    """This process's own CPU time, which other processes don't stretch."""
+    return time.process_time()
+
+
+def compare(name: str, plain: Callable[[], float], ours: Callable[[], float], rounds: int, warm: bool = True) -> None:
+    seconds: dict[Callable, list[float]] = {plain: [], ours: []}
+    value = {}
+    for turn in range(rounds + warm):
+        for way in (plain, ours):
+            gc.collect()
+            start = clock()
+            value[way] = way()
+            if turn >= warm:
+                seconds[way].append(clock() - start)
+    ratios = [a / b for a, b in zip(seconds[plain], seconds[ours], strict=True)]
+    off = abs(value[plain] - value[ours]) / max(abs(value[plain]), 1e-12)
+    ms = [1e3 * statistics.median(seconds[way]) for way in (plain, ours)]
+    spread = f"({min(ratios):.1f} to {max(ratios):.1f})"
+    print(f"{name:46} {ms[0]:11.2f} {ms[1]:11.3f} {statistics.median(ratios):9.1f}x {spread:20} {off:.0e}", flush=True)
+
+
+def frechet_ways(n: int, d: int) -> tuple[Callable, Callable]:
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(d, d, generator=g, dtype=torch.float64) / d**0.5
+    y, x = (torch.randn(rows, d, generator=g, dtype=torch.float64) for rows in (4 * d, n))
+    reference = Moments.of(y @ mix)
+    target = compact(reference)
+    mean, covariance = reference.mean.numpy(), reference.covariance.numpy()
+
+    def plain() -> float:
+        rows = x.numpy()
+        own = np.cov(rows, rowvar=False)
+        root = scipy.linalg.sqrtm(own @ covariance).real
+        return np.square(rows.mean(0) - mean).sum() + np.trace(own) + np.trace(covariance) - 2 * np.trace(root)
+
+    return plain, lambda: frechet(normal(x), target).item()
+
+
+def frechet_slope(n: int, d: int) -> tuple[Callable, Callable]:
+    """sqrtm gives no gradient; with ours it is still to be cheaper than sqrtm's value."""
+    plain, _ = frechet_ways(n, d)
+    g = torch.Generator().manual_seed(0)
+    mix = torch.randn(d, d, generator=g, dtype=torch.float64) / d**0.5
+    y, x = (torch.randn(rows, d, generator=g, dtype=torch.float64) for rows in (4 * d, n))
+    target = compact(Moments.of(y @ mix))
+
+    def ours() -> float:
+        leaf = x.clone().requires_grad_()
+        value = frechet(normal(leaf), target)
+        value.backward()
+        return value.item()
+
+    return plain, ours
+
+
+def vendi_ways(n: int, d: int) -> tuple[Callable, Callable]:
+    x = torch.randn(n, d, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def plain() -> float:
+        unit = torch.nn.functional.normalize(x, dim=1)
+        return torch.special.entr(torch.linalg.eigvalsh(unit @ unit.T / n).clamp(min=0)).sum().exp().item()
+
+    return plain, lambda: vendi(x).item()
+
+
+def text_ways(model: str) -> tuple[Callable, Callable]:
+    encoder = encoders.load(model, "cpu")
+
+    def plain() -> float:
+        encoder.memo.kept.clear()
+        return encoder.texts(PROMPTS).sum().item()
+
+    return plain, lambda: encoder.texts(PROMPTS).sum().item()
+
+
+def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
+    """Three rewards on one CLIP, from nothing loaded to three scores."""
+    media = Media(torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)), "image")
+    prompts, used = PROMPTS[:2], {}
+
+    def judge(apart: bool) -> float:
+        encoders._load.cache_clear()
+        rewards = [
+            build("clip", model=model),
+            build("clip", model=model, mode="contrastive", negatives=("a blue circle",)),
+            Exemplar(model=model),
+        ]
+        total, nets = 0.0, {}
+        for reward in rewards:
+            if apart:
+                encoders._load.cache_clear()
+            total += reward(media=media, prompts=prompts, references=media).sum().item()
+            net = encoders.load(model, "cpu").net
+            nets[id(net)] = net  # held, so that no other can take its id
+        used["plain" if apart else "ours"] = sum(p.nbytes for net in nets.values() for p in net.parameters())
+        return total
+
+    return lambda: judge(True), lambda: judge(False), used
+
+
+def middling_clip(folder: str) -> str:
+    """A random CLIP of 12 + 12 layers with the starter's vocabulary: its speed is that of its size."""
+    starter = resolve("starter:image/clip")
+    config = transformers.CLIPConfig.from_pretrained(starter)
+    for tower in (config.vision_config, config.text_config):
+        tower.hidden_size, tower.intermediate_size = 384, 1536
+        tower.num_hidden_layers, tower.num_attention_heads = 12, 6
+    torch.manual_seed(0)
+    transformers.CLIPModel(config).save_pretrained(folder)
+    transformers.AutoTokenizer.from_pretrained(starter).save_pretrained(folder)
+    transformers.AutoImageProcessor.from_pretrained(starter).save_pretrained(folder)
+    return folder
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--items", type=int, default=5000, help="n of Vendi; its plain way takes n^3")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    args = parser.parse_args()
+    torch.set_num_threads(args.threads)
+    transformers.utils.logging.disable_progress_bar()
+    print(f"{'':46} {'plain ms':>11} {'ours ms':>11} {'ratio':>10} {'from, to':20} relative difference")
+    compare("frechet, n=1000 d=512", *frechet_ways(1000, 512), args.rounds)
+    compare("frechet, n=16 d=512", *frechet_ways(16, 512), args.rounds)
+    compare("frechet with gradient, n=1000 d=512", *frechet_slope(1000, 512), args.rounds)
+    compare("frechet with gradient, n=16 d=512", *frechet_slope(16, 512), args.rounds)
+    compare(f"vendi, n={args.items} d=128", *vendi_ways(args.items, 128), max(1, args.rounds // 2), warm=False)
+    with tempfile.TemporaryDirectory() as folder:
+        model = middling_clip(folder)
+        compare(f"{len(PROMPTS)} prompts, remembered", *text_ways(model), args.rounds)
+        plain, ours, used = family(model)
+        compare("three rewards on one CLIP, until all scored", plain, ours, args.rounds)
+        mb = {way: size / 2**20 for way, size in used.items()}
+        print(f"{'  their weights, MiB':46} {mb['plain']:11.1f} {mb['ours']:11.1f} {mb['plain'] / mb['ours']:9.1f}x")
+
+
+if __name__ == "__main__":
+    main()
