@@ -157,7 +157,7 @@ class RewardSpec:
     modalities: frozenset[Modality]
     differentiable: bool
     scope: Literal["sample", "group", "set"] = "sample"  # group: all samples of one prompt; set: a whole batch
-    needs: frozenset[str] = frozenset()  # of {"prompt", "reference"}
+    needs: frozenset[str] = frozenset()  # of {"prompt", "reference", "source"}; see Reward
     typical: tuple[float, float] | None = None
     paper: str = ""
     weights: str = ""
@@ -169,7 +169,8 @@ class Reward(Protocol):
     """Judges media. Its keyword-only call returns float32 [B] (scope sample or group) or [] (set).
 
     HIGHER IS BETTER: a distance is negated. What can't be judged is NaN, never 0 or -1. Media come in the ranges of
-    Media; a differentiable reward keeps the graph to `media.data`; its own weights are frozen.
+    Media; a differentiable reward keeps the graph to `media.data`; its own weights are frozen. `references` are any
+    number of examples for a reward that needs `reference`; for one that needs `source`, what each sample was made from.
     A reward may also have `categories(prompts) -> list[str]`, by which tables break its mean down.
     """
 

@@ -1,0 +1,706 @@
+"""Judges over HTTP: what is asked, how answers are read and combined, and that no failure becomes a score."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import logging
+import math
+import re
+import time
+
+import pytest
+import torch
+from judge_server import Drip, Drop, Hang, JudgeServer, Status, completion, pictures, plausible, question
+from PIL import Image
+
+from rewards import judge_client, judge_named
+from rewards.judge import Judge, JudgePairs, JudgeRegions
+from rewards.judge_answers import Lines, Rubric, Verdict, YesNo
+from rewards.judge_client import Failed, Reply
+from rewards.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, UnifiedRewardThink, VideoDimensions
+from rewards.judge_presets import PRESETS, Preset
+from workbench import strict
+from workbench.types import BadInput, Media, Reward
+
+SECRET = "sk-very-secret-0123456789"
+NAMED = [c for c in vars(judge_named).values() if isinstance(c, type) and c.__module__ == judge_named.__name__]
+EVERY = [Judge, JudgePairs, JudgeRegions, *NAMED]
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts servers and stops them; every test begins with an empty temporary cache."""
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for cached in (judge_client.client, judge_client.store, judge_client._temporary):
+        cached.cache_clear()
+    servers = []
+
+    def start(*args, **kwargs) -> JudgeServer:
+        servers.append(JudgeServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+def greys(*levels: float, size: int = 8) -> Media:
+    """One flat picture a level."""
+    return Media(torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, size, size).clone(), "image")
+
+
+def clips(*levels: float, frames: int = 6, rate: float = 8.0) -> Media:
+    """Clips that brighten from 0 to their level."""
+    ramp = torch.linspace(0, 1, frames).view(1, -1, 1, 1, 1)
+    return Media((torch.tensor(levels).view(-1, 1, 1, 1, 1) * ramp).expand(-1, -1, 3, 8, 8).clone(), "video", rate)
+
+
+def pixels(uri: str) -> torch.Tensor:
+    """[3,H,W] in 0..255 of a picture that arrived."""
+    import numpy as np
+
+    head, data = uri.split(",")
+    assert head == "data:image/png;base64"
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(data))))).permute(2, 0, 1)
+
+
+def level(uri: str) -> float:
+    return pixels(uri).double().mean().item() / 255
+
+
+def yes(p: float) -> dict:
+    return completion("Yes", {"Yes": p, "No": 1 - p})
+
+
+def judge(server: JudgeServer, cls: type = Judge, **settings):
+    """Quick to give up, unless told otherwise."""
+    return cls(**({"url": server.url, "model": "judge", "backoff": 0.01, "retries": 1} | settings))
+
+
+def ask(reward: Reward, media: Media, prompts=None, references: Media | None = None) -> torch.Tensor:
+    return reward(media=media, prompts=prompts or ["a cat"] * len(media), references=references)
+
+
+# Answers become numbers, or a reason
+
+
+def test_yes_is_its_share_of_yes_and_no_over_all_their_spellings():
+    first = (("Yes", math.log(0.5)), (" yes", math.log(0.1)), ("No", math.log(0.2)), ("The", math.log(0.2)))
+    assert YesNo().read(Reply("", first)) == pytest.approx((0.75,))
+
+
+READINGS = [
+    (Rubric(("a", "b"), 0, 10), 'Well: ```json\n{"a": 3, "b": 7.5}\n``` so.', (3, 7.5)),
+    (Rubric(("a",), 0, 10), '<think>{"a": 1}</think>{"a": 9}', (9,)),
+    (Rubric(("a",), 0, 10), 'I first thought {"a": 2} but no: {"a": 4, "why": {"x": 1}}', (4,)),
+    (Rubric(("x", "y"), 0, 25, "score", 0.4), '{"reasoning": "ok {sic}", "score": [25, 10]}', (10, 4)),
+    (Lines(("rating",), ("Rating:",), 0, 10), "Rating: 3\nno...\n**Rating:** 8/10", (8,)),
+    (PRESETS["unifiedreward"].questions[0].answer, "Alignment Score (1-5): 2.7\nCoherence Score (1-5): 4\n"
+     "Style Score (1-5): 3.5", (2.7, 4, 3.5)),
+    (PRESETS["ixc_reward"].questions[0].answer, " -1.25e-1", (-0.125,)),
+    (PRESETS["pairs"].questions[0].answer, "Winner 2 loses.\nWinner: **1**", (1,)),
+    (PRESETS["pairs"].questions[0].answer, "winner: tie", (0.5,)),
+    (PRESETS["unifiedreward_think"].questions[0].answer,
+     "<think>Image 1 is better? Total: 3 4</think><answer>Image 2 is better</answer>", (0,)),
+    (PRESETS["unifiedreward_think"].questions[0].answer, "<answer>Video 1 is better</answer>", (1,)),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("form", "text", "numbers"), READINGS)
+def test_an_answer_is_read_whatever_stands_around_it(form, text, numbers):
+    assert form.read(Reply(text)) == pytest.approx(numbers)
+
+
+GARBAGE = ["", "I'm sorry, I can't help with that.", "{", "[]", '{"a": "7"}', '{"a": true}', '{"a": 11}', '{"a": NaN}',
+           '{"a": -1e999}', '{"a": null}', '{"a": 1' + "0" * 400 + "}", "{" * 5000, '{"a":' * 1200]  # fmt: skip
+
+
+@pytest.mark.parametrize("text", GARBAGE)
+def test_what_cannot_be_read_is_a_reason_and_never_a_number(text):
+    wanting = Lines(("rating",), ("Rating:",), 0, 10), Verdict("first", "second", "tie"), YesNo()
+    for form in (Rubric(("a",), 0, 10), Rubric(("x", "y"), 0, 25, "a"), *wanting):
+        with pytest.raises(Failed, match=r"\w+ \w+"):
+            form.read(Reply(text))
+
+
+@pytest.mark.parametrize(
+    ("form", "reply", "says"),
+    [
+        (YesNo(), Reply("Yes"), "no log-probabilities"),
+        (YesNo(), Reply("", (("The", -0.01), ("A", -5.0))), "neither yes nor no.*'The', 'A'"),
+        (YesNo(), Reply("", (("Yes", math.nan), ("No", -1e9))), "neither"),
+        (Verdict("first", "second", "tie"), Reply("first? second!"), "which one is better"),
+        (Lines(("rating",), ("Rating:",), 0, 10), Reply("Rating: 11"), "rating 11.0, outside 0 to 10"),
+        (Rubric(("a",), 0, 10), Reply('{"a"', finish="length"), "cut.*raise `max_tokens`"),
+    ],
+)
+def test_the_reason_says_what_was_wrong(form, reply, says):
+    with pytest.raises(Failed, match=says):
+        form.read(reply)
+
+
+# What is asked
+
+
+def test_a_question_carries_the_very_pixels_the_prompt_and_the_settings(serve):
+    server = serve()
+    media = Media(torch.rand(1, 3, 7, 5), "image")
+    ask(judge(server, seed=5, temperature=0.25), media, ['a {prompt} in {medium} "braces"'])
+    (body,) = server.bodies
+    (uri,) = pictures(body)
+    assert torch.equal(pixels(uri), (media.data[0] * 255).round().byte())
+    assert 'a {prompt} in {medium} "braces"' in question(body) and "this image" in question(body)
+    assert (body["model"], body["seed"], body["temperature"]) == ("judge", 5, 0.25)
+    assert (body["logprobs"], body["top_logprobs"], body["max_tokens"]) == (True, 20, 1)
+
+
+def test_a_clip_is_asked_about_as_frames_spread_evenly_over_its_true_time(serve):
+    server = serve()
+    media = clips(1.0, frames=16, rate=8.0)
+    sent = [round(level(uri) * 15) for uri in sent_for(server, judge(server, frames=4), media)]
+    assert sent == [2, 6, 10, 14]
+    two_seconds_at_two = sent_for(server, judge(server, fps=2.0), media)
+    assert len(two_seconds_at_two) == 4
+    assert len(sent_for(server, judge(server, frames=3, fps=8.0), media)) == 3
+    with pytest.raises(BadInput, match="true frame rate"):
+        ask(judge(server, fps=2.0), clips(1.0, rate=0.0))
+
+
+def sent_for(server: JudgeServer, reward: Reward, media: Media) -> list[str]:
+    """What a fresh question shows."""
+    server.bodies.clear()
+    judge_client.store.cache_clear(), judge_client._temporary.cache_clear(), judge_client.client.cache_clear()
+    ask(reward, media)
+    return pictures(server.bodies[-1])
+
+
+def test_side_bounds_what_is_sent(serve):
+    server = serve()
+    (uri,) = sent_for(server, judge(server, side=10), Media(torch.rand(1, 3, 20, 40), "image"))
+    assert pixels(uri).shape == (3, 5, 10)
+    (uri,) = sent_for(server, judge(server, side=10), Media(torch.rand(1, 3, 4, 8), "image"))
+    assert pixels(uri).shape == (3, 4, 8)
+
+
+def test_the_questions_can_be_put_in_other_words_and_the_version_says_so(serve):
+    server = serve()
+    other = judge(server, wording=("Is it {prompt}?",), limit="max_completion_tokens", max_tokens=3)
+    ask(other, greys(0.5))
+    assert question(server.bodies[0]) == "Is it a cat?"
+    assert server.bodies[0]["max_completion_tokens"] == 3 and "max_tokens" not in server.bodies[0]
+    assert other.spec.version != judge(server).spec.version
+    assert judge(server, wording=("Is it sharp?",)).spec.needs == frozenset()
+
+
+def test_ixc_reward_scores_a_conversation(serve):
+    server = serve(lambda body, n: completion("-0.75"))
+    assert ask(judge(server, IXCReward), greys(0.5)).tolist() == [-0.75]
+    assert [m["role"] for m in server.bodies[0]["messages"]] == ["user", "assistant"]
+    assert "a cat" in question(server.bodies[0])
+
+
+# How answers are combined
+
+
+def test_the_score_of_each_picture_is_the_judges_probability_of_yes(serve):
+    server = serve(lambda body, n: yes(level(pictures(body)[0])))
+    reward = judge(server)
+    scores = ask(reward, greys(0.2, 0.8, 0.4))
+    torch.testing.assert_close(scores, torch.tensor([0.2, 0.8, 0.4]))
+    assert not scores.requires_grad and scores.dtype == torch.float32
+    torch.testing.assert_close(reward.last_dimensions["yes"], scores)
+
+
+def test_unified_reward_is_the_mean_of_its_three_marks(serve):
+    text = "Alignment Score (1-5): 2\nCoherence Score (1-5): 3\nStyle Score (1-5): 5"
+    reward = judge(serve(lambda body, n: completion(text)), UnifiedReward)
+    assert ask(reward, greys(0.5)).item() == pytest.approx(10 / 3)
+    assert {n: v.item() for n, v in reward.last_dimensions.items()} == {"alignment": 2, "coherence": 3, "style": 5}
+
+
+def test_editscore_averages_the_geometric_mean_of_the_worst_marks_over_its_passes(serve):
+    """By hand, in 0..25: pass 0 SC (20, 10), PQ (25, 15): sqrt(4*6); pass 1 SC (25, 25), PQ (10, 20): sqrt(10*4)."""
+    marks = {(2, 42): [20, 10], (1, 42): [25, 15], (2, 43): [25, 25], (1, 43): [10, 20]}
+
+    def answer(body, n):
+        return completion(json.dumps({"reasoning": "so", "score": marks[len(pictures(body)), body["seed"]]}))
+
+    server = serve(answer)
+    reward = judge(server, EditScore, passes=2)
+    score = ask(reward, greys(0.25), ["make it snow"], greys(0.75))
+    a, b = math.sqrt(4 * 6), math.sqrt(10 * 4)
+    assert score.item() == pytest.approx((a + b) / 2)
+    parts = {name: values.item() for name, values in reward.last_dimensions.items()}
+    assert parts == pytest.approx(
+        {"prompt_following": 9, "consistency": 7, "naturalness": 7, "artefacts": 7, "spread": abs(a - b) / 2}
+    )
+    pair = next(body for body in server.bodies if len(pictures(body)) == 2)
+    assert [level(uri) for uri in pictures(pair)] == pytest.approx([0.75, 0.25], abs=0.01), "the source comes first"
+    assert {body["temperature"] for body in server.bodies} == {0.7}
+
+
+def test_a_pass_without_an_answer_takes_no_part_and_without_any_pass_there_is_no_score(serve):
+    def answer(body, n):
+        lucky = body["seed"] == 43 and level(pictures(body)[0]) < 0.5
+        return completion("Rating: 6" if lucky else "no idea")
+
+    reward = judge(serve(answer), preset="rating", passes=3, temperature=1.0)
+    scores = ask(reward, greys(0.2, 0.8))
+    assert scores[0] == 6 and scores[1].isnan()
+    assert list(reward.last_failures) == [1] and "does not say rating: 'no idea'" in reward.last_failures[1]
+    assert reward.cost.failed == 5
+
+
+def test_only_text_alignment_of_a_clip_depends_on_the_prompt(serve):
+    server = serve()
+    reward = judge(server, VideoDimensions)
+    ask(reward, clips(0.5, frames=16), ["one"])
+    ask(reward, clips(0.5, frames=16), ["two"])
+    assert len(server.bodies) == 4, "VQ and MQ are the same question and come from the cache"
+    assert list(reward.last_dimensions) == ["VQ", "MQ", "TA"]
+
+
+def test_an_edit_needs_its_source(serve):
+    server = serve()
+    with pytest.raises(BadInput, match="give the sources as `references`"):
+        ask(judge(server, EditScore), greys(0.5))
+    with pytest.raises(ValueError, match="1 for 2 samples"):
+        ask(judge(server, EditScore), greys(0.5, 0.6), references=greys(0.5))
+    assert not server.bodies
+
+
+# Pairs
+
+
+def winner(n) -> dict:
+    return completion(f"Because.\nWinner: {n}")
+
+
+def brighter(body, n) -> dict:
+    a, b = (level(uri) for uri in pictures(body)[-2:])
+    return winner("tie" if abs(a - b) < 0.01 else 1 if a > b else 2)
+
+
+@pytest.mark.parametrize("place", [1, 2])
+def test_a_judge_that_always_prefers_one_place_gives_every_sample_one_half(serve, place):
+    server = serve(lambda body, n: winner(place))
+    reward = judge(server, JudgePairs)
+    assert ask(reward, greys(0.1, 0.5, 0.9)).tolist() == [0.5, 0.5, 0.5]
+    assert len(server.bodies) == 6
+    assert reward.last_dimensions["first_place"].tolist() == [2.0 - place] * 3, "and the bias is reported"
+
+
+def test_win_rates_follow_an_unbiased_judge(serve):
+    reward = judge(serve(brighter), JudgePairs)
+    scores = ask(reward, greys(0.5, 0.1, 0.9, 0.5))
+    torch.testing.assert_close(scores, torch.tensor([1.5 / 3, 0, 1, 1.5 / 3]))
+    assert reward.last_dimensions["first_place"].tolist() == [0.5] * 4
+    assert reward.spec.scope == "group"
+
+
+def test_a_biased_but_seeing_judge_still_ranks(serve):
+    """It says `first` unless the second is much brighter: one order alone would rank by place."""
+
+    def answer(body, n):
+        a, b = (level(uri) for uri in pictures(body))
+        return winner(2 if b > a + 0.3 else 1)
+
+    scores = ask(judge(serve(answer), JudgePairs), greys(0.1, 0.2, 0.9))
+    torch.testing.assert_close(scores, torch.tensor([0.25, 0.25, 1.0]))
+
+
+def test_only_samples_of_one_prompt_and_one_source_meet(serve):
+    server = serve(brighter)
+    scores = ask(judge(server, JudgePairs), greys(0.1, 0.9, 0.2, 0.1), ["a", "a", "b", "b"])
+    assert scores.tolist() == [0, 1, 1, 0]
+    assert len(server.bodies) == 4
+    reward = judge(server, JudgePairs, preset="pairs_edit")
+    scores = ask(reward, greys(0.1, 0.9, 0.3), ["a"] * 3, greys(0.4, 0.4, 0.6))
+    assert scores[:2].tolist() == [0, 1] and scores[2].isnan()
+    assert "only judged sample of its prompt" in reward.last_failures[2]
+    assert [round(level(u), 1) for u in pictures(server.bodies[-1])][0] == 0.4
+
+
+def test_a_pair_without_both_orders_is_left_out(serve):
+    def answer(body, n):
+        a, b = (round(level(uri), 1) for uri in pictures(body))
+        return completion("hm") if (a, b) == (0.1, 0.9) else brighter(body, n)
+
+    reward = judge(serve(answer), JudgePairs)
+    assert ask(reward, greys(0.1, 0.5, 0.9)).tolist() == [0, 0.5, 1]
+    assert reward.last_failures == {}
+    scores = ask(reward, greys(0.1, 0.9))
+    assert scores.isnan().all() and set(reward.last_failures) == {0, 1}
+
+
+def test_clips_of_a_pair_come_one_after_the_other(serve):
+    server = serve(lambda body, n: completion("<answer>Video 1 is better</answer>"))
+    ask(judge(server, UnifiedRewardThink, frames=2), clips(0.2, 0.8))
+    levels = [[level(uri) for uri in pictures(body)] for body in server.bodies]
+    assert sorted(max(half[:2]) < max(half[2:]) for half in levels) == [False, True]
+    assert "Video 1 is better / Video 2 is better" in question(server.bodies[0])
+
+
+# Regions
+
+
+def test_regions_weigh_the_whole_and_its_tiles(serve):
+    """Tiles of level t are marked 10 t, the whole 4: by hand (1 - 0.25) 4 + 0.25 mean(1, 2, 3, 8)."""
+    tiles = torch.tensor([[0.1, 0.2], [0.3, 0.8]])
+    picture = tiles.repeat_interleave(4, 0).repeat_interleave(4, 1).expand(1, 3, 8, 8).clone()
+
+    def answer(body, n):
+        shown = pictures(body)
+        if len(shown) == 1:
+            return completion('{"global": 4}')
+        return completion(json.dumps({"local": round(10 * level(shown[1]))}))
+
+    reward = judge(serve(answer), JudgeRegions, share=0.25)
+    assert ask(reward, Media(picture, "image")).item() == pytest.approx(0.75 * 4 + 0.25 * 3.5)
+    assert reward.last_dimensions["map"].tolist() == [[[1, 2], [3, 8]]]
+    assert (reward.last_dimensions["global"].item(), reward.last_dimensions["local"].item()) == (4, 3.5)
+
+
+def test_without_the_whole_a_picture_has_no_score(serve):
+    reward = judge(serve(lambda body, n: completion('{"local": 5}' if len(pictures(body)) == 2 else "?")), JudgeRegions)
+    assert ask(reward, greys(0.5)).isnan().all()
+    assert "global" in reward.last_failures[0]
+
+
+# Failures
+
+
+def flaky(*trouble):
+    """The first answers are trouble, the rest are right."""
+    return lambda body, n: trouble[n] if n < len(trouble) else yes(0.75)
+
+
+@pytest.mark.parametrize("trouble", [Status(500), Status(503), Status(429, "", {"Retry-After": "0"}), Hang, Drip, Drop])
+def test_what_may_pass_is_tried_again(serve, trouble):
+    server = serve(flaky(trouble, trouble))
+    reward = judge(server, retries=2, timeout=0.4)
+    assert ask(reward, greys(0.5)).item() == pytest.approx(0.75)
+    assert len(server.bodies) == 3 == reward.cost.requests
+    assert reward.last_failures == {} and reward.cost.failed == 0
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Status(500, "out of memory"), "no answer in 2 attempts.*500.*out of memory"),
+        (Hang, "no answer in 2 attempts.*Timeout"),
+        (Drip, "no answer in 2 attempts.*Timeout: not finished"),
+        (Drop, "no answer in 2 attempts.*RemoteProtocolError"),
+    ],
+)
+def test_trouble_that_lasts_is_nan_with_its_reason(serve, trouble, says):
+    reward = judge(serve(lambda body, n: trouble), timeout=0.3)
+    assert ask(reward, greys(0.5)).isnan().all()
+    assert re.search(says, reward.last_failures[0])
+    assert reward.cost.requests == 2 and reward.cost.failed == 1
+
+
+@pytest.mark.parametrize(
+    ("trouble", "says"),
+    [
+        (Status(400, "too many images"), "refused the question (HTTP 400: too many images)"),
+        (Status(302, "", {"Location": "http://127.0.0.1:9/"}), "refused the question (HTTP 302"),
+        (Status(200, "<html>hello</html>"), "no chat completion: <html>hello"),
+        (Status(200, '{"error": {"message": "bad"}}'), "no chat completion"),
+        (Status(200, "[]"), "no chat completion"),
+        (Status(200, '{"choices": [{"message": {"content": [1]}}]}'), "no text but list"),
+        (Status(200, "x" * 2**21), "larger than 1 MiB"),
+        (Status(200, "zzz", {"Content-Encoding": "gzip"}), "can't be unpacked"),
+        (completion("Yes"), "no log-probabilities"),
+    ],
+)
+def test_what_will_not_pass_is_not_tried_again(serve, trouble, says):
+    server = serve(lambda body, n: trouble)
+    reward = judge(server, retries=5)
+    assert ask(reward, greys(0.5)).isnan().all()
+    assert says in reward.last_failures[0]
+    assert len(server.bodies) == 1
+
+
+def test_retries_wait_longer_each_time_and_as_long_as_the_judge_asks(serve):
+    server = serve(flaky(Status(500), Status(500), Status(500)))
+    began = time.monotonic()
+    ask(judge(server, retries=3, backoff=0.1), greys(0.5))
+    took = time.monotonic() - began
+    assert took >= 0.5 * (0.1 + 0.2 + 0.4)
+    server = serve(flaky(Status(429, "", {"Retry-After": "1"})))
+    began = time.monotonic()
+    ask(judge(server, backoff=0.0), greys(0.5))
+    assert time.monotonic() - began >= 1
+
+
+def test_the_failing_item_alone_is_nan(serve):
+    def answer(body, n):
+        x = level(pictures(body)[0])
+        return Status(400) if abs(x - 0.6) < 0.01 else yes(x)
+
+    reward = judge(serve(answer))
+    scores = ask(reward, greys(0.2, 0.6, 0.8))
+    assert scores.isnan().tolist() == [False, True, False]
+    torch.testing.assert_close(scores[[0, 2]], torch.tensor([0.2, 0.8]))
+    assert list(reward.last_failures) == [1]
+    ask(reward, greys(0.2))
+    assert reward.last_failures == {}, "of the last call only"
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf])
+def test_a_sample_that_is_not_finite_is_nan_and_never_sent(serve, bad):
+    server = serve()
+    media = greys(0.2, 0.6, 0.8)
+    media.data[1, 0, 3, 3] = bad
+    reward = judge(server)
+    assert ask(reward, media).isnan().tolist() == [False, True, False]
+    assert len(server.bodies) == 2
+    assert "not finite" in reward.last_failures[1]
+
+
+def test_a_source_that_is_not_finite_spoils_its_own_edit_only(serve):
+    sources = greys(0.1, 0.2)
+    sources.data[0, 0, 0, 0] = torch.nan
+    assert ask(judge(serve(), EditScore), greys(0.5, 0.6), references=sources).isnan().tolist() == [True, False]
+
+
+# Cache, cost, concurrency
+
+
+def test_a_second_call_makes_no_request(serve):
+    server = serve()
+    reward = judge(server)
+    first = ask(reward, greys(0.2, 0.8))
+    assert (reward.cost.requests, reward.cost.prompt_tokens, reward.cost.completion_tokens) == (2, 200, 14)
+    assert torch.equal(ask(reward, greys(0.2, 0.8)), first)
+    assert len(server.bodies) == 2
+    assert (reward.cost.requests, reward.cost.cached, reward.cost.prompt_tokens) == (2, 2, 200)
+
+
+def test_answers_outlive_the_process_in_a_folder_and_only_there(serve, tmp_path):
+    server = serve()
+    first = ask(judge(server, cache=str(tmp_path / "kept")), greys(0.2))
+    for cached in (judge_client.client, judge_client.store, judge_client._temporary):
+        cached.cache_clear()  # what a new process starts with
+    assert torch.equal(ask(judge(server, cache=str(tmp_path / "kept")), greys(0.2)), first)
+    assert len(server.bodies) == 1
+    ask(judge(server), greys(0.2))
+    assert len(server.bodies) == 2
+
+
+@pytest.mark.parametrize(
+    "other",
+    [{"model": "judge-2"}, {"seed": 7}, {"temperature": 0.5}, {"max_tokens": 4}, {"wording": ("{prompt}?",)},
+     {"side": 4}],
+)  # fmt: skip
+def test_another_setting_is_another_question(serve, other):
+    server = serve()
+    ask(judge(server), greys(0.2))
+    ask(judge(server, **other), greys(0.2))
+    assert len(server.bodies) == 2
+
+
+def test_other_media_and_other_prompts_are_other_questions(serve):
+    server = serve()
+    ask(judge(server), greys(0.2))
+    ask(judge(server), greys(0.21))
+    ask(judge(server), greys(0.2), ["a dog"])
+    assert len(server.bodies) == 3
+
+
+def test_the_same_question_in_one_batch_is_asked_once(serve):
+    server = serve()
+    reward = judge(server)
+    scores = ask(reward, greys(0.2, 0.2, 0.2))
+    assert len(server.bodies) == 1 and reward.cost.cached == 2
+    assert scores[0] == scores[1] == scores[2]
+
+
+@pytest.mark.parametrize("garbage", [Status(200, "garbage"), completion("hm", {"The": 0.9})])
+def test_garbage_is_not_remembered(serve, garbage):
+    server = serve(lambda body, n: garbage if n == 0 else yes(0.75))
+    reward = judge(server)
+    assert ask(reward, greys(0.5)).isnan().all()
+    assert ask(reward, greys(0.5)).item() == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("limit", [1, 3, 8])
+def test_no_more_requests_are_under_way_than_allowed(serve, limit):
+    def answer(body, n):
+        """Until as many wait as may, nobody gets an answer; then there is time for one too many to come."""
+        patience = time.monotonic() + 20
+        while server.busiest < limit and time.monotonic() < patience:
+            time.sleep(0.01)
+        time.sleep(0.05)
+        return yes(0.5)
+
+    server = serve(answer)
+    reward = judge(server, concurrency=limit)
+    assert ask(reward, greys(*torch.linspace(0.1, 0.9, 16).tolist())).isfinite().all()
+    assert server.busiest == limit, "neither more nor, with twice as many questions, fewer"
+
+
+# The key
+
+
+def test_the_key_is_sent_and_stands_nowhere_else(serve, monkeypatch, caplog, tmp_path):
+    monkeypatch.setenv("MY_JUDGE_KEY", SECRET + "\n")
+    caplog.set_level(logging.DEBUG)
+    server = serve(lambda body, n: Status(401, f"wrong key {SECRET}") if n else plausible(body))
+    reward = judge(server, key="MY_JUDGE_KEY", cache=str(tmp_path))
+    reward.check()
+    ask(reward, greys(0.2))
+    ask(reward, greys(0.3))
+    assert [h.get("Authorization") for h in server.headers] == [f"Bearer {SECRET}"] * 3
+    assert "wrong key ***" in reward.last_failures[0]
+    kept = b"".join(path.read_bytes() for path in tmp_path.iterdir())
+    for text in (
+        repr(reward),
+        caplog.text,
+        str(reward.last_failures),
+        reward.spec.version,
+        kept.decode(errors="ignore"),
+    ):
+        assert SECRET not in text
+
+
+def test_no_key_is_sent_unless_one_is_named(serve, monkeypatch):
+    monkeypatch.setenv("OPENAI_API_KEY", SECRET)
+    server = serve()
+    ask(judge(server), greys(0.2))
+    assert "Authorization" not in server.headers[0]
+
+
+@pytest.mark.parametrize("given", [SECRET, "NO_SUCH_VARIABLE_HERE"])
+def test_a_key_given_instead_of_its_name_is_refused_and_not_repeated(serve, given):
+    with pytest.raises(BadInput, match="name of an environment variable") as error:
+        judge(serve(), key=given).check()
+    assert given not in str(error.value)
+
+
+# Before anything is asked
+
+
+def test_a_reachable_judge_with_the_model_passes_the_check(serve):
+    judge(serve()).check()
+    judge(serve(models=Status(404))).check()  # need not list its models
+    EditScore(url=serve(models=("EditScore/EditScore-7B",)).url).check()  # the published name is the default
+
+
+def test_an_unreachable_judge_is_bad_input(serve):
+    server = serve()
+    server.close()
+    with pytest.raises(BadInput, match=f"nothing answers at {server.url}.*set `url`"):
+        judge(server).check()
+
+
+@pytest.mark.parametrize(
+    ("models", "says"),
+    [
+        (("judgement",), "no model 'judge'; did you mean 'judgement'"),
+        (Status(200, "<html>"), "is `url` the /v1"),
+        (Status(200, "[1]"), "is `url` the /v1"),
+        (Status(503), "HTTP 503"),
+        (Status(401), "refuses the key"),
+    ],
+)
+def test_the_check_says_what_is_wrong_with_the_judge(serve, models, says):
+    with pytest.raises(BadInput, match=says):
+        judge(serve(models=models)).check()
+
+
+@pytest.mark.parametrize(
+    ("cls", "settings", "says"),
+    [
+        (Judge, {"preset": "rubrik"}, "did you mean 'rubric'"),
+        (Judge, {"preset": "pairs"}, "no preset 'pairs' here"),
+        (JudgePairs, {"preset": "yes_no"}, "no preset 'yes_no' here"),
+        (EditScore, {"wording": ("one",)}, "asks 2 question"),
+        (Judge, {"passes": 4}, "the same answer"),
+        (JudgeRegions, {"share": 1.5}, "at most 1"),
+        (Judge, {"pases": 4}, "did you mean 'passes'"),
+        (Judge, {"timeout": 0}, "at least 0.01"),
+    ],
+)
+def test_a_setting_that_cannot_work_is_refused_at_once(cls, settings, says):
+    with pytest.raises(BadInput, match=says):
+        strict.build(cls, settings, "reward.judge")
+
+
+@pytest.mark.parametrize(
+    ("settings", "says"),
+    [
+        ({"model": ""}, "name the `model`"),
+        ({"url": "localhost:8000"}, "must look like"),
+        ({"url": "http://[::1"}, "must look like"),
+        ({"url": "http://me:pass@127.0.0.1/v1"}, "holds a password"),
+    ],
+)
+def test_an_address_that_cannot_work_is_refused_by_the_check(serve, settings, says):
+    with pytest.raises(BadInput, match=says) as error:
+        judge(serve(), **settings).check()
+    assert "me:pass" not in str(error.value)
+
+
+def test_a_cache_that_is_no_folder_is_refused(serve, tmp_path):
+    (tmp_path / "file").write_text("x")
+    (tmp_path / "judge.sqlite3").write_text("this is no database, and long enough to be seen as none" * 50)
+    for folder in (tmp_path / "file", tmp_path):
+        with pytest.raises(BadInput, match="can't keep answers"):
+            judge(serve(), cache=str(folder)).check()
+
+
+# What a judge says of itself
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_a_judge_declares_itself_and_its_default_is_what_it_declares(cls):
+    assert cls().spec == cls.spec and not cls.spec.differentiable
+    assert hash(cls()) == hash(cls()) and cls() == cls()
+    assert cls.__doc__ and not cls.__doc__.startswith(cls.__name__ + "(")
+    if cls.spec.weights:
+        assert cls.spec.paper and cls.spec.licence
+
+
+def test_another_model_or_setting_is_another_version():
+    versions = {j.spec.version for j in (EditScore(), EditScore(passes=8), EditScore(seed=1), EditScore(model="x"))}
+    versions |= {j.spec.version for j in (JudgeRegions(grid=3), JudgeRegions(share=0.1), JudgePairs(side=64))}
+    assert len(versions) == 7
+    assert EditScore(model="x").spec.weights == "x" and EditScore(model="x").spec.licence == ""
+    assert EditScore(timeout=3, concurrency=2).spec == EditScore.spec, "how it is asked does not change the score"
+
+
+@pytest.mark.parametrize("preset", PRESETS.values(), ids=PRESETS)
+def test_a_preset_is_whole(preset: Preset):
+    """Its name, words and forms fit each other, and asking needs exactly what the words mention."""
+    assert PRESETS[preset.name] is preset and preset.version
+    assert len(set(preset.dimensions)) == len(preset.dimensions)
+    spec = preset.spec()
+    assert ("source" in spec.needs) == any("source" in q.shows for q in preset.questions)
+    assert ("prompt" in spec.needs) == (preset.name != "q_insight")
+    for q in preset.questions:
+        assert q.answer.request["max_tokens"] >= 1
+        left = q.text.replace("{prompt}", "").replace("{medium}", "").replace("{Medium}", "")
+        assert not re.search(r"\{\w*\}", left), "no other placeholder, and none misspelt"
+
+
+@pytest.mark.parametrize("cls", EVERY)
+def test_every_judge_reads_a_plausible_answer_and_knows_the_samples_apart(serve, cls):
+    reward = judge(serve(), cls)
+    media = greys(0.2, 0.5, 0.8) if "image" in cls.spec.modalities else clips(0.2, 0.5, 0.8)
+    scores = ask(reward, media, references=greys(0.3, 0.3, 0.3) if "source" in cls.spec.needs else None)
+    assert isinstance(reward, Reward)
+    assert scores.shape == (3,) and scores.isfinite().all() and reward.last_failures == {}
+    assert len(set(scores.tolist())) == 3
+    if cls.spec.typical:
+        low, high = cls.spec.typical
+        assert ((scores >= low) & (scores <= high)).all()
+
+
+def test_a_judge_that_sees_no_prompt_is_asked_about_the_picture_alone(serve):
+    server = serve()
+    ask(judge(server, QInsight), greys(0.5), ["zebra crossing"])
+    assert "zebra" not in json.dumps(server.bodies)
