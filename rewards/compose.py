@@ -4,20 +4,28 @@ clip                                                  a reward's name,
 reno                                                  a preset's,
 {clip: 1.0, aesthetic: {weight: 0.2, model: ...}}     weights, or settings with a weight (1 unless given)
 {big: {reward: clip, model: ...}, clip: 1.0}          one reward twice: `reward` names it, the key labels it
+{clip: 1.0, aesthetic: 1.0, combine: worst}           not the sum: a name of ensemble.COMBINATIONS, or {how: NAME, ...}
+{clip: 1.0, aesthetic: 1.0, shape: {how: par, base: runs/...}}     each reshaped first: a name of transforms.SHAPES
+{clip: 1.0, aesthetic: {weight: 0.2, within: [4, 6.5]}}            counts inside that range only; null for an open end
+{both: {reward: {clip: 1.0, aesthetic: 1.0, combine: worst}, weight: 2.0}, hps: 1.0}      a block as one component
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from workbench import strict
 from workbench.types import BadInput, Media, Reward, RewardSpec
 
 from . import REWARDS, configured, find
+from .ensemble import COMBINATIONS, Sum
+from .transforms import SHAPES, hold
 
 # ReNO (arXiv:2406.04312, and its code) minimises
 #     5 (1 - hps) + (2 - imagereward) + 0.01 (100 - clip) + 0.05 (30 - pickscore).
@@ -51,7 +59,7 @@ class Weighted:
         self.last: dict[str, Tensor] = {}
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        return self.total(self.breakdown(media=media, prompts=prompts, references=references))
+        return self.total(self.breakdown(media=media, prompts=prompts, references=references), prompts)
 
     def breakdown(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> dict[str, Tensor]:
         """Each component, unweighted: name -> [B], graph attached."""
@@ -59,14 +67,21 @@ class Weighted:
         self.last = {name: values.detach() for name, values in scores.items()}
         return scores
 
-    def total(self, scores: Mapping[str, Tensor]) -> Tensor:
+    def shaped(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Mapping[str, Tensor]:
+        """A breakdown as the combination sees it, each component reshaped: what GDPO should normalise."""
+        return scores
+
+    def total(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Tensor:
         """[B]: the weighted sum of a breakdown."""
         return sum(self.weights[name] * values for name, values in scores.items())
 
-    def check(self) -> None:
-        """Raises BadInput for what a component can know to be wrong before it loads."""
+    def check(self, prompts: Sequence[str] = ()) -> None:
+        """Raises BadInput for what can be known to be wrong before anything loads; with the prompts to come, also for
+        what lacks for one of them."""
         for reward in self.rewards.values():
-            if hasattr(reward, "check"):
+            if isinstance(reward, Weighted):
+                reward.check(prompts)
+            elif hasattr(reward, "check"):
                 reward.check()
 
     def load(self, device: torch.device | str = "cpu") -> Weighted:
@@ -78,6 +93,78 @@ class Weighted:
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+
+
+class Combined(Weighted):
+    """Rewards held to their ranges, reshaped one by one, and combined by something else than a sum: [B].
+
+    `breakdown` and `last` hold the raw components. The rewards must judge single samples.
+    """
+
+    def __init__(
+        self,
+        weights: Mapping[Reward, float],
+        names: Sequence[str] | None = None,
+        *,
+        combine: Any = None,
+        shape: Any = None,
+        within: Mapping[str, tuple[float | None, float | None]] | None = None,
+    ):
+        """combine: one of ensemble's, the sum by default; shape: one of transforms', by default what `combine` takes;
+        within: component -> (low, high). Raises BadInput."""
+        super().__init__(weights, names)
+        self.combine = combine or Sum()
+        self.shape = shape or self.combine.shape()
+        self.within = dict(within or {})
+        joint = self.spec
+        if joint.scope == "set":
+            raise BadInput(
+                "reward: what judges whole sets can only be weighed and added; leave `shape` and `combine` out"
+            )
+        self._check_weights()
+        self.spec = replace(
+            joint,
+            name=repr(self),
+            version="+".join(filter(None, [joint.version, self.shape.version])),
+            differentiable=joint.differentiable and self.shape.differentiable and self.combine.differentiable,
+            scope="group" if "group" in (joint.scope, self.shape.scope, self.combine.scope) else joint.scope,
+            typical=None,
+        )
+
+    def _check_weights(self) -> None:
+        how = _name(self.combine, COMBINATIONS)
+        if odd := [n for n, w in self.weights.items() if w != 1] if not self.combine.weighted else []:
+            raise BadInput(f"reward.{odd[0]}: `combine: {how}` has no use for weights; leave it at 1")
+        less = [n for n, w in self.weights.items() if w < 0]
+        if less and not (type(self.combine) is Sum and self.shape.signed):
+            raise BadInput(f"reward.{less[0]}: only a sum that is not of log_sigmoid understands a negative weight")
+
+    def shaped(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> dict[str, Tensor]:
+        held = {n: hold(v, *self.within.get(n, (None, None))) for n, v in scores.items()}
+        return {n: self.shape(v, name=n, spec=self.rewards[n].spec, prompts=prompts) for n, v in held.items()}
+
+    def total(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Tensor:
+        """[B]: a breakdown, shaped and combined. Raises BadInput when samples of a prompt are to be compared and each
+        prompt has one."""
+        if "group" in (self.shape.scope, self.combine.scope) and len(set(prompts)) == len(prompts):
+            raise BadInput(
+                f"reward: {self!r} compares the samples of one prompt, and was given one of each; use a method that "
+                "scores a whole group at once"
+            )
+        values = torch.stack([v.float() for v in self.shaped(scores, prompts).values()])  # [K,B]
+        return self.combine(values, values.new_tensor([self.weights[n] for n in scores]), prompts)
+
+    def check(self, prompts: Sequence[str] = ()) -> None:
+        super().check(prompts)
+        self.shape.check(self.rewards, prompts)
+
+    def __repr__(self) -> str:
+        shape, parts = _name(self.shape, SHAPES), []
+        for name, weight in self.weights.items():
+            ends = ["" if end is None else f"{end:g}" for end in self.within.get(name, ())]
+            held = f"{name}[{','.join(ends)}]" if ends else name
+            parts.append(("" if weight == 1 else f"{weight:g} ") + (held if shape == "raw" else f"{shape}({held})"))
+        return f"{_name(self.combine, COMBINATIONS)}({', '.join(parts)})"
 
 
 def from_config(
@@ -93,26 +180,40 @@ def from_config(
         if twice := {str(n) for n in block if list(block).count(n) > 1}:
             raise BadInput(f"{where}: {', '.join(sorted(twice))} is named twice")
         block = dict.fromkeys(block, 1.0)
-    if not isinstance(block, Mapping) or not block:
+    if not isinstance(block, Mapping) or not set(block) - {"shape", "combine"}:
         raise BadInput(
             f"{where}: expected a reward's name, a preset ({', '.join(PRESETS)}) or a mapping, got {block!r}"
         )
-    weights, names = {}, []
+    weights, names, within = {}, [], {}
     for name, value in block.items():
-        reward, weight = _part(str(name), value, registry, f"{where}.{name}")
+        if name in ("shape", "combine"):
+            continue
+        reward, weight, held = _part(str(name), value, registry, f"{where}.{name}")
         if reward in weights:
             raise BadInput(f"{where}: {name} is the same reward as {names[list(weights).index(reward)]}; name it once")
+        if hasattr(reward, "check"):
+            reward.check()  # before its spec is read: a remote one's is known from here on
         weights[reward] = weight
         names.append(reward.spec.name if ":" in str(name) else str(name))
-    weighted = Weighted(weights, names)
+        within |= {names[-1]: held} if held else {}
+    chosen = {
+        key: _choice(block[key], known, f"{where}.{key}")
+        for key, known in (("shape", SHAPES), ("combine", COMBINATIONS))
+        if key in block
+    }
+    weighted = Combined(weights, names, within=within, **chosen) if chosen or within else Weighted(weights, names)
     weighted.check()
     return weighted
 
 
-def _part(label: str, value: Any, registry: Mapping[str, type], where: str) -> tuple[Reward, float]:
+def _part(
+    label: str, value: Any, registry: Mapping[str, type], where: str
+) -> tuple[Reward, float, tuple[float | None, float | None] | None]:
+    """A component, its weight, and the range in which it counts."""
     settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = settings.pop("weight", 1.0)
     name = settings.pop("reward", label)
+    held = _range(settings.pop("within"), f"{where}.within") if "within" in settings else None
     try:
         number = math.nan if isinstance(weight, bool) else float(weight)
     except (TypeError, ValueError):
@@ -121,9 +222,36 @@ def _part(label: str, value: Any, registry: Mapping[str, type], where: str) -> t
         raise BadInput(
             f"{where}: a weight is a finite number other than 0, got {weight!r}; what only watches goes to `watch`"
         )
+    if isinstance(name, Mapping):
+        if settings:
+            raise BadInput(
+                f"{where}: beside a block of rewards there is only `weight` and `within`, got {', '.join(settings)}"
+            )
+        return from_config(name, registry, f"{where}.reward"), number, held
     if not isinstance(name, str):
         raise BadInput(f"{where}.reward: expected a reward's name, got {name!r}")
-    return configured(find(name, registry, where), settings, where), number
+    return configured(find(name, registry, where), settings, where), number, held
+
+
+def _range(value: Any, where: str) -> tuple[float | None, float | None]:
+    ends = strict.convert(value, tuple[float | None], where)
+    if len(ends) != 2 or ends == (None, None) or (None not in ends and not ends[0] < ends[1]):
+        raise BadInput(f"{where}: expected [low, high] with null for an open end, got {value!r}")
+    return ends
+
+
+def _choice(value: Any, known: Mapping[str, type], where: str) -> Any:
+    """`NAME` or `{how: NAME, its settings}`. Raises BadInput."""
+    settings = dict(value) if isinstance(value, Mapping) else {"how": value}
+    name = settings.pop("how", None)
+    if not isinstance(name, str) or name not in known:
+        raise BadInput(f"{where}: unknown {where.rpartition('.')[2]} {name!r}; {strict.nearest(str(name), known)}")
+    return strict.build(known[name], settings, where)
+
+
+def _name(choice: Any, known: Mapping[str, type]) -> str:
+    """What a shape or combination is called in configs; a class of someone else's goes by its own name."""
+    return next((name for name, cls in known.items() if type(choice) is cls), type(choice).__name__)
 
 
 def _joint(specs: Mapping[str, RewardSpec]) -> RewardSpec:
@@ -148,31 +276,3 @@ def _joint(specs: Mapping[str, RewardSpec]) -> RewardSpec:
         needs=frozenset().union(*(s.needs for s in parts)),
         licence=", ".join(dict.fromkeys(s.licence for s in parts if s.licence)),
     )
-
-
-def zscore(scores: Tensor, group: int) -> Tensor:
-    """[B] scores, each row of `group` neighbours to mean 0 and standard deviation 1; equal scores become 0.
-
-    NaN takes no part and stays NaN. Raises ValueError unless B is a multiple of `group`.
-    """
-    if scores.dim() != 1 or scores.shape[0] % group:
-        raise ValueError(f"{list(scores.shape)} scores are not whole groups of {group}")
-    x = scores.double().view(-1, group)
-    there = ~x.isnan()
-    count = there.sum(1, keepdim=True)
-    centred = x - x.nanmean(1, keepdim=True)
-    spread = (centred.nan_to_num(0).square().sum(1, keepdim=True) / count.clamp(min=1)).sqrt()
-    # Below float32's own resolution a spread is rounding, and dividing by it would make noise into an advantage.
-    level = x.nan_to_num(0).abs().amax(1, keepdim=True) * torch.finfo(torch.float32).eps
-    flat = spread <= level
-    return (centred / spread).masked_fill(flat & there, 0.0).flatten().to(scores.dtype)
-
-
-def gdpo(scores: Mapping[str, Tensor], weights: Mapping[str, float], group: int) -> Tensor:
-    """[B]: each reward z-scored in its prompt's group, weighted, summed, and the batch z-scored (GDPO).
-
-    arXiv:2601.05242. Samples of one prompt are neighbours, `group` of them. A large-scaled reward no longer drowns
-    the others.
-    """
-    total = sum(weights[name] * zscore(values, group) for name, values in scores.items())
-    return zscore(total, len(total))

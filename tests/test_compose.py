@@ -1,4 +1,4 @@
-"""Several rewards as one: the sum, its parts, its spec, its config form, and the normalisations."""
+"""Several rewards as one: the sum, its parts, its spec, its config form, and what stands in for the sum."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import torch
 from reward_fixtures import media_for
 
 from rewards import REWARDS, build, compose
-from rewards.compose import Weighted, from_config, gdpo, zscore
+from rewards.compose import Combined, Weighted, from_config
+from rewards.ensemble import COMBINATIONS
 from workbench.types import BadInput, Media, Reward, RewardSpec
 
 IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
@@ -143,6 +144,24 @@ def test_a_registry_of_more_rewards_can_be_given():
         ({"a": {"reward": "clip"}, "b": {"reward": "clip"}}, "b is the same reward as a"),
         (["clip", "clip"], "clip is named twice"),
         ({"clip": {"model": "./nowhere"}}, r"no config\.json"),
+        ({"combine": "worst"}, "expected a reward's name"),
+        ({"clip": 1, "combine": "wurst"}, r"reward\.combine: unknown combine 'wurst'; did you mean 'worst'"),
+        ({"clip": 1, "combine": {"how": "lower", "kk": 1}}, r"reward\.combine: unknown key 'kk'; did you mean 'k'"),
+        ({"clip": 1, "combine": {"how": "lower", "k": -1}}, r"reward\.combine\.k: must be at least 0"),
+        ({"clip": 1, "combine": {"k": 1}}, r"reward\.combine: unknown combine None"),
+        ({"clip": 1, "shape": ["par"]}, r"reward\.shape: unknown shape"),
+        ({"clip": 1, "shape": "par"}, r"reward\.shape: the key 'base' is missing"),
+        ({"clip": 1, "shape": {"how": "par", "base": "no/where"}}, "no base scores at no/where"),
+        ({"clip": {"weight": 2}, "aesthetic": 1, "combine": "worst"}, r"reward\.clip: `combine: worst` has no use"),
+        ({"clip": -1, "combine": "mean"}, r"reward\.clip: only a sum .* negative weight"),
+        ({"clip": {"mode": "scaled"}, "combine": "worst"}, "clip declares no typical range"),
+        ({"aesthetic": 1, "combine": "harmonic"}, "aesthetic is no cosine"),
+        ({"clip": {"within": [1, 0]}}, r"reward\.clip\.within: expected \[low, high\]"),
+        ({"clip": {"within": [None, None]}}, r"expected \[low, high\]"),
+        ({"clip": {"within": 3}}, r"reward\.clip\.within: expected a list"),
+        ({"a": {"reward": {"clipp": 1}}}, r"reward\.a\.reward\.clipp: unknown reward 'clipp'"),
+        ({"a": {"reward": {"clip": 1}, "mode": "scaled"}}, "beside a block of rewards there is only"),
+        ({"test_compose:OfSets": 1, "combine": "worst"}, "judges whole sets can only be weighed"),
     ],
 )
 def test_a_wrong_block_is_one_sentence_about_its_place(block, says):
@@ -152,8 +171,9 @@ def test_a_wrong_block_is_one_sentence_about_its_place(block, says):
 
 def test_reno_is_the_published_loss_but_for_its_constants():
     """ReNO's four losses, with their weights and targets, fall exactly as this sum rises."""
-    small = fixtures.small_settings()
-    block = {n: ({"weight": v} if isinstance(v, float) else v) | small[n] for n, v in compose.RENO.items()}
+    block = {
+        n: ({"weight": v} if isinstance(v, float) else v) | fixtures.small_settings(n) for n, v in compose.RENO.items()
+    }
     reward = from_config(block).load()
     media = media_for(reward.spec, 2)
     scores = reward.breakdown(media=media, prompts=fixtures.PROMPTS[:2])
@@ -163,43 +183,122 @@ def test_reno_is_the_published_loss_but_for_its_constants():
     torch.testing.assert_close(reward.total(scores), constants - loss)
 
 
-def test_zscore_is_the_z_score_of_each_group():
-    scores = torch.tensor([1.0, 2.0, 3.0, 100.0, 100.0, 400.0])
-    ours = zscore(scores, 3)
-    for rows in (slice(0, 3), slice(3, 6)):
-        x = scores[rows]
-        torch.testing.assert_close(ours[rows], (x - x.mean()) / x.std(correction=0))
-
-
-def test_a_group_of_equals_has_no_advantage_even_off_by_rounding():
-    assert torch.equal(zscore(torch.full((4,), 0.1), 4), torch.zeros(4))
-    assert torch.equal(zscore(torch.tensor([21.5, 21.5 * (1 + 1e-7)]), 2), torch.zeros(2))
-    assert zscore(torch.tensor([21.5, 21.5001]), 2).abs().min() > 0.9
-
-
-def test_nan_takes_no_part_in_a_group():
-    nan = torch.nan
-    ours = zscore(torch.tensor([1.0, nan, 3.0, nan, nan, nan]), 3)
-    torch.testing.assert_close(ours, torch.tensor([-1.0, nan, 1.0, nan, nan, nan]), equal_nan=True)
-
-
-def test_gdpo_does_not_care_about_the_scale_of_a_reward():
-    """Unlike the z-score of the raw sum, which the larger reward decides alone."""
-    g = torch.Generator().manual_seed(0)
-    a, b = torch.randn(24, generator=g), torch.randn(24, generator=g)
-    weights = {"a": 1.0, "b": 1.0}
-    ours = gdpo({"a": a, "b": b}, weights, group=6)
-    torch.testing.assert_close(gdpo({"a": a, "b": 1000 * b + 7}, weights, group=6), ours, rtol=1e-4, atol=1e-4)
-    assert ours.mean().abs() < 1e-6 and abs(ours.std(correction=0) - 1) < 1e-5
-    raw, scaled = zscore(a + b, 6), zscore(a + 1000 * b, 6)
-    assert (raw - scaled).abs().max() > 0.5
-
-
-def test_groups_must_be_whole():
-    with pytest.raises(ValueError, match="whole groups of 4"):
-        zscore(torch.zeros(6), 4)
-
-
 def test_media_of_another_kind_are_refused_by_name():
     with pytest.raises(BadInput, match="clip judges image, not audio"):
         from_config("clip")(media=Media(torch.zeros(1, 1, 8), "audio", 8000.0), prompts=("",))
+
+
+# Instead of the sum
+
+
+def judged(block, media=None, prompts=None):
+    reward = from_config(block)
+    media = media or media_for(reward.spec, 3)
+    return reward, reward(media=media, prompts=prompts or ("",) * len(media))
+
+
+def typical(name: str, scores: torch.Tensor) -> torch.Tensor:
+    low, high = REWARDS[name].spec.typical
+    return (scores - low) / (high - low)
+
+
+PAIR = {"brightness": 1.0, "contrast": 1.0}
+
+
+def test_the_worst_case_is_the_lower_of_rewards_brought_to_their_typical_ranges():
+    reward, total = judged(PAIR | {"combine": "worst"})
+    assert isinstance(reward, Combined) and isinstance(reward, Reward)
+    parts = [typical(n, v) for n, v in reward.last.items()]
+    assert torch.equal(total, torch.minimum(*parts))
+    assert list(reward.last) == ["brightness", "contrast"], "what is remembered is raw"
+    assert torch.equal(reward.last["contrast"], build("contrast")(media=media_for(reward.spec, 3), prompts=("",) * 3))
+    assert repr(reward) == reward.spec.name == "worst(typical(brightness), typical(contrast))"
+
+
+def test_mean_less_one_deviation_of_two_is_the_lower_and_k_zero_is_the_mean():
+    _, worst = judged(PAIR | {"combine": "worst"})
+    _, mean = judged(PAIR | {"combine": "mean"})
+    torch.testing.assert_close(judged(PAIR | {"combine": {"how": "lower", "k": 1}})[1], worst)
+    torch.testing.assert_close(judged(PAIR | {"combine": {"how": "lower", "k": 0}})[1], mean)
+    assert (judged(PAIR | {"combine": {"how": "lower", "k": "2"}})[1] < worst).all()
+
+
+def test_the_harmonic_mean_of_cosines_is_lambda_harmonic():
+    """RPO's reward of an image cosine .5 and a text cosine 0 at lambda .25: 1 / (.25 / .75 + .75 / .5)."""
+    total = from_config({"brightness": 0.25, "contrast": 0.75, "combine": "harmonic"}).total(
+        {"brightness": torch.tensor([0.5]), "contrast": torch.tensor([0.0])}
+    )
+    assert total.item() == pytest.approx(1 / (0.25 / 0.75 + 0.75 / 0.5))
+
+
+def test_a_reward_outside_its_range_stops_counting():
+    """Its value stands still and its gradient is nothing; inside it is itself."""
+    media = Media(torch.tensor([0.2, 0.5, 0.9]).view(3, 1, 1, 1).repeat(1, 3, 4, 4), "image")
+    media.data.requires_grad_()
+    reward, total = judged({"brightness": {"weight": 2.0, "within": [0.3, 0.7]}}, media)
+    torch.testing.assert_close(total, 2 * torch.tensor([0.3, 0.5, 0.7]))
+    (gradient,) = torch.autograd.grad(total.sum(), media.data)
+    assert gradient.flatten(1).any(1).tolist() == [False, True, False]
+    torch.testing.assert_close(reward.last["brightness"], torch.tensor([0.2, 0.5, 0.9]))
+    _, open_end = judged({"brightness": {"within": [None, 0.7]}}, Media(media.data.detach(), "image"))
+    torch.testing.assert_close(open_end, torch.tensor([0.2, 0.5, 0.7]))
+    assert repr(reward) == "sum(2 brightness[0.3,0.7])"
+
+
+@pytest.mark.parametrize("combine", ["sum", "mean", "worst", {"how": "lower", "k": 0.5}, "harmonic"])
+def test_the_gradient_of_a_combination_is_its_slope_and_nan_spoils_one_sample(combine):
+    reward = from_config(PAIR | {"combine": combine})
+    assert reward.spec.differentiable and reward.spec.scope == "sample"
+    media = media_for(reward.spec, 3)
+    media.data.requires_grad_()
+    (gradient,) = torch.autograd.grad(reward(media=media, prompts=("",) * 3).sum(), media.data)
+    step = 0.01 * gradient / gradient.flatten(1).norm(dim=1).view(3, 1, 1, 1)
+    at = [reward(media=Media(media.data.detach() + s, "image"), prompts=("",) * 3) for s in (step, -step)]
+    torch.testing.assert_close((at[0] - at[1]) / 0.02, gradient.flatten(1).norm(dim=1), rtol=0.02, atol=1e-4)
+    spoilt = media.data.detach().clone()
+    spoilt[1, 0, 0, 0] = torch.nan
+    spoilt.requires_grad_()
+    total = reward(media=Media(spoilt, "image"), prompts=("",) * 3)
+    assert total.isnan().tolist() == [False, True, False]
+    (there,) = torch.autograd.grad(total[[0, 2]].sum(), spoilt)
+    torch.testing.assert_close(there[[0, 2]], gradient[[0, 2]])
+
+
+def test_where_rewards_agree_the_deviation_has_no_gradient_instead_of_nan():
+    x = torch.tensor([[0.5, 0.2], [0.5, 0.4]], requires_grad=True)
+    lower = COMBINATIONS["lower"]()(x, torch.ones(2), ("", ""))
+    torch.testing.assert_close(lower, torch.tensor([0.5, 0.2]))
+    (gradient,) = torch.autograd.grad(lower.sum(), x)
+    torch.testing.assert_close(gradient, torch.tensor([[0.5, 1.0], [0.5, 0.0]]))
+
+
+def test_what_compares_samples_says_so_and_has_no_gradient():
+    for block in (PAIR | {"shape": "win_rate"}, PAIR | {"combine": "pareto"}, PAIR | {"combine": "parrot"}):
+        spec = from_config(block).spec
+        assert spec.scope == "group" and not spec.differentiable
+
+
+def test_win_rates_are_taken_within_each_prompt():
+    reward = from_config({"brightness": 1.0, "shape": "win_rate"})
+    total = reward.total({"brightness": torch.tensor([0.1, 0.9, 0.3, 0.8])}, ("a", "b", "a", "b"))
+    assert total.tolist() == [0.0, 1.0, 1.0, 0.0]
+    with pytest.raises(BadInput, match="was given one of each"):
+        reward.total({"brightness": torch.tensor([0.1, 0.9])}, ("a", "b"))
+
+
+def test_a_block_of_rewards_is_a_component_like_any_other():
+    inner = PAIR | {"combine": "worst"}
+    reward, total = judged({"both": {"reward": inner, "weight": 2.0}, "colourfulness": -1.0})
+    _, worst = judged(inner)
+    assert list(reward.last) == ["both", "colourfulness"]
+    torch.testing.assert_close(total, 2 * worst - reward.last["colourfulness"])
+    assert list(reward.rewards["both"].last) == ["brightness", "contrast"]
+
+
+def test_a_shaped_breakdown_is_what_the_combination_adds():
+    reward, total = judged({"brightness": 2.0, "contrast": -1.0, "shape": "typical"})
+    shaped = reward.shaped(reward.last, ("",) * 3)
+    torch.testing.assert_close(total, 2 * shaped["brightness"] - shaped["contrast"])
+    plain = from_config(PAIR)
+    scores = plain.breakdown(media=media_for(plain.spec, 2), prompts=("", ""))
+    assert plain.shaped(scores, ("", "")) == scores

@@ -1,7 +1,8 @@
-"""Where the files that ship with the workbench lie. Standard library only: anyone may import it."""
+"""Where the files that ship with the workbench lie, and how one is written. Standard library only: anyone may import it."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -20,3 +21,17 @@ def resolve(repo: str) -> str:
     if not folder.is_relative_to(STARTER) or not folder.is_dir():
         raise FileNotFoundError(f"the starter pack has no part {repo!r}; build it with: workbench starter build")
     return str(folder)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Whole or not at all: temp name, fsync, rename."""
+    temp = path.with_name(f".{path.name}.tmp")
+    try:
+        with open(temp, "wb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+    except OSError:
+        temp.unlink(missing_ok=True)
+        raise

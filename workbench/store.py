@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from .assets import write_atomic
 from .types import BadInput
 
 SCHEMA = (
@@ -59,20 +60,6 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
         raise
     finally:
         db.close()
-
-
-def write_atomic(path: Path, data: bytes | str) -> None:
-    """Whole or not at all: temp name, fsync, rename."""
-    temp = path.with_name(f".{path.name}.tmp")
-    try:
-        with open(temp, "wb") as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-    except OSError:
-        temp.unlink(missing_ok=True)
-        raise
 
 
 def dump(value) -> str:
