@@ -13,27 +13,79 @@ from typing import Any
 from workbench import strict
 from workbench.types import BadInput, Reward, RewardSpec
 
-from . import aesthetic, encoders, imagereward
+from . import aesthetic, encoders, exemplar, imagereward, judge_client, mps
 from .aesthetic import Aesthetic
 from .clip import CLIPScore, StarterCLIP
+from .coverage import PRDC
+from .credit import LeaveOneOut, Witness
+from .exemplar import Exemplar
+from .frechet import Frechet
 from .hps import HPS
 from .imagereward import ImageReward
+from .judge import Judge, JudgePairs, JudgeRegions
+from .judge_named import (
+    EditScore,
+    IXCReward,
+    QInsight,
+    UnifiedReward,
+    UnifiedRewardThink,
+    UnifiedRewardVideo,
+    VideoDimensions,
+)
+from .learned import Learned
+from .mmd import CMMD, KAD, KID
+from .mps import MPS
+from .personal import Personal
 from .pickscore import PickScore
+from .remote import Remote
 from .simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
+from .social import Social
+from .vendi import Vendi
 
 REWARDS: dict[str, type] = {
+    # exact, without weights
     "brightness": Brightness,
     "contrast": Contrast,
     "colourfulness": Colourfulness,
     "sharpness": Sharpness,
     "saturated_pixels": SaturatedPixels,
     "compressibility": Compressibility,
+    # published scorers
     "starter_clip": StarterCLIP,
     "clip": CLIPScore,
     "aesthetic": Aesthetic,
     "pickscore": PickScore,
     "hps": HPS,
     "imagereward": ImageReward,
+    "mps": MPS,
+    # whole sets, examples, and the credit of single samples in a set
+    "frechet": Frechet,
+    "kid": KID,
+    "kad": KAD,
+    "cmmd": CMMD,
+    "vendi": Vendi,
+    "prdc": PRDC,
+    "exemplar": Exemplar,
+    "leave_one_out": LeaveOneOut,
+    "witness": Witness,
+    # language models that look, behind an OpenAI-compatible server
+    "judge": Judge,
+    "judge_pairs": JudgePairs,
+    "judge_regions": JudgeRegions,
+    "unifiedreward": UnifiedReward,
+    "unifiedreward_video": UnifiedRewardVideo,
+    "unifiedreward_think": UnifiedRewardThink,
+    "editscore": EditScore,
+    "q_insight": QInsight,
+    "ixc_reward": IXCReward,
+    "video_dimensions": VideoDimensions,
+    # what a community takes up
+    "social": Social,
+    # tastes fitted to people's own votes
+    "learned": Learned,
+    "personal": Personal,
+    # rewards of another machine
+    "remote": Remote,
 }
 
 
@@ -72,5 +124,5 @@ def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
 
 def release() -> None:
     """Forget every loaded backbone and head."""
-    for cache in (encoders._load, aesthetic._head, imagereward._load):
+    for cache in (encoders._load, aesthetic._head, imagereward._load, mps._load, exemplar._target, judge_client.client):
         cache.cache_clear()

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+_CACHE = tempfile.TemporaryDirectory(prefix="workbench-tests-")
+os.environ["WORKBENCH_CACHE"] = _CACHE.name  # embedded references: never the user's own
 
 import pytest  # noqa: E402
 import torch  # noqa: E402

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import functools
 import json
+import os
+import socket
 import tempfile
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
 from torch import Tensor
 
-from rewards import build
+from rewards import REWARDS, build
 from workbench.types import Media, Reward, RewardSpec
 
 _FOLDER = tempfile.TemporaryDirectory()  # lives as long as the tests do
 
 PROMPTS = ("a red circle", "two blue squares", "a cat")
+SET = 8  # samples that make a set
 WORDS = ["a", "red", "circle", "two", "blue", "squares", "cat", "dog"]
 
 
@@ -127,6 +132,40 @@ def imagereward_shapes(
     return shapes | {f"mlp.{name}": shape for name, shape in aesthetic_shapes(text).items()}
 
 
+def clip_shapes(text: int, vision: int, layers: tuple[int, int], patches: int = 257) -> dict[str, tuple[int, ...]]:
+    """Names and shapes in transformers' file of an OpenAI-style CLIP with towers of these widths; `text` is its space."""
+    shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), "vision_model.embeddings.class_embedding": (vision,)}
+    shapes["vision_model.embeddings.patch_embedding.weight"] = (vision, 3, 14, 14)
+    shapes["vision_model.embeddings.position_embedding.weight"] = (patches, vision)
+    shapes["text_model.embeddings.token_embedding.weight"] = (49408, text)
+    shapes["text_model.embeddings.position_embedding.weight"] = (77, text)
+    norms = {"text_model.final_layer_norm": text, "vision_model.pre_layrnorm": vision}
+    for tower, width, depth in (("text_model", text, layers[0]), ("vision_model", vision, layers[1])):
+        for block in (f"{tower}.encoder.layers.{i}" for i in range(depth)):
+            linears = {f"self_attn.{k}_proj": (width, width) for k in ("q", "k", "v", "out")}
+            linears |= {"mlp.fc1": (4 * width, width), "mlp.fc2": (width, 4 * width)}
+            for name, shape in linears.items():
+                shapes |= {f"{block}.{name}.weight": shape, f"{block}.{name}.bias": shape[:1]}
+            norms |= {f"{block}.layer_norm1": width, f"{block}.layer_norm2": width}
+    for name, width in (norms | {"vision_model.post_layernorm": vision}).items():
+        shapes |= {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+    return shapes | {"visual_projection.weight": (text, vision), "text_projection.weight": (text, text)}
+
+
+def mps_cross_shapes(width: int = 1024, inner: int = 1024, depth: int = 4) -> dict[str, tuple[int, ...]]:
+    """Names and shapes of what MPS adds to its CLIP, as the authors' modules save them; heads of 64."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for i in range(depth):
+        cross, own = f"cross_model.layers.{i}.0.fn", f"cross_model.layers.{i}.1.fn"
+        shapes |= {f"{block}.norm.{kind}": (width,) for block in (cross, own) for kind in ("weight", "bias")}
+        shapes |= {f"{cross}.to_q.weight": (inner, width), f"{cross}.to_kv.weight": (128, width)}
+        shapes |= {f"{cross}.to_out.weight": (width, inner), f"{cross}.ff.0.weight": (8 * width, width)}
+        shapes |= {f"{cross}.ff.2.weight": (width, 4 * width), f"{own}.rotary_emb.inv_freq": (32,)}
+        shapes[f"{own}.fused_attn_ff_proj.weight"] = (inner + 128 + 8 * width, width)
+        shapes |= {f"{own}.attn_out.weight": (width, inner), f"{own}.ff_out.1.weight": (width, 4 * width)}
+    return shapes
+
+
 def random_state(shapes: dict[str, tuple[int, ...]], seed: int = 3) -> dict[str, Tensor]:
     """Weights of a plausible size; norms near 1."""
     g = torch.Generator().manual_seed(seed)
@@ -150,33 +189,140 @@ def imagereward_files(folder: Path) -> dict[str, str]:
 
 
 def aesthetic_files(folder: Path, clip: str, width: int = 32) -> dict[str, str]:
+    folder.mkdir(parents=True, exist_ok=True)
     torch.save(random_state(aesthetic_shapes(width)), folder / "head.pth")
     return {"weights": str(folder / "head.pth"), "model": clip}
 
 
+def mps_files(folder: Path) -> dict[str, str]:
+    """A small checkpoint under the names of RE-N-Y/mpsv1, two layers of two heads, on a small CLIP."""
+    clip = clip_folder(folder / "clip", seed=7)
+    state = random_state(mps_cross_shapes(width=32, inner=128, depth=2))
+    for name, value in state.items():
+        if name.endswith("norm.bias"):
+            value.zero_()
+        if name.endswith("inv_freq"):
+            value.copy_(10000 ** (-torch.arange(32) / 32))
+    state |= {f"model.{n}": v for n, v in safetensors.torch.load_file(folder / "clip" / "model.safetensors").items()}
+    state["model.text_model.embeddings.position_ids"] = torch.arange(16)[None]  # as old transformers saved it
+    safetensors.torch.save_file({f"mps.{n}": v for n, v in state.items()}, folder / "model.safetensors")
+    return {"weights": str(folder / "model.safetensors"), "backbone": clip}
+
+
+def serving(app) -> str:
+    """The address of a web application that uvicorn serves on loopback until the tests end."""
+    import uvicorn
+
+    door = socket.create_server(("127.0.0.1", 0))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True).start()
+    return f"http://127.0.0.1:{door.getsockname()[1]}"
+
+
 @functools.cache
-def small_settings() -> dict[str, dict[str, str]]:
-    """Settings by reward name with which every reward that needs published weights runs on small ones."""
-    folder = Path(_FOLDER.name)
-    clip = clip_folder(folder / "clip")
-    return {
-        "clip": {"model": clip},
-        "starter_clip": {"model": clip},
-        "pickscore": {"model": clip_folder(folder / "pickscore", seed=5)},
-        "hps": {"model": open_clip_file(folder / "hps")},
-        "aesthetic": aesthetic_files(folder, clip),
-        "imagereward": imagereward_files(folder / "imagereward"),
-    }
+def served() -> str:
+    """A server of two rewards, and its token in the environment."""
+    from rewards.remote import TOKEN
+    from workbench import serve
+
+    os.environ.setdefault(TOKEN, "token-of-the-tests")
+    return serving(serve.app({"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN]))
+
+
+# A reward that loads weights, or can't work without settings, has its small settings here: folder -> settings.
+SMALL: dict[str, Callable[[Path], dict[str, Any]]] = {
+    "clip": lambda folder: {"model": clip_folder(folder)},
+    "starter_clip": lambda folder: {"model": clip_folder(folder)},
+    "pickscore": lambda folder: {"model": clip_folder(folder, seed=5)},
+    "hps": lambda folder: {"model": open_clip_file(folder)},
+    "aesthetic": lambda folder: aesthetic_files(folder, small_settings("clip")["model"]),
+    "imagereward": imagereward_files,
+    "mps": mps_files,
+    "remote": lambda folder: {"url": served(), "names": ("contrast", "starter_clip")},
+    "social": lambda folder: {"model": small_settings("clip")["model"]},
+}
+JUDGES = ("judge", "judge_pairs", "judge_regions", "unifiedreward", "unifiedreward_video", "unifiedreward_think",
+          "editscore", "q_insight", "ixc_reward", "video_dimensions")  # fmt: skip
+SMALL |= {name: lambda folder: {"url": judge_url(), "model": "judge"} for name in JUDGES}
+# Rewards in an embedding of the caller's choice: it is not in their `weights`, and these tests choose a small one.
+SMALL |= dict.fromkeys(("frechet", "kid", "kad", "cmmd", "vendi"), SMALL["social"])
+SMALL |= {
+    "prdc": lambda folder: SMALL["social"](folder) | {"k": 1},
+    "exemplar": lambda folder: SMALL["social"](folder) | {"reference": examples(folder)},
+    "leave_one_out": lambda folder: {"of": {"vendi": SMALL["social"](folder)}},
+    "witness": lambda folder: {"of": {"kid": SMALL["social"](folder)}},
+    "learned": lambda folder: {"path": taste(folder)},
+    "personal": lambda folder: {"path": tastes(folder)},
+}
+
+
+@functools.cache
+def judge_url() -> str:
+    """A server on the loopback that answers every judge's questions, alive as long as the tests."""
+    from judge_server import JudgeServer
+
+    return JudgeServer().url
+
+
+def examples(folder: Path) -> str:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "examples.txt").write_text("\n".join(PROMPTS))
+    return str(folder / "examples.txt")
+
+
+def report():
+    """Of votes enough to be better than chance."""
+    from rewards.votes import Report
+
+    return Report(200, 0, 0, 20, "prompts", accuracy=0.8, low=0.7, high=0.9, design=1.0)
+
+
+def taste(folder: Path) -> str:
+    """The folder of a fitted head on the small encoder."""
+    from rewards.learned import Head
+
+    weights = torch.randn(32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
+    Head(weights, small_settings("clip")["model"], 1e-3, report()).save(folder)
+    return str(folder)
+
+
+def tastes(folder: Path) -> str:
+    """The folder of a mixture of two tastes."""
+    from rewards.personal import Mixture
+
+    prototypes = torch.randn(2, 32, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
+    even = torch.full((2,), 0.5, dtype=torch.float64)
+    Mixture(prototypes, {}, even, 4.0, small_settings("clip")["model"], report(), report()).save(folder)
+    return str(folder)
+
+
+@functools.cache
+def small_settings(name: str) -> dict[str, Any]:
+    """Settings with which the reward `name` runs on small weights of its true class; {} when it has no weights."""
+    if name in SMALL:
+        return SMALL[name](Path(_FOLDER.name) / name)
+    if REWARDS[name].spec.weights:
+        raise LookupError(f"reward {name} loads weights: give it small ones in SMALL of tests/reward_fixtures.py")
+    return {}
 
 
 def small(name: str, **more) -> Reward:
     """The reward `name` on small weights, where it needs any."""
-    return build(name, **(small_settings().get(name, {}) | more))
+    return build(name, **(small_settings(name) | more))
 
 
 def scored(reward: Reward, media: Media, prompts: Sequence[str] = PROMPTS) -> Tensor:
-    references = media_for(reward.spec, len(media), seed=9) if "reference" in reward.spec.needs else None
-    return reward(media=media, prompts=prompts[: len(media)], references=references)
+    """One prompt a sample, one for all of a group, any for a set; references do not depend on the batch: a set has SET,
+    a sample its own."""
+    one, many = [prompts[0]] * len(media), prompts[: len(media)]
+    needs = reward.spec.needs & {"reference", "source"}
+    references = media_for(reward.spec, SET if "reference" in needs else len(media), seed=9) if needs else None
+    return reward(media=media, prompts=many if reward.spec.scope == "sample" else one, references=references)
+
+
+def batch_for(spec: RewardSpec, n: int) -> Media:
+    """n samples, or a set, of which there is none of one sample."""
+    return media_for(spec, SET if spec.scope == "set" else n)
 
 
 def media_for(spec: RewardSpec, n: int, seed: int = 0) -> Media:

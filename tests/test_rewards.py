@@ -5,16 +5,17 @@ from __future__ import annotations
 import io
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from reward_fixtures import PROMPTS, media_for, scored, small
+from reward_fixtures import PROMPTS, batch_for, media_for, scored, small, small_settings
 
 from rewards import REWARDS, build
-from rewards.preprocess import CLIP_STD, View, resize
+from rewards.preprocess import CLIP_MEAN, CLIP_STD, View, resize
 from workbench.assets import ROOT
 from workbench.types import BadInput, Media, Reward, RewardSpec
 
@@ -24,15 +25,36 @@ PER_SAMPLE = [name for name, cls in REWARDS.items() if cls.spec.scope == "sample
 # The contract, for every reward there is
 
 
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_that_loads_weights_has_small_ones_for_these_tests(name):
+    try:
+        settings = small_settings(name)
+        build(name, **settings)
+    except (LookupError, BadInput) as error:
+        pytest.fail(f"reward {name} can't be tested: {error} (tests/reward_fixtures.py, SMALL)", pytrace=False)
+
+
+def test_a_reward_without_small_weights_is_named_with_the_place_for_them(monkeypatch):
+    """The control of the test above."""
+
+    class Heavy:
+        spec = RewardSpec("heavy", "1", frozenset({"image"}), differentiable=False, weights="some/weights")
+
+    monkeypatch.setitem(REWARDS, "heavy", Heavy)
+    with pytest.raises(LookupError, match="heavy loads weights: give it small ones in SMALL of tests/reward_fixtures"):
+        small_settings("heavy")
+
+
 @pytest.mark.parametrize("n", [1, 3])
 @pytest.mark.parametrize("name", REWARDS)
-def test_a_reward_returns_one_finite_float32_score_a_sample(name, n):
+def test_a_reward_returns_one_finite_float32_score_a_sample_or_a_set(name, n):
     reward = small(name)
     assert isinstance(reward, Reward)
-    scores = scored(reward, media_for(reward.spec, n))
+    scores = scored(reward, batch_for(reward.spec, n))
     assert scores.shape == (() if reward.spec.scope == "set" else (n,))
     assert scores.dtype == torch.float32
-    assert scores.isfinite().all()
+    alone = n == 1 and reward.spec.scope == "group"  # nothing to be compared with is no score, and no 0 either
+    assert scores.isnan().all() if alone else scores.isfinite().all()
 
 
 @pytest.mark.parametrize("name", PER_SAMPLE)
@@ -47,7 +69,7 @@ def test_a_score_does_not_depend_on_the_rest_of_the_batch(name):
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_gradient_reaches_the_media_exactly_where_declared(name):
     reward = small(name)
-    media = media_for(reward.spec, 3)
+    media = batch_for(reward.spec, 3)
     media.data.requires_grad_()
     scores = scored(reward, media)
     assert scores.requires_grad == reward.spec.differentiable
@@ -57,11 +79,12 @@ def test_a_gradient_reaches_the_media_exactly_where_declared(name):
         assert (gradient.flatten(1).norm(dim=1) > 0).all()
 
 
-@pytest.mark.parametrize("name", [n for n, cls in REWARDS.items() if cls.spec.differentiable])
+@pytest.mark.parametrize("name", [n for n, c in REWARDS.items() if c.spec.differentiable and c.spec.scope != "group"])
 def test_the_declared_gradient_is_the_slope_of_the_score(name):
-    """Along the gradient the score rises at the rate that the gradient's norm says."""
+    """Along the gradient the score rises at the rate that the gradient's norm says. (Credit in a group is meant for its
+    own sample's gradient only, so its sum has another slope.)"""
     reward = small(name)
-    media = media_for(reward.spec, 1)
+    media = batch_for(reward.spec, 1)
     media.data.requires_grad_()
     (gradient,) = torch.autograd.grad(scored(reward, media).sum(), media.data)
     step = 0.02 * gradient / gradient.norm()
@@ -86,6 +109,46 @@ def test_nan_in_one_sample_spoils_no_other_gradient(name):
     media.data.requires_grad_()
     (gradient,) = torch.autograd.grad(scored(reward, media)[[0, 2]].sum(), media.data)
     assert gradient[[0, 2]].isfinite().all() and gradient[[0, 2]].any()
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", REWARDS)
+def test_half_precision_media_score_as_their_values_do_in_float32(name, kind):
+    reward, media = small(name), batch_for(REWARDS[name].spec, 3)
+    half = Media(media.data.to(kind), media.modality, media.rate)
+    half.data.requires_grad_(reward.spec.differentiable)
+    scores = scored(reward, half)
+    assert scores.dtype == torch.float32
+    same = Media(half.data.detach().float(), media.modality, media.rate)
+    torch.testing.assert_close(scores.detach(), scored(reward, same), rtol=1e-4, atol=1e-5)
+    if reward.spec.differentiable:
+        (gradient,) = torch.autograd.grad(scores.sum(), half.data)
+        assert gradient.dtype == kind and gradient.isfinite().all()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("name", REWARDS)
+def test_a_reward_scores_on_the_device_of_the_media_as_on_the_cpu(name):
+    reward, media = small(name), batch_for(REWARDS[name].spec, 3)
+    there = scored(reward, Media(media.data.cuda(), media.modality, media.rate))
+    assert there.is_cuda
+    torch.testing.assert_close(there.cpu(), scored(reward, media), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("name", REWARDS)
+def test_what_a_reward_loads_is_frozen_and_in_eval_mode(name):
+    """Whatever networks hang on what `load` gives back."""
+    reward = small(name)
+    for net in networks(reward.load("cpu") if hasattr(reward, "load") else reward):
+        assert not net.training
+        assert not any(p.requires_grad for p in net.parameters())
+
+
+def networks(thing, depth: int = 3) -> list[torch.nn.Module]:
+    if isinstance(thing, torch.nn.Module):
+        return [thing]
+    inside = thing if isinstance(thing, (tuple, list)) else vars(thing).values() if hasattr(thing, "__dict__") else ()
+    return [net for part in inside for net in networks(part, depth - 1)] if depth else []
 
 
 @pytest.mark.parametrize("name", REWARDS)
@@ -258,6 +321,35 @@ def test_a_view_crops_the_centre_as_the_published_transforms_do(shape):
     theirs = CLIPImageProcessor(**size)(image, return_tensors="pt")["pixel_values"]
     ours = View((32, 32))(x)
     assert (ours - theirs).abs().max() < 1.2 / 255 / min(CLIP_STD)
+
+
+@pytest.mark.parametrize("shape", [(48, 36), (33, 200)])
+def test_a_squashing_view_is_siglips_own_transform(shape):
+    from transformers import SiglipImageProcessor
+
+    x = (F.interpolate(media_for(REWARDS["clip"].spec, 1).data, shape) * 255).round() / 255
+    image = Image.fromarray((x[0] * 255).byte().permute(1, 2, 0).numpy())
+    theirs = SiglipImageProcessor(size={"height": 32, "width": 32})(image, return_tensors="pt")["pixel_values"]
+    ours = View((32, 32), mean=(0.5,) * 3, std=(0.5,) * 3, fit="squash")(x)
+    assert (ours - theirs).abs().max() < 1.2 / 255 / 0.5
+
+
+@pytest.mark.parametrize("shape", [(48, 36), (36, 48), (33, 200), (500, 300)])
+def test_hps_sees_what_its_authors_transform_shows_it(shape):
+    """torchvision on tensors: resize, pad with zeros. As PIL resizes is the control that is far off at hard edges."""
+    from torchvision.transforms import InterpolationMode
+    from torchvision.transforms.functional import normalize, pad
+    from torchvision.transforms.functional import resize as tensor_resize
+
+    x = F.interpolate(media_for(REWARDS["hps"].spec, 1).data.round(), shape)
+    scale = 32 / max(shape)
+    high, wide = (round(side * scale) for side in shape)
+    seen = tensor_resize(x, [high, wide], InterpolationMode.BICUBIC)
+    down, right = 32 - high, 32 - wide
+    theirs = normalize(pad(seen, [right // 2, down // 2, right - right // 2, down - down // 2]), CLIP_MEAN, CLIP_STD)
+    ours = View((32, 32), fit="pad", as_pil=False)
+    assert (ours(x) - theirs).abs().max() < 1e-5
+    assert (replace(ours, as_pil=True)(x) - theirs).abs().max() > 0.02
 
 
 def test_padding_keeps_the_whole_picture_on_black():

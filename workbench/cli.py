@@ -63,10 +63,33 @@ def parser() -> argparse.ArgumentParser:
         'workbench score picture.png --reward starter_clip --reward brightness --prompt "a red circle"',
     )
     score.add_argument("files", nargs="+", type=Path, help="media files or folders of them")
-    score.add_argument("--reward", action="append", required=True, metavar="NAME", help="may be given several times")
+    score.add_argument(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a name, or YAML: {name: {setting: value}}; may be given several times",
+    )
     score.add_argument("--prompt", help="the prompt of all files")
     score.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     as_json(score)
+
+    served = command(
+        "serve-rewards",
+        "Serve rewards over HTTP to runs elsewhere, for the reward `remote`.",
+        "workbench serve-rewards --reward clip --reward '{pickscore: {dtype: bfloat16}}'",
+    )
+    served.add_argument(
+        "--reward",
+        action="append",
+        required=True,
+        metavar="NAME",
+        help="a name, or YAML: {name: {setting: value}}; may be given several times",
+    )
+    served.add_argument("--host", default="127.0.0.1", help="[127.0.0.1: this machine only]")
+    served.add_argument("--port", type=int, default=8765)
+    served.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
+    served.add_argument("--max-mb", type=int, default=256, help="largest request [256]")
 
     report = command(
         "report", "Draw grid.png and report.html of a run again.", "workbench report runs/20260101-120000-demo"
@@ -80,6 +103,36 @@ def parser() -> argparse.ArgumentParser:
     app = command("app", "Compare in the browser, on this machine only.", "workbench app --port 7860")
     app.add_argument("--port", type=int, default=7860)
     runs(app)
+
+    social = command(
+        "social",
+        "A reward from what a community took up: a log becomes pairs, pairs a reward, and the reward is held against others.",
+        "workbench social curate log.csv --out pairs window=7\n  workbench social train pairs --out taste\n"
+        "  workbench social eval pairs --model taste --reward clip",
+    )
+    steps = social.add_subparsers(dest="step", required=True, metavar="STEP")
+    for name, summary in {
+        "simulate": "a simulated community's log and pictures, its true taste known",
+        "curate": "an interaction log becomes train, val and test pairs with a data card",
+        "train": "pairs (a file, or the folder that curate wrote) become a reward",
+    }.items():
+        step = steps.add_parser(name, help=summary, description=summary)
+        if name != "simulate":
+            step.add_argument("source", type=Path, help="the log" if name == "curate" else "the pairs")
+        step.add_argument("override", nargs="*", help="key=value; docs/social.md lists them")
+        step.add_argument("--out", type=Path, required=True, metavar="DIR")
+        if name == "curate":
+            step.add_argument("--format", choices=("jsonl", "csv"), default="jsonl")
+        as_json(step)
+    step = steps.add_parser("eval", help="how often rewards prefer what the community preferred")
+    step.add_argument("source", type=Path, help="pairs, or the folder that curate wrote (its test pairs)")
+    step.add_argument("--reward", action="append", default=[], metavar="NAME", help="may be given several times")
+    step.add_argument(
+        "--model", action="append", default=[], type=Path, metavar="DIR", help="a folder that train wrote"
+    )
+    step.add_argument("--head", default="", metavar="FILE", help="a head that train wrote, with --embeddings")
+    step.add_argument("--embeddings", default="", metavar="FILE")
+    as_json(step)
 
     starter = command(
         "starter", "Rebuild the embedded starter pack from nothing.", "workbench starter build --out /tmp/pack --fast"
@@ -102,7 +155,7 @@ def main(argv: list[str] | None = None) -> int:
     from .types import BadInput
 
     try:
-        return getattr(commands, args.command)(args) or 0
+        return getattr(commands, args.command.replace("-", "_"))(args) or 0
     except BadInput as error:
         print(f"workbench: {error}", file=sys.stderr)
         return 2

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
@@ -212,6 +213,47 @@ def score(args) -> int:
     return 1 if any(row.get("error") for row in rows) else 0
 
 
+def serve_rewards(args) -> int:
+    from . import scoring, serve
+    from .judges import judges
+
+    rewards = scoring.named(args.reward, judges())
+    serve.serve(rewards, host=args.host, port=args.port, device=args.device, limit_mb=args.max_mb)
+    return 0
+
+
+def social(args) -> int:
+    import transformers
+
+    from . import social as work
+
+    transformers.utils.logging.disable_progress_bar()
+    if args.step == "simulate":
+        told = {"log": str(work.simulate(args.out, args.override))}
+        rows = [told]
+    elif args.step == "curate":
+        told = work.curate(args.source, args.out, args.override, args.format)
+        rows = [{"split": n} | {k: s[k] for k in ("prompts", "items", "pairs")} for n, s in told["splits"].items()]
+    elif args.step == "train":
+        rows = told = []
+        for epoch in work.train(args.source, args.out, args.override):
+            told.append(epoch)
+            if not args.json:
+                out.print(", ".join(f"{k} {v:.4g}" for k, v in epoch.items() if v is not None))
+        rows = [{"reward": str(args.out)}]
+    else:
+        if bool(args.head) != bool(args.embeddings):
+            raise BadInput("--head and --embeddings go together")
+        told = work.compare(args.source, args.reward, args.model, args.embeddings, args.head)
+        rows = [{"reward": r["reward"], "accuracy": r["accuracy"], "95 % interval": " to ".join(f"{x:.3f}" for x in r["ci95"] or ()),
+                 "calibration error": r["ece"], "pairs": r["pairs"]} for r in told]  # fmt: skip
+    if args.json:
+        print(json.dumps(told, ensure_ascii=False))
+    else:
+        out.print(_table(rows))
+    return 0
+
+
 def report(args) -> int:
     from . import report as reports
     from . import store
@@ -234,7 +276,7 @@ def doctor(args) -> int:
     else:
         marks = {"ok": "[green]✓[/]", "missing": "[yellow]–[/]", "broken": "[red]✗[/]"}
         for row in rows:
-            out.print(f"{marks[row['state']]} [bold]{row['what']}[/]  {row['detail']}", soft_wrap=True)
+            out.print(f"{marks[row['state']]} [bold]{row['what']}[/]  {escape(row['detail'])}", soft_wrap=True)
     return 1 if any(row["state"] == "broken" for row in rows) else 0
 
 

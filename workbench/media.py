@@ -1,6 +1,7 @@
 """Media files: lossless writing with their story embedded, strict reading, fingerprints, contact sheets.
 
-The only user of PIL. Pictures are PNG (8 bit sRGB), sounds are WAV (float32, so nothing is lost).
+Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32): nothing is lost, and PIL and scipy do it
+all. Films and compressed sounds are read too, where PyAV is installed.
 """
 
 from __future__ import annotations
@@ -22,11 +23,17 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
-from .store import write_atomic
+from . import films
+from .assets import write_atomic
 from .types import BadInput, Media
 
-SUFFIX = {"image": ".png", "audio": ".wav"}  # what `write` can make; a modality that is missing here is refused
-IMAGES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"})
+SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
+IMAGES = frozenset(
+    {".png", ".apng", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"}
+)
+FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as are
+SOUNDS = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})
+READABLE = IMAGES | FILMS | SOUNDS | {".wav"}
 UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
 
 
@@ -54,17 +61,14 @@ def write(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Pat
     """Write one row of media; `meta` (prompt, seed, scores: anything JSON can say) travels inside the file.
 
     A path without a suffix gets the one that fits; the path written is returned. The same input gives the same bytes.
-    Raises BadInput for a modality that can't be written or a suffix that doesn't fit it; ValueError for several rows or
-    values that aren't finite.
+    Raises BadInput for a suffix that doesn't fit the modality; ValueError for several rows or values that aren't finite.
     """
     path = Path(path)
-    if media.modality not in SUFFIX:
-        raise BadInput(f"{path}: writing {media.modality} isn't supported (no encoder among the dependencies)")
     suffix = SUFFIX[media.modality]
     if path.suffix.lower() not in ("", suffix):
         raise BadInput(f"{path}: {media.modality} is written as {suffix}; change the file's suffix")
     path = path if path.suffix else path.with_name(path.name + suffix)
-    write_atomic(path, {"image": png, "audio": wav}[media.modality](media, meta))
+    write_atomic(path, {"image": png, "video": apng, "audio": wav}[media.modality](media, meta))
     return path
 
 
@@ -85,18 +89,35 @@ def png(media: Media, meta: Mapping | None = None) -> bytes:
     """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` is a text chunk that any viewer shows; the chunk
     `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
     """
-    pixels = (_row(media, "image", 4).clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
-    return _png(Image.fromarray(pixels), meta)
+    return _png(_eight_bit(_row(media, "image", 4)), meta)
 
 
-def _png(image: Image.Image, meta: Mapping | None = None) -> bytes:
+def apng(media: Media, meta: Mapping | None = None) -> bytes:
+    """One clip [1,T,3,H,W] as animated PNG bytes, which browsers play; `meta` as in `png`.
+
+    A single frame reads back as a picture.
+    """
+    if media.rate <= 0:
+        raise ValueError("a clip without a frame rate can't be written")
+    first, *rest = map(_eight_bit, _row(media, "video", 5))
+    apart = [
+        k % 2 for k in range(media.data.shape[1])
+    ]  # of opaque frames both blends make the same; equal ones stay two
+    return _png(first, meta, save_all=True, append_images=rest, duration=1000 / media.rate, blend=apart)
+
+
+def _eight_bit(frame: torch.Tensor) -> Image.Image:
+    return Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _png(image: Image.Image, meta: Mapping | None = None, **more) -> bytes:
     info = PngInfo()
     if meta is not None:
         for key, value in meta.items():
             info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, sort_keys=True))
         info.add_itxt("workbench", _story(meta))
     out = io.BytesIO()
-    image.save(out, "PNG", pnginfo=info, compress_level=9)
+    image.save(out, "PNG", pnginfo=info, compress_level=9, **more)
     return out.getvalue()
 
 
@@ -115,48 +136,98 @@ def wav(media: Media, meta: Mapping | None = None) -> bytes:
     return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
 
+@dataclass(frozen=True)
+class Found:
+    """What is in one media file."""
+
+    media: Media  # one row
+    story: dict  # what `write` embedded, exactly; for a PNG from elsewhere its text chunks; {} when there is nothing
+    notes: tuple[str, ...] = ()  # what reading changed, or what is odd about it, in words
+
+
 def read(path: str | Path) -> Media:
-    """One media file as one row: a picture [1,3,H,W] in [0,1], a sound [1,C,L] in [-1,1].
+    """One media file as one row: a picture [1,3,H,W] or a clip [1,T,3,H,W] in [0,1], a sound [1,C,L] in [-1,1].
+
+    Raises BadInput, as `look` does.
+    """
+    return look(path).media
+
+
+def read_meta(path: str | Path) -> dict:
+    """The story that travels in a file. Raises BadInput for a file that can't be read."""
+    return look(path).story
+
+
+def look(path: str | Path) -> Found:
+    """A media file and what there is to say of it.
 
     Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
-    16-bit greyscale keeps its precision. Raises BadInput, naming the file, when it is missing, empty, broken or of a
-    kind that can't be read.
+    16-bit greyscale keeps its precision; several frames are a clip. Raises BadInput, naming the file, when it is
+    missing, empty, broken or of a kind that can't be read.
     """
     path = Path(path)
     suffix = path.suffix.lower()
     if not path.is_file():
-        raise BadInput(f"{path}: no such file; give a picture or a WAV sound")
+        raise BadInput(f"{path}: no such file; give a picture, a clip or a sound")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     try:
-        if suffix == ".wav":
-            return _sound(path)
-        with Image.open(path) as image:
-            image.load()
-            return Media(_pixels(image), "image")
+        if suffix in FILMS:
+            data, rate = films.film(path)
+            return Found(Media(data, "video", rate), {})
+        if suffix in SOUNDS:
+            return _heard(path, *films.sound(path), {})
+        return _wav(path) if suffix == ".wav" else _picture(path)
     except BadInput:
         raise
     except UNREADABLE as error:
-        kind = "sound" if suffix == ".wav" else "picture"
-        why = "broken or cut short" if suffix in IMAGES | {".wav"} else "not a picture or a WAV sound"
+        kind = "sound" if suffix in SOUNDS | {".wav"} else "clip" if suffix in FILMS else "picture"
+        why = "broken or cut short" if suffix in READABLE else "not a picture, a clip or a sound that can be read"
         raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
 
 
-def _pixels(image: Image.Image) -> torch.Tensor:
-    """[1,3,H,W] float32 in [0,1]."""
+def _picture(path: Path) -> Found:
+    with Image.open(path) as image:
+        pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no moments of a clip
+        frames, notes, spent = [], {}, []
+        for k in range(1 if pages else getattr(image, "n_frames", 1)):
+            image.seek(k)
+            image.load()
+            frames.append(_pixels(image, notes))
+            spent.append(image.info.get("duration", 0) or 0)
+        text = dict(getattr(image, "text", {}))
+    story = json.loads(text["workbench"]) if "workbench" in text else text
+    if len(frames) == 1:
+        return Found(Media(frames[0], "image"), story, tuple(notes))
+    if min(spent) <= 0:
+        raise BadInput(f"{path}: {len(frames)} frames, and not all say how long they last; save it with a frame rate")
+    held = [round(ms / min(spent)) for ms in spent]  # encoders join equal frames into one that lasts longer
+    data = torch.stack([frame for frame, times in zip(frames, held, strict=True) for _ in range(times)], 1)
+    return Found(Media(data, "video", round(1000 * sum(held) / sum(spent), 6)), story, tuple(notes))
+
+
+def _pixels(image: Image.Image, notes: dict[str, None]) -> torch.Tensor:
+    """[1,3,H,W] float32 in [0,1]; what was changed on the way goes to `notes`."""
+    name = getattr(image, "filename", "")
     image = ImageOps.exif_transpose(image)
+    if image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F":
+        notes["greyscale, made three equal channels"] = None
     if image.mode.startswith("I") or image.mode == "F":  # wider than 8 bits; PIL's own conversion would clip it
         grey = np.asarray(image).astype(np.float32)
         if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise BadInput(f"{image.filename}: pixels of mode {image.mode} have no known range; save it as PNG first")
+            raise BadInput(f"{name}: pixels of mode {image.mode} have no known range; save it as PNG first")
+        notes["16 bits a value"] = None
         return torch.from_numpy(grey / 65535).expand(1, 3, -1, -1).contiguous()
     if image.has_transparency_data:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+        rgba = image.convert("RGBA")
+        if rgba.getextrema()[3][0] < 255:
+            notes["transparency laid on white"] = None
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
     rgb = np.asarray(image.convert("RGB")).astype(np.float32) / 255
     return torch.from_numpy(rgb).permute(2, 0, 1)[None].contiguous()
 
 
-def _sound(path: Path) -> Media:
+def _wav(path: Path) -> Found:
     with warnings.catch_warnings():
         warnings.simplefilter("error", wavfile.WavFileWarning)  # a file cut short is only a warning there
         try:
@@ -167,26 +238,28 @@ def _sound(path: Path) -> Media:
         samples = (samples.astype(np.float32) - 128) / 128
     elif samples.dtype.kind == "i":
         samples = samples / float(-np.iinfo(samples.dtype).min)
-    data = torch.from_numpy(samples.astype(np.float32)).reshape(len(samples), -1).T[None].contiguous()
-    return Media(data, "audio", float(rate))
+    content = path.read_bytes()
+    at = content.rfind(b"INFOICMT")
+    story = json.loads(content[at + 12 :].rstrip(b"\0")) if at > 0 else {}
+    samples = samples[:, None] if samples.ndim == 1 else samples
+    return _heard(path, torch.from_numpy(samples.astype(np.float32)).T, rate, story)
 
 
-def read_meta(path: str | Path) -> dict:
-    """What `write` embedded, exactly; for a PNG from elsewhere its text chunks; {} when there is nothing."""
-    path = Path(path)
-    read(path)  # one rule for what is a sound file
-    if path.suffix.lower() == ".wav":
-        data = path.read_bytes()
-        at = data.rfind(b"INFOICMT")
-        return json.loads(data[at + 12 :].rstrip(b"\0")) if at > 0 else {}
-    with Image.open(path) as image:
-        image.load()
-        text = dict(getattr(image, "text", {}))
-    return json.loads(text["workbench"]) if "workbench" in text else text
+def _heard(path: Path, data: torch.Tensor, rate: float, story: dict) -> Found:
+    """A sound [C,L], looked over."""
+    if not data.numel() or rate <= 0:
+        raise BadInput(f"{path}: holds no sound ({data.shape[-1]} samples at {rate:g} a second)")
+    finite = data[data.isfinite()]
+    notes = {
+        "silent: every sample is the same": bool((data == data.flatten()[0]).all()),
+        f"louder than full scale, peak {finite.abs().max() if len(finite) else 0:.2f}": bool((finite.abs() > 1).any()),
+    }
+    told = tuple(note for note, so in notes.items() if so)
+    return Found(Media(data[None].contiguous(), "audio", float(rate)), story, told)
 
 
 def thumbnail(path: str | Path, side: int = 256) -> bytes:
-    """PNG bytes of a picture, without its metadata, fitted to a square of `side` pixels."""
+    """PNG bytes of a picture or a clip's middle frame, without metadata, fitted to a square of `side` pixels."""
     return _png(_fit(_image(read(path)), side))
 
 
@@ -198,6 +271,9 @@ def _fit(image: Image.Image, side: int) -> Image.Image:
 
 
 def _image(media: Media) -> Image.Image:
+    """A picture, or the middle frame of a clip."""
+    if media.modality == "video":
+        media = Media(media.data[:, media.data.shape[1] // 2], "image")
     return Image.open(io.BytesIO(png(media))).convert("RGB")
 
 

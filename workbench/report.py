@@ -14,6 +14,7 @@ from rich.table import Table
 from rich.text import Text
 
 from . import media
+from .assets import write_atomic
 from .findings import (
     CONTROLS,
     NOUN,
@@ -29,7 +30,7 @@ from .findings import (
     signed,
     within,
 )
-from .store import RunFolder, write_atomic
+from .store import RunFolder
 from .types import BadInput
 
 HERE = Path(__file__).parent

@@ -88,13 +88,13 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
         raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
     for part in (reward, watch) if watch else (reward,):
-        part.check()
         for name, judge in part.rewards.items():
             if pipeline.modality not in judge.spec.modalities:
                 raise BadInput(
                     f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
                     f"but {config.pipeline} makes {pipeline.modality}; see: workbench list rewards"
                 )
+        whole(part)
     provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
     for name, method in methods.items():
         if missing := method.needs - provided - pipeline.provides:
@@ -107,6 +107,8 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     rows = data.items(found[: config.limit or None], config.seed, config.seeds)
     if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts")
+    for part in (reward, watch) if watch else (reward,):
+        part.check([r[1] for r in rows])
     checks = [
         f"pipeline {config.pipeline}: {pipeline.modality}, {pipeline.steps} step(s)",
         f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}",
@@ -114,6 +116,18 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
         f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
     ]
     return Plan(config, pipeline, methods, reward, watch, rows, checks, command)
+
+
+def whole(part: compose.Weighted) -> None:
+    """Raises BadInput for a reward that needs more than one sample in a call: no method here scores whole groups."""
+    for name, judge in part.rewards.items():
+        if judge.spec.scope == "set":
+            raise BadInput(f"reward {name} judges whole sets; here each sample needs a score of its own")
+    if part.spec.scope != "sample":
+        raise BadInput(
+            f"reward {part.spec.name} compares the samples of one prompt in one call, and no contestant of this run makes "
+            "a prompt's samples together"
+        )
 
 
 def room(plan: Plan, runs: Path) -> None:
