@@ -13,7 +13,7 @@ from typing import Any
 from workbench import strict
 from workbench.types import BadInput, Reward, RewardSpec
 
-from . import aesthetic, encoders, exemplar, imagereward, judge_client, mps
+from . import aesthetic, encoders, exemplar, imagereward, judge_client, mps, social
 from .aesthetic import Aesthetic
 from .clip import CLIPScore, StarterCLIP
 from .coverage import PRDC
@@ -124,5 +124,6 @@ def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
 
 def release() -> None:
     """Forget every loaded backbone and head."""
-    for cache in (encoders._load, aesthetic._head, imagereward._load, mps._load, exemplar._target, judge_client.client):
+    heads = (aesthetic._head, social._head, imagereward._load, mps._load)
+    for cache in (encoders._load, exemplar._target, judge_client.client, *heads):
         cache.cache_clear()

@@ -107,7 +107,7 @@ def parser() -> argparse.ArgumentParser:
     social = command(
         "social",
         "A reward from what a community took up: a log becomes pairs, pairs a reward, and the reward is held against others.",
-        "workbench social curate log.csv --out pairs window=7\n  workbench social train pairs --out taste\n"
+        "workbench social curate log.csv window=7 --out pairs\n  workbench social train pairs --out taste\n"
         "  workbench social eval pairs --model taste --reward clip",
     )
     steps = social.add_subparsers(dest="step", required=True, metavar="STEP")

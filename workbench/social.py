@@ -14,7 +14,6 @@ import numpy as np
 import torch
 from scipy.optimize import minimize_scalar
 from scipy.special import expit
-from scipy.special import expit
 
 from rewards import compose, curation, social, social_training
 
