@@ -27,3 +27,24 @@ def pytest_collection_modifyitems(items):
                     reason=f"needs published weights: set WORKBENCH_WEIGHTS to a folder with {marker.args}"
                 )
             )
+
+
+@pytest.fixture
+def serve(monkeypatch):
+    """Starts servers and stops them; every test begins with an empty temporary cache."""
+    from judge_server import JudgeServer
+
+    from rewards import judge_client
+
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    for cached in (judge_client.client, judge_client.store, judge_client._temporary):
+        cached.cache_clear()
+    servers = []
+
+    def start(*args, **kwargs):
+        servers.append(JudgeServer(*args, **kwargs))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import io
 import json
 import math
 import threading
@@ -10,6 +12,12 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import torch
+from PIL import Image
+
+from rewards.judge import Judge
+from workbench.types import Media, Reward
 
 
 @dataclass(frozen=True)
@@ -149,3 +157,40 @@ class JudgeServer:
         self.closing.set()
         self._server.shutdown()
         self._server.server_close()
+
+
+def greys(*levels: float, size: int = 8) -> Media:
+    """One flat picture a level."""
+    return Media(torch.tensor(levels).view(-1, 1, 1, 1).expand(-1, 3, size, size).clone(), "image")
+
+
+def clips(*levels: float, frames: int = 6, rate: float = 8.0) -> Media:
+    """Clips that brighten from 0 to their level."""
+    ramp = torch.linspace(0, 1, frames).view(1, -1, 1, 1, 1)
+    return Media((torch.tensor(levels).view(-1, 1, 1, 1, 1) * ramp).expand(-1, -1, 3, 8, 8).clone(), "video", rate)
+
+
+def pixels(uri: str) -> torch.Tensor:
+    """[3,H,W] in 0..255 of a picture that arrived."""
+    import numpy as np
+
+    head, data = uri.split(",")
+    assert head == "data:image/png;base64"
+    return torch.from_numpy(np.array(Image.open(io.BytesIO(base64.b64decode(data))))).permute(2, 0, 1)
+
+
+def level(uri: str) -> float:
+    return pixels(uri).double().mean().item() / 255
+
+
+def yes(p: float) -> dict:
+    return completion("Yes", {"Yes": p, "No": 1 - p})
+
+
+def judge(server: JudgeServer, cls: type = Judge, **settings):
+    """Quick to give up, unless told otherwise."""
+    return cls(**({"url": server.url, "model": "judge", "backoff": 0.01, "retries": 1} | settings))
+
+
+def ask(reward: Reward, media: Media, prompts=None, references: Media | None = None) -> torch.Tensor:
+    return reward(media=media, prompts=prompts or ["a cat"] * len(media), references=references)
