@@ -81,11 +81,14 @@ class Transition:
     std: Tensor  # []; 0 on a deterministic step
     x0: Tensor  # [B,*latent], the clean latent that this step predicts
 
-    def sample(self, generator: torch.Generator | None = None) -> Tensor:
+    def sample(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """[B,*latent]: one draw a row, each from its own CPU generator, so that a row depends on its own seed alone."""
         if not self.std.any():
             return self.mean
-        eps = torch.randn(self.mean.shape, generator=generator, dtype=self.mean.dtype, device=self.mean.device)
-        return self.mean + self.std * eps
+        if generators is None:
+            return self.mean + self.std * torch.randn_like(self.mean)
+        eps = torch.stack([torch.randn(self.mean.shape[1:], generator=g) for g in generators])
+        return self.mean + self.std * eps.to(self.mean)
 
     def log_prob(self, x_next: Tensor) -> Tensor:
         """[B]: log-density, MEAN over latent dimensions (Flow-GRPO's convention); float64 inside. Needs std > 0."""
@@ -189,7 +192,7 @@ class Event:
     prompts: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     scores: Mapping[str, Tensor] = field(default_factory=dict)  # reward name -> [B]
-    latents: Tensor | None = None  # [B,*latent], the noise that makes these media
+    latents: Tensor | None = None  # [B,*latent], the noise that makes these media; None where no noise alone makes them
     final: bool = False
 
 
