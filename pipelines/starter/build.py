@@ -2,7 +2,7 @@
 
     autoencoder -> clip -> generator -> distil -> save -> report
 
-About an hour on two idle cores. `fast=True` runs the same recipe at a micro size: it proves that the recipe runs, its
+Two to three hours on two cores. `fast=True` runs the same recipe at a micro size: it proves that the recipe runs, its
 models are useless.
 """
 
@@ -23,8 +23,9 @@ from transformers import CLIPImageProcessor, CLIPModel, CLIPTextModel, CLIPToken
 from pipelines.starter import image_world as world
 from pipelines.starter import measure
 from pipelines.starter.distil import distil
+from pipelines.starter.tokens import new_tokenizer
 from pipelines.starter.train_autoencoder import train_autoencoder
-from pipelines.starter.train_clip import train_clip
+from pipelines.starter.train_clip import train_clip, words
 from pipelines.starter.train_generator import pipeline, train_generator
 from workbench.types import BadInput
 
@@ -37,13 +38,13 @@ STUDENT = {"steps": 1, "guidance": 1.0}
 class Plan:
     """Optimiser steps and amounts of each stage."""
 
-    autoencoder: int = 900
-    clip: int = 4000
-    scenes: int = 60_000
-    generator: int = 6500
-    pairs: int = 6000
-    regression: int = 600
-    matching: int = 1300
+    autoencoder: int = 1600
+    clip: int = 5000
+    scenes: int = 80_000
+    generator: int = 12_000
+    pairs: int = 10_000
+    regression: int = 1500
+    matching: int = 1200
     measured: int = 5000
     clip_measured: int = 700
     prompts: int = 15  # held-out prompts a category
@@ -59,8 +60,8 @@ class Parts:
     """What the stages hand on."""
 
     vae: AutoencoderKL
+    tokenizer: CLIPTokenizer
     clip: CLIPModel | None = None
-    tokenizer: CLIPTokenizer | None = None
     unet: UNet2DConditionModel | None = None
     encoder: CLIPTextModel | None = None
     student: UNet2DConditionModel | None = None
@@ -92,19 +93,12 @@ def build(
 
 def train_parts(workdir: Path, plan: Plan, told: dict, *, seed: int, last: int) -> Parts:
     vae, told["autoencoder"] = train_autoencoder(workdir, seed=seed, steps=plan.autoencoder, batch=plan.batch)
-    parts = Parts(vae)
+    parts = Parts(vae, new_tokenizer(words()))
     if last >= STAGES.index("clip"):
-        parts.clip, parts.tokenizer, told["clip"] = train_clip(workdir, seed=seed, steps=plan.clip, batch=plan.batch)
+        parts.clip, told["clip"] = train_clip(workdir, parts.tokenizer, seed=seed, steps=plan.clip, batch=plan.batch)
     if last >= STAGES.index("generator"):
         parts.unet, parts.encoder, told["generator"] = train_generator(
-            workdir,
-            vae,
-            parts.clip,
-            parts.tokenizer,
-            seed=seed,
-            steps=plan.generator,
-            scenes=plan.scenes,
-            batch=plan.batch,
+            workdir, vae, parts.tokenizer, seed=seed, steps=plan.generator, scenes=plan.scenes, batch=plan.batch
         )
     if last >= STAGES.index("distil"):
         parts.student, told["distil"] = distil(
@@ -118,8 +112,8 @@ def write_prompts(folder: Path, *, test: int = 15, train: int = 60) -> None:
     """`starter-image-{train,test}.txt`: up to so many prompts a category, in turns."""
     held, seen = measure.held_out_prompts(test), measure.seen_prompts(train)
     told = {
-        "test": ("Prompts of the picture world whose combinations no part of the pack was trained on, categories in turns.\n# Each is new at its category's own level: only `color` asks for colour x shape pairs that were never seen.",
-                 "`single` has too few prompts to hold any out: its 12 are seen ones. `color` has 6, then it is used up.", held),
+        "test": ("Held out, categories in turns: no part of the pack was ever told one of these prompts, nor shown a picture of which one is true.",
+                 "`single` has too few prompts to hold any out: its 12 are seen ones.", held),
         "train": ("Prompts of the picture world that the pack was trained on, categories in turns.",
                   "Shares nothing with the test list but the 12 prompts of `single`.", seen),
     }  # fmt: skip

@@ -159,63 +159,44 @@ def lot(prompt: str) -> float:
     return _share("lot", prompt)
 
 
-# one colour x shape pair for each colour, so that no word is starved: 6 of 24
-HELD_PAIRS = frozenset(
-    (c, s)
-    for c, s in zip(
-        sorted(COLOURS, key=lambda c: _share("order", c)), itertools.cycle(sorted(SHAPES, key=lambda s: _share("turn", s))), strict=False
-    )
-)  # fmt: skip
+_NOUNS = sorted(itertools.product(COLOURS, SHAPES), key=lambda pair: _share("noun", *pair))
+NEVER = frozenset(_NOUNS[:2])  # colour x shape pairs that are in no training picture at all: the hardest prompts
+ALONE = frozenset(next(n for n in _NOUNS[2:] if n[0] == c) for c in COLOURS)  # seen beside others, never alone
 
 
-def _held_couple(kind: str, a: tuple, b: tuple, share: float) -> bool:
-    return _share(kind, *sorted((a, b))) < share
+def _couple(a: object, b: object) -> tuple:
+    return tuple(sorted((repr(a), repr(b))))
 
 
 def held_out(prompt: str) -> bool:
-    """Whether the prompt's combination is kept from training. The words themselves are all seen.
+    """Whether the prompt is kept from training: it is never said, and no picture of which it is true is ever shown.
 
-    Held out: 6 of 24 colour x shape pairs, and a hash of the rest: size x colour x shape (22 %), count x colour x shape
-    (25 %), unordered pairs of sized shapes (34 %) and of coloured shapes (20 %).
+    Held out, whatever the order and the relation: anything of a `NEVER` pair; a single thing of an `ALONE` pair, and 20 %
+    of size x colour x shape alone; 25 % of count x colour x shape; 20 % of the couples of coloured and 30 % of sized shapes.
     """
     need = parse(prompt)
     if need is None:
         raise ValueError(f"{prompt!r} is not a prompt of the picture world")
-    if any((w.colour, w.shape) in HELD_PAIRS for w in need.things):
+    if any((w.colour, w.shape) in NEVER for w in need.things):
         return True
     first = need.things[0]
-    if len(need.things) == 1:
-        return bool(first.size and first.colour) and _share("size", first.size, first.colour, first.shape) < 0.22
     if need.category == "count":
         return bool(first.colour) and _share("count", len(need.things), first.colour, first.shape) < 0.25
-    second = need.things[1]
-    coloured = (
-        first.colour
-        and second.colour
-        and _held_couple("attr", (first.colour, first.shape), (second.colour, second.shape), 0.20)
-    )
-    sized = first.size and second.size and first.shape != second.shape and _held_couple(
-        "two", (first.size, first.shape), (second.size, second.shape), 0.34)  # fmt: skip
-    return bool(coloured or sized)
+    if len(need.things) == 1:
+        sized = first.size and first.colour and _share("size", first.size, first.colour, first.shape) < 0.20
+        return bool(sized or (first.colour, first.shape) in ALONE)
+    share = 0.20 if first.colour else 0.30 if first.size else 0.0
+    return _share("couple", *_couple(*need.things)) < share
 
 
-def new_here(prompt: str) -> bool:
-    """Held out at the level that its own category tests: only `color` asks for colour x shape pairs that were never seen."""
-    need = parse(prompt)
-    plain = need.category == "color" or not any((w.colour, w.shape) in HELD_PAIRS for w in need.things)
-    return held_out(prompt) and plain
+def unseen_pair(prompt: str) -> bool:
+    """Whether the prompt asks for a colour x shape pair that no training picture has anywhere."""
+    return any((w.colour, w.shape) in NEVER for w in parse(prompt).things)
 
 
 def scene_held_out(scene: Scene) -> bool:
-    """Whether any part of the scene shows a held-out combination: no such scene is ever trained on, not even as a wrong one."""
-    nouns = [Wanted(t.shape, t.colour) for t in scene]
-    sized = [Wanted(t.shape, None, t.size) for t in scene]
-    parts = [Requirements("size", (Wanted(t.shape, t.colour, t.size),)) for t in scene]
-    parts += [Requirements("attr", p) for p in itertools.combinations(nouns, 2)]
-    parts += [Requirements("two", p) for p in itertools.combinations(sized, 2)]
-    if len(set(nouns)) == 1 and len(scene) in COUNTS:
-        parts.append(Requirements("count", tuple(nouns)))
-    return any(held_out(write(part)) for part in parts)
+    """Whether a held-out prompt is true of the scene: no such scene is ever trained on, not even as a wrong one."""
+    return any((t.colour, t.shape) in NEVER for t in scene) or any(map(held_out, captions(scene)))
 
 
 # --- scenes ----------------------------------------------------------------------------------------------------------
@@ -282,6 +263,20 @@ def place(things: Sequence[Thing], rng: random.Random, gap: float = 4.0, tries: 
     return tuple(sorted(done, key=lambda t: order[_identity(t)]))
 
 
+def _at_edges(things: Sequence[Thing], rng: random.Random) -> Scene | None:
+    """Two things at opposite edges of the picture, left and right or above and below; None if they come too close."""
+    across, done = rng.random() < 0.5, []
+    for k, thing in enumerate(rng.sample(tuple(things), 2)):
+        r = rng.uniform(*RADII[thing.size])
+        edge = r * EXTENT[thing.shape] + 1 + rng.uniform(0.0, 6.0)
+        edge, along = (SIZE - edge if k else edge), rng.uniform(22.0, SIZE - 22.0)
+        x, y = (edge, along) if across else (along, edge)
+        done.append(replace(thing, x=x, y=y, r=r, tint=tuple(rng.uniform(-0.05, 0.05) for _ in range(3))))
+    a, b = done
+    reach = a.r * EXTENT[a.shape] + b.r * EXTENT[b.shape] + 4.0
+    return (a, b) if max(abs(a.x - b.x), abs(a.y - b.y)) > reach else None
+
+
 def _identity(t: Thing) -> tuple[str, str, str]:
     return t.shape, t.colour, t.size
 
@@ -298,18 +293,19 @@ def _cast(kind: str, rng: random.Random) -> list[Thing]:
 
 
 def scene_of(kind: str, rng: random.Random, *, held: bool = False) -> Scene:
-    """A random scene for a category; `held=False` re-draws until no part of it is held out."""
+    """A random scene for a category, or for "sides": a position's, the two at opposite edges. `held=False` re-draws until
+    no part of it is held out."""
     while True:
         things = _cast(kind, rng)
         if (
-            kind in ("two", "position", "attr")
+            kind in ("two", "position", "attr", "sides")
             and len({(t.shape, t.colour if kind != "two" else "") for t in things}) < 2
         ):
             continue
-        scene = None if not held and scene_held_out(tuple(things)) else place(things, rng)
-        if scene and (
-            kind != "position" or max(abs(scene[0].x - scene[1].x), abs(scene[0].y - scene[1].y)) > 2 * MARGIN
-        ):
+        put = _at_edges if kind == "sides" else place
+        scene = None if not held and scene_held_out(tuple(things)) else put(things, rng)
+        apart = rng.choice((2 * MARGIN, 22.0)) if kind == "position" else 0.0  # far apart, a relation is learned sooner
+        if scene and (not apart or max(abs(scene[0].x - scene[1].x), abs(scene[0].y - scene[1].y)) > apart):
             return scene
 
 
@@ -326,6 +322,7 @@ def scene_for(prompt: str, rng: random.Random) -> Scene:
 
 def caption_of(scene: Scene, kind: str, rng: random.Random) -> str:
     """One true caption of that category (positions prefer the axis along which the two are further apart)."""
+    kind = "position" if kind == "sides" else kind
     options = [c for c in captions(scene) if category(c) == kind]
     if kind == "position":
         wide = abs(scene[0].x - scene[1].x) > abs(scene[0].y - scene[1].y)

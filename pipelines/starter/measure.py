@@ -52,12 +52,14 @@ def _round_robin(fits: Callable[[str], bool], per_category: int) -> list[str]:
 
 def held_out_prompts(per_category: int) -> list[str]:
     """Up to so many of each category, round-robin: new ones, but for `single`, which has none."""
-    return _round_robin(lambda p: world.new_here(p) or world.category(p) == "single", per_category)
+    return _round_robin(
+        lambda p: world.category(p) == "single" or world.held_out(p) and not world.unseen_pair(p), per_category
+    )
 
 
 def strange_prompts(per_category: int) -> list[str]:
-    """Harder ones: every prompt has a colour x shape pair in it that was never seen."""
-    return _round_robin(lambda p: world.held_out(p) and not world.new_here(p), per_category)
+    """Harder ones: every prompt has a colour x shape pair in it that no training picture has."""
+    return _round_robin(world.unseen_pair, per_category)
 
 
 def seen_prompts(per_category: int) -> list[str]:
@@ -96,9 +98,10 @@ def measure_oracle(vae: AutoencoderKL, *, seed: int, n: int) -> dict:
     for name, harmed in stress(x[:few], draw).items():
         told[name] = wilson(exact(harmed, prompts[:few]).sum().item(), few)
     told["occluded (must be near 0)"] = wilson(exact(occluded(x[:few], scenes[:few]), prompts[:few]).sum().item(), few)
-    told["near misses (must be near 0)"] = wilson(
-        exact(negatives.render(wrong, draw.torch), prompts[:few]).sum().item(), few
-    )
+    passed = exact(negatives.render(wrong, draw.torch), prompts[:few])
+    malformed = torch.tensor([picture.malformed for picture in wrong])
+    for name, rows in (("near misses (must be near 0)", ~malformed), ("ghosts and bumps", malformed)):
+        told[name] = wilson(passed[rows].sum().item(), int(rows.sum()))
     told["psnr_db"] = round(-10 * (x[:few] - back).square().mean().log10().item(), 2)
     return told
 

@@ -1,8 +1,8 @@
 """The pack's reward model: a small CLIP (Radford et al., arXiv:2103.00020) with near misses on both sides.
 
 Contrastive both ways over 2B pictures (B true ones, B near misses of them) and their captions plus near-miss captions;
-a pair that happens to be true is masked, never used as a negative. An auxiliary per-patch head (thrown away) names
-shape and colour where a thing is: it shortens the plateau before shapes are told apart.
+a pair that happens to be true is masked, never used as a negative. Auxiliary heads (`hints`, thrown away) shorten the
+plateaus before shapes, and later left and right, are told apart.
 """
 
 from __future__ import annotations
@@ -10,13 +10,14 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from pipelines.starter import image_world as world
 from pipelines.starter import negatives
-from pipelines.starter.tokens import LENGTH, new_tokenizer
+from pipelines.starter.hints import Hints
+from pipelines.starter.tokens import LENGTH
 from pipelines.starter.train_autoencoder import MIX
 from pipelines.starter.training import Draw, Stage, train
 
@@ -51,19 +52,6 @@ def augment(x: Tensor, draw: Draw) -> Tensor:
     return (x * (1 + 0.5 * (on[2] - 0.5).clamp(0) - 0.1)).clamp(0, 1)
 
 
-def patch_labels(pictures: list[negatives.Picture]) -> Tensor:
-    """[B,64] int64: 0 ground, else 1 + shape x colour of the thing on whose inside the patch centre lies; -1 unknown."""
-    labels = torch.zeros(len(pictures), (world.SIZE // PATCH) ** 2, dtype=torch.long)
-    centre = torch.arange(PATCH / 2, world.SIZE, PATCH)
-    for row, picture in zip(labels, pictures, strict=True):
-        for t in picture.scene:
-            inside = (centre - t.x).square() + (centre[:, None] - t.y).square() < t.r**2
-            row[inside.flatten()] = 1 + world.SHAPES.index(t.shape) * len(world.COLOURS) + world.COLOURS.index(t.colour)
-        if picture.malformed:
-            row[:] = -1
-    return labels
-
-
 def draw_batch(batch: int, draw: Draw) -> tuple[list[negatives.Picture], list[str | None], list[str]]:
     """2B pictures, the caption of each (None for a malformed one), and every text of the batch."""
     source = world.stream(draw.python, MIX)
@@ -91,10 +79,11 @@ def contrast(logits: Tensor, truth: Tensor, own: Tensor) -> Tensor:
     return (to_text.mean() + to_picture.mean()) / 2
 
 
-def train_clip(folder: Path, *, seed: int, steps: int, batch: int = 32) -> tuple[CLIPModel, CLIPTokenizer, dict]:
+def train_clip(
+    folder: Path, tokenizer: CLIPTokenizer, *, seed: int, steps: int, batch: int = 32
+) -> tuple[CLIPModel, dict]:
     torch.manual_seed(seed + 1)
-    tokenizer = new_tokenizer(words())
-    clip, head = new_clip(tokenizer), nn.Linear(128, 1 + len(world.SHAPES) * len(world.COLOURS))
+    clip, hints = new_clip(tokenizer), Hints(PATCH)
 
     def loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         pictures, captions, texts = draw_batch(batch, draw)
@@ -103,8 +92,8 @@ def train_clip(folder: Path, *, seed: int, steps: int, batch: int = 32) -> tuple
             seen = clip.vision_model(x).last_hidden_state.float()  # [I,65,128]
         pooled = clip.vision_model.post_layernorm(seen[:, 0])
         image = F.normalize(clip.visual_projection(pooled), dim=-1)
-        said = clip.text_model(tokenise(tokenizer, texts)).pooler_output
-        text = F.normalize(clip.text_projection(said), dim=-1)
+        said = clip.text_model(tokenise(tokenizer, texts))
+        text = F.normalize(clip.text_projection(said.pooler_output), dim=-1)
         place = {t: i for i, t in enumerate(texts)}
         truth = torch.zeros(len(pictures), len(texts), dtype=torch.bool)
         for row, picture in zip(truth, pictures, strict=True):
@@ -112,10 +101,12 @@ def train_clip(folder: Path, *, seed: int, steps: int, batch: int = 32) -> tuple
         own = torch.tensor([place[c] if c else -1 for c in captions])
         logits = clip.logit_scale.clamp(max=4.0).exp() * image @ text.T
         main = contrast(logits, truth, own)
-        patches = F.cross_entropy(head(seen[:, 1:]).flatten(0, 1), patch_labels(pictures).flatten(), ignore_index=-1)
+        what, where = hints.content(seen[:, 1:], pictures), hints.places(pooled, pictures)
+        who = hints.sides(said.last_hidden_state, texts)
         right = (logits[:batch].masked_fill(truth[:batch], -9e9).amax(1) < logits[range(batch), own[:batch]]).float()
-        return main + 0.5 * patches, {"clip": main.item(), "patch": patches.item(), "hit": right.mean().item()}
+        told = {"clip": main.item(), "what": what.item(), "where": where.item(), "who": who.item()}
+        return main + 0.5 * what + 2 * where + who, told | {"hit": right.mean().item()}
 
-    optimizer = torch.optim.AdamW([*clip.parameters(), *head.parameters()], lr=1e-3, weight_decay=0.01)
-    told = train(Stage("clip", {"clip": clip, "head": head}, optimizer, loss, steps), folder, seed=seed)
-    return clip.eval().requires_grad_(False), tokenizer, told | {"samples": told["steps"] * 2 * batch}
+    optimizer = torch.optim.AdamW([*clip.parameters(), *hints.parameters()], lr=1e-3, weight_decay=0.01)
+    told = train(Stage("clip", {"clip": clip, "hints": hints}, optimizer, loss, steps), folder, seed=seed)
+    return clip.eval().requires_grad_(False), told | {"samples": told["steps"] * 2 * batch}
