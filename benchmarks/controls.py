@@ -11,10 +11,15 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import hashlib
+import sys
 from pathlib import Path
 
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # `rewards` is the package, not the file beside this one
 
 from workbench import config, run, store
 from workbench.assets import CONFIGS

@@ -12,10 +12,16 @@ from __future__ import annotations
 import argparse
 import inspect
 import statistics
+import sys
 import time
+from pathlib import Path
 
 import torch
 from transformers import AutoTokenizer, CLIPModel
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # `rewards` is the package, not the file beside this one
 
 import pipelines
 from rewards import build, encoders

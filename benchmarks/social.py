@@ -15,11 +15,16 @@ import argparse
 import dataclasses
 import json
 import random
+import sys
 from pathlib import Path
 
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+
+sys.path.insert(
+    0, str(Path(__file__).resolve().parent.parent)
+)  # `rewards` is the package, not the file beside this one
 
 from pipelines.starter import community, image_world
 from rewards import REWARDS, compose, curation, social, social_training

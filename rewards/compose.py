@@ -76,13 +76,19 @@ class Weighted:
         return sum(self.weights[name] * values for name, values in scores.items())
 
     def check(self, prompts: Sequence[str] = ()) -> None:
-        """Raises BadInput for what can be known to be wrong before anything loads; with the prompts to come, also for
-        what lacks for one of them."""
+        """Raises BadInput for what can be known to be wrong before anything loads, in any component or in how they are
+        put together."""
+        for reward in self.rewards.values():
+            if hasattr(reward, "check"):
+                reward.check()
+        self.check_own(prompts)
+
+    def check_own(self, prompts: Sequence[str] = ()) -> None:
+        """Raises BadInput for what is wrong in how components are put together, or lacks for one of the prompts to come;
+        asks no component."""
         for reward in self.rewards.values():
             if isinstance(reward, Weighted):
-                reward.check(prompts)
-            elif hasattr(reward, "check"):
-                reward.check()
+                reward.check_own(prompts)
 
     def load(self, device: torch.device | str = "cpu") -> Weighted:
         """Every component's weights onto `device` now, instead of on first use."""
@@ -154,8 +160,8 @@ class Combined(Weighted):
         values = torch.stack([v.float() for v in self.shaped(scores, prompts).values()])  # [K,B]
         return self.combine(values, values.new_tensor([self.weights[n] for n in scores]), prompts)
 
-    def check(self, prompts: Sequence[str] = ()) -> None:
-        super().check(prompts)
+    def check_own(self, prompts: Sequence[str] = ()) -> None:
+        super().check_own(prompts)
         self.shape.check(self.rewards, prompts)
 
     def __repr__(self) -> str:
@@ -191,8 +197,6 @@ def from_config(
         reward, weight, held = _part(str(name), value, registry, f"{where}.{name}")
         if reward in weights:
             raise BadInput(f"{where}: {name} is the same reward as {names[list(weights).index(reward)]}; name it once")
-        if hasattr(reward, "check"):
-            reward.check()  # before its spec is read: a remote one's is known from here on
         weights[reward] = weight
         names.append(reward.spec.name if ":" in str(name) else str(name))
         within |= {names[-1]: held} if held else {}
@@ -202,14 +206,14 @@ def from_config(
         if key in block
     }
     weighted = Combined(weights, names, within=within, **chosen) if chosen or within else Weighted(weights, names)
-    weighted.check()
+    weighted.check_own()
     return weighted
 
 
 def _part(
     label: str, value: Any, registry: Mapping[str, type], where: str
 ) -> tuple[Reward, float, tuple[float | None, float | None] | None]:
-    """A component, its weight, and the range in which it counts."""
+    """A component, checked, its weight, and the range in which it counts."""
     settings = dict(value) if isinstance(value, Mapping) else {"weight": value}
     weight = settings.pop("weight", 1.0)
     name = settings.pop("reward", label)
@@ -230,7 +234,10 @@ def _part(
         return from_config(name, registry, f"{where}.reward"), number, held
     if not isinstance(name, str):
         raise BadInput(f"{where}.reward: expected a reward's name, got {name!r}")
-    return configured(find(name, registry, where), settings, where), number, held
+    reward = configured(find(name, registry, where), settings, where)
+    if hasattr(reward, "check"):
+        reward.check()  # before its spec is read: a remote one's is known from here on
+    return reward, number, held
 
 
 def _range(value: Any, where: str) -> tuple[float | None, float | None]:

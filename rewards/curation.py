@@ -25,10 +25,11 @@ import pandas as pd
 from scipy.fft import dctn
 from scipy.special import ndtr
 
+from workbench import pictures
 from workbench.strict import nearest
 from workbench.types import BadInput, Count, Natural, NonNegative, derive
 
-from .social import picture
+from .preprocess import resize
 
 DAY = 86_400.0
 COLUMNS = ("item", "prompt", "path", "user", "event", "time")
@@ -84,12 +85,12 @@ def read_log(path: str | Path) -> pd.DataFrame:
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give the interaction log as .csv, .jsonl or .parquet")
     log = _table(path)
+    if log.empty:
+        raise BadInput(f"{path}: the log has no rows")
     log.columns = [str(c) for c in log.columns]
     for column in COLUMNS:
         if column not in log:
             raise BadInput(f"{path}: the column {column!r} is missing; {nearest(column, log.columns)}")
-    if log.empty:
-        raise BadInput(f"{path}: the log has no rows")
     if "topic" not in log:
         log["topic"] = log["prompt"]
     log = log[[*COLUMNS, "topic"]].copy()
@@ -227,8 +228,8 @@ def split(items: pd.DataFrame, c: Curation) -> pd.Series:
 def perceptual_hash(path: Path) -> np.ndarray:
     """192 bits: for each of R, G, B whether the 64 lowest frequencies of a 32 x 32 thumbnail lie above their median.
     Raises BadInput for a file that is no readable picture."""
-    small = np.asarray(picture(path).resize((32, 32)), np.float32)  # [32,32,3]
-    low = dctn(small, axes=(0, 1))[:8, :8].reshape(64, 3)
+    small = (resize(pictures.read(path)[None], (32, 32))[0] * 255).round().numpy()  # [3,32,32]
+    low = dctn(small, axes=(1, 2))[:, :8, :8].reshape(3, 64).T
     return (low > np.median(low, 0)).T.ravel()
 
 

@@ -15,7 +15,6 @@ import functools
 import hashlib
 import itertools
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,6 +26,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench import pictures
+from workbench.assets import write_atomic
 from workbench.types import BadInput, Count, Media, Modality, RewardSpec
 
 from . import encoders
@@ -34,7 +35,7 @@ from .moments import Moments, finite
 from .preprocess import pixels
 
 BOTH: frozenset[Modality] = frozenset({"image", "video"})
-PICTURES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"})
+PICTURES = pictures.SUFFIXES - {".apng"}
 BATCH = 64  # examples embedded at once
 
 
@@ -78,18 +79,7 @@ class Pictures:
         return self._encoder(device).texts(lines)
 
     def read(self, path: Path) -> Media:
-        import numpy as np
-        from PIL import Image, ImageOps
-
-        try:
-            with Image.open(path) as file:
-                image = ImageOps.exif_transpose(file)
-                if image.has_transparency_data:
-                    image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
-                rgb = np.asarray(image.convert("RGB"))
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadInput(f"{path}: can't be read as a picture; repair or remove it") from error
-        return Media(torch.from_numpy(rgb.copy()).permute(2, 0, 1)[None] / 255, "image")
+        return Media(pictures.read(path)[None], "image")
 
     def load(self, device: torch.device) -> None:
         self._encoder(device)
@@ -165,13 +155,10 @@ def examples(reference: str, embedder: Embedder, device: torch.device, keeps: st
     path = _cache() / f"{digest.hexdigest()[:40]}.safetensors"
     if path.is_file():
         state = safetensors.torch.load_file(path, device=str(device))
-    elif keeps == "moments":
-        m = Moments.stream(embedded(files, embedder, device))
-        state = {"count": torch.tensor(m.count), "mean": m.mean, "scatter": m.scatter}
-        _write(path, state)
     else:
-        state = {"rows": torch.cat(list(embedded(files, embedder, device)))}
-        _write(path, state)
+        state = _state(embedded(files, embedder, device), keeps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
     if keeps == "rows":
         return state["rows"]
     return Moments(int(state["count"]), state["mean"], state["scatter"])
@@ -181,19 +168,11 @@ def _cache() -> Path:
     return Path(os.environ.get("WORKBENCH_CACHE") or "~/.cache/media-alignment-workbench").expanduser() / "exemplars"
 
 
-def _write(path: Path, state: dict[str, Tensor]) -> None:
-    """Whole or not at all, whoever else writes the same."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    data = safetensors.torch.save({name: value.cpu().contiguous() for name, value in state.items()})
-    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
-        try:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-            os.replace(file.name, path)
-        except OSError:
-            Path(file.name).unlink(missing_ok=True)
-            raise
+def _state(parts: Iterator[Tensor], keeps: str) -> dict[str, Tensor]:
+    if keeps == "rows":
+        return {"rows": torch.cat(list(parts))}
+    m = Moments.stream(parts)
+    return {"count": torch.tensor(m.count), "mean": m.mean, "scatter": m.scatter}
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.types import AtLeast, RewardSpec
+from workbench.types import AtLeast, BadInput, RewardSpec
 
 from .preprocess import pixels
 
@@ -87,7 +87,10 @@ class Sharpness:
             kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
             return F.conv2d(luma(x).unsqueeze(1), kernel).flatten(1).var(1, correction=0)
 
-        return per_frame(score, pixels(self.spec, media, prompts))
+        x = pixels(self.spec, media, prompts)
+        if min(x.shape[-2:]) < 3:
+            raise BadInput(f"sharpness needs at least 3 x 3 pixels, this has {x.shape[-1]} x {x.shape[-2]}")
+        return per_frame(score, x)
 
 
 @dataclass(frozen=True)

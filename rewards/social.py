@@ -10,11 +10,9 @@ from __future__ import annotations
 import csv
 import functools
 import json
-import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import safetensors.torch
@@ -25,22 +23,21 @@ from torch import Tensor, nn
 from workbench.types import BadInput, RewardSpec
 
 from . import checkpoints, encoders
-from .preprocess import pixels
+from .backbone import OnEncoder
 
 # --- the reward ------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Social:
+@dataclass(frozen=True, kw_only=True)
+class Social(OnEncoder):
     """How popular a picture will be for its prompt: cosine of both in a CLIP tuned on a community's pairs.
 
     With `head`, trained on embeddings of `model`: the head's score of the untuned embeddings.
     """
 
-    model: str  # a folder that `workbench social train` wrote, or with `head` the CLIP that made its embeddings
+    # field(): to be given, though OnEncoder's has a default
+    model: str = field()  # a folder that `workbench social train` wrote, or with `head` the CLIP of its embeddings
     head: str = ""  # a head.safetensors that `workbench social train` wrote
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: a backbone's activations are held for that moment only
 
     spec = RewardSpec(
         "social",
@@ -56,20 +53,19 @@ class Social:
         object.__setattr__(self, "spec", replace(self.spec, version=" ".join(filter(None, (self.model, self.head)))))
 
     def check(self) -> None:
-        encoders.check(self.model)
+        super().check()
         if self.head:
             checkpoints.check(self.head)
 
     def load(self, device: torch.device | str = "cpu") -> tuple[encoders.Encoder, Head | None]:
-        encoder = encoders.load(self.model, device, self.dtype)
+        encoder = super().load(device)
         head = _head(self.head, encoders.place(device)) if self.head else None
         if head is not None and head.anchor.shape[0] != encoder.width:
             raise BadInput(f"{self.head} reads {head.anchor.shape[0]} numbers, and {self.model} gives {encoder.width}")
         return encoder, head
 
-    def __call__(self, *, media, prompts, references=None):
-        x = pixels(self.spec, media, prompts)
-        encoder, head = self.load(x.device)
+    def score(self, loaded, x, prompts):
+        encoder, head = loaded
         image, text = encoder.images(x, checkpoint=self.checkpoint), encoder.texts(prompts)  # [B,D]
         return (image * text).sum(1) if head is None else head(image, text)
 
@@ -146,22 +142,6 @@ def read_pairs(path: str | Path) -> list[Pair]:
     return found
 
 
-def picture(path: str | Path):
-    """The picture as PIL's RGB image, upright. Raises BadInput for a file that is missing or no picture."""
-    from PIL import Image, ImageOps
-
-    try:
-        with Image.open(path) as image:
-            return ImageOps.exif_transpose(image).convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise BadInput(f"{path}: can't be read as a picture ({checkpoints.first_line(error)})") from None
-
-
-def as_tensor(path: str | Path) -> Tensor:
-    """[3,H,W] in [0,1]."""
-    return torch.from_numpy(np.array(picture(path))).permute(2, 0, 1).float() / 255
-
-
 def check_files(pairs: Sequence[Pair]) -> None:
     """Raises BadInput for the first picture that isn't there."""
     for path in dict.fromkeys(p for pair in pairs for p in (pair.pos_path, pair.neg_path)):
@@ -191,13 +171,3 @@ def read_embeddings(path: str | Path) -> dict[str, Tensor]:
     if len(shapes := {tuple(v.shape) for v in found.values()}) != 1 or len(next(iter(shapes))) != 1:
         raise BadInput(f"{path}: embeddings are vectors of one length, these have the shapes {sorted(shapes)[:3]}")
     return found
-
-
-def save(path: Path, data: bytes) -> None:
-    """Written beside, synced, renamed: a reader sees the old file or the new one, never half of one."""
-    part = path.with_name(path.name + ".part")
-    with part.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    part.replace(path)

@@ -16,10 +16,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from workbench import pictures
+from workbench.assets import write_atomic
 from workbench.types import BadInput, Count, Natural, NonNegative, derive
 
 from . import checkpoints, encoders
-from .social import Head, Pair, as_tensor, check_files, read_embeddings, save
+from .social import Head, Pair, check_files, read_embeddings
 
 # --- losses on scores ------------------------------------------------------------------------------------------------
 
@@ -67,7 +69,7 @@ class Tower(nn.Module):
         self.tokens = functools.lru_cache(4096)(lambda prompt: self.encoder.tokens([prompt]))
 
     def read(self, pair: Pair) -> tuple:
-        pos, neg = (self.encoder.view(as_tensor(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
+        pos, neg = (self.encoder.view(pictures.read(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
         return pos, neg, self.tokens(pair.prompt)
 
     def forward(self, pos: Tensor, neg: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -116,7 +118,7 @@ class Embedded(nn.Module):
 
     def save(self, folder: Path, model: str) -> None:
         state = {k: v.contiguous() for k, v in self.head.state_dict().items()}
-        save(folder / "head.safetensors", safetensors.torch.save(state))
+        write_atomic(folder / "head.safetensors", safetensors.torch.save(state))
 
 
 # --- the loop --------------------------------------------------------------------------------------------------------
@@ -285,7 +287,7 @@ def train(pairs: Sequence[Pair], out: Path, s: Training = Training(), val: Seque
     if accelerator.is_main_process:
         scorer.save(out, s.model)
         record = {"story": story, "settings": asdict(s), "pairs": len(pairs), "val pairs": len(val)}
-        save(out / "social.json", json.dumps(record | {"history": course.history}, indent=1).encode())
+        write_atomic(out / "social.json", json.dumps(record | {"history": course.history}, indent=1))
         (out / "checkpoint.pt").unlink()
     accelerator.wait_for_everyone()
 
@@ -316,4 +318,4 @@ def _keep(path: Path, state: Mapping[str, Any], accelerator) -> None:
     if accelerator.is_main_process:
         out = io.BytesIO()
         torch.save(dict(state), out)
-        save(path, out.getvalue())
+        write_atomic(path, out.getvalue())

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench import pictures
 from workbench.strict import nearest
 from workbench.types import BadInput, derive
 
@@ -137,17 +138,13 @@ def _features(row: dict, side: str, folder: Path, model: str, device: torch.devi
         if values.dim() != 1 or not len(values):
             raise BadInput(f"{where}: `{side}_features` must be a list of numbers")
         return values
-    from PIL import Image
-
     path = folder / row[f"{side}_path"]
     try:
-        with Image.open(path) as image:
-            data = torch.frombuffer(bytearray(image.convert("RGB").tobytes()), dtype=torch.uint8)
-            pixels = data.view(1, image.height, image.width, 3).permute(0, 3, 1, 2).float() / 255
-    except OSError:
+        picture = pictures.read(path)
+    except BadInput:
         raise BadInput(f"{where}: can't read the picture {path}") from None
     with torch.no_grad():
-        return encoders.load(model, device).images(pixels.to(device))[0].double().cpu()
+        return encoders.load(model, device).images(picture[None].to(device))[0].double().cpu()
 
 
 def clusters(votes: Votes) -> tuple[Tensor, str]:

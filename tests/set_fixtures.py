@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torch import Tensor
 
+from pipelines.starter import image_world
 from rewards.coverage import PRDC
 from rewards.frechet import Frechet
 from rewards.mmd import CMMD, KAD, KID
@@ -32,6 +34,13 @@ def pictures(colours: str | list[tuple[float, float, float]], size: int = 32, se
 
 
 RED, BLUE, GREEN = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.8, 0.2)
+
+
+def drawn(prompt: str, n: int, seed: int = 0) -> Media:
+    """n pictures of the starter world for one of its prompts, as its encoder knows them."""
+    draw = random.Random(seed)
+    scenes = [image_world.scene_for(prompt, draw) for _ in range(n)]
+    return Media(image_world.render(scenes, torch.Generator().manual_seed(seed)), "image")
 
 
 def save(media: Media, folder) -> str:

@@ -29,6 +29,17 @@ class Counting:
         return torch.arange(len(media)).float()
 
 
+@dataclass(frozen=True)
+class Checked(Counting):
+    """Says how often it was checked."""
+
+    tag: str = ""
+    checks = []
+
+    def check(self):
+        self.checks.append(self.tag)
+
+
 class OfVideo:
     """Judges clips only."""
 
@@ -167,6 +178,19 @@ def test_a_registry_of_more_rewards_can_be_given():
 def test_a_wrong_block_is_one_sentence_about_its_place(block, says):
     with pytest.raises(BadInput, match=says):
         from_config(block)
+
+
+def test_each_component_is_checked_once_wherever_it_stands_and_what_is_built_by_hand_when_asked():
+    """A check may ask a server of another machine."""
+    leaf = {n: {"reward": "test_compose:Checked", "tag": n} for n in "abcd"}
+    inner = {"a": leaf["a"], "b": leaf["b"], "shape": "raw"}
+    Checked.checks.clear()
+    reward = from_config({"both": {"reward": {"deep": {"reward": inner}, "c": leaf["c"]}}, "d": leaf["d"]})
+    assert Checked.checks == [*"abcd"]
+    reward.check_own(("a prompt",))
+    assert Checked.checks == [*"abcd"]
+    reward.check()
+    assert Checked.checks == [*"abcdabcd"]
 
 
 def test_reno_is_the_published_loss_but_for_its_constants():

@@ -8,7 +8,7 @@ import pytest
 import reward_fixtures
 import torch
 from PIL import Image
-from set_fixtures import ALL, BLUE, GREEN, RED, STARTER, Flat, ask, draw, pictures, save, sound
+from set_fixtures import ALL, BLUE, GREEN, RED, STARTER, Flat, ask, draw, drawn, pictures, save, sound
 
 from rewards import exemplar
 from rewards.exemplar import Embedder, Exemplar, Pictures
@@ -101,9 +101,9 @@ def test_published_distances_are_mmd_under_their_kernels_and_scales():
 
 
 def test_a_folder_of_red_pictures_is_nearer_to_red_than_to_blue(tmp_path):
-    folder = save(pictures([RED] * 6), tmp_path / "red")
-    red, blue = pictures([RED] * 5, seed=1), pictures([BLUE] * 5, seed=1)
-    assert (red.data != pictures([RED] * 6).data[:5]).any()
+    folder = save(drawn("a red circle", 6), tmp_path / "red")
+    red, blue = drawn("a red circle", 5, seed=1), drawn("a blue circle", 5, seed=1)
+    assert (red.data != drawn("a red circle", 6).data[:5]).any()
     for cls in (Frechet, KID, KAD, CMMD):
         reward = cls(model=STARTER, reference=folder)
         scores = [reward(media=m, prompts=[""] * 5) for m in (red, blue)]
@@ -112,19 +112,19 @@ def test_a_folder_of_red_pictures_is_nearer_to_red_than_to_blue(tmp_path):
         reward = Exemplar(model=STARTER, reference=folder, by=by)
         mixed = reward(media=Media.cat([red, blue]), prompts=[""] * 10)
         assert mixed[:5].min() > mixed[5:].max(), by
-    blues = Exemplar(model=STARTER, reference=save(pictures([BLUE] * 6), tmp_path / "blue"))
+    blues = Exemplar(model=STARTER, reference=save(drawn("a blue circle", 6), tmp_path / "blue"))
     mixed = blues(media=Media.cat([red, blue]), prompts=[""] * 10)
     assert mixed[5:].min() > mixed[:5].max(), "the same pictures, other examples: the other order"
 
 
 def test_words_are_examples_too(tmp_path):
     """Captions in a text file judge pictures through the shared space."""
-    (tmp_path / "red.txt").write_text("a red square\n\na big red square\na red square in the centre\n")
-    red, blue = pictures([RED] * 4, seed=1), pictures([BLUE] * 4, seed=1)
+    (tmp_path / "red.txt").write_text("a red circle\n\na large red circle\na small red circle\n")
+    red, blue = drawn("a red circle", 4, seed=1), drawn("a blue circle", 4, seed=1)
     reward = Exemplar(model=STARTER, reference=str(tmp_path / "red.txt"))
     scores = reward(media=Media.cat([red, blue]), prompts=[""] * 8)
     assert scores[:4].min() > scores[4:].max()
-    (tmp_path / "red.txt").write_text("a blue square\na big blue square\n")
+    (tmp_path / "red.txt").write_text("a blue circle\na large blue circle\n")
     other = Exemplar(model=STARTER, reference=str(tmp_path))(media=Media.cat([red, blue]), prompts=[""] * 8)
     assert other[4:].min() > other[:4].max()
     distances = Frechet(model=STARTER, reference=str(tmp_path))

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from judge_server import Status
 from PIL import Image
 from reward_fixtures import media_for, small_settings
 from scipy.io import wavfile
@@ -97,6 +98,7 @@ def test_a_reward_that_can_not_judge_one_file_says_so_and_the_other_scores_stand
     (row,) = score(picture(tmp_path / "x.png", size=(1, 1)), rewards=("sharpness", "brightness"))
     assert row["brightness"] == 1.0 and row["sharpness"] is None
     assert row["error"].startswith(f"sharpness can't judge {tmp_path / 'x.png'}: ") and "\n" not in row["error"]
+    assert row["error"].endswith("sharpness needs at least 3 x 3 pixels, this has 1 x 1")
 
 
 @pytest.mark.parametrize(
@@ -118,6 +120,17 @@ def test_unusual_sounds_are_judged_or_told(tmp_path, samples, rate, value, note,
     assert row["loudness"] == (value and pytest.approx(value)) and note in row["note"]
     assert error in row["error"] and bool(error) == bool(row["error"])
     assert not error or "x.wav" in row["error"]
+
+
+def test_a_judge_that_stops_answering_costs_its_score_and_says_why_and_one_that_never_did_is_bad_input(serve, tmp_path):
+    server = serve(lambda body, n: Status(503, "too busy"))
+    asked = f'{{judge: {{url: "{server.url}", model: judge, retries: 0}}}}'
+    (row,) = score(picture(tmp_path / "x.png"), rewards=(asked, "brightness"), prompt="a cat")
+    assert row["brightness"] == 1.0 and row["judge"] is None
+    assert row["error"] == f"judge found no score for {tmp_path / 'x.png'}: no answer in 1 attempt (HTTP 503: too busy)"
+    server.close()
+    with pytest.raises(BadInput, match=f"nothing answers at {server.url}"):
+        score(tmp_path / "x.png", rewards=(asked.replace("judge:", "q_insight:"),))
 
 
 def test_what_is_missing_corrupt_or_empty_is_a_row_and_the_rest_is_scored(tmp_path):

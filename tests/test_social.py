@@ -17,6 +17,7 @@ from test_curation import small_community
 from rewards import encoders, social, social_training
 from rewards.social import Head, Pair, Social
 from rewards.social_training import Training, bradley_terry, triplet
+from workbench import pictures
 from workbench import social as work
 from workbench.types import BadInput, Media
 
@@ -68,7 +69,7 @@ def test_training_learns_a_plain_taste_and_only_the_upper_blocks_move(tmp_path, 
     assert [e["epoch"] for e in told] == [1, 2, 3, 4]
     reward = Social(model=str(tmp_path / "out"))
     media = [
-        Media(torch.stack([social.as_tensor(getattr(p, k)) for p in test]), "image") for k in ("pos_path", "neg_path")
+        Media(torch.stack([pictures.read(getattr(p, k)) for p in test]), "image") for k in ("pos_path", "neg_path")
     ]
     pos, neg = (reward(media=m, prompts=[p.prompt for p in test]) for m in media)
     assert (pos > neg).float().mean() > 0.9

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import uuid
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -24,14 +25,13 @@ def resolve(repo: str) -> str:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Whole or not at all: temp name, fsync, rename."""
-    temp = path.with_name(f".{path.name}.tmp")
+    """Whole or not at all, whoever else writes the same: a temp name of its own, fsync, rename."""
+    temp = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
-        with open(temp, "wb") as f:
+        with open(temp, "xb") as f:
             f.write(data.encode() if isinstance(data, str) else data)
             f.flush()
             os.fsync(f.fileno())
         os.replace(temp, path)
-    except OSError:
+    finally:
         temp.unlink(missing_ok=True)
-        raise

@@ -9,6 +9,7 @@ import random
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
@@ -103,11 +104,17 @@ def _rewards(runs: Path) -> Iterator[tuple]:
 
 def verdict(cls: type) -> tuple[str, str]:
     """(state, detail) of one reward: `missing` when it isn't installed here, `broken` when it fails, gives every sample
-    the same score, or likes media no better with their own prompts than with each other's."""
-    if absent := [repo for repo in repositories(cls.spec) if not installed(repo)]:
+    the same score, or likes media no better with their own prompts than with each other's.
+
+    A judge's weights lie on a server: it is `missing` when none answers, or none with its model.
+    """
+    from rewards import Judge, configured
+
+    here = [] if issubclass(cls, Judge) else repositories(cls.spec, str(getattr(cls, "model", "")))
+    if absent := [repo for repo in here if not installed(repo)]:
         return "missing", f"weights not on this machine, fetched when first used: {', '.join(absent)}"
     try:
-        reward = cls()
+        reward = configured(cls, {}, cls.spec.name)
         if hasattr(reward, "check"):
             reward.check()
     except (BadInput, TypeError) as error:
@@ -141,7 +148,11 @@ def examined(reward: Reward) -> tuple[str, str]:
 
 
 def _score(reward: Reward, media: Media, prompts: list[str]) -> torch.Tensor:
-    references = sample(reward.spec)[0][:4] if "reference" in reward.spec.needs else None
+    references = None
+    if "reference" in reward.spec.needs:
+        references = sample(reward.spec)[0][:4]
+    elif "source" in reward.spec.needs:  # each was made from its neighbour, which shows what the other prompt says
+        references = replace(media, data=media.data.roll(1, 0))
     return reward(media=media, prompts=prompts, references=references)
 
 
@@ -167,9 +178,10 @@ def sample(spec: RewardSpec) -> tuple[Media, list[str]]:
     return Media(data, "image"), prompts * 2
 
 
-def repositories(spec: RewardSpec) -> list[str]:
-    """The hub repositories that a spec's `weights` names."""
-    return [word for word in re.split(r"[\s+,]+", spec.weights) if re.fullmatch(r"[\w.-]+/[\w.-]+", word)]
+def repositories(spec: RewardSpec, *more: str) -> list[str]:
+    """The hub repositories that a spec's `weights`, or `more`, names."""
+    words = dict.fromkeys(re.split(r"[\s+,]+", " ".join((spec.weights, *more))))
+    return [word for word in words if re.fullmatch(r"[\w.-]+/[\w.-]+", word)]
 
 
 def installed(repo: str) -> bool:

@@ -12,7 +12,6 @@ import io
 import json
 import struct
 import warnings
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,18 +22,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
-from . import films
+from . import films, pictures
 from .assets import write_atomic
 from .types import BadInput, Media
 
 SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
-IMAGES = frozenset(
-    {".png", ".apng", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".avif", ".ppm", ".pgm"}
-)
 FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as are
 SOUNDS = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})
-READABLE = IMAGES | FILMS | SOUNDS | {".wav"}
-UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error, Image.DecompressionBombError)
+READABLE = pictures.SUFFIXES | FILMS | SOUNDS | {".wav"}
 
 
 def fingerprint(path: str | Path) -> str:
@@ -180,7 +175,7 @@ def look(path: str | Path) -> Found:
         return _wav(path) if suffix == ".wav" else _picture(path)
     except BadInput:
         raise
-    except UNREADABLE as error:
+    except (*pictures.BROKEN, Image.DecompressionBombError) as error:
         kind = "sound" if suffix in SOUNDS | {".wav"} else "clip" if suffix in FILMS else "picture"
         why = "broken or cut short" if suffix in READABLE else "not a picture, a clip or a sound that can be read"
         raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
@@ -193,7 +188,9 @@ def _picture(path: Path) -> Found:
         for k in range(1 if pages else getattr(image, "n_frames", 1)):
             image.seek(k)
             image.load()
-            frames.append(_pixels(image, notes))
+            frame, changed = pictures.pixels(image)
+            frames.append(frame[None])
+            notes |= dict.fromkeys(changed)
             spent.append(image.info.get("duration", 0) or 0)
         text = dict(getattr(image, "text", {}))
     story = json.loads(text["workbench"]) if "workbench" in text else text
@@ -204,27 +201,6 @@ def _picture(path: Path) -> Found:
     held = [round(ms / min(spent)) for ms in spent]  # encoders join equal frames into one that lasts longer
     data = torch.stack([frame for frame, times in zip(frames, held, strict=True) for _ in range(times)], 1)
     return Found(Media(data, "video", round(1000 * sum(held) / sum(spent), 6)), story, tuple(notes))
-
-
-def _pixels(image: Image.Image, notes: dict[str, None]) -> torch.Tensor:
-    """[1,3,H,W] float32 in [0,1]; what was changed on the way goes to `notes`."""
-    name = getattr(image, "filename", "")
-    image = ImageOps.exif_transpose(image)
-    if image.mode in ("1", "L", "LA") or image.mode.startswith("I") or image.mode == "F":
-        notes["greyscale, made three equal channels"] = None
-    if image.mode.startswith("I") or image.mode == "F":  # wider than 8 bits; PIL's own conversion would clip it
-        grey = np.asarray(image).astype(np.float32)
-        if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
-            raise BadInput(f"{name}: pixels of mode {image.mode} have no known range; save it as PNG first")
-        notes["16 bits a value"] = None
-        return torch.from_numpy(grey / 65535).expand(1, 3, -1, -1).contiguous()
-    if image.has_transparency_data:
-        rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:
-            notes["transparency laid on white"] = None
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
-    rgb = np.asarray(image.convert("RGB")).astype(np.float32) / 255
-    return torch.from_numpy(rgb).permute(2, 0, 1)[None].contiguous()
 
 
 def _wav(path: Path) -> Found:

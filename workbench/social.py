@@ -17,7 +17,7 @@ from scipy.special import expit
 
 from rewards import compose, curation, social, social_training
 
-from . import config, evaluate, strict
+from . import config, evaluate, pictures, strict
 from .assets import write_atomic
 from .judges import judges
 from .types import BadInput, Media, derive
@@ -173,7 +173,7 @@ def margins(pairs: Sequence[social.Pair], rewards: compose.Weighted, batch: int 
     scores = {name: np.full(len(asked), np.nan) for name in rewards.rewards}
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        shown = [social.as_tensor(path) for path, _ in part]
+        shown = [pictures.read(path) for path, _ in part]
         for size in {x.shape for x in shown}:
             rows = [n for n, x in enumerate(shown) if x.shape == size]
             made = Media(torch.stack([shown[n] for n in rows]), "image")
