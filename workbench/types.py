@@ -133,6 +133,7 @@ class Policy(Protocol):
     steps: int  # S
     provides: frozenset[str]  # of {"latents", "stochastic"}
     nfe: int  # rows that went through the denoiser so far (a CFG pair counts as 2)
+    decodes: int  # rows that were decoded so far
 
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
@@ -204,6 +205,9 @@ class Method(Protocol):
     """
 
     needs: ClassVar[frozenset[str]]
+    scales: ClassVar[str]  # the setting that grows with the budget; "" where there is none
     paper: ClassVar[str]
+
+    def calls(self, steps: int) -> int: ...  # denoiser calls a sample, a guided one counted once
 
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]: ...

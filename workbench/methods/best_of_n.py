@@ -6,11 +6,12 @@ The plainest search there is, and the baseline that any cleverer one has to beat
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
 from ..types import Batch, Count, Event, Policy, Reward, derive
+from .best import Best
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,7 @@ class BestOfN:
     n: Count = 8  # candidates per prompt; the first is the base sample itself
 
     needs = frozenset({"latents", "reward"})
+    scales = "n"
     paper = ""
 
     def calls(self, steps: int) -> int:
@@ -28,22 +30,9 @@ class BestOfN:
     @torch.no_grad()
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         for batch in batches:
+            best = Best(batch)
             for j in range(self.n):
                 z = policy.noise(batch.seeds if j == 0 else [derive(s, "candidate", j) for s in batch.seeds])
                 media = policy.sample(batch.prompts, seeds=batch.seeds, noise=z).media
-                r = reward(media=media, prompts=batch.prompts)  # [B]
-                if j == 0:
-                    best, best_z, best_r = media.data.clone(), z.clone(), r.clone()
-                else:
-                    better = (r > best_r) | (best_r.isnan() & ~r.isnan())
-                    best[better], best_z[better], best_r[better] = media.data[better], z[better], r[better]
-                yield Event(
-                    step=j,
-                    metrics={"reward": best_r.nanmean().item()},
-                    media=replace(media, data=best.clone()),
-                    prompts=batch.prompts,
-                    seeds=batch.seeds,
-                    scores={"reward": best_r.clone()},
-                    latents=best_z,
-                    final=j == self.n - 1,
-                )
+                best.take(media, reward(media=media, prompts=batch.prompts), z)
+                yield best.event(step=j, final=j == self.n - 1)

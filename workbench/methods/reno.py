@@ -11,12 +11,13 @@ has seen noise. Made for one-step generators; with several steps the gradient go
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..types import Batch, Event, Natural, NonNegative, Policy, Reward
+from .best import Best
 
 
 @dataclass(frozen=True)
@@ -30,6 +31,7 @@ class ReNO:
     regularise: NonNegative = 0.01  # lambda: weight of the norm's negative log-density
 
     needs = frozenset({"latents", "reward", "differentiable"})
+    scales = "iterations"
     paper = "arXiv:2406.04312"
 
     def calls(self, steps: int) -> int:
@@ -39,6 +41,7 @@ class ReNO:
         for batch in batches:
             # The master noise is float32 whatever the model computes in: steps of 1e-1 on a norm of 1e2 underflow in fp16.
             z = policy.noise(batch.seeds).requires_grad_()  # [B,*latent]
+            best = Best(batch)
             optimizer = torch.optim.SGD([z], lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
             for step in range(self.iterations + 1):
                 last = step == self.iterations
@@ -48,25 +51,9 @@ class ReNO:
                         batch.prompts, seeds=batch.seeds, noise=z, grad=0 if last else policy.steps
                     ).media
                     r = reward(media=media, prompts=batch.prompts)  # [B]
-                now = media.data.detach()
-                if step == 0:
-                    best, best_z, best_r = now.clone(), z.detach().clone(), r.detach().clone()
-                better = r.detach() > best_r  # by reward alone: the regulariser has no say in what is kept
-                best[better], best_z[better], best_r[better] = now[better], z.detach()[better], r.detach()[better]
-                yield Event(
-                    step=step,
-                    metrics={
-                        "reward": best_r.nanmean().item(),
-                        "reward_now": r.detach().nanmean().item(),
-                        "norm": z.detach().flatten(1).norm(dim=1).mean().item(),
-                    },
-                    media=replace(media, data=best.clone()),
-                    prompts=batch.prompts,
-                    seeds=batch.seeds,
-                    scores={"reward": best_r.clone()},
-                    latents=best_z.clone(),
-                    final=last,
-                )
+                best.take(media, r.detach(), z.detach())  # by reward alone: the regulariser has no say in what is kept
+                norm = z.detach().flatten(1).norm(dim=1).mean().item()
+                yield best.event(step, final=last, reward_now=r.detach().nanmean().item(), norm=norm)
                 if last:
                     break
                 loss = self.regularise * norm_nll(z) - r  # [B]

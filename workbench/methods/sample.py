@@ -13,6 +13,7 @@ class Sample:
     """Plain sampling, no alignment."""
 
     needs = frozenset()
+    scales = ""
     paper = ""
 
     def calls(self, steps: int) -> int:

@@ -1,0 +1,33 @@
+"""What a method's text settings stand for: methods import neither judges nor clients, so the driver hands them over."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from .expand import Chat, expander
+from .latent_reward import LatentReward
+from .methods import NRG, Centred, Rewrite
+from .types import BadInput
+
+PARTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    Rewrite: ("expander", expander),
+    Centred: ("expander", expander),
+    NRG: ("model", LatentReward),
+}
+
+
+def supplied(method):
+    """The method with what its settings name. Raises BadInput for a name that stands for nothing, or a server that does
+    not answer."""
+    setting, make = PARTS.get(type(method), ("", None))
+    value = getattr(method, setting, None)
+    if make is None or not isinstance(value, (str, dict)):
+        return method
+    if not value:
+        raise BadInput(f"{type(method).__name__}: the setting {setting!r} is missing; see: workbench list methods")
+    part = make(value)
+    if isinstance(part, Chat):
+        part.check()
+    return replace(method, **{setting: part})
