@@ -54,6 +54,7 @@ class Policy:
         if modality != "audio":  # audio pipelines disagree on its name, so theirs is left alone
             self.call.setdefault("output_type", "pt")
         self.guidance = guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale
+        self.decodes = 0  # rows decoded so far
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
@@ -279,6 +280,7 @@ class Policy:
         data = data if data.dtype == torch.float64 else data.float()
         if self.modality == "audio":
             data = (data[:, None] if data.dim() == 2 else data).clamp(-1, 1)
+        self.decodes += len(data)
         return Media(data, self.modality, self.rate)
 
     @property

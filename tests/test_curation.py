@@ -188,6 +188,12 @@ def test_a_bad_log_is_answered_in_one_sentence(tmp_path, text, says):
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
+def test_a_log_of_no_lines_has_no_rows_in_any_format(tmp_path):
+    (tmp_path / "log.jsonl").write_text("")
+    with pytest.raises(BadInput, match="log.jsonl: the log has no rows"):
+        work.curate(tmp_path / "log.jsonl", tmp_path / "out")
+
+
 @pytest.mark.parametrize(
     ("override", "says"),
     [

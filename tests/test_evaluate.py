@@ -50,8 +50,8 @@ def test_the_difference_from_the_base_is_taken_sample_by_sample():
 
 def test_diversity_is_the_distance_between_samples_of_one_prompt():
     same, other = np.zeros((3, 4, 4)), np.full((3, 4, 4), 0.5)
-    assert evaluate.diversity({0: [same, other], 1: [same, same]}) == pytest.approx(0.25)
-    assert evaluate.diversity({0: [same]}) is None
+    assert evaluate.diversity([[same, other], [same, same]]) == pytest.approx(0.25)
+    assert evaluate.diversity([[same]]) is None
 
 
 def contest(reward_gain, judge_gain, diversity=0.3):

@@ -1,5 +1,6 @@
 """A report says what the numbers say, shows everybody, and needs nothing but itself."""
 
+import html
 import io
 import json
 import re
@@ -8,11 +9,12 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from report_fixtures import compared, usual
 from rich.console import Console
 
 from workbench import media
-from workbench.findings import headline, number
-from workbench.report import Axis, curves, samples, selection, table, write_report
+from workbench.plots import Axis, Doublings, curves, scaling
+from workbench.report import samples, selection, table, write_report
 from workbench.types import BadInput, Media
 
 SIZE = 64
@@ -39,42 +41,6 @@ def picture(prompt: str, shade: float) -> Media:
         colour = torch.tensor(COLOURS[colours[n % len(colours)]])[:, None, None]
         out = out * (1 - alpha) + colour * alpha * (0.55 + 0.45 * shade)
     return Media(out[None], "image")
-
-
-def estimate(mean, half, **more):
-    return {"mean": mean, "ci95": [round(mean - half, 4), round(mean + half, 4)], "n": 16, **more}
-
-
-def contestant(name, oracle, clip, nfe, versus=None):
-    part = {
-        "name": name, "method": name, "samples": 16,
-        "rewards": {"starter_clip": estimate(clip, 0.012, optimised=True),
-                    "brightness": estimate(0.41, 0.02, optimised=False)},
-        "oracle": {"overall": estimate(oracle, 0.06)}
-        | {c: estimate(min(0.95, oracle + d), 0.05) for c, d in (("color", 0.15), ("size", 0.05), ("count", -0.1), ("position", -0.2))},
-        "diversity": 0.21, "nfe": nfe, "reward_calls": nfe if versus else 0, "decodes": nfe, "seconds": nfe / 48, "peak_mb": 913.4,
-    }  # fmt: skip
-    return part if versus is None else part | {"versus_base": {"oracle": versus, "starter_clip": estimate(0.06, 0.01)}}
-
-
-def summary_of(*contestants, **more):
-    return {
-        "run": "demo",
-        "modality": "image",
-        "prompts": 8,
-        "seeds": 2,
-        "contestants": list(contestants),
-        "alarm": None,
-    } | more
-
-
-def usual():
-    return summary_of(
-        contestant("base", 0.52, 0.24, 64),
-        contestant("best_of_n", 0.57, 0.28, 1600, estimate(0.05, 0.07)),
-        contestant("reno", 0.78, 0.31, 1600, estimate(0.26, 0.07)),
-        {"name": "draft", "method": "draft", "failed": "OutOfMemoryError: <no> room"},
-    )
 
 
 @pytest.fixture
@@ -170,63 +136,6 @@ def test_alarm_and_control_are_shown_only_when_there_is_one(run):
     assert "Reward hacking alarm reno raised the wrong thing" in text and "Control run" in text
 
 
-def test_headline_claims_what_the_paired_intervals_show_and_no_more():
-    said = headline(usual())
-    assert said[0] == "reno raises the oracle from 0.52 to 0.78; no difference is shown for best_of_n (0.57)."
-    assert "best_of_n +0.05 [−0.02, +0.12], which includes zero; reno +0.26 [+0.19, +0.33]" in " ".join(said)
-    assert "draft failed: OutOfMemoryError: <no> room." in said
-    assert any("both used about 1,600 denoiser calls" in s for s in said)
-
-
-def test_headline_claims_no_win_when_intervals_overlap():
-    """Without paired differences the intervals themselves must lie apart, and a larger mean alone is nothing."""
-    first, second = contestant("base", 0.52, 0.24, 64), contestant("reno", 0.60, 0.31, 64, estimate(0, 1))
-    del second["versus_base"]
-    said = headline(summary_of(first, second))
-    assert said[0] == "On the oracle, no difference from base (0.52) is shown for reno (0.60)."
-    assert "reno’s interval [0.54, 0.66] overlaps base’s [0.46, 0.58]." in said
-    second["oracle"]["overall"] = estimate(0.7, 0.06)
-    assert headline(summary_of(first, second))[0] == "reno raises the oracle from 0.52 to 0.70."
-
-
-@pytest.mark.parametrize(
-    "versus, first",
-    [
-        (estimate(-0.2, 0.05), "reno lowers the oracle from 0.52 to 0.30."),
-        (estimate(-0.2, 0.25), "On the oracle, no difference from base (0.52) is shown for reno (0.30)."),
-    ],
-)
-def test_headline_tells_of_a_fall_as_plainly_as_of_a_rise(versus, first):
-    said = headline(summary_of(contestant("base", 0.52, 0.24, 64), contestant("reno", 0.30, 0.31, 64, versus)))
-    assert said[0] == first
-
-
-def test_headline_does_not_call_an_optimised_reward_an_improvement():
-    """With no oracle and nothing held out, the page says so; with something held out, that is what it speaks of."""
-    pair = [contestant("base", 0.5, 0.24, 64), contestant("reno", 0.5, 0.31, 64, estimate(0, 0.1))]
-    for c in pair:
-        del c["oracle"]
-    assert headline(summary_of(*pair))[0].startswith("On brightness, no difference")
-    for c in pair:
-        del c["rewards"]["brightness"]
-    said = headline(summary_of(*pair))
-    assert said[0] == "reno raises starter_clip from 0.240 to 0.310." and any(s.startswith("Beware") for s in said)
-
-
-def test_headline_survives_missing_numbers():
-    lone = contestant("base", 0.52, 0.24, 64)
-    assert headline(summary_of(lone))[:2] == [
-        "base scores 0.52 [0.46, 0.58] on the oracle.", "There is nothing to compare it with."]  # fmt: skip
-    gone = {"name": "reno", "method": "reno", "failed": "did not finish"}
-    assert headline(summary_of(gone)) == [
-        "Nothing finished, so there is nothing to compare.",
-        "reno failed: did not finish.",
-    ]
-    blind = contestant("reno", 0.9, 0.3, 64, {"mean": None, "ci95": None, "n": 0})
-    blind["oracle"]["overall"] = {"mean": 0.9, "ci95": None, "n": 1}
-    assert "no difference from base" in headline(summary_of(lone, blind))[0]
-
-
 def test_pictures_are_chosen_by_position_and_balanced_over_categories(run):
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
     keys = selection(samples(events), ["base", "best_of_n", "reno"])
@@ -289,15 +198,142 @@ def test_axis_ticks_are_round_and_hold_every_value():
         assert len({label for _, label in axis.labels()}) == len(axis.ticks)
 
 
-def test_numbers_are_written_for_people():
-    assert [number(x) for x in (0.834, -0.001, 12.34, 2000, None, float("nan"))] == [
-        "0.83", "0.00", "12.3", "2,000", "–", "–"]  # fmt: skip
-    assert number(-0.25) == "−0.25"
-
-
 def test_terminal_table_shows_everybody_and_marks_what_was_optimised():
     console = Console(width=200, file=io.StringIO(), record=True)
     console.print(table(usual() | {"run": "[bold]demo[/bold]"}))
     text = console.export_text()
     assert "[bold]demo[/bold]" in text and "draft" in text and "OutOfMemoryError" in text
     assert "0.310* [0.298, 0.322]" in text and "0.240 [0.228, 0.252]" in text and "0.78 [0.72, 0.84]" in text
+
+
+@pytest.fixture
+def against(tmp_path):
+    """The page of a summary as `workbench compare` leaves one, changed at will; without pictures."""
+
+    def write(change=lambda summary: None, of=compared):
+        summary = of()
+        change(summary)
+        (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {}}))
+        (tmp_path / "summary.json").write_text(json.dumps(summary))
+        text = page_of(tmp_path)
+        assert not re.search(r"\b(nan|NaN|inf|None)\b", text)
+        return text
+
+    return write
+
+
+def test_scaling_plots_the_judge_and_beside_it_what_was_optimised(against):
+    charts = scaling(compared())
+    assert [(c["name"], c["optimised"]) for c in charts] == [("oracle", False), ("starter_clip", True)]
+    assert [n for n, _ in charts[0]["lines"]["reno"]] == [1.0, 8.0, 64.0] and charts[0]["level"]["mean"] == 0.52
+    lone = [(n, e["mean"]) for n, e in charts[0]["lines"]["fk"]]
+    assert lone == [(32.0, 0.56)]  # it has no curve, so its end is a point
+    assert "draft" not in charts[0]["lines"]
+    text = against()
+    assert "<title>reno, 64 denoiser rows per sample: 0.78 [0.72, 0.84]</title>" in text
+    assert text.count("class=final") == 2 * 4 and text.count('class="level') == 2
+    found = re.findall(r"<title>reno, [^<]*</title>.*?cx=\"([\d.]+)%\"", text)[:3]
+    left, middle, right = map(float, found)
+    assert left < middle < right and abs((middle - left) - (right - middle)) < 0.01  # 1, 8, 64: doublings
+
+
+def test_contestants_at_one_budget_stand_beside_each_other():
+    shifts = scaling(compared())[0]["shifts"]
+    assert len(set(shifts.values())) == 3 and sum(shifts.values()) == pytest.approx(0) and "base" not in shifts
+
+
+def test_points_that_cannot_be_drawn_are_left_out(against):
+    def spoil(summary):
+        reno = summary["contestants"][2]
+        reno["curve"][1]["rewards"]["oracle"] = {"mean": None, "ci95": None, "n": 0}
+        reno["curve"][2]["rewards"]["oracle"]["ci95"] = [float("nan"), float("nan")]
+        reno["curve"][0]["nfe"] = 0
+        reno["wins"]["oracle"] = {"mean": None, "ci95": None, "n": 0}
+        reno["diversity"], reno["peak_mb"], reno["seconds"] = None, float("nan"), None
+        summary["contestants"][3]["wins"] = {"oracle": {"mean": 1.0, "ci95": None, "n": 1}}
+
+    text = against(spoil)
+    assert "<title>reno, 64 denoiser rows per sample: 0.78</title>" in text and "reno, 8 denoiser" in text
+    assert text.count("<title>reno") == 1 + 2  # the end alone for the oracle; what was optimised keeps its two
+
+
+def test_without_curves_there_is_no_scaling_plot(against):
+    assert scaling(usual()) == []
+    text = Page(against(of=usual)).text
+    assert "What more budget buys" not in text and "Wins against" not in text and "What it cost" in text
+
+
+def test_win_rate_stands_in_the_table_with_its_interval_and_its_meaning(against):
+    page = Page(against())
+    assert "71 % 65 to 77 %" in page.text
+    meaning = "the share of pictures that the oracle likes better than base’s with the same prompt and seed, a tie counting half"
+    assert meaning in page.text and any(t == "abbr" and meaning in a["title"] for t, a in page.tags)
+
+
+def test_costs_are_listed_and_a_shortfall_is_marked(against):
+    text = Page(against()).text
+    assert "50 % fell short 32 32 0.67 10.7 913" in text
+    assert (
+        text.count("fell short") == 1 and text.count("failed: OutOfMemoryError: <no> room") == 3
+    )  # in words, and in both tables
+
+
+def test_other_pipelines_are_named_beside_their_contestants(against):
+    text = against()
+    assert "<small>starter-image-teacher</small>" in text and "the same seed;" in text
+    text = against(of=usual)
+    assert "<small>starter-image" not in text and "same starting noise" in text
+
+
+def test_names_are_text_not_markup_wherever_they_stand(against):
+    """A run's own contestants have plain names, but a summary that comes from elsewhere may not."""
+    evil = "<img src=x onerror=alert(1)>"
+
+    def spoil(summary):
+        text = json.dumps(summary).replace('"reno"', json.dumps(evil)).replace("starter-image-teacher", "<b>other</b>")
+        text = text.replace('"starter_clip"', '"<u>clip</u>"')
+        summary.clear(), summary.update(json.loads(text))
+
+    text = against(spoil)
+    assert "<img src=x" not in text and "<b>other" not in text and "<u>" not in text
+    assert evil in Page(text).text and "<b>other</b>" in Page(text).text and "<u>clip</u>" in Page(text).text
+
+
+def test_the_command_can_be_copied_as_it_was_typed(against, tmp_path):
+    against()
+    command = "workbench compare reno '{best_of_n: {n: 8}}' --prompts 'a & b.txt' --name \"<x>\""
+    (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {}, "command": command}))
+    text = page_of(tmp_path)
+    held = re.search(r'<pre class="command"[^>]*>(.*?)</pre>', text, re.S)[1]
+    assert html.unescape(held) == command and "user-select: all" in text
+
+
+def test_the_alarm_stands_before_everything_but_the_headline(against):
+    text = Page(against(lambda summary: summary.update(alarm="reno raised the wrong thing."))).text
+    assert text.index("Reward hacking alarm reno raised the wrong thing.") < text.index("answered the same")
+    assert "Believe what was only watched" in text
+
+
+def test_kinds_with_few_prompts_are_said_to_be_unsure(against):
+    assert "intervals are too narrow to rely on" in against()
+
+    def more(summary):
+        for c in summary["contestants"]:
+            for part in c.get("oracle", {}).values():
+                part["n"] = 200
+
+    assert "too narrow" not in against(more)
+
+
+def test_a_doubling_axis_has_few_round_ticks():
+    for low, high in ((1, 1), (1, 64), (3, 4100), (0.5, 2), (50, 100_000)):
+        axis = Doublings.over([low, high])
+        assert 0 <= axis.at(low) <= axis.at(high) <= 100 and 2 <= len(axis.labels()) <= 7
+    assert [label for _, label in Doublings.over([1, 64]).labels()] == ["1", "2", "4", "8", "16", "32", "64"]
+
+
+def test_terminal_table_has_the_win_rate_when_there_is_one():
+    console = Console(width=240, file=io.StringIO(), record=True)
+    console.print(table(compared()))
+    text = console.export_text()
+    assert "71 [65, 77]" in text and "wins %: samples that the oracle likes better than the base’s" in text

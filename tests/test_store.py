@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sqlite3
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -103,6 +104,14 @@ def test_an_interrupted_write_leaves_the_old_file_whole(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="No space"):
         store.write_atomic(path, "new")
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
+    """Whoever is last wins, with a whole file, and leaves nothing else behind."""
+    path, texts = tmp_path / "x.bin", [str(k) * 200_000 for k in range(8)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda text: [store.write_atomic(path, text) for _ in range(5)], texts))
+    assert path.read_text() in texts and [*tmp_path.iterdir()] == [path]
 
 
 def test_numbers_that_json_cannot_say_are_never_written(folder):

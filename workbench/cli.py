@@ -52,6 +52,35 @@ def parser() -> argparse.ArgumentParser:
     run.add_argument("--new", action="store_true", help="start a fresh run even if an unfinished one could go on")
     runs(run), as_json(run)
 
+    compare = command(
+        "compare",
+        "Contestants on the same prompts, seeds and budget, under every judge. The base and best-of-n are always among them.",
+        "workbench compare reno fk@starter-image-teacher --pipeline starter-image --calls 32 --seeds 3 \\\n"
+        "      --reward starter_clip --watch oracle --prompts starter-image-test",
+    )
+    compare.add_argument(
+        "contestants",
+        nargs="+",
+        metavar="CONTESTANT",
+        help="a pipeline, a method, '{method: {setting: value}}', either of them @PIPELINE, or a run folder",
+    )
+    compare.add_argument("--pipeline", help="of the base and of methods that name none [the first pipeline named]")
+    compare.add_argument(
+        "--prompts", required=True, metavar="FILE", help="a .txt or .jsonl file, or a name in configs/prompts"
+    )
+    compare.add_argument("--reward", action="append", required=True, metavar="NAME", help="optimised; as in `score`")
+    compare.add_argument("--watch", action="append", default=[], metavar="NAME", help="held out; as in `score`")
+    compare.add_argument("--calls", type=int, metavar="N", help="denoiser calls a sample, a guided call counted once")
+    compare.add_argument(
+        "--seconds", type=float, metavar="S", help="seconds a sample; what is cut delivers its best so far"
+    )
+    for name, default in {"seeds": 1, "limit": 0, "batch": 16, "seed": 0}.items():
+        compare.add_argument(f"--{name}", type=int, default=default, help=f"as in a config [{default}]")
+    compare.add_argument("--name", default="compare", help="of the run folder [compare]")
+    compare.add_argument("--dry-run", action="store_true", help="check everything, print the plan, make nothing")
+    compare.add_argument("--new", action="store_true", help="start afresh even if an unfinished comparison could go on")
+    runs(compare), as_json(compare)
+
     lists = command("list", "What there is: pipelines, rewards, methods, configs.", "workbench list rewards")
     lists.add_argument("kind", nargs="?", choices=("pipelines", "rewards", "methods", "configs"), help="one kind [all]")
     lists.add_argument("--check", metavar="NAME", help="load pipeline NAME and verify the seam on it")
@@ -74,6 +103,23 @@ def parser() -> argparse.ArgumentParser:
     score.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     as_json(score)
 
+    learn = command(
+        "learn",
+        "A reward from your own votes, and whether votes that it did not see show that it beats chance.",
+        "workbench learn votes.jsonl --out my-taste",
+    )
+    learn.add_argument("votes", type=Path, help="JSON lines; docs/rewards.md says of what")
+    learn.add_argument("--out", type=Path, required=True, metavar="DIR")
+    learn.add_argument(
+        "--encoder",
+        default="starter:image/clip",
+        metavar="MODEL",
+        help="through which pictures are seen [starter:image/clip]",
+    )
+    learn.add_argument("--personal", action="store_true", help="several people's tastes, as mixtures of shared ones")
+    learn.add_argument("--prototypes", type=int, default=3, metavar="K", help="shared tastes, with --personal [3]")
+    as_json(learn)
+
     served = command(
         "serve-rewards",
         "Serve rewards over HTTP to runs elsewhere, for the reward `remote`.",
@@ -90,6 +136,30 @@ def parser() -> argparse.ArgumentParser:
     served.add_argument("--port", type=int, default=8765)
     served.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
     served.add_argument("--max-mb", type=int, default=256, help="largest request [256]")
+
+    suite = command(
+        "suite",
+        "Pictures for a public benchmark, in the folders that its own scorer reads. The same command completes what is missing.",
+        "workbench suite geneval batch=8 --prompts evaluation_metadata.jsonl --pipeline sd-turbo \\\n"
+        "      --method '{reno: {iterations: 20}}' --reward clip --out geneval-reno",
+    )
+    suite.add_argument(
+        "name", help="geneval, t2i-compbench, partiprompts, drawbench, hpdv2 or unigenbench: docs/suites.md"
+    )
+    suite.add_argument(
+        "override", nargs="*", help="key=value of the run, right after the name: batch=8 seed=1 device=cuda"
+    )
+    suite.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="your copy of its prompt file")
+    suite.add_argument("--pipeline", required=True, help="a name in configs/pipelines, a local folder, or a hub id")
+    suite.add_argument("--method", default="sample", help="a name, or YAML: {name: {setting: value}} [sample]")
+    suite.add_argument("--reward", help="what the method optimises: a name, or YAML as a run has it")
+    suite.add_argument("--seeds", type=int, metavar="N", help="pictures a prompt [as many as the benchmark asks for]")
+    suite.add_argument(
+        "--limit", type=int, default=0, metavar="N", help="only the first prompts, for a first look [all]"
+    )
+    suite.add_argument("--out", type=Path, required=True, metavar="DIR", help="an empty folder, or one to complete")
+    suite.add_argument("--dry-run", action="store_true", help="check everything, print the plan, make nothing")
+    runs(suite), as_json(suite)
 
     report = command(
         "report", "Draw grid.png and report.html of a run again.", "workbench report runs/20260101-120000-demo"

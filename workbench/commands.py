@@ -53,6 +53,22 @@ def run(args) -> int:
     return _run(kept, args, f"workbench run {shlex.quote(args.config)}", folder)
 
 
+def compare(args) -> int:
+    from . import compare as comparing
+    from . import scoring
+    from .strict import build
+
+    if args.calls is not None and args.calls < 1:
+        raise BadInput(f"--calls: {args.calls} leaves nothing to work with; give 1 or more")
+    home, blocks = comparing.blocks(args.contestants, args.pipeline, args.calls, timed=args.seconds is not None)
+    shared = {key: getattr(args, key) for key in ("prompts", "name", "seed", "seeds", "limit", "batch")}
+    shared |= {"reward": scoring.blocks(args.reward), "watch": scoring.blocks(args.watch) or None, "curve": True}
+    if args.seconds is not None:
+        shared["budget"] = {"seconds": args.seconds}
+    config = configs.check(build(configs.RunConfig, shared | {"pipeline": home, "contestants": blocks}, "compare"))
+    return _run(config, args, shlex.join(["workbench", *sys.argv[1:]]))
+
+
 def _run(config: configs.RunConfig, args, command: str, folder: Path | None = None) -> int:
     import transformers
 
@@ -129,7 +145,7 @@ def _dry_run(driver, plan, runs: Path, as_json: bool) -> int:
     rows = []
     for name, method in plan.methods.items():
         calls = plan.calls(name)
-        known = pace.get(name_of(method))
+        known = pace.get(name_of(method)) if configs.repos(plan.config)[name] == plan.config.pipeline else None
         rows.append(
             {
                 "contestant": name,
@@ -200,8 +216,11 @@ def _table(rows: Sequence[Mapping], title: str | None = None) -> Table:
 
 
 def score(args) -> int:
+    import transformers
+
     from . import scoring
 
+    transformers.utils.logging.disable_progress_bar()
     rows = scoring.score(args.files, args.reward, args.prompt)
     if args.json:
         print(json.dumps(rows, ensure_ascii=False))
@@ -211,6 +230,28 @@ def score(args) -> int:
     else:
         out.print(_table(rows))
     return 1 if any(row.get("error") for row in rows) else 0
+
+
+def learn(args) -> int:
+    import transformers
+    import yaml
+
+    from . import voting
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        told = voting.learn(args.votes, args.out, args.encoder, args.personal, args.prototypes)
+    except RuntimeError as error:  # the fit did not converge
+        raise Failed(str(error)) from error
+    if args.json:
+        print(json.dumps(told, ensure_ascii=False))
+        return 0
+    for sentence in told["told"]:
+        out.print(escape(sentence), soft_wrap=True)
+    out.print(
+        f"reward: {yaml.safe_dump(told['reward'], default_flow_style=True).strip()}", soft_wrap=True, markup=False
+    )
+    return 0
 
 
 def serve_rewards(args) -> int:
@@ -251,6 +292,50 @@ def social(args) -> int:
         print(json.dumps(told, ensure_ascii=False))
     else:
         out.print(_table(rows))
+    return 0
+
+
+def suite(args) -> int:
+    import transformers
+
+    from . import run as driver
+    from . import suite as suites
+
+    transformers.utils.logging.disable_progress_bar()
+    told = {
+        "pipeline": args.pipeline,
+        "method": args.method,
+        "reward": args.reward,
+        "seeds": args.seeds,
+        "limit": args.limit,
+    }
+    job = suites.job(args.name, args.prompts, args.out, **told, overrides=args.override)
+    flags = {"prompts": args.prompts, **told, "runs": args.runs, "out": args.out}
+    said = [word for flag, value in flags.items() if value not in (None, 0) for word in (f"--{flag}", str(value))]
+    plan = driver.plan(job.config, shlex.join(["workbench", "suite", args.name, *args.override, *said]))
+    if args.dry_run:
+        return _dry_run(driver, plan, args.runs, args.json)
+    try:
+        _watch(suites.make(job, plan, args.runs), plan)
+    except driver.DiskFull as error:
+        raise Failed(str(error)) from error
+    made = json.loads((args.out / suites.MANIFEST).read_text(encoding="utf-8"))
+    if not made["complete"]:
+        raise Failed(
+            f"the method failed, see the failure-*.txt of the newest run in {args.runs}; the same command tries again"
+        )
+    if args.json:
+        print(json.dumps(made, ensure_ascii=False))
+        return 0
+    out.print(
+        escape(f"{made['count']} pictures in {args.out}, described in {args.out / suites.MANIFEST}"), soft_wrap=True
+    )
+    for prompt in made["renamed"]:
+        err.print(f"[yellow]the scorer reads another prompt than[/] {escape(prompt)}", soft_wrap=True)
+    if made["score"]:
+        out.print(f"score them in a checkout of https://github.com/{made['scorer']}:", soft_wrap=True)
+    for line in made["score"]:
+        out.print(f"  {escape(line)}", soft_wrap=True)
     return 0
 
 

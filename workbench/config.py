@@ -25,8 +25,10 @@ class RunConfig:
     reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
     prompts: str | list  # a .txt or .jsonl file, or a list
     method: dict | str | None = None  # shorthand for `contestants`: the base and this method
-    contestants: dict | None = None  # name -> method, or {name: method, its settings}
+    contestants: dict | None = None  # name -> method, or {name: method, pipeline: another one, its settings}
     watch: dict | list | str | None = None  # held out: never optimised, always reported
+    budget: dict | None = None  # what a contestant may spend on a sample: {nfe: 400} or {seconds: 60}
+    curve: bool = False  # judge the best so far each time that a contestant has doubled its denoiser calls
     control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
     name: str = ""  # of the run folder; the file's name when not given
     seed: Natural = 0  # everything random follows from it
@@ -99,8 +101,7 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
     """Name -> method object, in the order of the table; `method: X` is short for the base and X."""
     blocks = config.contestants
     if blocks is None:
-        name = config.method if isinstance(config.method, str) else config.method.get("name")
-        blocks = {"base": "sample"} | ({str(name): config.method} if name != "sample" else {})
+        blocks = {"base": "sample"} | ({_named(config): config.method} if _named(config) != "sample" else {})
     if not blocks:
         raise BadInput("contestants: name at least one")
     made = {}
@@ -109,6 +110,7 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
         if not NAME.fullmatch(str(name)):
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
+        settings.pop("pipeline", None)  # see `repos`
         method = settings.pop("name", name)
         if method not in methods:
             raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")
@@ -116,11 +118,24 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
     return made
 
 
+def repos(config: RunConfig) -> dict[str, str]:
+    """Name -> pipeline of each contestant: the run's own, unless its block says `pipeline: X`."""
+    blocks = config.contestants or {"base": None} | ({_named(config): None} if _named(config) != "sample" else {})
+    return {
+        str(n): b.get("pipeline", config.pipeline) if isinstance(b, Mapping) else config.pipeline
+        for n, b in blocks.items()
+    }
+
+
+def _named(config: RunConfig) -> str:
+    return str(config.method if isinstance(config.method, str) else config.method.get("name"))
+
+
 def settings_of(cls: type) -> list[tuple[str, Any, str]]:
     """(name, default, meaning) of each setting of a method: the comment beside a field is its help."""
     import inspect
 
-    source = inspect.getsource(cls)
+    source = "".join(inspect.getsource(c) for c in cls.__mro__ if dataclasses.is_dataclass(c))
     rows = []
     for f in dataclasses.fields(cls):
         comment = re.search(rf"^\s+{f.name}\s*:.*?#\s*(.+)$", source, re.M)

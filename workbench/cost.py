@@ -10,11 +10,14 @@ from pathlib import Path
 
 import torch
 
+from .types import BadInput, NonNegative
+
 
 @dataclass
 class Cost:
     nfe: int = 0  # rows that went through the denoiser; a CFG pair counts as 2, a backward pass is not counted
     reward_calls: int = 0  # samples that the optimised reward judged for the method
+    decodes: int = 0  # rows that were decoded
     seconds: float = 0.0  # of the method itself: loading, held-out judges and writing files are not in it
     peak_mb: float = 0.0  # GPU memory allocated, or this process's resident memory where there is no GPU
 
@@ -22,9 +25,33 @@ class Cost:
         return Cost(
             self.nfe + other.nfe,
             self.reward_calls + other.reward_calls,
+            self.decodes + other.decodes,
             self.seconds + other.seconds,
             max(self.peak_mb, other.peak_mb),
         )
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What a contestant may spend on one sample. Seconds are those of its batch, shared out."""
+
+    nfe: NonNegative | None = None  # rows through the denoiser, a CFG pair counting as 2
+    seconds: NonNegative | None = None
+
+    def checked(self) -> Budget:
+        if not (self.nfe or self.seconds):
+            raise BadInput("budget: give nfe or seconds, greater than 0")
+        return self
+
+    def full(self, before: Cost, now: Cost, rows: int) -> bool:
+        """Whether another step like the last one, from `before` to `now`, would exceed it for a batch of `rows`."""
+        return any(
+            limit is not None and 2 * getattr(now, unit) - getattr(before, unit) > limit * rows
+            for unit, limit in (("nfe", self.nfe), ("seconds", self.seconds))
+        )
+
+    def __str__(self) -> str:
+        return " and ".join(f"{v:g} {u}" for u, v in (("denoiser rows", self.nfe), ("seconds", self.seconds)) if v)
 
 
 class Meter:
@@ -35,14 +62,20 @@ class Meter:
 
     def __enter__(self):
         _reset_peak()
-        self._start = (self.policy.nfe, self.reward.judged, time.perf_counter())
+        self._start = (self.policy.nfe, self.reward.judged, self.policy.decodes, time.perf_counter())
         return self
 
     def __exit__(self, *_):
         if torch.cuda.is_available():
             torch.cuda.synchronize()
-        nfe, judged, start = self._start
-        self.cost += Cost(self.policy.nfe - nfe, self.reward.judged - judged, time.perf_counter() - start, _peak_mb())
+        nfe, judged, decodes, start = self._start
+        self.cost += Cost(
+            self.policy.nfe - nfe,
+            self.reward.judged - judged,
+            self.policy.decodes - decodes,
+            time.perf_counter() - start,
+            _peak_mb(),
+        )
 
 
 def _reset_peak() -> None:

@@ -7,7 +7,8 @@ scores give an equal table.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -35,9 +36,9 @@ def interval(values: Sequence[float], clusters: Sequence) -> dict:
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": int(len(values))}
 
 
-def diversity(pictures: Mapping[int, Sequence[np.ndarray]]) -> float | None:
+def diversity(groups: Iterable[Sequence[np.ndarray]]) -> float | None:
     """Mean root-mean-square distance between two samples of one prompt; None with one seed. In units of the media."""
-    pairs = [np.sqrt(np.square(a - b).mean()) for group in pictures.values() for a, b in combinations(group, 2)]
+    pairs = [np.sqrt(np.square(a - b).mean()) for group in groups for a, b in combinations(group, 2)]
     return float(np.mean(pairs)) if pairs else None
 
 
@@ -46,7 +47,7 @@ def contestant(samples: Sequence[Mapping], base: Sequence[Mapping] | None, optim
     prompts = [s["index"] for s in samples]
     rewards, oracle = {}, {}
     for name in samples[0]["scores"]:
-        values = [_nan(s["scores"][name]) for s in samples]
+        values = [nan(s["scores"][name]) for s in samples]
         if name == "oracle":
             oracle["overall"] = interval(values, prompts)
             for category in dict.fromkeys(s["category"] for s in samples if s.get("category")):
@@ -58,15 +59,18 @@ def contestant(samples: Sequence[Mapping], base: Sequence[Mapping] | None, optim
         part["oracle"] = oracle
     if base is not None:
         part["versus_base"] = versus(samples, base)
+        part["wins"] = versus(samples, base, lambda now, then: np.heaviside(now - then, 0.5))
     return part
 
 
-def versus(samples: Sequence[Mapping], base: Sequence[Mapping]) -> dict:
-    """Paired difference from the base, sample by sample: same prompt, same seed."""
+def versus(samples: Sequence[Mapping], base: Sequence[Mapping], compare: Callable = operator.sub) -> dict:
+    """Paired difference from the base (or win rate, a tie counting half), sample by sample: same prompt, same seed."""
     before = {(s["index"], s["k"]): s["scores"] for s in base}
     paired = [(s["index"], s["scores"], before[s["index"], s["k"]]) for s in samples if (s["index"], s["k"]) in before]
     return {
-        name: interval([_nan(now[name]) - _nan(then.get(name)) for _, now, then in paired], [p for p, _, _ in paired])
+        name: interval(
+            [compare(nan(now[name]), nan(then.get(name))) for _, now, then in paired], [p for p, _, _ in paired]
+        )
         for name in samples[0]["scores"]
     }
 
@@ -92,5 +96,6 @@ def alarm(contestants: Sequence[Mapping], base: str, margins: Mapping[str, float
     return "; ".join(found) + "." if found else None
 
 
-def _nan(value: float | None) -> float:
+def nan(value: float | None) -> float:
+    """What JSON keeps as null."""
     return float("nan") if value is None else value

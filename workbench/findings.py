@@ -10,6 +10,9 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 
 SPELT = 4  # more differences than this are left to the plots
+EQUAL = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
+PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
+RIVAL = "best_of_n"  # what any cleverer search has to beat
 NOUN = {"image": "picture", "video": "clip", "audio": "sound"}
 
 
@@ -19,6 +22,15 @@ def number(x: float | None, digits: int = 2) -> str:
         return "–"
     digits = 0 if abs(x) >= 100 else min(digits, 1) if abs(x) >= 10 else digits
     return f"{round(x, digits) + 0.0:,.{digits}f}".replace("-", "−")
+
+
+def whole(x: float | None) -> str:
+    """A count per sample: 64, 1,600, 2.5."""
+    return number(x, 1 if _finite(x) and abs(x - round(x)) >= 0.05 else 0)
+
+
+def share(x: float) -> str:
+    return f"{number(100 * x, 0)} %"
 
 
 def signed(x: float, digits: int = 2) -> str:
@@ -35,8 +47,14 @@ def digits(estimates: Iterable[Mapping]) -> int:
 
 def estimate(part: Mapping) -> dict | None:
     """{mean, ci95 or None, n, optimised}, or None where there is no finite mean."""
-    known = part.get("mean") is not None and math.isfinite(part["mean"])
-    return {"ci95": None, "n": 0, "optimised": False, **part} if known else None
+    if not _finite(part.get("mean")):
+        return None
+    sure = part.get("ci95") and all(map(_finite, part["ci95"]))
+    return {"n": 0, "optimised": False, **part, "ci95": part["ci95"] if sure else None}
+
+
+def _finite(x: float | None) -> bool:
+    return x is not None and math.isfinite(x)
 
 
 def metrics(summary: Mapping) -> dict[str, dict[str, dict]]:
@@ -105,11 +123,18 @@ def headline(summary: Mapping) -> list[str]:
     if not table or base is None:
         return ["Nothing finished, so there is nothing to compare.", *failures(summary)]
     judge = next(iter(table))
-    named, here = _called(judge), table[judge]
+    named, here = called(judge), table[judge]
     if base["name"] not in here or not set(others) & here.keys():
         only = [f"{n} scores {number(e['mean'])}{within(e)} on {named}" for n, e in here.items()]
         return [listing(only) + ".", "There is nothing to compare it with.", *failures(summary)]
-    out = [_outcome(summary, judge), _compared(summary), *_details(summary, judge), *_between(summary, judge)]
+    out = [
+        _outcome(summary, judge),
+        *contest(summary, judge),
+        *shortfalls(summary),
+        _compared(summary),
+        *_origins(summary),
+    ]
+    out += [*_details(summary, judge), *_between(summary, judge)]
     if optimised(here):
         held = "the oracle too was optimised" if judge == "oracle" else "every reward here was optimised by someone"
         out.append(
@@ -118,7 +143,7 @@ def headline(summary: Mapping) -> list[str]:
     return out + failures(summary)
 
 
-def _called(metric: str) -> str:
+def called(metric: str) -> str:
     return "the oracle" if metric == "oracle" else metric
 
 
@@ -130,7 +155,7 @@ def within(estimate: Mapping, sign=number, places: int | None = None) -> str:
 
 
 def _outcome(summary: Mapping, judge: str) -> str:
-    base, here, named = base_of(summary)["name"], metrics(summary)[judge], _called(judge)
+    base, here, named = base_of(summary)["name"], metrics(summary)[judge], called(judge)
     value = {n: number(e["mean"], digits(here.values())) for n, e in here.items()}
     sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
     for name in here:
@@ -170,27 +195,148 @@ def _details(summary: Mapping, judge: str) -> list[str]:
             said.append(f"{name}’s interval{within(here[name])} {verb} {base}’s{within(here[base])}.")
         else:
             said.append(f"No interval is known for {name} and {base}, so no difference is claimed.")
-    intro = f"Difference from {base} on {_called(judge)}, sample by sample: {'; '.join(paired)}."
+    intro = f"Difference from {base} on {called(judge)}, sample by sample: {'; '.join(paired)}."
     return ([intro] if 0 < len(paired) <= SPELT else []) + said[:SPELT]
 
 
 def _between(summary: Mapping, judge: str) -> list[str]:
-    """The two best that aren't the base, against each other, and whether they had the same budget."""
-    base, here = base_of(summary)["name"], metrics(summary)[judge]
+    """The two best that are neither the base nor best-of-n, against each other, and whether they had the same budget."""
+    base, here, rows = base_of(summary)["name"], metrics(summary)[judge], costs(summary)
     best = sorted((n for n in here if n != base and here[n]["ci95"]), key=lambda n: -here[n]["mean"])
-    if len(best) < 2:
+    known = rival(summary)
+    if len(best) < 2 or known and known["name"] in best[:2]:  # that one has a sentence of its own: see `contest`
         return []
     first, second = best[:2]
     said = f"Between {first} and {second} no difference is shown: their intervals overlap"
     if apart(here[first], here[second]) > 0:
         said = f"{first}’s interval lies above {second}’s"
-    calls = {c["name"]: c.get("nfe") or 0 for c in finished(summary)}
-    less, more = sorted((first, second), key=calls.get)
-    if calls[less] and calls[more] < 1.05 * calls[less]:
-        said += f"; both used about {number(calls[more], 0)} denoiser calls"
-    elif calls[less]:
-        said += f"; {more} used {calls[more] / calls[less]:.1f}× the denoiser calls of {less}"
+    spent = {n: rows[n]["nfe"] or 0 for n in best[:2]}
+    less, more = sorted(spent, key=spent.get)
+    if spent[less] and spent[less] >= EQUAL * spent[more]:
+        said += f"; both used about {whole(spent[more])} denoiser rows a sample"
+    elif spent[less]:
+        said += f"; {more} used {spent[more] / spent[less]:.1f}× the denoiser rows of {less}"
     return [said + "."]
+
+
+def rival(summary: Mapping) -> Mapping | None:
+    """Best-of-n with the largest budget."""
+    found = [c for c in finished(summary) if c.get("method") == RIVAL and c is not base_of(summary)]
+    return max(found, key=lambda c: c.get("nfe") or 0, default=None)
+
+
+def contest(summary: Mapping, judge: str) -> list[str]:
+    """For each contestant whether it beats best-of-n on the judge, and at which budget: a sentence for each budget.
+
+    Paired, sample by sample, where the summary has `versus_best_of_n` and the whole budgets are compared; otherwise the
+    two intervals must lie apart.
+    """
+    other, here = rival(summary), metrics(summary)[judge]
+    if other is None or other["name"] not in here:
+        return []
+    places, verdicts = digits(here.values()), {}
+    for c in finished(summary):
+        if c in (other, base_of(summary)) or c["name"] not in here:
+            continue
+        budget, reference, paired = _match(summary, c, other, judge)
+        if paired:
+            low, high = paired["ci95"]
+            side, told = (low > 0) - (high < 0), signed(paired["mean"], digits([paired])) + within(paired, signed)
+        else:
+            side, told = apart(here[c["name"]], reference), number(here[c["name"]]["mean"], places)
+        versus = f"{other['name']} ({number(reference['mean'], places)})"
+        verdicts.setdefault((budget, versus), {}).setdefault(side, []).append(f"{c['name']} ({told})")
+    return [_verdict(*key, sides, called(judge)) for key, sides in verdicts.items()]
+
+
+def _verdict(budget: str, other: str, sides: Mapping[int, Sequence[str]], judge: str) -> str:
+    said = []
+    for side, one, many in ((1, "beats", "beat"), (-1, "does worse than", "do worse than")):
+        if names := sides.get(side):
+            said.append(f"{listing(names)} {many if names[1:] else one} {other} on {judge}")
+    if names := sides.get(0):
+        where = f"from {other} is shown on {judge}" if not said else "from it is shown"
+        said.append(f"no difference {where} for {listing(names)}")
+    return f"{budget}, {'; '.join(said)}."
+
+
+def _match(summary: Mapping, c: Mapping, other: Mapping, judge: str) -> tuple[str, Mapping, Mapping | None]:
+    """(the budget at which c meets best-of-n, best-of-n's estimate there, the paired difference if it is known).
+
+    A smaller budget is looked up on best-of-n's curve. Rows of different pipelines don't cost the same.
+    """
+    spent, reference = costs(summary), metrics(summary)[judge][other["name"]]
+    mine, theirs = spent[c["name"]], spent[other["name"]]
+    paired = estimate(c.get("versus_best_of_n", {}).get(judge, {}))
+    paired = paired if paired and paired["ci95"] else None
+    apart_ = "" if c.get("pipeline") == other.get("pipeline") else ", though of different pipelines"
+    if _equal(mine["nfe"], theirs["nfe"]):
+        return f"At equal budget ({whole(theirs['nfe'])} denoiser rows a sample{apart_})", reference, paired
+    for point in other.get("curve", ()):
+        early = estimate(point.get("rewards", {}).get(judge, {}))
+        if early and _equal(mine["nfe"], point.get("nfe")):
+            return f"At equal budget ({whole(mine['nfe'])} denoiser rows a sample{apart_})", early, None
+    if _equal(mine["seconds"], theirs["seconds"]):
+        return f"In equal time ({number(theirs['seconds'])} seconds a sample)", reference, paired
+    if mine["nfe"] is None or theirs["nfe"] is None:
+        return "At budgets that are not known", reference, paired
+    return (f"At unequal budgets ({whole(mine['nfe'])} denoiser rows a sample against {other['name']}’s "
+            f"{whole(theirs['nfe'])}{apart_})", reference, paired)  # fmt: skip
+
+
+def _equal(a: float | None, b: float | None) -> bool:
+    return bool(a and b) and min(a, b) >= EQUAL * max(a, b)
+
+
+def costs(summary: Mapping) -> dict[str, dict]:
+    """contestant -> {nfe, reward_calls, decodes, seconds: per sample, peak_mb, share of the largest budget in rows}.
+
+    None is what was not counted; plain sampling has no budget to fall short of, so it has no share.
+    """
+    out = {}
+    for c in finished(summary):
+        n = c.get("samples") or summary["prompts"] * summary["seeds"]
+        out[c["name"]] = {unit: c[unit] / n if _finite(c.get(unit)) else None for unit in PER_SAMPLE}
+        out[c["name"]]["peak_mb"] = c.get("peak_mb")
+    spent = {c["name"]: out[c["name"]]["nfe"] for c in finished(summary) if c.get("method") != "sample"}
+    most = max((rows for rows in spent.values() if rows), default=None)
+    for name, part in out.items():
+        part["share"] = spent[name] / most if most and spent.get(name) is not None else None
+    return out
+
+
+def shortfalls(summary: Mapping) -> list[str]:
+    """Who used less than the largest budget: a comparison with them is not at equal budget."""
+    spent = {n: p for n, p in costs(summary).items() if p["share"] is not None}
+    less = [(n, whole(p["nfe"])) for n, p in spent.items() if p["share"] < EQUAL]
+    if not less:
+        return []
+    most = max(spent, key=lambda n: spent[n]["share"])
+    said = [f"{name} {'' if k else 'used '}{rows}" for k, (name, rows) in enumerate(less)]
+    return [f"{listing(said)} of the {whole(spent[most]['nfe'])} denoiser rows a sample that {most} used."]
+
+
+def wins(summary: Mapping) -> tuple[str, dict[str, dict]] | None:
+    """(judge, contestant -> share of samples that the judge likes better than the base's with the same prompt and seed, a
+    tie counting half). None when the summary has none."""
+    judge = next(iter(metrics(summary)), None)
+    found = {c["name"]: estimate(c.get("wins", {}).get(judge, {})) for c in finished(summary)}
+    found = {name: e for name, e in found.items() if e}
+    return (judge, found) if found else None
+
+
+def sources(summary: Mapping) -> dict[str, list[str]]:
+    """pipeline -> its finished contestants, when there is more than one pipeline; else nothing."""
+    found: dict[str, list[str]] = {}
+    for c in finished(summary):
+        if c.get("pipeline"):
+            found.setdefault(c["pipeline"], []).append(c["name"])
+    return found if len(found) > 1 else {}
+
+
+def _origins(summary: Mapping) -> list[str]:
+    told = [f"{listing(names)} from {repo}" for repo, names in sources(summary).items()]
+    return [f"The pipelines differ: {'; '.join(told)}. Their rows don’t cost the same."] if told else []
 
 
 def failures(summary: Mapping) -> list[str]:

@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import base64
-import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import jinja2
@@ -13,21 +11,27 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from . import media
+from . import media, plots
 from .assets import write_atomic
 from .findings import (
     CONTROLS,
+    EQUAL,
     NOUN,
     base_of,
+    called,
+    costs,
     digits,
-    estimate,
     failures,
     finished,
     headline,
     metrics,
     number,
     optimised,
+    share,
     signed,
+    sources,
+    whole,
+    wins,
     within,
 )
 from .store import RunFolder
@@ -37,103 +41,6 @@ HERE = Path(__file__).parent
 ROWS = 14  # of inlined media at most
 GRID_ROWS = 8
 BYTES = 2_200_000  # of inlined media, before base64 makes them a third longer
-
-
-@dataclass(frozen=True)
-class Axis:
-    """A scale with round ticks, which ends at ticks or (tight: of whole numbers) at the data; `at` is in percent."""
-
-    low: float
-    high: float
-    ticks: tuple[float, ...]
-
-    @staticmethod
-    def over(
-        values: Iterable[float], bounds: tuple[float, float] | None = None, *, count: int = 3, tight: bool = False
-    ) -> Axis:
-        values = [v for v in values if math.isfinite(v)]
-        low, high = bounds or (min(values), max(values))
-        if high - low < 1e-9 * max(1.0, abs(high)):
-            low, high = low - 0.5, high + 0.5
-        rough = (high - low) / count
-        power = 10 ** math.floor(math.log10(rough))
-        step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
-        if tight:
-            step = max(1, round(step))
-            ticks = tuple(step * n for n in range(math.ceil(low / step), math.floor(high / step) + 1))
-            return Axis(low, high, ticks)
-        first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
-        ticks = tuple(n * step for n in range(first, last + 1))
-        return Axis(ticks[0], ticks[-1], ticks)
-
-    def at(self, x: float) -> float:
-        return round(100 * (x - self.low) / (self.high - self.low), 3)
-
-    def labels(self) -> list[tuple[float, str]]:
-        step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1
-        places = max(0, -math.floor(math.log10(step) + 1e-9))
-        places += round(step, places) != round(step, 9)  # steps of 0.25
-        return [(self.at(t), f"{t + 0.0:,.{places}f}".replace("-", "−")) for t in self.ticks]
-
-
-def _ends(estimates: Iterable[Mapping]) -> list[float]:
-    return [x for e in estimates for x in (e["mean"], *(e["ci95"] or ()))]
-
-
-def _panels(summary: Mapping) -> list[dict]:
-    """One dot-and-whisker panel for each metric."""
-    out = []
-    for name, here in metrics(summary).items():
-        unit = name == "oracle" and all(0 <= x <= 1 for x in _ends(here.values()))
-        axis = Axis.over(_ends(here.values()), (0.0, 1.0) if unit else None)
-        out.append({"name": name, "axis": axis, "rows": list(here.items()), "optimised": optimised(here),
-                    "digits": digits(here.values())})  # fmt: skip
-    return out
-
-
-def _differences(summary: Mapping) -> dict | None:
-    judge = next(iter(metrics(summary)), None)
-    pairs = [(c["name"], estimate(c.get("versus_base", {}).get(judge, {}))) for c in finished(summary)]
-    pairs = [(name, e) for name, e in pairs if e]
-    if not pairs:
-        return None
-    rows = [e for _, e in pairs]
-    return {"name": judge, "axis": Axis.over([0.0, *_ends(rows)]), "rows": pairs, "digits": digits(rows)}
-
-
-def _categories(summary: Mapping) -> list[dict]:
-    names = dict.fromkeys(k for c in finished(summary) for k in c.get("oracle", {}) if k != "overall")
-    out = []
-    for name in names:
-        rows = [(c["name"], estimate(c.get("oracle", {}).get(name, {}))) for c in finished(summary)]
-        rows = [(n, e) for n, e in rows if e]
-        if rows:
-            out.append({"name": name, "rows": rows, "n": max(e["n"] for _, e in rows)})
-    return out
-
-
-def curves(events: Iterable[Mapping], limit: int = 2) -> list[dict]:
-    """`reward`, or else what the methods report first, against the step; a line for each contestant: the mean over its
-    batches, at the steps that all of them reached (fewer batches at later steps would bend the line)."""
-    found: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
-    for e in events:
-        for metric, value in e.get("metrics", {}).items():
-            if isinstance(value, (int, float)) and math.isfinite(value):
-                steps = found.setdefault(metric, {}).setdefault(e["contestant"], {}).setdefault(e["step"], {})
-                steps[e.get("batch", 0)] = value
-    out = []
-    for metric in sorted(found, key=lambda m: m != "reward"):
-        lines = {}
-        for name, steps in found[metric].items():
-            most = max(map(len, steps.values()))
-            line = [(s, sum(b.values()) / len(b)) for s, b in sorted(steps.items()) if len(b) == most]
-            if len(line) > 1:
-                lines[name] = line
-        if lines:
-            points = [p for line in lines.values() for p in line]
-            out.append({"name": metric, "x": Axis.over([p[0] for p in points], tight=True), "y": Axis.over([p[1] for p in points]),
-                        "lines": lines})  # fmt: skip
-    return out[:limit]
 
 
 def samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mapping]]:
@@ -233,7 +140,7 @@ def write_report(run_dir: Path) -> Path:
     shown = next((m for m, here in metrics(summary).items() if m != "oracle" and optimised(here)), None)
     if summary["modality"] == "image" and keys:
         write_atomic(run_dir / "grid.png", _sheet(run_dir, made, names, keys, shown))
-    page = _page(run, summary, curves(events), _gallery(run_dir, made, names, keys), shown)
+    page = _page(run, summary, plots.curves(events), _gallery(run_dir, made, names, keys), shown)
     write_atomic(run_dir / "report.html", page)
     return run_dir / "report.html"
 
@@ -241,7 +148,7 @@ def write_report(run_dir: Path) -> Path:
 def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, shown: str | None) -> str:
     env = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
                              trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    env.filters |= {"num": number, "signed": signed}
+    env.filters |= {"num": number, "signed": signed, "whole": whole, "share": share}
     first, *rest = headline(summary)
     return env.get_template("report.html").render(
         run=run,
@@ -252,14 +159,20 @@ def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, sh
         control=CONTROLS.get(summary.get("control")),
         metrics=metrics(summary),
         places={m: digits(here.values()) for m, here in metrics(summary).items()},
+        wins=wins(summary),
+        costs=costs(summary),
+        equal=EQUAL,
+        several=bool(sources(summary)),
         tone={c["name"]: n % 8 for n, c in enumerate(summary["contestants"])},
-        panels=_panels(summary),
-        differences=_differences(summary),
-        categories=_categories(summary),
-        unit=Axis.over((0, 1), (0.0, 1.0), count=2),
+        panels=plots.panels(summary),
+        differences=plots.differences(summary),
+        scaling=plots.scaling(summary),
+        categories=plots.categories(summary),
+        unit=plots.Axis.over((0, 1), (0.0, 1.0), count=2),
         curves=lines,
         gallery=gallery,
         shown=shown,
+        judge=called(next(iter(metrics(summary)), "")),
         base=(base_of(summary) or {}).get("name"),
         noun=NOUN[summary["modality"]],
         config=yaml.safe_dump(run.get("config", {}), sort_keys=False, allow_unicode=True),
@@ -268,10 +181,13 @@ def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, sh
 
 def table(summary: Mapping) -> Table:
     """The comparison for a terminal. An asterisk marks a mean of what the contestant itself optimised."""
-    notes = ["95 % intervals; * this contestant optimised it", *failures(summary)]
-    out = Table(title=Text(summary["run"]), caption=Text("\n".join(notes)), caption_justify="left")
-    here = metrics(summary)
-    for head in ("contestant", *here, "diversity", "calls", "judged", "seconds", "MB"):
+    here, won = metrics(summary), wins(summary)
+    notes = ["95 % intervals; * this contestant optimised it"]
+    if won:
+        notes.append(f"wins %: samples that {called(won[0])} likes better than the base’s, a tie counting half")
+    out = Table(title=Text(summary["run"]), caption=Text("\n".join(notes + failures(summary))), caption_justify="left")
+    heads = [*here, *(["wins %"] if won else []), "diversity", "calls", "judged", "seconds", "MB"]
+    for head in ("contestant", *heads):
         out.add_column(Text(head), justify="left" if head == "contestant" else "right")
     for c in summary["contestants"]:
         if "failed" in c:
@@ -281,7 +197,10 @@ def table(summary: Mapping) -> Table:
         for estimates in here.values():
             e, places = estimates.get(c["name"]), digits(estimates.values())
             cells.append(f"{number(e['mean'], places)}{'*' * e['optimised']}{within(e, places=places)}" if e else "–")
-        costs = (c.get("nfe"), c.get("reward_calls"), c.get("seconds"), c.get("peak_mb"))
-        cells += [number(c.get("diversity")), *(number(x, 0) for x in costs)]
+        if won:
+            e = won[1].get(c["name"])
+            cells.append(number(100 * e["mean"], 0) + within(e, lambda x, _: number(100 * x, 0)) if e else "–")
+        spent = (c.get("nfe"), c.get("reward_calls"), c.get("seconds"), c.get("peak_mb"))
+        cells += [number(c.get("diversity")), *(number(x, 0) for x in spent)]
         out.add_row(Text(c["name"]), *map(Text, cells))
     return out

@@ -15,7 +15,7 @@ import subprocess
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -28,12 +28,16 @@ import pipelines
 from rewards import compose
 
 from . import config as configs
-from . import data, evaluate, media, report, store
+from . import data, media, report, store
 from .assets import ROOT
-from .cost import Cost, Meter
+from .controls import Counted, controlled
+from .cost import Budget, Cost, Meter
 from .judges import judges
 from .methods import METHODS, name_of
-from .types import BadInput, Batch, Event, Media, Reward, derive
+from .parts import supplied
+from .strict import build
+from .summary import summarise
+from .types import BadInput, Batch, Event, Media, derive
 
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
 
@@ -47,13 +51,18 @@ class Plan:
     """A run that has passed every check that needs no weights."""
 
     config: configs.RunConfig
-    pipeline: Any  # pipelines.loading.PipelineConfig
     methods: Mapping[str, Any]  # contestant -> method
+    pipelines: Mapping[str, Any]  # contestant -> pipelines.PipelineConfig
     reward: compose.Weighted  # optimised
     watch: compose.Weighted | None  # held out
     rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
     checks: Sequence[str]
     command: str = ""  # what repeats it
+    budget: Budget | None = None
+
+    @property
+    def modality(self) -> str:
+        return next(iter(self.pipelines.values())).modality
 
     @property
     def batches(self) -> int:
@@ -61,7 +70,7 @@ class Plan:
 
     def calls(self, name: str) -> int:
         """Denoiser calls that contestant `name` will make, CFG pairs counted once."""
-        return self.methods[name].calls(self.pipeline.steps) * len(self.rows)
+        return self.methods[name].calls(self.pipelines[name].steps) * len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -79,48 +88,71 @@ class Progress:
 def plan(config: configs.RunConfig, command: str = "") -> Plan:
     """Raises BadInput, in one sentence, for whatever can be known to fail."""
     methods = configs.contestants(config, METHODS)
-    pipeline = pipelines.read(config.pipeline)
-    device, dtype, kernels = pipelines.preflight(
-        pipeline, device=config.device, dtype=config.dtype, attention=config.attention
-    )
+    budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
+    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(configs.repos(config).values())}
+    made = {name: read[repo] for name, repo in configs.repos(config).items()}
+    where = [
+        pipelines.preflight(pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
+        for pipeline in read.values()
+    ]
+    if len({p.modality for p in read.values()}) > 1:
+        told = ", ".join(f"{repo} makes {p.modality}" for repo, p in read.items())
+        raise BadInput(f"contestants: they can't be compared, for {told}")
     reward = compose.from_config(config.reward, judges())
     watch = compose.from_config(config.watch, judges(), where="watch") if config.watch else None
     if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
         raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
     for part in (reward, watch) if watch else (reward,):
-        for name, judge in part.rewards.items():
-            if pipeline.modality not in judge.spec.modalities:
-                raise BadInput(
-                    f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
-                    f"but {config.pipeline} makes {pipeline.modality}; see: workbench list rewards"
-                )
-        whole(part)
-    provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
-    for name, method in methods.items():
-        if missing := method.needs - provided - pipeline.provides:
-            dull = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
-            because = f"; {', '.join(dull)} has no gradient" if "differentiable" in missing and dull else ""
-            raise BadInput(
-                f"contestant {name} needs what this run does not provide: {', '.join(sorted(missing))}{because}"
-            )
+        for repo, pipeline in read.items():
+            fits(part, repo, pipeline.modality)
+    able(methods, made, reward)
+    for method in methods.values():
+        supplied(method)
     found = data.prompts(config.prompts)
     rows = data.items(found[: config.limit or None], config.seed, config.seeds)
     if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts")
     for part in (reward, watch) if watch else (reward,):
-        part.check([r[1] for r in rows])
+        part.check_own([r[1] for r in rows])
     checks = [
-        f"pipeline {config.pipeline}: {pipeline.modality}, {pipeline.steps} step(s)",
-        f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}",
+        *(
+            f"pipeline {repo}: {pipeline.modality}, {pipeline.steps} step(s), "
+            f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}"
+            for (repo, pipeline), (device, dtype, kernels) in zip(read.items(), where, strict=True)
+        ),
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
     ]
-    return Plan(config, pipeline, methods, reward, watch, rows, checks, command)
+    if budget:
+        checks.append(f"at most {budget} a sample; a contestant that is cut delivers the best it has")
+    return Plan(config, methods, made, reward, watch, rows, checks, command, budget)
 
 
-def whole(part: compose.Weighted) -> None:
-    """Raises BadInput for a reward that needs more than one sample in a call: no method here scores whole groups."""
+def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.Weighted) -> None:
+    """Raises BadInput for a method that needs what its pipeline or the reward does not provide."""
+    provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
+    for name, method in methods.items():
+        if missing := method.needs - provided - made[name].provides:
+            dull = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
+            because = f"; {', '.join(dull)} has no gradient" if "differentiable" in missing and dull else ""
+            raise BadInput(
+                f"contestant {name} needs what this run does not provide: {', '.join(sorted(missing))}{because}"
+            )
+
+
+def fits(part: compose.Weighted, repo: str, modality: str) -> None:
+    """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
+    method here makes a prompt's samples in one call, or from a source picture."""
     for name, judge in part.rewards.items():
+        if modality not in judge.spec.modalities:
+            raise BadInput(
+                f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
+                f"but {repo} makes {modality}; see: workbench list rewards"
+            )
+        if "source" in judge.spec.needs:
+            raise BadInput(
+                f"reward {name} compares with the source of an edit, and these samples are made from nothing"
+            )
         if judge.spec.scope == "set":
             raise BadInput(f"reward {name} judges whole sets; here each sample needs a score of its own")
     if part.spec.scope != "sample":
@@ -133,8 +165,8 @@ def whole(part: compose.Weighted) -> None:
 def room(plan: Plan, runs: Path) -> None:
     """Raises BadInput when the disk of `runs` has no room for what the run will write."""
     there = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
-    height, width = plan.pipeline.call.get("height", 1024), plan.pipeline.call.get("width", 1024)
-    need = len(plan.rows) * len(plan.methods) * height * width * 3 / 2**20 if plan.pipeline.modality == "image" else 0
+    sides = [p.call.get("height", 1024) * p.call.get("width", 1024) for p in plan.pipelines.values()]
+    need = len(plan.rows) * sum(sides) * 3 / 2**20 if plan.modality == "image" else 0
     free = shutil.disk_usage(there).free / 2**20
     if free < FREE_MB:
         raise BadInput(f"{there}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs")
@@ -143,9 +175,9 @@ def room(plan: Plan, runs: Path) -> None:
 
 
 def weights_mb(plan: Plan) -> float:
-    """What the pipeline's weights take on this disk; 0 when they are on the hub."""
-    folder = plan.pipeline.folder
-    return sum(f.stat().st_size for f in folder.rglob("*.safetensors")) / 2**20 if folder else 0.0
+    """What the pipelines' weights take on this disk; 0 when they are on the hub."""
+    folders = {p.folder for p in plan.pipelines.values() if p.folder}
+    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*.safetensors")) / 2**20
 
 
 def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
@@ -172,27 +204,34 @@ def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
     finally:
         if status:
             folder.write("run.json", record | {"status": status})
-    store.sync(folder.path.parent, folder)
+            store.sync(folder.path.parent, folder)
 
 
 def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set) -> Iterator[Progress]:
-    config = plan.config
-    policy = pipelines.load(plan.pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
+    config, loaded, policy = plan.config, None, None
     optimised = Counted(controlled(plan.reward, config, [r[1] for r in plan.rows]))
     for name in missing:
-        method, meter = plan.methods[name], Meter(policy, optimised)
+        if plan.pipelines[name] is not loaded:
+            policy = None  # one pipeline in memory at a time
+            loaded = plan.pipelines[name]
+            policy = pipelines.load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
+        method, meter = supplied(plan.methods[name]), Meter(policy, optimised)
         for number, (rows, batch) in enumerate(data.batches(plan.rows, config.batch)):
             if (name, number) in done:
                 yield Progress(name, number, plan.batches)
                 continue
-            meter.cost = Cost()
+            meter.cost, judged_at = Cost(), 0.0
             try:
-                for event in metered(method, policy, optimised, batch, meter):
+                for event in metered(method, policy, optimised, batch, meter, plan.budget):
                     metrics = {key: _number(value) for key, value in event.metrics.items()}
                     entry = {"contestant": name, "batch": number, "step": event.step, "metrics": metrics}
+                    entry |= {"rows": len(rows), "cost": dataclasses.asdict(meter.cost)}
                     if event.final:
-                        samples = _keep(plan, folder, name, number, rows, event)
-                        entry |= {"final": True, "cost": dataclasses.asdict(meter.cost), "samples": samples}
+                        entry |= {"final": True, "samples": _keep(plan, folder, name, number, rows, event)}
+                    elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
+                        judged_at = meter.cost.nfe
+                        seen = judge(plan, media.quantise(event.media.detach()), event.prompts)
+                        entry["curve"] = {reward: [*map(_number, values)] for reward, values in seen.items()}
                     folder.append(entry)
                     yield Progress(name, number, plan.batches, event, folder.path)
             except (BadInput, OSError):
@@ -205,62 +244,24 @@ def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set
                 break
 
 
-def metered(method, policy, reward, batch: Batch, meter: Meter) -> Iterator[Event]:
+def metered(method, policy, reward, batch: Batch, meter: Meter, budget: Budget | None = None) -> Iterator[Event]:
     """The method's events for one batch, with only the method's own work on the meter. Global randomness is seeded by the
-    batch, so that a batch comes out the same whatever ran before it."""
+    batch, so that a batch comes out the same whatever ran before it. An event after which another like it would not fit
+    into the budget is the last one, and what it carries is delivered."""
     seed = derive(batch.seeds[0], "batch")
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-    events = method(policy, reward, [batch])
+    events, spent = method(policy, reward, [batch]), Cost()
     while True:
         with meter:
             event = next(events, None)
         if event is None:
             return
+        if budget and not event.final and event.media is not None and budget.full(spent, meter.cost, len(batch)):
+            events.close()
+            yield replace(event, final=True)
+            return
+        spent = meter.cost
         yield event
-
-
-class Counted:
-    """A reward that counts the samples it judges."""
-
-    def __init__(self, reward: Reward):
-        self.reward, self.spec, self.judged = reward, reward.spec, 0
-
-    def __call__(self, *, media, prompts, references=None):
-        self.judged += len(media)
-        return self.reward(media=media, prompts=prompts, references=references)
-
-
-@dataclass(frozen=True)
-class Negated:
-    """A control that must fail: the method is paid for what the reward dislikes."""
-
-    reward: Reward
-    spec: Any = field(init=False)
-
-    def __post_init__(self):
-        object.__setattr__(self, "spec", self.reward.spec)
-
-    def __call__(self, *, media, prompts, references=None):
-        return -self.reward(media=media, prompts=prompts, references=references)
-
-
-@dataclass(frozen=True)
-class Shuffled(Negated):
-    """A control that must fail: each sample is judged against another sample's prompt."""
-
-    other: Mapping[str, str] = field(default_factory=dict)
-
-    def __call__(self, *, media, prompts, references=None):
-        return self.reward(media=media, prompts=[self.other[p] for p in prompts], references=references)
-
-
-def controlled(reward: Reward, config: configs.RunConfig, prompts: Sequence[str]) -> Reward:
-    if config.control == "negated":
-        return Negated(reward)
-    if config.control == "shuffled":
-        ring = sorted(set(prompts), key=lambda p: derive(config.seed, "shuffle", p))
-        return Shuffled(reward, other=dict(zip(ring, ring[1:] + ring[:1], strict=True)))  # no prompt keeps its own
-    return reward
 
 
 def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Sequence, event: Event) -> list[dict]:
@@ -269,15 +270,16 @@ def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Seq
     scores = judge(plan, made, event.prompts)
     place, noises = folder.path / "media" / name, folder.path / "latents" / name
     place.mkdir(exist_ok=True), noises.mkdir(exist_ok=True)
-    latents = f"latents/{name}/{number:04d}.safetensors"
-    noise = event.latents.detach().cpu().contiguous()
-    store.write_atomic(folder.path / latents, safetensors.torch.save({"noise": noise}))
+    latents = f"latents/{name}/{number:04d}.safetensors" if event.latents is not None else None
+    if event.latents is not None:
+        noise = event.latents.detach().cpu().contiguous()
+        store.write_atomic(folder.path / latents, safetensors.torch.save({"noise": noise}))
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     categories = oracle.categories(event.prompts) if oracle else [None] * len(rows)
-    samples = []
+    samples, repo = [], configs.repos(plan.config)[name]
     for b, (position, prompt, k, seed) in enumerate(rows):
         own = {reward: _number(values[b]) for reward, values in scores.items()}
-        meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": plan.config.pipeline, "scores": own}
+        meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own}
         path = media.write(made[b], place / f"{position:04d}-{k}", meta=meta)
         sample = {"index": position, "prompt": prompt, "k": k, "seed": seed, "category": categories[b], "scores": own}
         file = path.relative_to(folder.path).as_posix()
@@ -295,43 +297,6 @@ def judge(plan: Plan, made: Media, prompts: Sequence[str]) -> dict[str, torch.Te
 def _number(value: torch.Tensor | float) -> float | None:
     number = float(value)
     return round(number, 6) if np.isfinite(number) else None
-
-
-def summarise(plan: Plan, folder: store.RunFolder) -> dict:
-    """The summary of what the run folder holds, exactly as the files say: a resumed run sums up like any other."""
-    events, parts = folder.events(), []
-    base = None
-    for name, method in plan.methods.items():
-        failed = next((e["failed"] for e in events if e["contestant"] == name and "failed" in e), None)
-        finals = [e for e in events if e["contestant"] == name and e.get("final")]
-        head = {"name": name, "method": name_of(method)}
-        if failed or len(finals) < plan.batches:
-            parts.append(head | {"failed": failed or "did not finish"})
-            continue
-        samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
-        cost = sum((Cost(**e["cost"]) for e in finals), Cost())
-        part = head | evaluate.contestant(samples, base, list(plan.reward.rewards) if "reward" in method.needs else [])
-        pictures: dict[int, list] = {}
-        for s in samples:
-            pictures.setdefault(s["index"], []).append(media.read(folder.path / s["file"]).data.numpy())
-        part |= {"diversity": evaluate.diversity(pictures)} | dataclasses.asdict(cost)
-        base = base or samples
-        parts.append(part)
-    return {
-        "run": folder.path.name,
-        "modality": plan.pipeline.modality,
-        "prompts": len({r[0] for r in plan.rows}),
-        "seeds": plan.config.seeds,
-        "control": plan.config.control,
-        "contestants": parts,
-        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), _margins(plan)),
-    }
-
-
-def _margins(plan: Plan) -> dict[str, float]:
-    """What counts as a fall of a held-out judge: a twentieth of its typical range, so that no trifle rings the alarm."""
-    ranges = {n: r.spec.typical for n, r in (plan.watch.rewards if plan.watch else {}).items() if n != "oracle"}
-    return {name: (typical[1] - typical[0]) / 20 for name, typical in ranges.items() if typical}
 
 
 def _record(plan: Plan) -> dict:

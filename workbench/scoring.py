@@ -18,23 +18,25 @@ from .types import BadInput, Media, Reward
 NO_MATCH = "judged by none of these rewards"
 
 
-def named(asked: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
-    """Rewards by label, checked, none loaded. Each of `asked` is a name, or YAML settings as a run has them:
-    `{clip: {dtype: bfloat16}}`, `{big: {reward: clip, model: ...}}`.
-
-    Raises BadInput, naming the nearest name.
-    """
+def blocks(asked: Sequence[str]) -> dict:
+    """One reward block of a run: each of `asked` is a name, or YAML settings as a run has them: `{clip: {dtype: bfloat16}}`,
+    `{big: {reward: clip, model: ...}}`."""
     block: dict = {}
     for text in asked:
         try:
-            said = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: None}
+            said = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: {}}
         except yaml.YAMLError:
             raise BadInput(f"--reward {text!r}: not valid YAML; write {{NAME: {{setting: value}}}}") from None
         if twice := [label for label in said if label in block]:
             raise BadInput(f"--reward: {twice[0]} is named twice")
         block |= said
+    return block
+
+
+def named(asked: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
+    """Rewards by label, checked, none loaded. Raises BadInput, naming the nearest name."""
     rewards = {}
-    for label, settings in block.items():
+    for label, settings in blocks(asked).items():
         if not isinstance(settings, (Mapping, type(None))):
             raise BadInput(f"--reward {label}: expected its settings, {{setting: value}}, got {settings!r}")
         settings = dict(settings or {})
@@ -154,5 +156,6 @@ def _judge(rewards: Mapping[str, Reward], item: Media, row: dict, path: Path, se
         if value == value and abs(value) != float("inf"):
             row[name] = value
         else:
-            problems.append(f"{name} found no score for {path}: it gave {value}")
+            why = getattr(reward, "last_failures", {}).get(0, f"it gave {value}")  # a judge knows
+            problems.append(f"{name} found no score for {path}: {why}")
     return "; ".join(problems)

@@ -180,7 +180,7 @@ def sync(runs: Path, folder: RunFolder) -> None:
             [
                 (number, c["name"], c["method"], c["samples"], c["nfe"], c["seconds"])
                 for c in summary.get("contestants", ())
-                if "failed" not in c
+                if "failed" not in c and c.get("pipeline") in (None, run["config"]["pipeline"])
             ],
         )
 

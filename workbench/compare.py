@@ -1,0 +1,106 @@
+"""Contestants named on the command line become one run: same prompts, same seeds, same budget, every judge.
+
+A contestant is a pipeline (plain sampling), a method, a method with settings, either of them `@PIPELINE`, or a run folder, which
+stands for what that run aligned. The base and best-of-n at the budget of the largest contestant are always among them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import yaml
+
+import pipelines
+
+from . import config as configs
+from . import store
+from .assets import CONFIGS
+from .methods import METHODS, name_of
+from .strict import build, nearest
+from .types import BadInput
+
+FAR = 100_000  # denoiser calls: what a contestant that is to be stopped by the clock is made to last for
+
+
+def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed: bool = False) -> tuple[str, dict]:
+    """(pipeline of the base, contestant blocks of a RunConfig). `calls` are denoiser calls a sample, a guided one counted
+    once: a method's own measure of effort (particles, iterations, candidates) is set to the most that they allow.
+
+    Raises BadInput for what is neither a pipeline, nor a method, nor a run folder, or can't work within the budget.
+    """
+    named = [part for text in texts for part in _read(text)]
+    home = pipeline or next((repo for _, _, repo in named if repo), None)
+    if home is None:
+        raise BadInput("compare: name a pipeline, as a contestant or with --pipeline; see: workbench list pipelines")
+    methods = {"base": (METHODS["sample"](), home)}
+    for name, method, repo in named:
+        if (method, repo or home) not in methods.values():
+            methods[_free(name, methods)] = (method, repo or home)
+    steps = {repo: pipelines.read(repo).steps for repo in {repo for _, repo in methods.values()}}
+    if calls or timed:
+        methods = {n: (fit(m, steps[repo], calls or FAR, n), repo) for n, (m, repo) in methods.items()}
+    if not any(name_of(method) == "best_of_n" for method, _ in methods.values()):
+        most = FAR if timed else max(method.calls(steps[repo]) for method, repo in methods.values())
+        if most >= 2 * steps[home]:
+            methods["best_of_n"] = (METHODS["best_of_n"](n=most // steps[home]), home)
+    return home, {n: _block(m) | ({"pipeline": repo} if repo != home else {}) for n, (m, repo) in methods.items()}
+
+
+def fit(method, steps: int, calls: int, where: str):
+    """The method with the largest value of its scaling setting that keeps it within `calls` denoiser calls a sample."""
+    if not method.scales:
+        if method.calls(steps) > calls:
+            raise BadInput(f"{where}: makes {method.calls(steps)} denoiser calls a sample, the budget has {calls}")
+        return method
+
+    def sized(n: int):
+        return replace(method, **{method.scales: n})
+
+    low, high = 0 if method.scales == "iterations" else 1, 2
+    if sized(low).calls(steps) > calls:
+        raise BadInput(
+            f"{where}: makes at least {sized(low).calls(steps)} denoiser calls a sample, the budget has {calls}"
+        )
+    while sized(high).calls(steps) <= calls:
+        low, high = high, 2 * high
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if sized(middle).calls(steps) <= calls else (low, middle)
+    return sized(low)
+
+
+def _read(text: str) -> list[tuple[str, object, str | None]]:
+    """(name, method, pipeline or None) of each contestant that `text` stands for."""
+    if (Path(text) / "run.json").is_file():
+        kept = build(configs.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json")
+        made, repos = configs.contestants(kept, METHODS), configs.repos(kept)
+        return [(n, m, repos[n]) for n, m in made.items() if name_of(m) != "sample" or repos[n] != kept.pipeline]
+    head, at, repo = text.rpartition("@")
+    head, repo = (head, repo) if at else (text, None)
+    try:
+        value = yaml.safe_load(head)
+    except yaml.YAMLError:
+        raise BadInput(f"compare: {text!r} is not valid YAML; write it like '{{reno: {{iterations: 20}}}}'") from None
+    if isinstance(value, Mapping) and len(value) == 1:
+        ((name, settings),) = value.items()
+    else:
+        name, settings = value, {}
+    if name in METHODS:
+        return [(name, build(METHODS[name], settings or {}, str(name)), repo)]
+    if at or isinstance(value, Mapping):
+        raise BadInput(f"compare: unknown method {name!r}; {nearest(str(name), METHODS)}")
+    known = [p.stem for p in (CONFIGS / "pipelines").glob("*.yaml")]
+    if text not in known and not Path(text).is_dir() and "/" not in text:
+        raise BadInput(f"compare: {text!r} is no pipeline, method or run folder; {nearest(text, [*known, *METHODS])}")
+    return [(Path(text).name, METHODS["sample"](), text)]
+
+
+def _free(name: str, taken: Mapping) -> str:
+    name = "".join(c if configs.NAME.fullmatch(f"a{c}") else "-" for c in name)
+    return next(n for n in (name, *(f"{name}-{k}" for k in range(2, 100))) if n not in taken)
+
+
+def _block(method) -> dict:
+    return {"name": name_of(method)} | vars(method)

@@ -1,0 +1,92 @@
+"""A run folder's log becomes its summary, exactly as the files say: a resumed run sums up like any other."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+from . import config as configs
+from . import evaluate, media, store
+from .cost import Cost
+from .methods import name_of
+
+
+def summarise(plan, folder: store.RunFolder) -> dict:
+    """The summary of what the run folder holds, exactly as the files say: a resumed run sums up like any other."""
+    events, parts, made, repos = folder.events(), [], {}, configs.repos(plan.config)
+    for name, method in plan.methods.items():
+        failed = next((e["failed"] for e in events if e["contestant"] == name and "failed" in e), None)
+        finals = [e for e in events if e["contestant"] == name and e.get("final")]
+        head = {"name": name, "method": name_of(method), "pipeline": repos[name]}
+        if failed or len(finals) < plan.batches:
+            parts.append(head | {"failed": failed or "did not finish"})
+            continue
+        samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
+        cost = sum((Cost(**e["cost"]) for e in finals), Cost())
+        part = head | evaluate.contestant(
+            samples, next(iter(made.values()), None), list(plan.reward.rewards) if "reward" in method.needs else []
+        )
+        files: dict[int, list] = {}
+        for s in samples:
+            files.setdefault(s["index"], []).append(folder.path / s["file"])
+        groups = ([media.read(f).data.numpy() for f in group] for group in files.values() if len(group) > 1)
+        part |= {"diversity": evaluate.diversity(groups)} | dataclasses.asdict(cost)
+        if plan.config.curve:
+            part["curve"] = curve([e for e in events if e["contestant"] == name], plan.batches)
+        made[name] = samples
+        parts.append(part)
+    _against_best_of_n(parts, made)
+    return {
+        "run": folder.path.name,
+        "modality": plan.modality,
+        "prompts": len({r[0] for r in plan.rows}),
+        "seeds": plan.config.seeds,
+        "control": plan.config.control,
+        "contestants": parts,
+        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), _margins(plan)),
+    }
+
+
+def _against_best_of_n(parts: Sequence[dict], made: Mapping[str, Sequence[Mapping]]) -> None:
+    """Add the paired differences from the best-of-n of the largest budget."""
+    rivals = [p for p in parts if p["method"] == "best_of_n" and "failed" not in p]
+    if not rivals:
+        return
+    rival = max(rivals, key=lambda p: p["nfe"])
+    for part in parts:
+        if part is not rival and "failed" not in part:
+            part["versus_best_of_n"] = evaluate.versus(made[part["name"]], made[rival["name"]])
+
+
+def curve(events: Sequence[Mapping], batches: int) -> list[dict]:
+    """What a contestant's best so far was worth as its budget grew: [{"nfe", "seconds", "rewards": {name: estimate}}], per
+    sample, at the steps at which all its batches were judged, and at the end."""
+    found: dict[int, list[tuple[Mapping, list[int], Mapping]]] = {}
+    for e in events:
+        if e.get("final"):
+            scores = {name: [s["scores"][name] for s in e["samples"]] for name in e["samples"][0]["scores"]}
+            found.setdefault(math.inf, []).append((e, [s["index"] for s in e["samples"]], scores))
+    prompts = {e["batch"]: index for e, index, _ in found[math.inf]}
+    for e in events:
+        if "curve" in e:
+            found.setdefault(e["step"], []).append((e, prompts[e["batch"]], e["curve"]))
+    points = []
+    for step in sorted(found):
+        parts = found[step]
+        if len(parts) < batches:
+            continue
+        rows, clusters = sum(e["rows"] for e, _, _ in parts), [i for _, index, _ in parts for i in index]
+        rewards = {
+            name: evaluate.interval([evaluate.nan(v) for _, _, scores in parts for v in scores[name]], clusters)
+            for name in parts[0][2]
+        }
+        spent = {unit: sum(e["cost"][unit] for e, _, _ in parts) / rows for unit in ("nfe", "seconds")}
+        points.append(spent | {"rewards": rewards})
+    return points
+
+
+def _margins(plan) -> dict[str, float]:
+    """What counts as a fall of a held-out judge: a twentieth of its typical range, so that no trifle rings the alarm."""
+    ranges = {n: r.spec.typical for n, r in (plan.watch.rewards if plan.watch else {}).items() if n != "oracle"}
+    return {name: (typical[1] - typical[0]) / 20 for name, typical in ranges.items() if typical}
