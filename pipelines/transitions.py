@@ -52,7 +52,8 @@ class CPS:
 class FlowSDE:
     """Euler-Maruyama on the SDE with the flow's marginals (Flow-GRPO, arXiv:2505.05470, Eq. 9). Flow matching only.
 
-    g = eta sqrt(s / (1 - s)), where s = 1 is replaced in the denominator by the next level, as its authors do.
+    g = eta sqrt(s / (1 - s)), where s = 1 (or above .99, where some schedules start) is replaced in the denominator by the next
+    level, as its authors do.
     """
 
     eta: float = 0.7
@@ -64,7 +65,7 @@ class FlowSDE:
         x0, eps = clean(n, x, out), noise(n, x, out)
         if not n.s_next:
             return Transition(x0, torch.zeros((), device=x.device), x0)
-        g2, dt = self.eta**2 * n.s / (1 - min(n.s, n.s_next if n.s >= 1 else n.s)), n.s_next - n.s
+        g2, dt = self.eta**2 * n.s / (1 - min(n.s, n.s_next if n.s > 0.99 else n.s)), n.s_next - n.s
         mean = x + (eps - x0 + g2 / (2 * n.s) * eps) * dt  # the score is -eps / s, and eps = x + (1 - s) v
         return Transition(mean, torch.tensor(math.sqrt(g2 * -dt), device=x.device), x0)
 

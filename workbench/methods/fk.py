@@ -12,8 +12,8 @@ state and nothing else, no solver buffer needs reindexing. Particles are copied 
 generator of its own, so copies part ways at once. Where the effective sample size is high, particles and log-weights stay.
 
 max and add count a reward several times on the way and the last weight takes it back: they search harder, and need more
-particles than diff to sample exactly. What matters is lam times the reward's spread over the samples of one prompt, which the
-events say: 1 to 10 is a good range. The paper's lam of 10 is for ImageReward, spread near 1; starter_clip's is near 0.1.
+particles than diff to sample exactly. What steers is lam times the reward's spread over the particles of one prompt, which the
+events say. The paper's lam of 10 is for ImageReward, spread near 1.
 """
 
 from __future__ import annotations
