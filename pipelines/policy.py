@@ -64,12 +64,12 @@ class Policy:
     @cached_property
     def anatomy(self) -> Anatomy:
         with torch.random.fork_rng(self._cuda):
-            return find(self.pipe, self._kwargs(("a",), [0]))
+            return find(self.pipe, self.arguments(("a",), [0]))
 
     @cached_property
     def _remembers(self) -> bool:
         with torch.random.fork_rng(self._cuda):
-            return remembers(self.pipe, self._kwargs(("a",), [0]), self.anatomy)
+            return remembers(self.pipe, self.arguments(("a",), [0]), self.anatomy)
 
     @cached_property
     def levels(self) -> list[schedule.Level]:
@@ -130,7 +130,7 @@ class Policy:
             return ret
 
         served = iter([noise])
-        media = self._media(
+        media = self.media(
             self._run(
                 prompts,
                 generators,
@@ -179,7 +179,7 @@ class Policy:
 
         graph = torch.is_grad_enabled()
         out = self._run(tuple(prompts), self._spare(prompts), live=lambda i: False, on_step=on_step)
-        return self._media(out)
+        return self.media(out)
 
     def _level(self, i: int) -> schedule.Level:
         if not 0 <= i < self.steps:
@@ -198,7 +198,7 @@ class Policy:
                 "is not defined; switch guidance off"
             )
         graph = torch.is_grad_enabled()
-        noise = self.anatomy.unstart(x) if i == 0 else None
+        noise = self._served(x) if i == 0 else None
 
         def on_step(step: seams.Step) -> Any:
             if step.index == i:
@@ -221,6 +221,21 @@ class Policy:
             guidance=guidance,
         )
 
+    def _served(self, x: Tensor) -> Tensor:
+        """Noise [B,*draw] whose first state is x to the last bit, where there is one: c (x / c) is often its neighbour, and
+        then a recorded first step would not be the step that is scored. With the graph to x."""
+        noise = self.anatomy.unstart(x)
+        with torch.no_grad():
+            exact, found = noise.clone(), torch.zeros_like(noise, dtype=torch.bool)
+            for k in (0, 1, -1, 2, -2, 3, -3, 4, -4):  # half units in the last place
+                near = (noise.double() * (1 + k * torch.finfo(x.dtype).eps / 2)).to(x.dtype).to(noise)
+                same = (self.anatomy.start(near) == x.to(self.anatomy.state)).to(self.anatomy.state)
+                hit = (self.anatomy.unstart(same) != 0) & ~found  # in the places of the noise
+                exact, found = torch.where(hit, near, exact), found | hit
+                if found.all():
+                    break
+        return noise + (exact - noise).detach()
+
     def _take(self, step: seams.Step, ret: Any, generators: list, scores: list, marks: list) -> Any:
         """The kernel's step in place of the scheduler's, whose buffers and index have advanced. Noise row by row from the
         generators, so that a row depends on its own seed alone."""
@@ -230,12 +245,13 @@ class Policy:
             return seams.with_sample(ret, law.mean, everywhere=step.index == self.steps - 1)
         eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
         x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype)
-        scores.append(law.log_prob(x.detach()))
+        ret = seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
+        scores.append(law.log_prob(seams.prev_sample(ret).detach()))  # as rounded on its way to the next step
         marks.append(step.index)
-        return seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
+        return ret
 
     def _run(self, prompts, generators, *, live, on_step, on_draw=None, grad=False, checkpoint=False, guidance=None):
-        anatomy, kwargs = self.anatomy, self._kwargs(prompts, generators)
+        anatomy, kwargs = self.anatomy, self.arguments(prompts, generators)
         if guidance is not None:
             kwargs[self.guidance] = guidance
         matched = self.kernel is not None and self._trained(anatomy.denoisers)
@@ -265,16 +281,20 @@ class Policy:
     def _count(self, rows: int) -> None:
         self.nfe += rows
 
-    def _kwargs(self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]) -> dict[str, Any]:
+    def arguments(self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]) -> dict[str, Any]:
+        """What the pipeline is called with."""
         generators = [g if isinstance(g, torch.Generator) else _generator(g) for g in seeds]
         rows = {name: [value] * len(prompts) for name, value in self.text.items()}
         generator = generators if len(generators) > 1 else generators[0]  # some pipelines refuse a list of one
         return {**self.call, **rows, "prompt": list(prompts), "generator": generator}
 
+    _kwargs = arguments
+
     def _spare(self, prompts: Sequence[str]) -> list[torch.Generator]:
         return [_generator(0) for _ in prompts]
 
-    def _media(self, out: Any) -> Media:
+    def media(self, out: Any) -> Media:
+        """What the pipeline returned, as Media: float32 unless it is float64."""
         data = out[0]
         data = data if isinstance(data, Tensor) else torch.from_numpy(data)
         data = data if data.dtype == torch.float64 else data.float()

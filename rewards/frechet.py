@@ -3,7 +3,7 @@
     F^2 = |m1 - m2|^2 + tr S1 + tr S2 - 2 tr (S1 S2)^(1/2)
 
 With S = A^T A the last trace is the nuclear norm |A1 A2^T|_*: the singular values of A1 A2^T are the square roots of the
-eigenvalues of S1 S2. So no square root of a D x D matrix is taken, fewer rows than dimensions are no special case, no
+eigenvalues of S1 S2 (`nuclear`). So no square root of a D x D matrix is taken, fewer rows than dimensions are no special case, no
 epsilon is added, and the gradient is finite.
 """
 
@@ -52,7 +52,23 @@ def frechet(p: Normal, q: Normal) -> Tensor:
     if not len(p.root) or not len(q.root):
         return unjudged(p.mean.nan_to_num())
     shift, spread = (p.mean - q.mean).square().sum(), p.root.square().sum() + q.root.square().sum()
-    return shift + spread - 2 * torch.linalg.svdvals(p.root @ q.root.T).sum()
+    return shift + spread - 2 * nuclear(p.root, q.root)
+
+
+def nuclear(a: Tensor, b: Tensor) -> Tensor:
+    """[]: the nuclear norm of A B^T from A [R,D] and B [S,D], float64.
+
+    With R, S >= D its singular values are the square roots of the eigenvalues of the D x D matrix L^T B^T B L, L L^T = A^T A:
+    several times faster. An eigenvalue is known to about 1e-16 of the largest, so where the smallest is under 1e-10 of it
+    its root would be too coarse, and the singular values are taken of A B^T itself. Either way the sum is good to 1e-8.
+    """
+    if min(len(a), len(b)) >= a.shape[1]:
+        lower, failed = torch.linalg.cholesky_ex(a.T @ a)
+        if not failed:
+            values = torch.linalg.eigvalsh(lower.T @ (b.T @ b) @ lower)  # [D] ascending
+            if values[0] > 1e-10 * values[-1]:
+                return values.sqrt().sum()
+    return torch.linalg.svdvals(a @ b.T).sum()
 
 
 class Extrapolated(NamedTuple):

@@ -13,7 +13,7 @@ from set_fixtures import draw
 from torch import Tensor
 
 from rewards.coverage import balls, prdc
-from rewards.frechet import Normal, compact, extrapolate, frechet, normal
+from rewards.frechet import Normal, compact, extrapolate, frechet, normal, nuclear
 from rewards.mmd import Gaussian, cubic, median_distance, mmd, within
 from rewards.moments import Moments
 from rewards.vendi import vendi
@@ -32,6 +32,16 @@ def test_frechet_of_a_set_and_itself_moved_is_the_square_of_the_way(n, d):
     x, shift = draw(n, d), torch.linspace(-1, 2, d).double()
     assert distance(x, x).item() == pytest.approx(0, abs=1e-10)
     assert distance(x, x + shift).item() == pytest.approx(shift.square().sum().item(), abs=1e-10)
+
+
+@pytest.mark.parametrize("decay", [0.0, 4.0, 9.0, 15.0])
+def test_the_nuclear_norm_is_the_same_by_eigenvalues_and_by_singular_values(decay):
+    """Spectra from flat to hopelessly steep: the quick way must hand over to the exact one in time."""
+    generator = torch.Generator().manual_seed(3)
+    scale = torch.logspace(0, -decay, 24, dtype=torch.float64)
+    a, b = (torch.randn(n, 24, generator=generator, dtype=torch.float64) * scale for n in (60, 24))
+    exact = torch.linalg.svdvals(a @ b.T).sum()
+    assert abs(nuclear(a, b) - exact) < 1e-8 * exact
 
 
 def test_frechet_of_scaled_diagonal_normals_is_the_difference_of_their_deviations():
