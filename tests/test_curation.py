@@ -156,14 +156,18 @@ def test_a_log_reads_the_same_from_each_format_and_kind_of_time(tmp_path):
     other = curation.read_log(tmp_path / "log.jsonl")
     assert other["time"].tolist() == log["time"].tolist()
     assert (other[["item", "user", "event"]].astype(str) == log[["item", "user", "event"]].astype(str)).all().all()
-    try:
-        log.to_parquet(tmp_path / "log.parquet")
-    except ImportError:
-        (tmp_path / "log.parquet").write_bytes(b"PAR1")
-        with pytest.raises(BadInput, match="pip install pyarrow"):
-            curation.read_log(tmp_path / "log.parquet")
-    else:
-        assert curation.read_log(tmp_path / "log.parquet")["time"].tolist() == log["time"].tolist()
+    log.to_parquet(tmp_path / "log.parquet")
+    assert curation.read_log(tmp_path / "log.parquet")["time"].tolist() == log["time"].tolist()
+
+
+def test_parquet_without_its_reader_says_what_to_install(tmp_path, monkeypatch):
+    def missing(path):
+        raise ImportError("no engine")
+
+    (tmp_path / "log.parquet").write_bytes(b"PAR1")
+    monkeypatch.setattr(curation.pd, "read_parquet", missing)
+    with pytest.raises(BadInput, match="pip install pyarrow"):
+        curation.read_log(tmp_path / "log.parquet")
 
 
 @pytest.mark.parametrize(
