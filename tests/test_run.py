@@ -19,7 +19,7 @@ import yaml
 from workbench import cli, config, findings, media, run, store
 from workbench.assets import ROOT
 from workbench.methods import METHODS
-from workbench.types import Event
+from workbench.types import BadInput, Event
 
 PROMPTS = "configs/prompts/starter-image-test.txt"
 BASE = {"pipeline": "starter-image", "reward": "starter_clip", "watch": ["oracle"], "prompts": PROMPTS, "name": "test"}
@@ -158,6 +158,20 @@ class Broken:
             z = policy.noise(batch.seeds)
             m = policy.sample(batch.prompts, seeds=batch.seeds, noise=z).media
             yield Event(0, {"reward": float("nan")}, m, batch.prompts, batch.seeds, latents=z, final=True)
+
+
+def test_two_processes_never_work_on_one_run(small):
+    """The second one is told so at once; when the first dies the run is free again."""
+    hold = "import sys, time; from pathlib import Path; from workbench import store\n" \
+           "with store.RunFolder(Path(sys.argv[1])).alone():\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
+    other = subprocess.Popen([sys.executable, "-c", hold, small.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    plan = run.plan(settings(**SMALL))
+    assert other.stdout.readline() == "held\n"
+    with pytest.raises(BadInput, match="another process works on this run"):
+        next(run.execute(plan, small))
+    other.kill(), other.wait()
+    with small.alone():
+        assert small.read()["status"] == "done"
 
 
 def test_a_contestant_that_breaks_is_reported_and_the_others_go_on(tmp_path, monkeypatch):

@@ -181,7 +181,15 @@ def weights_mb(plan: Plan) -> float:
 
 
 def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
-    """Make, judge and store what is not done yet; `summary.json`, `grid.png` and `report.html` at the end."""
+    """Make, judge and store what is not done yet; `summary.json`, `grid.png` and `report.html` at the end.
+
+    Raises BadInput while another process works on the same run.
+    """
+    with folder.alone():
+        yield from _execute(plan, folder)
+
+
+def _execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
     done, started = folder.rewind(), folder.read()
     record = started or _record(plan)
     folder.write("run.json", record | {"status": "running"})

@@ -102,6 +102,25 @@ class RunFolder:
         run = self.read()
         return bool(run) and run["name"] == name and run["config"] == config and run["status"] != "done"
 
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises BadInput while another process works in this folder; a process that dies gives it back.
+
+        The lock is SQLite's, which every platform has.
+        """
+        db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None)
+        try:
+            db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            db.close()
+            raise BadInput(
+                f"{self.path}: another process works on this run; wait for it, or start another with --new"
+            ) from None
+        try:
+            yield
+        finally:
+            db.close()
+
     def read(self, file: str = "run.json") -> dict:
         """A JSON file of the run, or {} when it isn't there yet."""
         path = self.path / file
