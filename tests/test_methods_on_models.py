@@ -57,6 +57,7 @@ SETTINGS: dict[str, dict] = {
     "reuse": {},
     "fk": dict(particles=2),
     "svdd": dict(candidates=2),
+    "beam": dict(width=2, branches=1),
     "das": dict(particles=2),
     "guidance": {},
     "rewrite": dict(n=1, expander=Politely()),

@@ -15,6 +15,7 @@ from mixture_policy import MixturePolicy, Value, ks
 
 from pipelines.transitions import Ancestral, FlowSDE
 from workbench.methods import particles
+from workbench.methods.beam import Beam
 from workbench.methods.das import DAS
 from workbench.methods.fk import FK, POTENTIALS
 from workbench.methods.particles import effective, resample, systematic
@@ -151,7 +152,7 @@ def test_more_strength_and_more_candidates_raise_the_reward():
 
 @pytest.mark.parametrize("kernel", KERNELS)
 @pytest.mark.parametrize(
-    "method", [FK(particles=1), FK(lam=0.0, particles=1), SVDD(candidates=1), DAS(particles=1, lam=0.0)]
+    "method", [FK(particles=1), FK(lam=0.0, particles=1), SVDD(candidates=1), Beam(1, 1), DAS(particles=1, lam=0.0)]
 )
 def test_one_particle_without_a_push_is_the_policys_own_chain_bit_for_bit(method, kernel):
     pipe = policy(kernel)
@@ -171,6 +172,12 @@ def test_without_strength_particles_are_plain_samples_and_the_one_drawn_is_any_o
     ]
     slot = [next(j for j in range(4) if torch.equal(chain[j], row)) for chain, row in zip(chains, got, strict=True)]
     assert set(slot) == {0, 1, 2, 3}
+
+
+def test_a_wider_beam_finds_better_samples_and_one_wide_is_the_greedy_choice():
+    mean = {w: float(draws(Beam(w, 3), 80).mean()) for w in (1, 4)}
+    assert mean[1] == pytest.approx(float(draws(SVDD(candidates=3), 80).mean()), abs=0.1)
+    assert mean[4] > mean[1] > float(draws(Beam(1, 1), 80).mean())
 
 
 def test_soft_choice_at_a_high_temperature_is_the_plain_law():
@@ -298,7 +305,14 @@ def test_das_tempers_the_reward_in_as_the_paper_does():
 # rows
 
 
-STEERED = [FK(lam=2.0), FK(lam=2.0, choose="draw"), SVDD(candidates=3, alpha=0.3), SVDD(candidates=3), DAS(lam=2.0)]
+STEERED = [
+    FK(lam=2.0),
+    FK(lam=2.0, choose="draw"),
+    SVDD(candidates=3, alpha=0.3),
+    SVDD(candidates=3),
+    DAS(lam=2.0),
+    Beam(2, 2),
+]
 
 
 @pytest.mark.parametrize("kernel", KERNELS)
@@ -316,7 +330,7 @@ def test_a_row_does_not_depend_on_its_batch(method, kernel):
 
 @pytest.mark.parametrize("guidance", [1.0, 2.0])
 @pytest.mark.parametrize("steps", [1, 2, 6])
-@pytest.mark.parametrize("method", [FK(particles=3), SVDD(candidates=3), DAS(particles=3, lam=1.0)])
+@pytest.mark.parametrize("method", [FK(particles=3), SVDD(candidates=3), DAS(particles=3, lam=1.0), Beam(2, 3)])
 def test_a_method_makes_exactly_the_denoiser_calls_it_announces(method, steps, guidance):
     """Also the particles that are asked for: nothing overrides their number."""
     pipe = policy(steps=steps, guidance=guidance)
@@ -336,7 +350,9 @@ def test_every_event_can_be_delivered_and_says_what_it_is_worth(method):
     assert (shown.diff(dim=0) >= 0).all()
 
 
-@pytest.mark.parametrize("method", [FK(lam=3.0), DAS(lam=3.0), SVDD(candidates=4), SVDD(candidates=4, alpha=0.3)])
+@pytest.mark.parametrize(
+    "method", [FK(lam=3.0), DAS(lam=3.0), SVDD(candidates=4), SVDD(candidates=4, alpha=0.3), Beam(2, 2)]
+)
 def test_what_cannot_be_judged_never_wins_and_harms_no_one(method):
     """The reward is blind above 0.4: what is delivered lies below, wherever one particle does."""
     blind = Value(blind=0.4)
@@ -346,7 +362,9 @@ def test_what_cannot_be_judged_never_wins_and_harms_no_one(method):
     assert scores.isnan().float().mean() < 0.2 < (draws(SVDD(candidates=1), 60) > 0.4).float().mean()
 
 
-@pytest.mark.parametrize("method", [FK(lam=3.0), DAS(lam=3.0), SVDD(candidates=4), SVDD(candidates=4, alpha=0.3)])
+@pytest.mark.parametrize(
+    "method", [FK(lam=3.0), DAS(lam=3.0), SVDD(candidates=4), SVDD(candidates=4, alpha=0.3), Beam(2, 2)]
+)
 def test_where_nothing_can_be_judged_the_plain_chain_is_delivered(method):
     pipe = policy()
     end = events(method, "ab", (3, 4), Value(blind=-math.inf), pipe)[-1]

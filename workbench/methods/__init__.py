@@ -1,5 +1,6 @@
 """How media are aligned: one file per paper's box."""
 
+from .beam import Beam
 from .best_of_n import BestOfN
 from .das import DAS
 from .ditto import DITTO
@@ -26,6 +27,7 @@ METHODS = {
     "ditto": DITTO,
     "fk": FK,
     "svdd": SVDD,
+    "beam": Beam,
     "das": DAS,
     "guidance": Guidance,
     "nrg": NRG,
