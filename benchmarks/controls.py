@@ -1,9 +1,9 @@
-"""The claim of the demo beside the controls that must fail, in one table.
+"""The claim of a method beside the controls that must fail, in one table.
 
-    python benchmarks/controls.py [--prompts 42] [--seeds 2] [--runs runs]
+    python benchmarks/controls.py [reno|fk] [--prompts 42] [--seeds 2] [--runs runs]
 
-ReNO on the starter reward must raise the oracle; paid for the opposite it must lower it; judged against other prompts it
-must not gain; with no iteration it must be the base, bit for bit.
+On the starter reward a method must raise the oracle; paid for the opposite it must lower it; judged against other prompts it
+must not gain; with nothing to do it must be the base, bit for bit.
 """
 
 from __future__ import annotations
@@ -24,41 +24,48 @@ sys.path.insert(
 from workbench import config, run, store
 from workbench.assets import CONFIGS
 
-ARMS = {
-    "reward": [],
-    "negated reward": ["control=negated"],
-    "shuffled prompts": ["control=shuffled"],
-    "no iteration": ["contestants.reno.iterations=0"],
+# method -> the run it stands in, the contestant that it is measured against, and what leaves it nothing to do
+CLAIMS = {
+    "reno": ("demo", "base", "contestants.reno.iterations=0"),
+    "fk": ("methods-teacher", "stochastic", "contestants.fk.particles=1"),
 }
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("method", nargs="?", choices=CLAIMS, default="reno")
     parser.add_argument("--prompts", type=int, default=0, help="only the first ones [all]")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--runs", type=Path, default=Path("runs"))
     args = parser.parse_args()
-    table = Table("arm", "oracle, base", "oracle, ReNO", "ReNO minus base, paired", "must", "holds")
+    name, against, nothing = CLAIMS[args.method]
+    arms = {
+        "reward": [],
+        "negated reward": ["control=negated"],
+        "shuffled prompts": ["control=shuffled"],
+        "nothing to do": [nothing],
+    }
+    table = Table("arm", f"oracle, {against}", f"oracle, {args.method}", "difference, paired", "must", "holds")
     fine = True
-    for arm, change in ARMS.items():
-        settings = [f"limit={args.prompts}", f"seeds={args.seeds}", "name=control", *change]
-        values = config.read(CONFIGS / "runs" / "demo.yaml", settings)
-        both = {name: block for name, block in values.contestants.items() if name in ("base", "reno")}
+    for arm, change in arms.items():
+        settings = [f"limit={args.prompts}", f"seeds={args.seeds}", "name=control", "curve=false", *change]
+        values = config.read(CONFIGS / "runs" / f"{name}.yaml", settings)
+        both = {who: values.contestants[who] for who in (against, args.method)}
         plan = run.plan(dataclasses.replace(values, contestants=both))
         folder = store.RunFolder.open(args.runs, "control", dataclasses.asdict(plan.config))
         for _ in run.execute(plan, folder):
             pass
-        base, reno = folder.read("summary.json")["contestants"]
-        low, high = reno["versus_base"]["oracle"]["ci95"]
+        base, aligned = folder.read("summary.json")["contestants"]
+        low, high = aligned["versus_base"]["oracle"]["ci95"]
         must, holds = {
             "reward": ("rise", low > 0),
             "negated reward": ("fall", high < 0),
             "shuffled prompts": ("not rise", low <= 0),
-            "no iteration": ("be identical", pictures(folder, "base") == pictures(folder, "reno")),
+            "nothing to do": ("be identical", pictures(folder, against) == pictures(folder, args.method)),
         }[arm]
         fine &= holds
-        mean = f"{reno['versus_base']['oracle']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
-        table.add_row(arm, show(base), show(reno), mean, must, "yes" if holds else "NO")
+        mean = f"{aligned['versus_base']['oracle']['mean']:+.3f} [{low:+.3f}, {high:+.3f}]"
+        table.add_row(arm, show(base), show(aligned), mean, must, "yes" if holds else "NO")
     Console().print(table)
     raise SystemExit(0 if fine else 1)
 
