@@ -1,8 +1,25 @@
 """How media is made: any diffusers pipeline, left as it is, behind one Policy."""
 
+from .adapters import Lora
 from .config import PipelineConfig, read
+from .export import Exported, Mismatch, export
 from .loading import load, preflight
 from .policy import Policy
+from .training import TrainablePolicy
 from .transitions import CPS, Ancestral, FlowSDE
 
-__all__ = ["CPS", "Ancestral", "FlowSDE", "PipelineConfig", "Policy", "load", "preflight", "read"]
+__all__ = [
+    "CPS",
+    "Ancestral",
+    "Exported",
+    "FlowSDE",
+    "Lora",
+    "Mismatch",
+    "PipelineConfig",
+    "Policy",
+    "TrainablePolicy",
+    "export",
+    "load",
+    "preflight",
+    "read",
+]

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from . import folder as folders
 from . import schedule, seams, transitions
 from .config import PipelineConfig, read, refuse
 from .policy import Policy
+from .training import TrainablePolicy, world
 
 attention_problem = kernels.problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -31,10 +33,12 @@ def load(
     device: str = "auto",
     dtype: str | torch.dtype | None = None,
     attention: str = "auto",
+    train: Mapping[str, Any] | None = None,
     **overrides: Any,
 ) -> Policy:
     """A frozen Policy of a pipeline: `load("starter-image")`, `load("sdxl-turbo", repo="/models/sdxl-turbo")`.
 
+    With `train` it is a TrainablePolicy with these settings of its own: `load("sdxl", train={"lora": Lora(rank=8)})`.
     `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default fp32 on a
     CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput, before any weight
     loads, for whatever can be seen to be wrong.
@@ -42,12 +46,10 @@ def load(
     config = replace(read(config), **overrides)
     where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention)
     kernel = transitions.kernel(**config.kernel) if config.kernel else None
-    pipe = _quietly(_build, config, kind)
-    for module in seams.modules(pipe).values():
-        module.eval().requires_grad_(False)
-    pipe.set_progress_bar_config(disable=True)
-    pipe.to(where)
-    policy = Policy(
+    make = partial(_ready, config, kind, where, chosen)
+    trained = train is not None and _trainable(train, kind, where)
+    pipe = make({})
+    policy = (partial(TrainablePolicy, source=make, **train) if trained else Policy)(
         pipe,
         modality=config.modality,
         rate=config.rate,
@@ -60,7 +62,6 @@ def load(
     )
     if "stochastic" not in policy.provides and kernel is not None:
         schedule.levels(pipe.scheduler)  # says which schedulers are known
-    kernels.install(pipe, chosen.split()[0])
     return policy
 
 
@@ -75,6 +76,28 @@ def preflight(
     if local := config.folder:
         folders.check(local, config.pipeline, replaced=config.components)
     return where, kind, chosen
+
+
+def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> bool:
+    """Checks the settings, and finds this process's own GPU where several were launched, before any weight loads."""
+    world(device)
+    lora = train.get("lora")
+    if lora is not None and lora.targets == "weights" and dtype != torch.float32:
+        raise BadInput(f"targets: weights are trained in float32, and this pipeline loads in {dtype}; use: dtype: fp32")
+    return True
+
+
+def _ready(
+    config: PipelineConfig, dtype: torch.dtype, where: torch.device, attention: str, shared: Mapping[str, Any]
+) -> Any:
+    """The pipeline, frozen and on its device, with the `shared` parts of another one in place of its own."""
+    pipe = _quietly(_build, config, dtype, shared)
+    for module in seams.modules(pipe).values():
+        module.eval().requires_grad_(False)
+    pipe.set_progress_bar_config(disable=True)
+    pipe.to(where)
+    kernels.install(pipe, attention.split()[0])
+    return pipe
 
 
 def _quietly(work: Callable, *args: Any) -> Any:
@@ -94,7 +117,7 @@ def _quietly(work: Callable, *args: Any) -> Any:
                 lib.enable_progress_bar()
 
 
-def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
+def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
     import diffusers
 
     cls = getattr(diffusers, config.pipeline, None)
@@ -106,12 +129,15 @@ def _build(config: PipelineConfig, dtype: torch.dtype) -> Any:
     for name, spec in config.components.items():
         if name not in index:
             raise BadInput(f"components: {config.pipeline} has no component {name!r}; {nearest(name, index)}")
+        if name in shared:
+            continue
         if isinstance(spec, dict) and "file" in spec:
             files[name] = _weights(name, **spec)
         else:
             parts[name] = None if spec is None else _component(name, index[name], spec, dtype)
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
+    parts |= {name: part for name, part in shared.items() if name in index}
     try:
         pipe = cls.from_pretrained(repo, dtype=dtype, use_safetensors=True, **parts)
     except (OSError, ValueError, ImportError) as error:

@@ -198,6 +198,7 @@ class Policy:
                 "is not defined; switch guidance off"
             )
         graph = torch.is_grad_enabled()
+        x = x.contiguous()  # as sampled: half-precision kernels round by the layout of what they get
         noise = self._served(x) if i == 0 else None
 
         def on_step(step: seams.Step) -> Any:
@@ -244,7 +245,7 @@ class Policy:
             scores.append(torch.zeros(len(law.mean), dtype=torch.float64, device=law.mean.device))
             return seams.with_sample(ret, law.mean, everywhere=step.index == self.steps - 1)
         eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
-        x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype)
+        x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype).contiguous()
         ret = seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
         scores.append(law.log_prob(seams.prev_sample(ret).detach()))  # as rounded on its way to the next step
         marks.append(step.index)

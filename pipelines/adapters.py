@@ -1,0 +1,233 @@
+"""What of a pipeline is trained: LoRA on its denoisers (or their weights), and named copies of it as it was.
+
+The live values are called "train". Copies ("old" for rollouts, "ema" for evaluation, any name) are plain tensors, swapped in
+for the length of a `with`; the policy before training is the one with its adapters off, to the last bit.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from workbench.types import BadInput, Count
+
+LIVE, BASE = "train", "base"
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+@dataclass(frozen=True)
+class Lora:
+    """Low-rank adaptation (arXiv:2106.09685): a layer's W becomes W + alpha / rank * B A, and only A and B are trained.
+
+    A starts Gaussian and B at 0, so training starts at the policy as it was loaded.
+    """
+
+    rank: Count = 32
+    alpha: float = 64.0
+    # the projections of attention, fused ones too; every linear layer; with convolutions; the weights themselves, no LoRA
+    targets: Literal["attention", "linear", "all", "weights"] = "attention"
+    seed: int = 0  # of A
+
+
+def targets(module: nn.Module, kind: str) -> list[str]:
+    """Names of the layers to adapt, found by what they are. Raises TypeError where there are none of that kind.
+
+    torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are grouped
+    convolutions, which have no low-rank form.
+    """
+    inside = tuple(f"{name}." for name, part in module.named_modules() if _attends(part))
+    sealed = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
+    kinds = (nn.Linear, *CONVOLUTIONS) if kind == "all" else nn.Linear
+    found = [
+        name
+        for name, part in module.named_modules()
+        if isinstance(part, kinds)
+        and getattr(part, "groups", 1) == 1
+        and not name.startswith(sealed)
+        and (kind != "attention" or name.startswith(inside))
+    ]
+    if not found:
+        raise TypeError(f"{type(module).__name__} has no layers of the kind {kind!r} to adapt; try: linear")
+    return found
+
+
+def _attends(part: nn.Module) -> bool:
+    """Every attention layer of diffusers is a class called ...Attention, or one's subclass."""
+    return any(cls.__name__.endswith("Attention") for cls in type(part).__mro__)
+
+
+def attach(module: nn.Module, lora: Lora) -> None:
+    """Put LoRA on a frozen denoiser, in float32 whatever its own dtype is: an update of A or B is lost in bfloat16."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    names = targets(module, lora.targets)
+    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, init_lora_weights="gaussian")
+    with torch.random.fork_rng([]):
+        torch.manual_seed(lora.seed)
+        if hasattr(module, "add_adapter"):
+            module.add_adapter(config)
+        else:  # some denoisers of diffusers lack its mixin
+            inject_adapter_in_model(config, module)
+    for p in module.parameters():
+        if p.requires_grad:
+            p.data = p.data.float()
+
+
+def layers(module: nn.Module) -> dict[str, Any]:
+    """Its LoRA layers by name."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    return {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
+
+
+def strip(module: nn.Module) -> nn.Module:
+    """Take the LoRA layers out again, in place; what was merged into a weight stays in it."""
+    for name, layer in layers(module).items():
+        module.set_submodule(name, layer.get_base_layer())
+    for name in {"peft_config", "_hf_peft_config_loaded"} & set(vars(module)):
+        delattr(module, name)
+    return module.requires_grad_(False)
+
+
+class Adapters:
+    """The trained part of a pipeline's denoisers, by name, and its copies."""
+
+    def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora):
+        self.denoisers, self.lora = dict(denoisers), lora
+        self.copies: dict[str, dict[str, Tensor]] = {}
+        self._off = False
+        for module in self.denoisers.values():
+            if lora.targets == "weights":
+                module.requires_grad_()
+            else:
+                attach(module.requires_grad_(False), lora)
+        self.live = {
+            f"{name}.{key}": p
+            for name, module in self.denoisers.items()
+            for key, p in module.named_parameters()
+            if p.requires_grad
+        }
+        if lora.targets == "weights":
+            self.keep(BASE)
+
+    @property
+    def parameters(self) -> list[nn.Parameter]:
+        return list(self.live.values())
+
+    def keep(self, name: str) -> None:
+        """Copy the live values."""
+        self.copies[_free(name)] = {key: p.detach().clone() for key, p in self.live.items()}
+
+    @torch.no_grad()
+    def follow(self, name: str, decay: float) -> None:
+        """copy <- decay copy + (1 - decay) live; the first time, it starts at the live values."""
+        if _free(name) not in self.copies:
+            self.keep(name)
+        for key, mine in self.copies[name].items():
+            mine.lerp_(self.live[key].detach(), 1 - decay)
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        """Inside the block the denoisers compute with that copy. Differentiate what was made inside before it ends, or not
+        at all. Raises KeyError, naming the copies, for an unknown one."""
+        if name == LIVE:
+            return nullcontext()
+        if name not in self.copies:
+            raise KeyError(f"there is no copy {name!r} of the adapters; there are: {', '.join((LIVE, *self.copies))}")
+        return self._swapped(self.copies[name])
+
+    @contextmanager
+    def _swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        kept = {key: p.data for key, p in self.live.items()}
+        try:
+            for key, p in self.live.items():
+                p.data = values[key]  # another storage, not other values in it: graphs made outside stay valid
+            yield
+        finally:
+            for key, p in self.live.items():
+                p.data = kept[key]
+
+    @contextmanager
+    def off(self) -> Iterator[None]:
+        """Inside the block the denoisers compute what they did before training, to the last bit: nothing requires grad."""
+        if self._off:  # inside another one
+            yield
+            return
+        adapted = [layer for module in self.denoisers.values() for layer in layers(module).values()]
+        self._off = True
+        try:
+            for layer in adapted:
+                layer.enable_adapters(False)
+            for p in self.parameters:
+                p.requires_grad_(False)
+            with self._swapped(self.copies[BASE]) if self.lora.targets == "weights" else nullcontext():
+                yield
+        finally:
+            self._off = False
+            for layer in adapted:
+                layer.enable_adapters(True)
+            for p in self.parameters:
+                p.requires_grad_()
+
+    def hash(self) -> str:
+        """Of the live values: equal if and only if they are, bit for bit."""
+        digest = hashlib.blake2b(digest_size=16)
+        for key in sorted(self.live):
+            digest.update(key.encode() + self.live[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()
+
+    @torch.no_grad()
+    def distance(self) -> float:
+        """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') needs no product."""
+        if self.lora.targets == "weights":
+            moved = sum((p.double() - self.copies[BASE][k]).square().sum() for k, p in self.live.items())
+            return math.sqrt(moved / sum(w.double().square().sum() for w in self.copies[BASE].values()))
+        moved, base = 0.0, 0.0
+        for layer in (layer for module in self.denoisers.values() for layer in layers(module).values()):
+            a, b, scale = factors(layer)
+            a, b = a.double().flatten(1), b.double().flatten(1)
+            moved += float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
+            base += float(layer.get_base_layer().weight.double().square().sum())
+        return math.sqrt(max(moved, 0.0) / base)
+
+    def state_dict(self) -> dict[str, dict[str, Tensor]]:
+        """The live values and the copies, but for the base that a pipeline brings with it."""
+        copies = {name: values for name, values in self.copies.items() if name != BASE}
+        return copy.deepcopy({LIVE: {key: p.detach() for key, p in self.live.items()}, **copies})
+
+    @torch.no_grad()
+    def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
+        """Raises BadInput where the state belongs to other layers or another rank; then nothing has been loaded."""
+        for values in state.values():
+            if {k: v.shape for k, v in values.items()} != {k: p.shape for k, p in self.live.items()}:
+                odd = sorted(set(values) ^ set(self.live)) or [
+                    k for k, p in self.live.items() if values[k].shape != p.shape
+                ]
+                raise BadInput(
+                    f"the adapters of this state are not those of this policy: {odd[0]} differs; use the same pipeline and "
+                    "the same rank and targets"
+                )
+        for key, p in self.live.items():
+            p.copy_(state[LIVE][key])
+        for name, values in state.items():
+            if name != LIVE:
+                self.copies[name] = {key: values[key].detach().clone().to(p) for key, p in self.live.items()}
+
+
+def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+    """A [rank,in,...], B [out,rank,...] and alpha / rank of a LoRA layer."""
+    (name,) = layer.lora_A
+    return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
+
+
+def _free(name: str) -> str:
+    if name == LIVE:
+        raise ValueError(f"{LIVE!r} is what the live values are called; give the copy another name")
+    return name

@@ -1,0 +1,252 @@
+"""Trained adapters as files that other programs load, each loaded back before it counts as written.
+
+Strength is folded into the weights (B alpha / rank, then alpha = rank): a reader that ignores alpha, or takes it from another
+place, gets the same policy. What is loaded back is compared with the policy on the predictions of its denoisers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from .adapters import LIVE, factors, layers, strip
+from .policy import Policy
+from .training import TrainablePolicy
+
+WEIGHTS = "pytorch_lora_weights.safetensors"
+PROMPT, SEED = "a red circle and a blue square", 0
+EXPERT = "transformer_2"  # the second expert of Wan 2.2 and its like: loaded from a file of its own
+
+# How ComfyUI (comfy/lora.py) calls the layers of a denoiser: prefix, what replaces the dots, and renamed parts in order.
+WAN = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_out.0": "o", "to_q": "q", "to_k": "k", "to_v": "v"} | {
+    "add_k_proj": "k_img",
+    "add_v_proj": "v_img",
+    "ffn.net.0.proj": "ffn.0",
+    "ffn.net.2": "ffn.2",
+    "condition_embedder.text_embedder.linear_": "text_embedding.",
+    "condition_embedder.time_embedder.linear_": "time_embedding.",
+}
+COMFY: dict[str, tuple[str, str, dict[str, str]]] = {
+    "UNet2DConditionModel": ("lora_unet_", "_", {}),
+    **{
+        name: ("transformer.", ".", {})
+        for name in [
+            "SD3Transformer2DModel",
+            "FluxTransformer2DModel",
+            "QwenImageTransformer2DModel",
+            "PixArtTransformer2DModel",
+            "AuraFlowTransformer2DModel",
+        ]
+    },
+    "LTXVideoTransformer3DModel": ("diffusion_model.", ".", {}),
+    "WanTransformer3DModel": ("diffusion_model.", ".", WAN),
+}
+
+Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> A [rank,in,...], B [out,rank,...], strength folded in
+
+
+class Mismatch(RuntimeError):  # noqa: N818
+    """What was written does not give back the policy that was trained; nothing of it was left on disk."""
+
+
+@dataclass(frozen=True)
+class Exported:
+    files: tuple[Path, ...]
+    load: tuple[str, ...]  # the Python that loads them into `pipe`
+    difference: float  # largest absolute difference between the predictions of the policy and of what was loaded back
+    effect: float  # the same between the policy and its base: what training has changed
+    notes: tuple[str, ...] = ()  # what was not written, and why
+
+
+def export(
+    policy: TrainablePolicy,
+    folder: str | Path,
+    *,
+    name: str = LIVE,
+    comfy: bool = True,
+    merged: bool = False,
+    about: Mapping[str, str] | None = None,
+) -> Exported:
+    """Write the policy ("train", or a copy of it such as "ema") into `folder`, which appears with its files or not at all.
+
+    `pytorch_lora_weights.safetensors` is for `pipe.load_lora_weights(folder)`. Where the pipeline has no such method, each
+    denoiser gets a folder in peft's own layout. `comfyui.safetensors` is for ComfyUI, where it knows the model. With
+    `merged`, and always where the weights themselves were trained, `merged/<denoiser>` holds the whole denoiser. `about` is
+    put into the files' metadata. Raises FileExistsError for a folder that is there, Mismatch where what is loaded back
+    differs.
+    """
+    folder = Path(folder)
+    if folder.exists():
+        raise FileExistsError(f"{folder}: exists already; an export is never written over")
+    temp = folder.with_name(f".{folder.name}.{os.getpid()}")
+    shutil.rmtree(temp, ignore_errors=True)
+    temp.mkdir(parents=True)
+    try:
+        with policy.use(name), torch.no_grad():
+            exported = _write(policy, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {})
+        for path in (p for p in temp.rglob("*") if p.is_file()):
+            with path.open("rb") as file:
+                os.fsync(file.fileno())
+        os.rename(temp, folder)
+    except BaseException:
+        shutil.rmtree(temp, ignore_errors=True)
+        raise
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    lines = tuple(line.replace("{folder}", str(folder)) for line in exported.load)
+    return Exported(tuple(files), lines, exported.difference, exported.effect, exported.notes)
+
+
+def _write(policy: TrainablePolicy, folder: Path, comfy: bool, merged: bool, about: Mapping[str, str]) -> Exported:
+    denoisers, notes, lines, worst = policy.adapters.denoisers, [], [], 0.0
+    states = policy.sample((PROMPT,), seeds=(SEED,)).x
+    want = _predictions(policy, states)
+    with policy.reference():
+        effect = _distance(want, _predictions(policy, states))
+    about = {"format": "pt", "software": "media-alignment-workbench", **about}
+    if policy.adapters.lora.targets != "weights":
+        fresh = policy.fresh()
+        for name, module in denoisers.items():
+            weights = {key: _folded(layer) for key, layer in layers(module).items()}
+            write = _for_diffusers if _loads(fresh, name) else _for_peft
+            lines.append(write(fresh, name, weights, folder, about))
+            _same(getattr(fresh, name), weights, name)
+            if comfy and type(module).__name__ in COMFY:
+                _for_comfy(module, name, weights, folder, about)
+            elif comfy:
+                notes.append(f"no ComfyUI file: how it calls the layers of {type(module).__name__} is not known")
+        worst = _compare(policy, fresh, states, want, effect, "the adapters")
+    if merged:
+        fresh = policy.fresh()
+        for name, module in denoisers.items():
+            lines.append(_merged(fresh, name, module, folder))
+        worst = max(worst, _compare(policy, fresh, states, want, effect, "the merged weights"))
+    return Exported((), tuple(lines), worst, effect, tuple(notes))
+
+
+def _folded(layer: Any) -> tuple[Tensor, Tensor]:
+    a, b, scale = factors(layer)
+    return a.detach().float().cpu().contiguous(), (b.detach().float() * scale).cpu().contiguous()
+
+
+def _config(weights: Factors) -> dict[str, Any]:
+    rank = len(next(iter(weights.values()))[0])
+    return {"r": rank, "lora_alpha": rank, "target_modules": sorted(weights)}
+
+
+def _tensors(weights: Factors, prefix: str) -> dict[str, Tensor]:
+    return {f"{prefix}{key}.lora_{x}.weight": ab[i] for key, ab in weights.items() for i, x in enumerate("AB")}
+
+
+def _loads(pipe: Any, name: str) -> bool:
+    """Whether the pipeline's own load_lora_weights takes this denoiser."""
+    return hasattr(pipe, "load_lora_weights") and name in pipe._lora_loadable_modules
+
+
+def _for_diffusers(pipe: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> str:
+    second, prefix = name == EXPERT, name.removesuffix("_2")
+    home = folder / name if second else folder
+    home.mkdir(exist_ok=True)
+    config = json.dumps({f"{prefix}.{key}": value for key, value in _config(weights).items()}, sort_keys=True)
+    save_file(_tensors(weights, f"{prefix}."), home / WEIGHTS, {**about, "lora_adapter_metadata": config})
+    pipe.load_lora_weights(str(home), weight_name=WEIGHTS, **({f"load_into_{EXPERT}": True} if second else {}))
+    return (
+        f'pipe.load_lora_weights("{{folder}}/{name}", load_into_{name}=True)'
+        if second
+        else 'pipe.load_lora_weights("{folder}")'
+    )
+
+
+def _for_peft(pipe: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> str:
+    from peft import LoraConfig, PeftModel
+
+    home = folder / name
+    LoraConfig(**_config(weights), inference_mode=True).save_pretrained(home)
+    save_file(_tensors(weights, "base_model.model."), home / "adapter_model.safetensors", dict(about))
+    PeftModel.from_pretrained(getattr(pipe, name), home)  # adapts the module in place, too
+    return f'pipe.{name} = peft.PeftModel.from_pretrained(pipe.{name}, "{{folder}}/{name}").base_model.model'
+
+
+def _for_comfy(module: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> None:
+    prefix, dot, renamed = COMFY[type(module).__name__]
+    tensors = {}
+    for key, (a, b) in weights.items():
+        for ours, theirs in renamed.items():
+            key = key.replace(ours, theirs)
+        key = prefix + key.replace(".", dot)
+        parts = {"lora_down.weight": a, "lora_up.weight": b, "alpha": torch.tensor(float(len(a)))}
+        tensors |= {f"{key}.{part}": value for part, value in parts.items()}
+    about = {**about, "ss_network_dim": str(len(a)), "ss_network_alpha": str(float(len(a)))}
+    save_file(tensors, folder / f"comfyui{'_2' if name == EXPERT else ''}.safetensors", about)
+
+
+def _merged(pipe: Any, name: str, module: Any, folder: Path) -> str:
+    whole = getattr(pipe, name)
+    trained = dict(module.named_parameters()) if not layers(module) else {}
+    for key, value in trained.items():
+        whole.get_parameter(key).data = value.detach().clone()
+    for key, layer in layers(module).items():
+        weight, (a, b, scale) = whole.get_submodule(key).weight, factors(layer)
+        delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scale
+        weight.data = (weight.float() + delta).to(weight.dtype)
+    whole.save_pretrained(folder / "merged" / name, safe_serialization=True)
+    again = type(whole).from_pretrained(folder / "merged" / name, torch_dtype=whole.dtype).to(whole.device)
+    setattr(pipe, name, strip(again.eval()))
+    return f'pipe.{name} = type(pipe.{name}).from_pretrained("{{folder}}/merged/{name}")'
+
+
+def _same(module: Any, weights: Factors, name: str) -> None:
+    """A loader may leave layers out, or all of them, with no more than a warning."""
+    found = {key: factors(layer) for key, layer in layers(module).items()}
+    if missing := sorted(set(weights) ^ set(found)):
+        raise Mismatch(
+            f"{name}: {len(missing)} layers were not loaded back as written, {missing[0]} among them; not exported"
+        )
+    for key, (a, b, scale) in found.items():
+        if scale != 1 or not all(
+            torch.equal(x.cpu(), y.to(x.dtype)) for x, y in zip((a, b), weights[key], strict=True)
+        ):
+            raise Mismatch(f"{name}.{key}: other weights were loaded back than were written; not exported")
+
+
+def _predictions(policy: Policy, states: Tensor) -> list[Tensor]:
+    """What the scheduler is told at the first, a middle and the last step, or the first alone under momentum guidance."""
+    last = policy.steps - 1
+    places = (0,) if policy._remembers else sorted({0, last // 2, last})
+    return [policy._output(states[:, i], i, (PROMPT,)).float() for i in places]
+
+
+def _compare(policy: TrainablePolicy, pipe: Any, states: Tensor, want: list[Tensor], effect: float, what: str) -> float:
+    plain = Policy(
+        pipe,
+        modality=policy.modality,
+        rate=policy.rate,
+        call=policy.call,
+        text=policy.text,
+        guidance=policy.guidance,
+    )
+    off = _distance(want, _predictions(plain, states))
+    dtype = max((p.dtype for m in policy.adapters.denoisers.values() for p in m.parameters()), key=_eps)
+    rounding = 32 * _eps(dtype) * max(float(t.abs().max()) for t in want)
+    if not off <= rounding + effect * (1e-3 + 8 * _eps(dtype)):
+        raise Mismatch(
+            f"{what}, loaded back, predict otherwise than the policy: by up to {off:.2g}, where training moved it by {effect:.2g} "
+            f"and rounding explains {rounding:.1g}; not exported"
+        )
+    return off
+
+
+def _distance(ours: list[Tensor], theirs: list[Tensor]) -> float:
+    return max(float((a - b).abs().max()) for a, b in zip(ours, theirs, strict=True))
+
+
+def _eps(dtype: torch.dtype) -> float:
+    return torch.finfo(dtype).eps if dtype.is_floating_point else 0.0

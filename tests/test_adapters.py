@@ -1,0 +1,284 @@
+"""Adapters: what is found to adapt, copies that swap, and exports that other programs load back to the same policy."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import diffusers
+import peft
+import pytest
+import tiny
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+from tiny import PROMPTS, SEEDS
+from tiny_trained import SD, SMALL, nudge, trainable
+
+from pipelines import Lora, Mismatch, TrainablePolicy, export, load
+from pipelines.adapters import factors, layers, strip, targets
+from workbench.types import BadInput
+
+exporting = sys.modules["pipelines.export"]  # the package has a function of that name
+SDXL, SD3, FLUX, WAN, AUDIO = (
+    f"{name}Pipeline" for name in ("StableDiffusionXL", "StableDiffusion3", "Flux", "Wan", "AudioLDM2")
+)
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.build(SD)
+
+
+@pytest.fixture
+def policy(pipe):
+    policy = trainable(SD, copy.deepcopy(pipe), kernel=None)
+    nudge(policy)
+    return policy
+
+
+def picture(policy):
+    return policy.sample(PROMPTS, seeds=SEEDS).media.data
+
+
+def test_attention_is_found_by_what_it_is_and_more_where_more_is_asked_for(pipe):
+    attention, linear, every = (set(targets(pipe.unet, kind)) for kind in ("attention", "linear", "all"))
+    assert attention < linear < every
+    assert {name.split("attn1.")[1] for name in attention if "attn1." in name} == {"to_q", "to_k", "to_v", "to_out.0"}
+    assert not any(".ff." in name for name in attention) and any(".ff." in name for name in linear)
+    assert "conv_in" in every - linear
+    flux = targets(tiny.build(FLUX).transformer, "attention")
+    assert any(name.endswith("add_k_proj") for name in flux) and any(name.endswith("to_add_out") for name in flux)
+
+
+def test_what_cannot_be_adapted_is_left_out_or_refused():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.sealed, self.grouped = torch.nn.MultiheadAttention(4, 1), torch.nn.Conv1d(4, 4, 1, groups=2)
+            self.free = torch.nn.Linear(4, 4)
+
+    assert targets(Model(), "all") == ["free"]
+    with pytest.raises(TypeError, match="Model has no layers of the kind 'attention'"):
+        targets(Model(), "attention")
+
+
+@pytest.mark.parametrize("kind", ["linear", "all"])
+def test_every_kind_of_layer_can_be_trained_and_exported(pipe, tmp_path, kind):
+    policy = trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(rank=2, alpha=3.0, targets=kind))
+    nudge(policy)
+    done = export(policy, tmp_path / "lora")
+    assert done.difference < 1e-3 * done.effect
+    assert {t.dim() for t in load_file(tmp_path / "lora" / exporting.WEIGHTS).values()} == (
+        {2, 4} if kind == "all" else {2}
+    )
+
+
+def test_training_starts_at_the_pipeline_and_the_same_seed_starts_the_same(pipe):
+    before = picture(tiny.policy(SD, pipe))
+    one, two, other = (
+        trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(rank=4, seed=seed)) for seed in (0, 0, 1)
+    )
+    assert one.adapters.hash() == two.adapters.hash() != other.adapters.hash()
+    assert one.adapters.distance() == 0 and torch.equal(picture(one), before)
+
+
+def test_the_distance_is_that_of_the_merged_weights(policy):
+    found = layers(policy.pipe.unet).values()
+    deltas = [scale * b @ a for a, b, scale in map(factors, found)]
+    weights = [layer.get_base_layer().weight for layer in found]
+    norm = [torch.cat([t.flatten() for t in group]).norm() for group in (deltas, weights)]
+    assert policy.adapters.distance() == pytest.approx(float(norm[0] / norm[1]), rel=1e-5)
+
+
+def test_copies_swap_in_and_out(policy):
+    old, before = picture(policy), policy.adapters.hash()
+    policy.keep("old")
+    nudge(policy, seed=1)
+    new, after = picture(policy), policy.adapters.hash()
+    with policy.use("old"):
+        assert torch.equal(picture(policy), old) and policy.adapters.hash() == before
+        with policy.use("train"):  # what is live stays what it is inside
+            assert policy.adapters.hash() == before
+    assert torch.equal(picture(policy), new) and policy.adapters.hash() == after != before
+    with pytest.raises(RuntimeError, match="stop"), policy.use("old"):
+        raise RuntimeError("stop")
+    assert policy.adapters.hash() == after
+    with pytest.raises(KeyError, match="no copy 'ema'.* train, old"):
+        policy.use("ema")
+    with pytest.raises(ValueError, match="another name"):
+        policy.keep("train")
+
+
+def test_a_copy_follows_the_policy_by_its_decay(policy):
+    policy.follow("old", 0.0)  # the first time it is the policy
+    first = {key: p.detach().clone() for key, p in policy.adapters.live.items()}
+    nudge(policy, seed=1)
+    policy.follow("old", 0.75)
+    for key, p in policy.adapters.live.items():
+        assert torch.allclose(policy.adapters.copies["old"][key], 0.75 * first[key] + 0.25 * p.detach(), atol=1e-6)
+
+
+def test_a_graph_outlives_the_copies_and_the_reference_looked_at_since(policy):
+    """DiffusionNFT's order: the trained prediction with its graph, then the old one and the reference, then backward."""
+    x = policy.start(policy.noise(SEEDS))
+
+    def gradient(between):
+        out = policy.predict(x, 1, PROMPTS).x0
+        with torch.no_grad():
+            between()
+        return torch.autograd.grad(out.square().mean(), policy.adapters.parameters)
+
+    def look():
+        for block in (policy.use("old"), policy.reference()):
+            with block:
+                policy.predict(x, 1, PROMPTS)
+
+    policy.keep("old")
+    nudge(policy, seed=1)
+    assert all(torch.equal(a, b) for a, b in zip(gradient(lambda: None), gradient(look), strict=True))
+
+
+def test_stripping_gives_the_base_back(policy, pipe):
+    bare = strip(copy.deepcopy(policy.pipe.unet))
+    assert not layers(bare) and bare.state_dict().keys() == pipe.unet.state_dict().keys()
+    assert all(torch.equal(value, pipe.unet.state_dict()[key]) for key, value in bare.state_dict().items())
+
+
+@pytest.mark.parametrize("name", [SD, SDXL, SD3, FLUX, WAN, AUDIO])
+def test_an_export_gives_the_trained_predictions_in_a_pipeline_built_anew(name, tmp_path):
+    """By the very line that the export names, in a pipeline that has never been trained; the base is the control."""
+    policy = trainable(name, kernel=None)
+    nudge(policy)
+    done = export(policy, tmp_path / "lora", merged=True)
+    assert done.difference < 1e-3 * done.effect
+    for line in done.load:
+        fresh = tiny.build(name)
+        exec(line, {"pipe": fresh, "peft": peft})
+        again, base = (tiny.policy(name, p).predict for p in (fresh, tiny.build(name)))
+        x = policy.start(policy.noise(SEEDS))
+        with torch.no_grad():
+            want = policy.predict(x, 0, PROMPTS).x0
+            assert (again(x, 0, PROMPTS).x0 - want).abs().max() < 1e-3 * (base(x, 0, PROMPTS).x0 - want).abs().max()
+    assert ("peft" in done.load[0]) == (name == AUDIO)
+    assert bool(done.notes) == (name == AUDIO) != (tmp_path / "lora" / "comfyui.safetensors").exists()
+
+
+def test_strength_is_folded_in_and_said(policy, tmp_path):
+    export(policy, tmp_path / "lora", about={"base_model": "tiny"})
+    with safe_open(tmp_path / "lora" / exporting.WEIGHTS, "pt") as file:
+        said, keys = file.metadata(), set(file.keys())
+    assert '"unet.lora_alpha": 4, "unet.r": 4' in said["lora_adapter_metadata"] and said["base_model"] == "tiny"
+    assert keys == {f"unet.{k}.lora_{x}.weight" for k in layers(policy.pipe.unet) for x in "AB"}
+    bare = diffusers.StableDiffusionPipeline.lora_state_dict(str(tmp_path / "lora"))[0]
+    without = tiny.build(SD)
+    without.load_lora_weights(bare)  # a reader of tensors alone: nothing tells it alpha
+    assert torch.allclose(picture(tiny.policy(SD, without)), picture(policy), atol=1e-4)
+
+
+@pytest.mark.parametrize("name", [SD, SD3, FLUX, WAN])
+def test_the_comfyui_file_patches_the_same_weights_as_comfyui_would(name, tmp_path):
+    """weight += alpha / rank * up @ down, rank being the rows of down (comfy/weight_adapter/lora.py)."""
+    policy = trainable(name, kernel=None)
+    nudge(policy)
+    export(policy, tmp_path / "lora")
+    file = load_file(tmp_path / "lora" / "comfyui.safetensors")
+    (module,) = policy.adapters.denoisers.values()
+    prefix, dot, renamed = exporting.COMFY[type(module).__name__]
+    assert len(file) == 3 * len(layers(module)) and all(key.startswith(prefix) for key in file)
+    for key, layer in layers(module).items():
+        for ours, theirs in renamed.items():
+            key = key.replace(ours, theirs)
+        key = prefix + key.replace(".", dot)
+        down, up, alpha = (file[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
+        a, b, scale = factors(layer)
+        assert float(alpha) == len(down) == SMALL.rank
+        assert torch.allclose(float(alpha) / len(down) * up @ down, scale * b @ a, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", [SD, WAN])
+def test_diffusers_own_converter_of_such_files_reads_the_comfyui_file(name, tmp_path):
+    policy = trainable(name, kernel=None)
+    nudge(policy)
+    export(policy, tmp_path / "lora")
+    fresh = tiny.build(name)
+    fresh.load_lora_weights(str(tmp_path / "lora"), weight_name="comfyui.safetensors")
+    assert torch.allclose(picture(tiny.policy(name, fresh)), picture(policy), atol=1e-4)
+    assert not torch.allclose(picture(tiny.policy(name)), picture(policy), atol=1e-3)
+
+
+def test_two_experts_are_both_trained_and_both_exported(tmp_path):
+    """Wan 2.2: the second expert has a file and a line of its own."""
+
+    def experts():
+        parts = {name: part for name, part in tiny.build(WAN).components.items() if name != "transformer_2"}
+        second = tiny.build(WAN, seed=5).transformer
+        pipe = diffusers.WanPipeline(**parts | {"transformer_2": second, "boundary_ratio": 0.9})
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    policy = trainable(WAN, experts(), kernel=None)
+    assert set(policy.adapters.denoisers) == {"transformer", "transformer_2"}
+    nudge(policy)
+    done = export(policy, tmp_path / "lora", comfy=False)
+    assert done.difference < 1e-3 * done.effect and len(done.load) == len(done.files) == 2
+    fresh = experts()
+    for line in done.load:
+        exec(line, {"pipe": fresh})
+    assert torch.allclose(picture(tiny.policy(WAN, fresh)), picture(policy), atol=1e-4)
+
+
+def test_a_copy_can_be_exported_and_whole_weights_too(pipe, policy, tmp_path):
+    policy.keep("ema")
+    nudge(policy, seed=1)
+    export(policy, tmp_path / "ema", name="ema", comfy=False)
+    fresh = copy.deepcopy(pipe)
+    fresh.load_lora_weights(str(tmp_path / "ema"))
+    with policy.use("ema"):
+        assert torch.allclose(picture(tiny.policy(SD, fresh)), picture(policy), atol=1e-4)
+    whole = trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(targets="weights"))
+    nudge(whole, 0.01)
+    done = export(whole, tmp_path / "whole")
+    assert done.difference < 1e-3 * done.effect and [p.parts[-3] for p in done.files] == ["merged"] * 2
+
+
+def refused(policy, tmp_path, match):
+    with pytest.raises(Mismatch, match=match):
+        export(policy, tmp_path / "lora")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_file_that_does_not_give_the_policy_back_is_not_left_behind(policy, tmp_path, monkeypatch):
+    own = exporting._config
+    with monkeypatch.context() as patch:  # a strength that is not folded in
+        patch.setattr(exporting, "_config", lambda w: own(w) | {"lora_alpha": 2 * own(w)["r"]})
+        refused(policy, tmp_path, "other weights were loaded back")
+    with monkeypatch.context() as patch:  # a loader that loads nothing and says nothing
+        patch.setattr(diffusers.StableDiffusionPipeline, "load_lora_weights", lambda self, *_, **__: None)
+        refused(policy, tmp_path, "32 layers were not loaded back")
+    policy.source = lambda parts: tiny.build(SD, seed=3)  # another base
+    refused(policy, tmp_path, "predict otherwise than the policy")
+
+
+def test_an_export_is_never_written_over(policy, tmp_path):
+    with pytest.raises(FileExistsError, match="exists already"):
+        export(policy, tmp_path)
+
+
+def test_a_config_loads_a_policy_to_train_and_exports_against_its_own_files(tmp_path):
+    config = tiny.config(SD, tiny.save(SD, tmp_path))
+    policy = load(config, device="cpu", train={"lora": SMALL, "ema": 0.5})
+    assert isinstance(policy, TrainablePolicy) and policy.ema == 0.5
+    nudge(policy)
+    fresh = policy.fresh()
+    assert fresh.unet is not policy.pipe.unet and fresh.vae is policy.pipe.vae and not layers(fresh.unet)
+    done = export(policy, tmp_path / "lora")
+    assert done.difference < 1e-3 * done.effect and Path(done.files[0]).is_relative_to(tmp_path)
+
+
+def test_whole_weights_in_half_precision_are_refused_before_anything_loads(tmp_path, monkeypatch):
+    config = tiny.config(SD, tiny.save(SD, tmp_path))
+    monkeypatch.setattr("pipelines.loading._build", None)
+    with pytest.raises(BadInput, match="weights are trained in float32.*use: dtype: fp32"):
+        load(config, device="cpu", dtype="bf16", train={"lora": Lora(targets="weights")})
