@@ -1,0 +1,57 @@
+"""Pure functions of tensors that two or more training methods share. Rows are samples; nothing here knows a model.
+
+What a denoiser gets wrong is measured as an error of the velocity: the state x = a x0 + s eps is given, so an error in x0 is
+one of v times s (flow matching, v = eps - x0, and VP, v = a eps - s x0), or one of eps times s (VE).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def apart(ours: Tensor, theirs: Tensor, s: float) -> Tensor:
+    """[B] float64: |v - v'|^2, mean over latent dimensions, of two clean latents [B,*latent] seen from one state of noise
+    level s > 0. Against the true x0 it is the denoising loss."""
+    return ((ours.double() - theirs.double()) / s).square().flatten(1).mean(1)
+
+
+def relative(ours: Tensor, clean: Tensor, floor: float = 1e-5) -> Tensor:
+    """[B] float64: mean |x0 - x0'|^2 over the mean |x0 - x0'|, the latter without gradient: the self-normalised error of
+    DiffusionNFT (arXiv:2509.16117) and CRD (arXiv:2603.14128). The same on x0 and, but for a factor s, on v."""
+    gap = (ours.double() - clean.double()).flatten(1)
+    return gap.square().mean(1) / gap.detach().abs().mean(1).clamp(min=floor)
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tensor:
+    """[B]: PPO's loss max(-A rho, -A clip(rho, 1 - c, 1 + c)), rho = exp(log_ratio) (arXiv:1707.06347, Eq. 7)."""
+    ratio = log_ratio.exp()
+    return torch.maximum(-advantage * ratio, -advantage * ratio.clamp(1 - clip, 1 + clip))
+
+
+def guard_log_ratio(mean: Tensor, old_mean: Tensor, std: Tensor, x_next: Tensor) -> Tensor:
+    """[B] float64: GRPO-Guard's normalised log-ratio (arXiv:2510.22319), mean over dimensions of eps (mu - mu_old) with the
+    noise eps = (x' - mu_old) / std that was drawn. Unlike log p - log p_old its mean is 0 at every noise level, so that the
+    clip treats good and bad samples alike."""
+    eps = (x_next.double() - old_mean.double()) / std.double()
+    return (eps * (mean.double() - old_mean.double())).flatten(1).mean(1)
+
+
+def preference(margin: Tensor) -> Tensor:
+    """[B]: -log sigmoid(margin): Bradley-Terry's loss, log 2 where nothing is preferred yet."""
+    return F.softplus(-margin)
+
+
+def optimality(advantage: Tensor, bound: float) -> Tensor:
+    """[B] in [0,1]: the share of good in a sample, clip(A, -bound, bound) / (2 bound) + 1/2 (arXiv:2509.16117, Eq. 5)."""
+    return advantage.clamp(-bound, bound) / (2 * bound) + 0.5
+
+
+def group_sum(values: Tensor, group: Tensor) -> Tensor:
+    """[B]: for each row the sum of values [B] over the rows of its group; group: [B] of whole numbers."""
+    return (group[:, None] == group[None]).to(values.dtype) @ values
+
+
+def group_mean(values: Tensor, group: Tensor) -> Tensor:
+    return group_sum(values, group) / group_sum(torch.ones_like(values), group)

@@ -1,0 +1,65 @@
+"""Diffusion-KTO: single judgements instead of pairs. Li et al., NeurIPS 2024, arXiv:2404.04465, Eq. 11.
+
+A sample above its group's mean is liked (y = 1), one below is not (y = -1). With g = |v_ref - u|^2 - |v - u|^2, how much better
+than the reference it is denoised, and the baseline z = max(0, mean g), over a prompt's samples at one level and without gradient,
+
+    L = w_y ( 1 - U( y beta (g - z) ) ),
+
+where the utility U is the sigmoid of prospect theory, or averse to losses (log sigmoid), or indifferent to them (linear). Errors
+are means over dimensions, and beta belongs to that convention.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from .. import losses
+from ..types import Count, Natural, NonNegative
+from . import matching
+from .matching import Seen
+from .training import NEEDS
+
+UTILITY = {"sigmoid": torch.sigmoid, "averse": F.logsigmoid, "linear": lambda x: x}
+
+
+@dataclass(frozen=True)
+class KTO:
+    """Diffusion-KTO (arXiv:2404.04465): each of one's own samples is liked or not; no pairs."""
+
+    group: Count = 8  # samples a prompt
+    beta: NonNegative = 1000.0
+    utility: Literal["sigmoid", "averse", "linear"] = "sigmoid"
+    liked: NonNegative = 1.0  # weight of the liked
+    disliked: NonNegative = 1.0  # and of the others
+    lr: NonNegative = 3e-4
+    updates: Count = 1  # per batch
+    times: Natural = 0  # noise levels a sample meets in an update; 0: all
+    share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
+    guidance: float | None = None  # of the denoiser in training; not given: as in sampling
+    at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+
+    needs = NEEDS
+    scales = ""
+    paper = "arXiv:2404.04465"
+    samples, same_eps, advantage = "train", False, "centre"
+    calls, __call__ = matching.calls, matching.train
+
+    def weigh(self, advantage: Tensor) -> Tensor:
+        return advantage.sign().masked_fill((advantage == 0) | advantage.isnan(), torch.nan)  # the sign of NaN is 0
+
+    def copies(self) -> dict[str, float | None]:
+        return {"reference": self.guidance}
+
+    def decay(self, k: int) -> float:
+        return 1.0
+
+    def loss(self, seen: Seen) -> Tensor:
+        g = seen.error(seen.reference) - seen.error(seen.live)  # [n]
+        z = losses.group_mean(g.detach(), seen.group).clamp(min=0)
+        worth = torch.where(seen.weight > 0, self.liked, self.disliked)
+        return worth * (1 - UTILITY[self.utility](seen.weight * self.beta * (g - z)))

@@ -1,0 +1,70 @@
+"""Chains that are random in a window of their steps alone, and what a step's length is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..types import Batch, Media, Policy, Trajectory
+from .training import glide, spread
+
+
+@torch.no_grad()
+def walk(
+    policy: Policy, batch: Batch, group: int, window: range, same_noise: bool = False, at_once: int = 0
+) -> Trajectory:
+    """`group` samples a prompt, by the policy's kernel inside the window and by the deterministic first-order step outside.
+
+    With same_noise a prompt's samples are one up to the window, which is then computed once. The clean end is decoded.
+    """
+    size, paths = at_once or len(batch), []
+    for low in range(0, len(batch), size):
+        few = Batch(batch.prompts[low : low + size], batch.seeds[low : low + size])
+        paths.append(_walk(policy, few, group, window, same_noise))
+    x, log_prob = torch.cat([p.x for p in paths]), torch.cat([p.log_prob for p in paths])
+    media = Media.cat([p.media for p in paths])
+    return replace(
+        paths[0], prompts=spread(batch, group)[0], seeds=spread(batch, group)[1], x=x, log_prob=log_prob, media=media
+    )
+
+
+def _walk(policy: Policy, batch: Batch, group: int, window: range, same_noise: bool) -> Trajectory:
+    prompts, seeds = spread(batch, group)
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    noise = policy.noise(seeds[::group] if same_noise else seeds)
+    for g in generators:
+        torch.randn(noise.shape[1:], generator=g)  # the noise itself is a seed's first draw
+    x, copies, states, marks = policy.start(noise), group if same_noise else 1, [], []
+    scores = torch.zeros(len(seeds), policy.steps, dtype=torch.float64, device=x.device)
+    for i in range(policy.steps):
+        if i == window.start:
+            x, copies = x.repeat_interleave(copies, 0), 1
+        states.append(x.repeat_interleave(copies, 0))
+        if i not in window:
+            x = glide(policy, x, i, prompts[::copies])
+            continue
+        law = policy.transition(x, i, prompts)
+        x = law.sample(generators)
+        if law.std.any():
+            scores[:, i] = law.log_prob(x)
+            marks.append(i)
+    states.append(x)
+    return Trajectory(prompts, torch.stack(states, 1), scores, tuple(marks), policy.decode(x, prompts), seeds)
+
+
+def pace(policy: Policy, i: int, steps: Sequence[int]) -> float:
+    """One over the length s_i - s_{i+1} of step i in noise level, over the mean of the same of all `steps`."""
+    inverse = {j: 1 / max(noise_level(policy, j) - noise_level(policy, j + 1), 1e-6) for j in steps}
+    return inverse[i] * len(inverse) / sum(inverse.values())
+
+
+def noise_level(policy: Policy, i: int) -> float:
+    """s_i in x_i = a_i x0 + s_i eps; 0 at the end of the chain."""
+    return 0.0 if i == policy.steps else float(policy.noised(torch.zeros(1), i, torch.ones(1)))
+
+
+def signal_level(policy: Policy, i: int) -> Tensor:
+    return policy.noised(torch.ones(1), i, torch.zeros(1))
