@@ -58,14 +58,17 @@ def frechet(p: Normal, q: Normal) -> Tensor:
 def nuclear(a: Tensor, b: Tensor) -> Tensor:
     """[]: the nuclear norm of A B^T from A [R,D] and B [S,D], float64.
 
-    With R, S >= D its singular values are the square roots of the eigenvalues of the D x D matrix L^T B^T B L, L L^T = A^T A:
-    several times faster. An eigenvalue is known to about 1e-16 of the largest, so where the smallest is under 1e-10 of it
-    its root would be too coarse, and the singular values are taken of A B^T itself. Either way the sum is good to 1e-8.
+    With R, S >= D its singular values are the square roots of the eigenvalues of the D x D matrix B A^T A B^T, B brought to D
+    rows: faster. An eigenvalue is known to about 1e-16 of the largest, so where the smallest is under 1e-10 of it its root
+    would be too coarse, and the singular values are taken of A B^T itself. Either way the sum is good to 1e-8.
     """
-    if min(len(a), len(b)) >= a.shape[1]:
-        lower, failed = torch.linalg.cholesky_ex(a.T @ a)
+    less, more = sorted((a, b), key=len)
+    if len(less) >= a.shape[1]:
+        failed = False
+        if len(less) > a.shape[1]:
+            less, failed = torch.linalg.cholesky_ex(less.T @ less, upper=True)
         if not failed:
-            values = torch.linalg.eigvalsh(lower.T @ (b.T @ b) @ lower)  # [D] ascending
+            values = torch.linalg.eigvalsh(less @ (more.T @ more) @ less.T)  # [D] ascending
             if values[0] > 1e-10 * values[-1]:
                 return values.sqrt().sum()
     return torch.linalg.svdvals(a @ b.T).sum()
