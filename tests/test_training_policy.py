@@ -346,15 +346,14 @@ def test_whole_weights_can_be_trained_too(pipe):
     assert not torch.equal(policy.sample(PROMPTS, seeds=SEEDS).media.data, before)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="processes are forked here, which CUDA does not survive")
 def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
     """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them used."""
-    context, port = torch.multiprocessing.get_context("fork"), _free_port()
+    context, port = torch.multiprocessing.get_context("spawn"), _free_port()  # OpenMP does not survive a fork
     queue = context.Queue()
     workers = [context.Process(target=_work, args=(rank, port, pipe, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    told = dict(queue.get(timeout=60) for _ in workers)
+    told = dict(queue.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join(timeout=60)
     alone = trainable(SD, copy.deepcopy(pipe))
@@ -371,6 +370,7 @@ def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
 def _work(rank, port, pipe, queue):
     from accelerate import PartialState
 
+    torch.set_num_threads(1)
     PartialState._reset_state()
     os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
     os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
