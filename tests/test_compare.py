@@ -113,6 +113,11 @@ def test_a_run_that_is_cut_delivers_the_best_so_far(tmp_path, compared):
     assert BestOfN(n=21).calls(1) == 21, "the config asked for more"
 
 
+def test_a_method_that_has_looked_something_up_is_described_by_its_settings_alone(compared):
+    _, blocks = compare.blocks([f"{{reuse: {{noise: {compared}/reno}}}}"], "starter-image", None)
+    assert blocks["reuse"] == {"name": "reuse", "noise": f"{compared}/reno"}
+
+
 def test_a_run_folder_stands_for_what_it_aligned(compared):
     _, blocks = compare.blocks([str(compared)], None, None)
     assert blocks["reno"]["iterations"] == 7 and "starter-image-teacher" in blocks

@@ -7,7 +7,7 @@ stands for what that run aligned. The base and best-of-n at the budget of the la
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import yaml
@@ -103,4 +103,4 @@ def _free(name: str, taken: Mapping) -> str:
 
 
 def _block(method) -> dict:
-    return {"name": name_of(method)} | vars(method)
+    return {"name": name_of(method)} | asdict(method)  # its fields alone: not what it remembers beside them
