@@ -14,7 +14,8 @@ from pipelines.transitions import CPS
 from workbench.latent_reward import KEY, LatentReward, Samples, collect, correlation, train
 from workbench.methods.guidance import Guidance
 from workbench.methods.nrg import NRG
-from workbench.methods.tilt import capped, level, still, unit
+from workbench.methods.steps import level
+from workbench.methods.tilt import capped, still, unit
 from workbench.types import BadInput, Batch, RewardSpec, derive
 
 PROMPTS, SEEDS = ("a", "b", "0"), (3, 4, 5)

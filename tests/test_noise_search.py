@@ -12,6 +12,7 @@ import math
 import pytest
 import safetensors.torch
 import torch
+from test_methods import Mean, Unsure
 
 from workbench.methods.best import Best, gaussian
 from workbench.methods.ditto import DITTO, climb
@@ -20,7 +21,7 @@ from workbench.methods.reuse import Reuse
 from workbench.methods.sample import Sample
 from workbench.methods.search_over_paths import SearchOverPaths, redenoised, survivors
 from workbench.methods.zero_order import ZeroOrder, turned
-from workbench.types import BadInput, Batch, Media, Prediction, RewardSpec, Trajectory, Transition
+from workbench.types import BadInput, Batch, Media, Prediction, Trajectory, Transition
 
 SPREAD, SHAPE, BATCH = 0.8, (3, 4, 4), Batch(("light", "dark"), (3, 4))
 
@@ -73,24 +74,6 @@ class Chain:
 
     def decode(self, latents, prompts):
         return Media(0.5 + 0.1 * latents, "image")
-
-
-class Mean:
-    """Brightness, or its opposite for prompts that start with 'dark'."""
-
-    spec = RewardSpec("mean", "1", frozenset({"image"}), differentiable=True)
-
-    def __call__(self, *, media, prompts, references=None):
-        sign = torch.tensor([-1.0 if p.startswith("dark") else 1.0 for p in prompts])
-        return sign * media.data.flatten(1).mean(1)
-
-
-class Unsure(Mean):
-    """Can't judge the sample of the prompt 'blank'."""
-
-    def __call__(self, *, media, prompts, references=None):
-        hole = torch.tensor([math.nan if p == "blank" else 1.0 for p in prompts])
-        return super().__call__(media=media, prompts=prompts) * hole
 
 
 class Counts(Mean):

@@ -89,8 +89,9 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     """Raises BadInput, in one sentence, for whatever can be known to fail."""
     methods = configs.contestants(config, METHODS)
     budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
-    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(configs.repos(config).values())}
-    made = {name: read[repo] for name, repo in configs.repos(config).items()}
+    repos = configs.repos(config)
+    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(repos.values())}
+    made = {name: read[repo] for name, repo in repos.items()}
     where = [
         pipelines.preflight(pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
         for pipeline in read.values()

@@ -8,8 +8,9 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -131,7 +132,7 @@ class Policy(Protocol):
     modality: Modality
     rate: float
     steps: int  # S
-    provides: frozenset[str]  # of {"latents", "stochastic"}
+    provides: frozenset[str]  # of {"latents", "stochastic", "trainable"}
     nfe: int  # rows that went through the denoiser so far (a CFG pair counts as 2)
     decodes: int  # rows that were decoded so far
 
@@ -150,6 +151,24 @@ class Policy(Protocol):
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # [B,*latent]
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
+
+
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they are."""
+
+    def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer: ...
+
+    def backward(self, loss: Tensor) -> None: ...  # gradients add up until update
+
+    def update(self) -> float: ...  # clip, step, zero; the gradient's norm before it was clipped, 0 if there is none
+
+    def reference(self) -> AbstractContextManager: ...  # inside, the weights are those before any training
+
+    def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
+
+    def follow(
+        self, name: str, decay: float
+    ) -> None: ...  # copy <- decay copy + (1 - decay) live; at first, the live ones
 
 
 @dataclass(frozen=True)
@@ -200,7 +219,7 @@ class Event:
 class Method(Protocol):
     """A way to align: a frozen dataclass whose fields are its config and whose docstring is its help.
 
-    `needs` is of {"latents", "stochastic", "reward", "differentiable"}; a run whose policy and reward don't
+    `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward don't
     provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
     """
 

@@ -22,8 +22,9 @@ class Best:
         self.latents: Tensor | None = None  # [B,*latent]
 
     @torch.no_grad()
-    def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> None:
-        """Consider one candidate a row; every tensor kept is a copy. Noise must be given always or never."""
+    def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Consider one candidate a row; [B]: where it is kept. Every tensor kept is a copy. Noise must be given always or
+        never."""
         if self.media is None:
             self.media, self.reward, self.latents = media.detach(), torch.full_like(reward, math.nan), latents
             wins = torch.ones_like(reward, dtype=torch.bool)
@@ -32,6 +33,7 @@ class Best:
         self.media = replace(media, data=rows(wins, media.data, self.media.data))
         self.reward = rows(wins, reward, self.reward)
         self.latents = None if latents is None else rows(wins, latents, self.latents)
+        return wins
 
     def event(self, step: int, final: bool, **metrics: float) -> Event:
         return Event(

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import torch
 
 from .. import losses
-from ..types import Batch, Count, Event, Natural, NonNegative, Reward
+from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy
 from .dpo import DPO
-from .training import NEEDS, TrainablePolicy, judge, noisy, roll
+from .training import NEEDS, judge, noisy, roll
 
 
 @dataclass(frozen=True)

@@ -18,9 +18,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import BadInput, Batch, Count, Event, Media, NonNegative, Reward, Trajectory, derive
+from ..types import BadInput, Batch, Count, Event, Media, NonNegative, Reward, TrainablePolicy, Trajectory, derive
 from .best import gaussian
-from .training import TrainablePolicy, glide
+from .steps import glide
 
 NEEDS = frozenset({"trainable", "latents", "reward", "differentiable"})
 

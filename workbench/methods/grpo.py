@@ -25,8 +25,8 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..types import Batch, Count, Event, Natural, NonNegative, Reward, Trajectory, derive
-from .training import NEEDS, Advantage, Judged, TrainablePolicy, judge, noisy, roll
+from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory, derive
+from .training import NEEDS, Advantage, Judged, judge, noisy, roll
 from .windowed import pace, walk
 
 

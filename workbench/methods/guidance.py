@@ -23,7 +23,8 @@ import torch
 from torch import Tensor
 
 from ..types import Batch, Event, Media, Natural, NonNegative, Policy, Reward, Transition, derive
-from .tilt import base_step, capped, finished, level, renoised, still, tilted, unit, within
+from .steps import level
+from .tilt import base_step, capped, finished, renoised, still, tilted, unit, within
 
 
 @dataclass(frozen=True)

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 
 from .. import losses
-from ..types import Batch, Event, Reward, Trajectory, derive
+from ..types import Batch, Event, Reward, TrainablePolicy, Trajectory, derive
 from .best import gaussian
-from .training import Advantage, TrainablePolicy, judge, roll
-from .windowed import noise_level
+from .steps import level
+from .training import Advantage, judge, roll
 
 
 @dataclass(frozen=True)
@@ -117,4 +117,4 @@ def look(method, policy, path: Trajectory, weight: Tensor, batch: Batch, i: int,
         with torch.no_grad(), policy.reference() if name == "reference" else policy.use(name):
             found[name] = policy.predict(x, i, prompts, guidance).x0
     live = policy.predict(x, i, prompts, method.guidance).x0
-    return Seen(x0, noise_level(policy, i), weight[rows], group.to(x0.device), live, **found)
+    return Seen(x0, level(policy, i)[1], weight[rows], group.to(x0.device), live, **found)

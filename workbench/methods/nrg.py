@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from ..types import BadInput, Batch, Event, Natural, NonNegative, Policy, Reward, derive
-from .tilt import base_step, capped, finished, level, still, tilted, unit, within
+from .steps import level
+from .tilt import base_step, capped, finished, still, tilted, unit, within
 
 
 @runtime_checkable

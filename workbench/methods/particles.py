@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..types import BadInput, Batch, Event, Media, Policy, Transition, derive
+from .steps import later
 
 
 def slots(policy: Policy, batch: Batch, k: int) -> tuple[Tensor, list[torch.Generator]]:
@@ -21,10 +22,7 @@ def slots(policy: Policy, batch: Batch, k: int) -> tuple[Tensor, list[torch.Gene
     draws for seed s_j; s_0 is the sample's own seed, so one particle is the base and all first noises are best-of-n's."""
     seeds = [s if j == 0 else derive(s, "candidate", j) for s in batch.seeds for j in range(k)]
     noise = policy.noise(seeds)
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
-    for g in generators:
-        torch.randn(noise.shape[1:], generator=g)  # the noise itself was its first draw
-    return policy.start(noise), generators
+    return policy.start(noise), later(seeds, noise)
 
 
 def filled(r: Tensor, last: Tensor) -> Tensor:

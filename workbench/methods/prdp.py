@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import Batch, Count, Event, Natural, NonNegative, Reward, Trajectory
-from .training import NEEDS, TrainablePolicy, judge, noisy, roll
+from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory
+from .training import NEEDS, judge, noisy, roll
 
 
 @dataclass(frozen=True)

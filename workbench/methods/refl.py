@@ -14,9 +14,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from ..types import BadInput, Batch, Event, NonNegative, Reward, derive
+from ..types import BadInput, Batch, Event, NonNegative, Reward, TrainablePolicy, derive
 from .direct import NEEDS, climb, taught
-from .training import TrainablePolicy
 
 
 @dataclass(frozen=True)

@@ -14,13 +14,15 @@ A policy's guided prediction is w eps(x_i, c) + (1 - w) eps(x_i, nothing), so th
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
 from ..types import BadInput, Batch, Event, Media, Natural, NonNegative, Policy, Prediction, Reward, derive
+from .best import Best
+from .steps import onward
 
 
 @runtime_checkable
@@ -51,7 +53,7 @@ class Rewrite:
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         """Where there are fewer than n wordings, the prompt itself is tried again with another noise."""
         for batch in batches:
-            wordings = self.wordings(policy, batch)
+            wordings, best, kept = self.wordings(policy, batch), Best(batch), torch.zeros(len(batch), dtype=torch.bool)
             for j in range(self.n + 1):
                 said = [words[j] if j < len(words) else p for words, p in zip(wordings, batch.prompts, strict=True)]
                 again = [j > 0 and (self.fresh or j >= len(words)) for words in wordings]
@@ -59,14 +61,9 @@ class Rewrite:
                 z = policy.noise(seeds)
                 media = self.make(policy, batch, said, z) if j else plain(policy, batch, batch.prompts, z)
                 r = reward(media=media, prompts=batch.prompts)  # [B], by the original prompts
-                if j == 0:
-                    best, best_r, kept = media.data.clone(), r.clone(), torch.zeros_like(r, dtype=torch.bool)
-                better = (r > best_r) | (best_r.isnan() & ~r.isnan())
-                best[better], best_r[better] = media.data[better], r[better]
-                kept |= better & torch.tensor([a != b for a, b in zip(said, batch.prompts, strict=True)]).to(r.device)
-                metrics = {"reward": best_r.nanmean().item(), "reworded": kept.float().mean().item()}
-                rows = {"prompts": batch.prompts, "seeds": batch.seeds, "scores": {"reward": best_r.clone()}}
-                yield Event(j, metrics, replace(media, data=best.clone()), **rows, final=j == self.n)
+                better = best.take(media, r).cpu()
+                kept |= better & torch.tensor([a != b for a, b in zip(said, batch.prompts, strict=True)])
+                yield best.event(j, final=j == self.n, reworded=kept.float().mean().item())
 
     def wordings(self, policy: Policy, batch: Batch) -> list[list[str]]:
         """[B]: each prompt, then its wordings."""
@@ -102,7 +99,7 @@ class Centred(Rewrite):
         x = policy.start(z)
         for i in range(policy.steps):
             p = mixed(policy.predict(x, i, batch.prompts), policy.predict(x, i, said), self.share)
-            x = policy.noised(p.x0, i + 1, p.eps) if i + 1 < policy.steps else p.x0
+            x = onward(policy, i, p)
         return policy.decode(x, batch.prompts)
 
 

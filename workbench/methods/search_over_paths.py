@@ -18,6 +18,7 @@ from torch import Tensor
 
 from ..types import Batch, Count, Event, Natural, NonNegative, Policy, Reward, derive
 from .best import Best, gaussian
+from .steps import glide
 
 
 @dataclass(frozen=True)
@@ -71,8 +72,7 @@ def redenoised(policy: Policy, x0: Tensor, i: int, batch: Batch, draw: int) -> T
     """Clean latents [B,*latent]: x0 noised to index i afresh, then first-order deterministic steps to the end."""
     x = policy.noised(x0, i, gaussian(batch.seeds, x0.shape[1:], "branch", draw).to(x0))
     for k in range(i, policy.steps):
-        said = policy.predict(x, k, batch.prompts)
-        x = said.x0 if k + 1 == policy.steps else policy.noised(said.x0, k + 1, said.eps)
+        x = glide(policy, x, k, batch.prompts)
     return x
 
 

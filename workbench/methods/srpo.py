@@ -22,11 +22,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..types import BadInput, Batch, Event, NonNegative, Policy, Reward, derive
+from ..types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive
 from .best import gaussian
 from .direct import NEEDS
-from .training import TrainablePolicy, roll
-from .windowed import noise_level, signal_level
+from .steps import level
+from .training import roll
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class SRPO:
                 (i + 1, self.k, (self.good, self.bad)),
                 (i - 1, self.k_inverse, (self.bad, self.good)),
             ):
-                if j < i and not signal_level(policy, j):
+                if j < i and not level(policy, j)[0]:
                     continue  # pure noise holds nothing of x0
                 media = policy.decode(align(policy, x0, i, j, batch), batch.prompts)
                 wanted, other = (reward(media=media, prompts=[w + p for p in batch.prompts]) for w in words)
@@ -89,4 +89,5 @@ def align(policy: Policy, x0: Tensor, i: int, j: int, batch: Batch) -> Tensor:
     if j == policy.steps:
         return seen.x0
     x = policy.noised(seen.x0, j, seen.eps)
-    return (x - noise_level(policy, j) * eps) / signal_level(policy, j).to(x)
+    a, s = level(policy, j)
+    return (x - s * eps) / a

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..types import Batch, Event, Policy, Reward, Transition
+from .steps import level, onward
 
 
 def within(i: int, steps: int, start: float, stop: float) -> bool:
@@ -20,21 +21,12 @@ def within(i: int, steps: int, start: float, stop: float) -> bool:
     return start * steps <= i < stop * steps
 
 
-def level(policy: Policy, i: int) -> tuple[float, float]:
-    """a and s of x_i = a x0 + s eps; 1 and 0 after the last step."""
-    if i == policy.steps:
-        return 1.0, 0.0
-    one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
-    return policy.noised(one, i, none).item(), policy.noised(none, i, one).item()
-
-
 def base_step(policy: Policy, x: Tensor, i: int, prompts: Sequence[str], base: str) -> Transition:
     """The unguided step: the policy's own Gaussian one (sde), or the deterministic first-order one (ode), std 0."""
     if base == "sde":
         return policy.transition(x, i, prompts)
     p = policy.predict(x, i, prompts)
-    mean = policy.noised(p.x0, i + 1, p.eps) if i + 1 < policy.steps else p.x0
-    return Transition(mean, torch.zeros((), device=x.device), p.x0)
+    return Transition(onward(policy, i, p), torch.zeros((), device=x.device), p.x0)
 
 
 def tilted(policy: Policy, law: Transition, i: int, delta: Tensor) -> Transition:

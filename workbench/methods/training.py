@@ -6,30 +6,14 @@ group whose rewards are equal, and what a method leaves out.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import AbstractContextManager
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..advantages import centre, gdpo, leave_one_out, zscore
 from ..types import BadInput, Batch, Event, Media, Policy, Reward, Trajectory, derive
-
-
-class TrainablePolicy(Policy, Protocol):
-    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they are."""
-
-    def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer: ...
-    def backward(self, loss: Tensor) -> None: ...  # gradients add up until update
-    def update(self) -> float: ...  # clip, step, zero; the gradient's norm before it was clipped, 0 if there is none
-    def reference(self) -> AbstractContextManager: ...  # inside, the weights are those before any training
-    def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
-    def follow(
-        self, name: str, decay: float
-    ) -> None: ...  # copy <- decay copy + (1 - decay) live; at first, the live ones
-
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
@@ -104,12 +88,6 @@ def judge(reward: Reward, path: Trajectory, group: int) -> Judged:
         r = reward(**asked)
     r = r.to(path.x.device).double()
     return Judged(path, r.where(r.isfinite(), torch.nan), parts, getattr(reward, "weights", {}), group)
-
-
-def glide(policy: Policy, x: Tensor, i: int, prompts: Sequence[str]) -> Tensor:
-    """[B,*latent]: the deterministic first-order step from x_i; the last one ends in the clean latent."""
-    seen = policy.predict(x, i, prompts)
-    return seen.x0 if i == policy.steps - 1 else policy.noised(seen.x0, i + 1, seen.eps)
 
 
 def noisy(path: Trajectory) -> tuple[int, ...]:

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
-from torch import Tensor
 
 from ..types import Batch, Media, Policy, Trajectory
-from .training import glide, spread
+from .steps import glide, later, level
+from .training import spread
 
 
 @torch.no_grad()
@@ -33,10 +33,8 @@ def walk(
 
 def _walk(policy: Policy, batch: Batch, group: int, window: range, same_noise: bool) -> Trajectory:
     prompts, seeds = spread(batch, group)
-    generators = [torch.Generator().manual_seed(s) for s in seeds]
     noise = policy.noise(seeds[::group] if same_noise else seeds)
-    for g in generators:
-        torch.randn(noise.shape[1:], generator=g)  # the noise itself is a seed's first draw
+    generators = later(seeds, noise)
     x, copies, states, marks = policy.start(noise), group if same_noise else 1, [], []
     scores = torch.zeros(len(seeds), policy.steps, dtype=torch.float64, device=x.device)
     for i in range(policy.steps):
@@ -57,14 +55,5 @@ def _walk(policy: Policy, batch: Batch, group: int, window: range, same_noise: b
 
 def pace(policy: Policy, i: int, steps: Sequence[int]) -> float:
     """One over the length s_i - s_{i+1} of step i in noise level, over the mean of the same of all `steps`."""
-    inverse = {j: 1 / max(noise_level(policy, j) - noise_level(policy, j + 1), 1e-6) for j in steps}
+    inverse = {j: 1 / max(level(policy, j)[1] - level(policy, j + 1)[1], 1e-6) for j in steps}
     return inverse[i] * len(inverse) / sum(inverse.values())
-
-
-def noise_level(policy: Policy, i: int) -> float:
-    """s_i in x_i = a_i x0 + s_i eps; 0 at the end of the chain."""
-    return 0.0 if i == policy.steps else float(policy.noised(torch.zeros(1), i, torch.ones(1)))
-
-
-def signal_level(policy: Policy, i: int) -> Tensor:
-    return policy.noised(torch.ones(1), i, torch.zeros(1))
