@@ -7,6 +7,7 @@ packs), noise in the layout in which the pipeline draws it; `start` turns the on
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import nullcontext
@@ -16,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.types import Media, Modality, Prediction, Trajectory, Transition
+from workbench.types import Media, Modality, Prediction, Stopped, Trajectory, Transition
 
 from . import schedule, seams
 from .anatomy import Anatomy, find, remembers
@@ -57,6 +58,7 @@ class Policy:
         self.decodes = 0  # rows decoded so far
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
+        self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         self.memory = memory  # how many prompt batches keep their encodings
         self._prompted: OrderedDict[tuple, Prompted] = OrderedDict()
@@ -280,6 +282,8 @@ class Policy:
         return any(p.requires_grad for name in names for p in parts[name].parameters())
 
     def _count(self, rows: int) -> None:
+        if self.stop is not None and self.stop.is_set():
+            raise Stopped
         self.nfe += rows
 
     def arguments(self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 TOKEN = "_workbench_seam"  # the mark on a scheduler instance whose steps are ours to see
 
 
-class Stop(Exception):  # noqa: N818: it is no error
+class Stop(Exception):
     """Raised by a hook to leave the pipeline; `run` returns its value."""
 
     def __init__(self, value: Any = None):

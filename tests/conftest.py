@@ -8,6 +8,7 @@ import tempfile
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # a worker a core: more threads than cores wait for one another
 _CACHE = tempfile.TemporaryDirectory(prefix="workbench-tests-")
 os.environ["WORKBENCH_CACHE"] = _CACHE.name  # embedded references: never the user's own
 

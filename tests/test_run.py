@@ -9,13 +9,16 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
+import pipelines
 from workbench import cli, config, findings, media, run, store
 from workbench.assets import ROOT
 from workbench.methods import METHODS
@@ -210,3 +213,45 @@ def test_batches_are_seeded_so_that_what_ran_before_does_not_matter(small, tmp_p
     alone = execute(tmp_path, **SMALL | {"contestants": {"reno": {"iterations": 2}}})
     kept = {k: v for k, v in files(small).items() if k.startswith(("media/reno", "latents/reno"))}
     assert kept.items() <= files(alone).items()
+
+
+def test_a_run_may_change_threads_under_way_as_it_does_in_a_server(tmp_path):
+    plan = run.plan(settings(limit=2, method="sample"))
+    folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
+    going = run.execute(plan, folder)
+    while ThreadPoolExecutor(1).submit(next, going, None).result() is not None:
+        pass
+    assert folder.read()["status"] == "done"
+
+
+def test_a_stopped_run_delivers_the_best_so_far_and_goes_on_to_the_table_of_an_uninterrupted_one(small, tmp_path):
+    plan, stop = run.plan(settings(**SMALL)), threading.Event()
+    folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
+    seen = []
+    for p in run.execute(plan, folder, stop):
+        seen.append(p)
+        if p.contestant == "best_of_n":
+            stop.set()
+    assert seen[-1].event.final and seen[-1].contestant == "best_of_n" and seen[-1].event.media is not None
+    assert folder.read()["status"] == "stopped"
+    base, cut, never = folder.read("summary.json")["contestants"]
+    assert "failed" not in base and {cut["failed"], never["failed"]} == {"did not finish"}
+    for _ in run.execute(plan, folder):
+        pass
+    assert verdict(folder) == verdict(small) and files(folder) == files(small)
+
+
+def test_a_stop_comes_between_two_calls_of_the_denoiser_and_what_has_nothing_to_deliver_delivers_nothing(tmp_path):
+    plan, stop = run.plan(settings(limit=2, pipeline="starter-image-teacher", method="sample")), threading.Event()
+    folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
+    policies = []
+
+    def load(*args, **settings):
+        policy = pipelines.load(*args, **settings)
+        count = policy._count
+        policy._count = lambda rows: (stop.set() if policy.nfe > 2 * rows else None, count(rows))
+        policies.append(policy)
+        return policy
+
+    assert not [p for p in run.execute(plan, folder, stop, load) if p.event]
+    assert 0 < policies[0].nfe < 2 * 8 and folder.read()["status"] == "stopped"

@@ -12,6 +12,7 @@ import platform
 import random
 import shutil
 import subprocess
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -37,7 +38,7 @@ from .methods import METHODS, name_of
 from .parts import supplied
 from .strict import build
 from .summary import summarise
-from .types import BadInput, Batch, Event, Media, derive
+from .types import BadInput, Batch, Event, Media, Stopped, derive
 
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
 
@@ -181,27 +182,31 @@ def weights_mb(plan: Plan) -> float:
     return sum(f.stat().st_size for folder in folders for f in folder.rglob("*.safetensors")) / 2**20
 
 
-def execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
+def execute(
+    plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load=pipelines.load
+) -> Iterator[Progress]:
     """Make, judge and store what is not done yet; `summary.json`, `grid.png` and `report.html` at the end.
 
-    Raises BadInput while another process works on the same run.
+    Once `stop` is set, what is being made is delivered as it is and nothing else is begun; the same run goes on from
+    there. `load` may remember pipelines. Raises BadInput while another process works on the same run.
     """
     with folder.alone():
-        yield from _execute(plan, folder)
+        yield from _execute(plan, folder, stop or threading.Event(), load)
 
 
-def _execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
+def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
     done, started = folder.rewind(), folder.read()
     record = started or _record(plan)
     folder.write("run.json", record | {"status": "running"})
     status = "failed"
     try:
         if missing := [n for n in plan.methods if any((n, b) not in done for b in range(plan.batches))]:
-            yield from _make(plan, folder, missing, done)
+            yield from _make(plan, folder, missing, done, stop, load)
         summary = summarise(plan, folder)
         folder.write("summary.json", summary)
         report.write_report(folder.path)
-        status = "failed" if any("failed" in c for c in summary["contestants"]) else "done"
+        failed = any("failed" in c for c in summary["contestants"])
+        status = "stopped" if stop.is_set() else "failed" if failed else "done"
     except (KeyboardInterrupt, GeneratorExit):
         status = "stopped"
         raise
@@ -216,14 +221,17 @@ def _execute(plan: Plan, folder: store.RunFolder) -> Iterator[Progress]:
             store.sync(folder.path.parent, folder)
 
 
-def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set) -> Iterator[Progress]:
+def _make(
+    plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set, stop: threading.Event, load
+) -> Iterator[Progress]:
     config, loaded, policy = plan.config, None, None
     optimised = Counted(controlled(plan.reward, config, [r[1] for r in plan.rows]))
     for name in missing:
         if plan.pipelines[name] is not loaded:
             policy = None  # one pipeline in memory at a time
             loaded = plan.pipelines[name]
-            policy = pipelines.load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
+            policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
+            policy.stop = stop
         method, meter = supplied(plan.methods[name]), Meter(policy, optimised)
         for number, (rows, batch) in enumerate(data.batches(plan.rows, config.batch)):
             if (name, number) in done:
@@ -231,12 +239,13 @@ def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set
                 continue
             meter.cost, judged_at = Cost(), 0.0
             try:
-                for event in metered(method, policy, optimised, batch, meter, plan.budget):
+                for event in metered(method, policy, optimised, batch, meter, plan.budget, stop):
                     metrics = {key: _number(value) for key, value in event.metrics.items()}
                     entry = {"contestant": name, "batch": number, "step": event.step, "metrics": metrics}
                     entry |= {"rows": len(rows), "cost": dataclasses.asdict(meter.cost)}
                     if event.final:
                         entry |= {"final": True, "samples": _keep(plan, folder, name, number, rows, event)}
+                        entry |= {"stopped": True} if stop.is_set() else {}
                     elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
                         judged_at = meter.cost.nfe
                         seen = judge(plan, media.quantise(event.media.detach()), event.prompts)
@@ -245,6 +254,8 @@ def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set
                     yield Progress(name, number, plan.batches, event, folder.path)
             except (BadInput, OSError):
                 raise
+            except Stopped:
+                return
             except Exception as error:  # one contestant's failure is reported in the table; the others go on
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
                 store.write_atomic(folder.path / f"failure-{name}.txt", traceback.format_exc())
@@ -253,23 +264,40 @@ def _make(plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set
                 break
 
 
-def metered(method, policy, reward, batch: Batch, meter: Meter, budget: Budget | None = None) -> Iterator[Event]:
+def metered(
+    method,
+    policy,
+    reward,
+    batch: Batch,
+    meter: Meter,
+    budget: Budget | None = None,
+    stop: threading.Event | None = None,
+) -> Iterator[Event]:
     """The method's events for one batch, with only the method's own work on the meter. Global randomness is seeded by the
     batch, so that a batch comes out the same whatever ran before it. An event after which another like it would not fit
-    into the budget is the last one, and what it carries is delivered."""
+    into the budget is the last one, and what it carries is delivered; so is the last one before a stop, which comes
+    between two calls of the denoiser. Raises Stopped where there is nothing to deliver."""
     seed = derive(batch.seeds[0], "batch")
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-    events, spent = method(policy, reward, [batch]), Cost()
+    events, spent, best = method(policy, reward, [batch]), Cost(), None
     while True:
-        with meter:
-            event = next(events, None)
+        try:
+            with meter:
+                event = next(events, None)
+        except Stopped:
+            if best is None:
+                raise
+            yield replace(best, final=True)
+            return
         if event is None:
             return
-        if budget and not event.final and event.media is not None and budget.full(spent, meter.cost, len(batch)):
+        cut = stop is not None and stop.is_set()
+        cut = cut or bool(budget and budget.full(spent, meter.cost, len(batch)))
+        if cut and not event.final and event.media is not None:
             events.close()
             yield replace(event, final=True)
             return
-        spent = meter.cost
+        spent, best = meter.cost, best if event.media is None else event
         yield event
 
 

@@ -106,9 +106,9 @@ class RunFolder:
     def alone(self) -> Iterator[None]:
         """Raises BadInput while another process works in this folder; a process that dies gives it back.
 
-        The lock is SQLite's, which every platform has.
+        The lock is SQLite's, which every platform has; a run that a server drives may change threads under it.
         """
-        db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None)
+        db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None, check_same_thread=False)
         try:
             db.execute("BEGIN EXCLUSIVE")
         except sqlite3.OperationalError:
@@ -148,7 +148,7 @@ class RunFolder:
     def rewind(self) -> set[tuple[str, int]]:
         """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""
         events = self.events()
-        done = {(e["contestant"], e["batch"]) for e in events if e.get("final")}
+        done = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
         kept = [e for e in events if (e["contestant"], e.get("batch")) in done]
         write_atomic(self.path / "events.jsonl", "".join(map(line, kept)))
         return done

@@ -22,6 +22,10 @@ class BadInput(ValueError):
     """What the user gave can't work. One sentence: what, where, what to do. The command line exits with 2."""
 
 
+class Stopped(Exception):
+    """Somebody asked a policy at work to stop."""
+
+
 @dataclass(frozen=True)
 class AtLeast:
     """A lower bound on a setting, read by workbench.strict."""
