@@ -43,6 +43,9 @@ class Exact:
 
     objectives = ("up", "down")
 
+    def __repr__(self) -> str:
+        return "Exact()"
+
     def __init__(self, slope: float = 1.0, latent: tuple[int, ...] = (1, 1, 1)):
         self.slope, self.latent = slope, latent
 

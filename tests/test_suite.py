@@ -154,7 +154,7 @@ def test_partiprompts_is_an_imagefolder_with_category_and_challenge(made):
     assert len(rows) == 4 and rows[2]["file_name"] == "00001_0.png"
 
 
-@pytest.mark.parametrize("name", set(benchmarks.SUITES) - {"partiprompts"})
+@pytest.mark.parametrize("name", sorted(set(benchmarks.SUITES) - {"partiprompts"}))
 def test_the_scorers_commands_are_one_shell_line_each_that_names_what_was_made(made, name):
     job, manifest = made[name]
     assert manifest["score"] and manifest["scorer"] == benchmarks.SUITES[name].scorer
