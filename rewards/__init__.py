@@ -13,8 +13,11 @@ from typing import Any
 from workbench import strict
 from workbench.types import BadInput, Reward, RewardSpec
 
-from . import aesthetic, encoders, exemplar, imagereward, judge_client, mps, social
+from . import aesthetic, audiobox, ears, encoders, exemplar, imagereward, judge_client, mps, social
 from .aesthetic import Aesthetic
+from .audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
+from .audiobox import Audiobox
+from .clap import CLAPScore
 from .clip import CLIPScore, StarterCLIP
 from .coverage import PRDC
 from .credit import LeaveOneOut, Witness
@@ -33,6 +36,7 @@ from .judge_named import (
     VideoDimensions,
 )
 from .learned import Learned
+from .loudness import Clipping, Gated, Loudness, Silence
 from .mmd import CMMD, KAD, KID
 from .mps import MPS
 from .personal import Personal
@@ -41,6 +45,7 @@ from .remote import Remote
 from .simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
 from .social import Social
 from .vendi import Vendi
+from .video import Consistency, Frames, Motion
 
 REWARDS: dict[str, type] = {
     # exact, without weights
@@ -58,6 +63,22 @@ REWARDS: dict[str, type] = {
     "hps": HPS,
     "imagereward": ImageReward,
     "mps": MPS,
+    # sound
+    "clap": CLAPScore,
+    "audiobox": Audiobox,
+    "loudness": Loudness,
+    "clipping": Clipping,
+    "silence": Silence,
+    "gated": Gated,
+    "fad": FAD,
+    "audio_kad": AudioKAD,
+    "audio_vendi": AudioVendi,
+    "audio_exemplar": AudioExemplar,
+    "song_set": SongSet,
+    # film
+    "frames": Frames,
+    "motion": Motion,
+    "consistency": Consistency,
     # whole sets, examples, and the credit of single samples in a set
     "frechet": Frechet,
     "kid": KID,
@@ -124,6 +145,6 @@ def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
 
 def release() -> None:
     """Forget every loaded backbone and head."""
-    heads = (aesthetic._head, social._head, imagereward._load, mps._load)
+    heads = (aesthetic._head, audiobox._load, ears._load, social._head, imagereward._load, mps._load)
     for cache in (encoders._load, exemplar._target, judge_client.client, *heads):
         cache.cache_clear()

@@ -254,6 +254,23 @@ SMALL |= {
     "learned": lambda folder: {"path": taste(folder)},
     "personal": lambda folder: {"path": tastes(folder)},
 }
+SMALL |= dict.fromkeys(("fad", "audio_kad", "audio_vendi"), lambda folder: {"model": "logmel", "rows": "songs"})
+SMALL |= {
+    "clap": lambda folder: {"model": heard().clap_folder(folder)},
+    "audiobox": lambda folder: heard().audiobox_files(folder),
+    "gated": lambda folder: {"of": "loudness"},
+    "audio_exemplar": lambda folder: {"model": "logmel"},
+    "song_set": lambda folder: {"of": {"audio_vendi": {"model": "logmel", "window": 0.2}}},
+    "frames": lambda folder: {"of": "brightness"},
+    "consistency": lambda folder: SMALL["social"](folder),
+}
+
+
+def heard():
+    """The small models that hear, which stand on this file."""
+    import sound_fixtures
+
+    return sound_fixtures
 
 
 @functools.cache
@@ -336,4 +353,7 @@ def media_for(spec: RewardSpec, n: int, seed: int = 0) -> Media:
         return Media(data, "image")
     if "video" in spec.modalities:
         return Media(torch.rand(n, 4, 3, 24, 32, generator=g) * 0.9 + 0.05, "video", rate=8.0)
-    return Media(torch.rand(n, 1, 8000, generator=g) - 0.5, "audio", rate=8000.0)
+    data = torch.rand(n, 1, 8000, generator=g) - 0.5
+    for b in range(n):
+        data[b, :, :b], data[b, :, 4000 : 4000 + 400 * b] = 1.0, 0.0
+    return Media(data, "audio", rate=8000.0)

@@ -11,25 +11,22 @@ import hashlib
 import io
 import json
 import struct
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
-from . import films, pictures
+from . import films, pictures, sounds
 from .assets import write_atomic
 from .types import BadInput, Media
 
 SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
-FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as are
-SOUNDS = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})
-READABLE = pictures.SUFFIXES | FILMS | SOUNDS | {".wav"}
+FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
+READABLE = pictures.SUFFIXES | FILMS | sounds.SUFFIXES
 
 
 def fingerprint(path: str | Path) -> str:
@@ -168,15 +165,13 @@ def look(path: str | Path) -> Found:
         raise BadInput(f"{path}: the file is empty")
     try:
         if suffix in FILMS:
-            data, rate = films.film(path)
-            return Found(Media(data, "video", rate), {})
-        if suffix in SOUNDS:
-            return _heard(path, *films.sound(path), {})
-        return _wav(path) if suffix == ".wav" else _picture(path)
+            data, rate, story = films.film(path)
+            return Found(Media(data, "video", rate), story)
+        return _heard(*sounds.read(path)) if suffix in sounds.SUFFIXES else _picture(path)
     except BadInput:
         raise
     except (*pictures.BROKEN, Image.DecompressionBombError) as error:
-        kind = "sound" if suffix in SOUNDS | {".wav"} else "clip" if suffix in FILMS else "picture"
+        kind = "clip" if suffix in FILMS else "picture"
         why = "broken or cut short" if suffix in READABLE else "not a picture, a clip or a sound that can be read"
         raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
 
@@ -203,28 +198,8 @@ def _picture(path: Path) -> Found:
     return Found(Media(data, "video", round(1000 * sum(held) / sum(spent), 6)), story, tuple(notes))
 
 
-def _wav(path: Path) -> Found:
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # a file cut short is only a warning there
-        try:
-            rate, samples = wavfile.read(path)
-        except wavfile.WavFileWarning as error:
-            raise ValueError(str(error)) from error
-    if samples.dtype == np.uint8:
-        samples = (samples.astype(np.float32) - 128) / 128
-    elif samples.dtype.kind == "i":
-        samples = samples / float(-np.iinfo(samples.dtype).min)
-    content = path.read_bytes()
-    at = content.rfind(b"INFOICMT")
-    story = json.loads(content[at + 12 :].rstrip(b"\0")) if at > 0 else {}
-    samples = samples[:, None] if samples.ndim == 1 else samples
-    return _heard(path, torch.from_numpy(samples.astype(np.float32)).T, rate, story)
-
-
-def _heard(path: Path, data: torch.Tensor, rate: float, story: dict) -> Found:
+def _heard(data: torch.Tensor, rate: float, story: dict) -> Found:
     """A sound [C,L], looked over."""
-    if not data.numel() or rate <= 0:
-        raise BadInput(f"{path}: holds no sound ({data.shape[-1]} samples at {rate:g} a second)")
     finite = data[data.isfinite()]
     notes = {
         "silent: every sample is the same": bool((data == data.flatten()[0]).all()),

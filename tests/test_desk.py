@@ -1,0 +1,108 @@
+"""The desk at which the app's models work: one job at a time, a queue that is seen, stops that are heard."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+import pytest
+
+from workbench.types import BadInput
+from workbench.ui import desk as desks
+
+
+@pytest.fixture
+def desk():
+    return desks.Desk()
+
+
+def counting(upto: int, pause: float = 0.01):
+    def work(stop):
+        for n in range(upto):
+            if stop.is_set():
+                return
+            yield n
+            time.sleep(pause)
+
+    return work
+
+
+def wait(job: desks.Job) -> list:
+    return list(job.watch(0.01))
+
+
+def test_a_job_is_watched_from_its_first_view_to_its_last(desk):
+    job = desk.submit("count", counting(5))
+    views = wait(job)
+    assert views[-1] == 4 and job.state == "done" and job.over and 0 < job.seconds < 5
+    assert [v for v in views if v is not None] == sorted(v for v in views if v is not None)
+
+
+def test_jobs_work_one_at_a_time_in_the_order_in_which_they_came(desk):
+    at_work, seen, most = threading.Semaphore(1), [], []
+
+    def work(name):
+        def go(stop):
+            most.append(at_work.acquire(blocking=False))
+            seen.append(name)
+            time.sleep(0.02)
+            at_work.release()
+            yield name
+
+        return go
+
+    jobs = [desk.submit(name, work(name)) for name in "abc"]
+    assert [desk.ahead(job) for job in jobs] == [0, 1, 2]
+    for job in jobs:
+        wait(job)
+    assert seen == list("abc") and all(most) and desk.queue() == []
+
+
+def test_a_job_that_is_asked_to_stop_ends_with_what_it_has(desk):
+    job = desk.submit("count", counting(10_000))
+    while job.latest is None:
+        time.sleep(0.005)
+    desk.stop(job)
+    views = wait(job)
+    assert job.state == "stopped" and 0 <= views[-1] < 9_999
+
+
+def test_a_waiting_job_that_is_stopped_never_begins(desk):
+    first, second = desk.submit("long", counting(10_000)), desk.submit("never", counting(1))
+    desk.stop(second)
+    assert second.state == "stopped" and wait(second) == [None] and second.began == 0
+    desk.stop(first)
+    wait(first)
+
+
+def test_whoever_leaves_early_stops_the_job_and_frees_the_desk(desk):
+    job = desk.submit("long", counting(10_000))
+    watching = job.watch(0.01)
+    next(watching)
+    watching.close()
+    assert wait(desk.submit("next", counting(1)))[-1] == 0 and job.state == "stopped"
+
+
+def test_a_failure_reaches_the_watcher_and_the_desk_goes_on(desk, capsys):
+    def broken(stop):
+        yield 1
+        raise BadInput("no such thing")
+
+    job = desk.submit("broken", broken)
+    with pytest.raises(BadInput, match="no such thing"):
+        wait(job)
+    assert job.state == "failed" and job.latest == 1
+    assert wait(desk.submit("next", counting(1)))[-1] == 0
+
+
+def test_the_queue_has_an_end(desk):
+    jobs = [desk.submit("long", counting(10_000)) for _ in range(desks.WAITING + 1)]
+    with pytest.raises(BadInput, match="wait already"):
+        desk.submit("one too many", counting(1))
+    for job in reversed(jobs):
+        desk.stop(job)
+
+
+def test_a_clock_ticks_for_the_watcher_while_nothing_new_comes(desk):
+    job = desk.submit("slow", counting(1, pause=0.2))
+    assert len(wait(job)) > 5
