@@ -1,112 +1,118 @@
-"""The Gradio app: the same prompts through several contestants, live, judged by rewards and by an oracle where there is one.
+"""The app: generate, align, compare, vote, and turn votes into rewards, in a browser on this machine.
 
-Thin on purpose: a comparison here is a run like any other, with a run folder, a report, and a command that repeats it.
+    make app                      http://127.0.0.1:7860
+    workbench app --port 8000     the same, elsewhere
+
+Each tab is a file in workbench/ui. What a tab does is a run, a vote or a score like any other, in the folder of runs.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import os
+import shutil
+import tempfile
+import threading
+import time
 from pathlib import Path
 
-import gradio as gr
+os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
-from workbench import catalogue, config, findings, run, store
-from workbench.media import Media, quantise
-from workbench.types import BadInput
+import gradio as gr  # noqa: E402
 
-ABOUT = """# Media Alignment Workbench
-One prompt or several, one a line. Each contestant makes the same prompts from the same noise; the rewards that were
-optimised are marked, the others only watched."""
+from workbench.ui import leaderboard, look, rewards, runs, studio, vote  # noqa: E402
+from workbench.ui.desk import Desk  # noqa: E402
+from workbench.ui.place import Place  # noqa: E402
+
+TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
+LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
+LARGEST = "200mb"  # of an uploaded file
+EXPIRY = 86_400  # seconds that a temporary file is kept
+PREFIX = "workbench-app-"
+HEADER = """<header class="wb-head"><h1>Media Alignment Workbench</h1>
+<p class="wb-note">Any pipeline, any reward, any way to align — and judges that nobody optimised.</p></header>"""
 
 
-def compare(prompts: str, pipeline: str, contestants: list[str], reward: str, iterations: int, seed: int, runs: Path):
-    """Yields (gallery, table, note): previews while the contestants work, the judged result at the end."""
-    lines = [line for line in prompts.splitlines() if line.strip()]
-    settings = {"base": "sample", "best of n": {"name": "best_of_n", "n": iterations + 1}}
-    settings["ReNO"] = {"name": "reno", "iterations": iterations}
-    chosen = {name.replace(" ", "_"): settings[name] for name in ("base", "best of n", "ReNO") if name in contestants}
-    watch = [n for n in ("oracle", "starter_clip") if pipeline.startswith("starter") and n != reward]
+def build(place: Place) -> gr.Blocks:
+    """The page. What it shows is copied to `place.temp` first; no path comes from a user."""
+    with gr.Blocks(title="Media Alignment Workbench", delete_cache=(3600, EXPIRY)) as page:
+        gr.HTML(HEADER)
+        with gr.Tabs():
+            for name, tab in TABS.items():
+                with gr.Tab(name, id=name.split()[-1].lower()):
+                    tab.build(page, place)
+    return page
+
+
+def temporary() -> Path:
+    """A folder that this user alone can read, which gradio's own temporary files share; those that earlier apps left
+    behind are removed, and files that grow old."""
+    home = Path(tempfile.gettempdir())
+    for old in home.glob(f"{PREFIX}*"):
+        if time.time() - old.stat().st_mtime > EXPIRY:
+            shutil.rmtree(old, ignore_errors=True)  # another user's stays
+    made = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+    os.environ["GRADIO_TEMP_DIR"] = str(made / "served")
+    own = made / "own"
+    own.mkdir()
+    threading.Thread(target=_sweep, args=(made,), name="sweep", daemon=True).start()
+    return own
+
+
+def _sweep(folder: Path) -> None:
+    while folder.is_dir():
+        os.utime(folder)  # this app lives
+        expire(folder)
+        time.sleep(3600)
+
+
+def expire(folder: Path) -> None:
+    """Remove the files in it that are old."""
+    for file in folder.rglob("*"):
+        if file.is_file() and time.time() - file.stat().st_mtime > EXPIRY:
+            file.unlink(missing_ok=True)
+
+
+def users(file: Path) -> list[tuple[str, str]]:
+    """The people who may enter: a line `name:password` each. Raises BadInput."""
+    from workbench.types import BadInput  # and torch with it: not before the page stands
+
     try:
-        wanted = config.check(
-            config.RunConfig(
-                pipeline, reward, lines, contestants=chosen, watch=watch or None, name="app", seed=int(seed), batch=16
-            )
-        )
-        plan = run.plan(wanted)
-        run.room(plan, runs)
-        folder = store.RunFolder.open(runs, "app", dataclasses.asdict(wanted), fresh=True)
-        shown: dict[tuple, tuple] = {}
-        for p in run.execute(plan, folder):
-            if p.event is None or p.event.media is None:
-                continue
-            for b, prompt in enumerate(p.event.prompts):
-                shown[p.contestant, p.event.seeds[b]] = (picture(p.event.media, b), f"{p.contestant}: {prompt}")
-            yield list(shown.values()), None, f"{p.contestant}, step {p.event.step}"
-    except BadInput as error:
-        raise gr.Error(str(error), print_exception=False) from None
-    summary = folder.read("summary.json")
-    said = [*findings.headline(summary), f"Run folder: `{folder.path}`"]
-    yield list(shown.values()), rows(summary), "  \n".join(said)
+        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
+    pairs = [line.split(":", 1) for line in lines]
+    if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
+        raise BadInput(f"--auth: {file} must hold name:password on each line, both not empty")
+    return [(name, password) for name, password in pairs]
 
 
-def rows(summary: dict) -> dict:
-    """The summary as a table: a contestant a row, its reward marked where it optimised it."""
-    names = list(summary["contestants"][0].get("rewards", {}))
-    head = ["contestant", *names, "denoiser calls", "seconds"]
-    body = []
-    for c in summary["contestants"]:
-        if "failed" in c:
-            body.append([c["name"], f"failed: {c['failed']}"] + [""] * (len(head) - 2))
-            continue
-        marks = [
-            f"{findings.number(r['mean'])}{' (optimised)' if r['optimised'] else ''}" for r in c["rewards"].values()
-        ]
-        body.append([c["name"], *marks, c["nfe"], findings.number(c["seconds"])])
-    return {"headers": head, "data": body}
+def serve(
+    runs: Path, port: int = 7860, host: str = "127.0.0.1", auth: Path | None = None, share: bool = False
+) -> tuple[gr.Blocks, str]:
+    """Serve the page in the background; the blocks, and the address.
 
+    Raises BadInput when it would be open to others without anybody having to log in, or when the port is taken.
+    """
+    from workbench.types import BadInput
 
-def picture(media: Media, row: int):
-    """[H,W,3] uint8 of one row."""
-    return (quantise(media[row].detach()).data[0] * 255).byte().permute(1, 2, 0).cpu().numpy()
-
-
-def build(runs: Path) -> gr.Blocks:
-    images = [row["name"] for row in catalogue.pipelines() if row["modality"] == "image"]
-    rewards = [r["name"] for r in catalogue.rewards() if "image" in r["modality"] and r["gradient"] == "yes"]
-    with gr.Blocks(title="Media Alignment Workbench") as app:
-        gr.Markdown(ABOUT)
-        with gr.Row():
-            with gr.Column(scale=1):
-                prompts = gr.Textbox(
-                    "a red circle above a blue square\nthree green triangles", label="Prompts", lines=3
-                )
-                pipeline = gr.Dropdown(images, value="starter-image", label="Pipeline")
-                contestants = gr.CheckboxGroup(
-                    ["base", "best of n", "ReNO"], value=["base", "best of n", "ReNO"], label="Contestants"
-                )
-                reward = gr.Dropdown(rewards, value="starter_clip", label="Reward to optimise")
-                iterations = gr.Slider(1, 100, 20, step=1, label="Iterations (best of n draws one more)")
-                seed = gr.Number(0, label="Seed", precision=0, minimum=0)
-                with gr.Row():
-                    go, stop = gr.Button("Compare", variant="primary"), gr.Button("Stop")
-            with gr.Column(scale=2):
-                gallery = gr.Gallery(label="Contestants", columns=3, format="png", object_fit="contain", height=520)
-                note = gr.Markdown()
-                table = gr.Dataframe(label="Judged", interactive=False, wrap=True)
-        inputs = [prompts, pipeline, contestants, reward, iterations, seed]
-
-        def handler(*values):
-            yield from compare(*values, runs=runs)
-
-        job = go.click(handler, inputs, [gallery, table, note], concurrency_limit=1, api_name="compare")
-        stop.click(None, cancels=[job])
-    return app
-
-
-def serve(runs: Path, port: int) -> None:
-    """On the loopback interface only."""
-    build(runs).queue().launch(server_name="127.0.0.1", server_port=port, allowed_paths=[], show_error=False)
+    if (share or host not in LOOPBACK) and auth is None:
+        what = "--share" if share else f"--host {host}"
+        raise BadInput(f"{what} opens the app to others: give --auth FILE, with name:password on each line")
+    place = Place(runs=Path(runs).absolute(), temp=temporary(), desk=Desk())
+    page = build(place)
+    page.queue(max_size=256)
+    try:
+        _, url, shared = page.launch(
+            server_name=host, server_port=port, auth=users(auth) if auth else None, share=share, prevent_thread_lock=True,
+            theme=look.theme(), css=look.CSS, head=look.HEAD, quiet=True, show_error=False, max_file_size=LARGEST,
+            allowed_paths=[str(place.temp)], footer_links=["api"], run_history=False, enable_monitoring=False,
+            ssr_mode=False, mcp_server=False, pwa=False,
+        )  # fmt: skip
+    except OSError:
+        raise BadInput(f"--port: {port} is taken on this machine; give another") from None
+    print(f"Media Alignment Workbench: {shared or url}", flush=True)
+    return page, url
 
 
 if __name__ == "__main__":
-    serve(Path("runs"), 7860)
+    serve(Path("runs"))[0].block_thread()

@@ -1,10 +1,11 @@
 """How media is made: any diffusers pipeline, left as it is, behind one Policy."""
 
 from .adapters import Lora
-from .config import PipelineConfig, read
+from .config import PipelineConfig, adapted, read
 from .export import Exported, Mismatch, export
-from .loading import load, preflight
+from .loading import beside, load, preflight
 from .policy import Policy
+from .rows import Rows
 from .training import TrainablePolicy
 from .transitions import CPS, Ancestral, FlowSDE
 
@@ -18,6 +19,9 @@ __all__ = [
     "PipelineConfig",
     "Policy",
     "TrainablePolicy",
+    "Rows",
+    "adapted",
+    "beside",
     "export",
     "load",
     "preflight",

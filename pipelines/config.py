@@ -13,6 +13,7 @@ from workbench.assets import CONFIGS, resolve
 from workbench.strict import build, nearest
 from workbench.types import BadInput, Count, Modality
 
+from . import installing
 from .folder import class_in, component_class
 from .schedule import FAMILIES
 
@@ -81,6 +82,7 @@ class PipelineConfig:
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
     components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, dtype} or {repo, file}
     kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}: sample by it
+    lora: str = ""  # a safetensors file, or a folder that a training exported, to be put on
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU it is always fp32 unless asked otherwise
     name: str = ""  # where it was read from
 
@@ -91,7 +93,7 @@ class PipelineConfig:
         name = self.scheduler.get("class")
         if name is None and (local := self.folder):
             name = component_class(local, "scheduler")
-        return frozenset({"latents"} if name and name not in FAMILIES else {"latents", "stochastic"})
+        return frozenset({"latents", "trainable"} | ({"stochastic"} if not name or name in FAMILIES else set()))
 
     @property
     def folder(self) -> Path | None:
@@ -108,12 +110,15 @@ def names() -> list[str]:
 
 
 def read(source: str | Path | PipelineConfig) -> PipelineConfig:
-    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id.
+    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id. The folder of
+    a training run, or of what it exported, stands for its base with what was trained.
 
     Raises BadInput, in one sentence, for an unknown name or key, a wrong type, or a pipeline class that can't be a policy.
     """
     if isinstance(source, PipelineConfig):
         return source
+    if exported := _exported(Path(source).expanduser()):
+        return exported
     named = PLACE / f"{source}.yaml"
     path = named if named.is_file() else Path(source).expanduser()
     if path.suffix in (".yaml", ".yml"):
@@ -130,6 +135,31 @@ def read(source: str | Path | PipelineConfig) -> PipelineConfig:
             f"{source}: a hub id needs a config that says how to call it; copy one of configs/pipelines, with repo: {source}"
         )
     raise BadInput(f"there is no pipeline {str(source)!r}; {nearest(str(source), names())}")
+
+
+def adapted(config: PipelineConfig, lora: str | None) -> PipelineConfig:
+    """With a LoRA put on: a safetensors file, or a folder that a training exported. Raises BadInput."""
+    if not lora:
+        return config
+    if config.lora:
+        raise BadInput(f"lora: {config.name} has one already, {config.lora}")
+    installing.find(lora)
+    return replace(config, lora=str(lora))
+
+
+def _exported(folder: Path) -> PipelineConfig | None:
+    """The config in what a training run exported, if `folder` is that run or its export."""
+    home = next((p for p in (folder, folder / "export") if (p / installing.RECORD).is_file()), None)
+    if home is None:
+        several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{installing.RECORD}"))
+        if several:
+            raise BadInput(f"{folder}: trained several contestants; name one: {folder / 'export' / several[0]}")
+        if (folder / "run.json").is_file():
+            raise BadInput(f"{folder}: this run exported no trained weights, so it is no pipeline")
+        return None
+    kept = dict(installing.record(home)["pipeline"])
+    config = build(PipelineConfig, {k: v for k, v in kept.items() if k != "name"}, str(home / installing.RECORD))
+    return replace(config, lora=str(home), name=str(folder))
 
 
 def _parse(path: Path) -> PipelineConfig:

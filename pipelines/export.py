@@ -10,7 +10,7 @@ import json
 import os
 import shutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from .adapters import LIVE, factors, layers, strip
+from .config import PipelineConfig
+from .installing import RECORD, WEIGHTS, quietly
 from .policy import Policy
 from .training import TrainablePolicy
 
-WEIGHTS = "pytorch_lora_weights.safetensors"
 PROMPT, SEED = "a red circle and a blue square", 0
 EXPERT = "transformer_2"  # the second expert of Wan 2.2 and its like: loaded from a file of its own
 
@@ -75,13 +76,15 @@ def export(
     comfy: bool = True,
     merged: bool = False,
     about: Mapping[str, str] | None = None,
+    pipeline: PipelineConfig | None = None,
 ) -> Exported:
     """Write the policy ("train", or a copy of it such as "ema") into `folder`, which appears with its files or not at all.
 
     `pytorch_lora_weights.safetensors` is for `pipe.load_lora_weights(folder)`. Where the pipeline has no such method, each
     denoiser gets a folder in peft's own layout. `comfyui.safetensors` is for ComfyUI, where it knows the model. With
     `merged`, and always where the weights themselves were trained, `merged/<denoiser>` holds the whole denoiser. `about` is
-    put into the files' metadata. Raises FileExistsError for a folder that is there, Mismatch where what is loaded back
+    put into the files' metadata. With `pipeline`, the config of the base, the folder is a pipeline of its own for
+    `pipelines.load`. Raises FileExistsError for a folder that is there, Mismatch where what is loaded back
     differs.
     """
     folder = Path(folder)
@@ -93,6 +96,9 @@ def export(
     try:
         with policy.use(name), torch.no_grad():
             exported = _write(policy, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {})
+        if pipeline is not None:
+            record = {"pipeline": _plain(pipeline), "parts": _parts(policy, temp)}
+            (temp / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in (p for p in temp.rglob("*") if p.is_file()):
             with path.open("rb") as file:
                 os.fsync(file.fileno())
@@ -103,6 +109,21 @@ def export(
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     lines = tuple(line.replace("{folder}", str(folder)) for line in exported.load)
     return Exported(tuple(files), lines, exported.difference, exported.effect, exported.notes)
+
+
+def _plain(config: PipelineConfig) -> dict[str, Any]:
+    """Of the base, without what this export puts on it; a local folder by its whole path."""
+    kept = {key: value for key, value in asdict(config).items() if key not in ("name", "lora")}
+    local = Path(config.repo).expanduser()
+    return kept | ({"repo": str(local.resolve())} if local.is_dir() else {})
+
+
+def _parts(policy: TrainablePolicy, folder: Path) -> dict[str, str]:
+    """Denoiser -> how it was written."""
+    names = sorted(policy.adapters.denoisers)
+    if policy.adapters.lora.targets == "weights":
+        return dict.fromkeys(names, "merged")
+    return {name: "peft" if (folder / name / "adapter_model.safetensors").is_file() else "lora" for name in names}
 
 
 def _write(policy: TrainablePolicy, folder: Path, comfy: bool, merged: bool, about: Mapping[str, str]) -> Exported:
@@ -157,7 +178,8 @@ def _for_diffusers(pipe: Any, name: str, weights: Factors, folder: Path, about: 
     home.mkdir(exist_ok=True)
     config = json.dumps({f"{prefix}.{key}": value for key, value in _config(weights).items()}, sort_keys=True)
     save_file(_tensors(weights, f"{prefix}."), home / WEIGHTS, {**about, "lora_adapter_metadata": config})
-    pipe.load_lora_weights(str(home), weight_name=WEIGHTS, **({f"load_into_{EXPERT}": True} if second else {}))
+    with quietly():
+        pipe.load_lora_weights(str(home), weight_name=WEIGHTS, **({f"load_into_{EXPERT}": True} if second else {}))
     return (
         f'pipe.load_lora_weights("{{folder}}/{name}", load_into_{name}=True)'
         if second

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import inspect
 from collections.abc import Callable, Mapping
@@ -18,7 +19,7 @@ from workbench.types import BadInput
 
 from . import attention as kernels
 from . import folder as folders
-from . import schedule, seams, transitions
+from . import installing, schedule, seams, transitions
 from .config import PipelineConfig, read, refuse
 from .policy import Policy
 from .training import TrainablePolicy, world
@@ -47,7 +48,7 @@ def load(
     where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention)
     kernel = transitions.kernel(**config.kernel) if config.kernel else None
     make = partial(_ready, config, kind, where, chosen)
-    trained = train is not None and _trainable(train, kind, where)
+    trained = train is not None and _trainable(train, kind, where, config)
     pipe = make({})
     policy = (partial(TrainablePolicy, source=make, **train) if trained else Policy)(
         pipe,
@@ -65,6 +66,16 @@ def load(
     return policy
 
 
+def beside(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
+    """The weights of `policy`, as they are at any moment, sampled as `config` says: without the kernel and the settings of
+    its training. Costs no memory."""
+    pipe = copy.copy(policy.pipe)
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+    kernel = transitions.kernel(**config.kernel) if config.kernel else None
+    given = dict(modality=config.modality, rate=config.rate, steps=config.steps, call=config.call, text=config.text)
+    return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **given)
+
+
 def preflight(
     config: PipelineConfig, *, device: str = "auto", dtype: str | torch.dtype | None = None, attention: str = "auto"
 ) -> tuple[torch.device, torch.dtype, str]:
@@ -73,13 +84,19 @@ def preflight(
     refuse(config.pipeline, config.name or config.repo)
     where, kind = _device(device), _dtype(dtype, config, device)
     chosen = kernels.choose(attention, where)
+    if config.lora:
+        installing.find(config.lora)
     if local := config.folder:
         folders.check(local, config.pipeline, replaced=config.components)
     return where, kind, chosen
 
 
-def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> bool:
+def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> bool:
     """Checks the settings, and finds this process's own GPU where several were launched, before any weight loads."""
+    if config.lora:
+        raise BadInput(
+            f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
+        )
     world(device)
     lora = train.get("lora")
     if lora is not None and lora.targets == "weights" and dtype != torch.float32:
@@ -144,6 +161,8 @@ def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]
         raise BadInput(f"{repo}: {_first_line(error)}") from error
     for name, state in files.items():
         getattr(pipe, name).load_state_dict(state)
+    if config.lora:
+        installing.install(pipe, config.lora)
     if config.scheduler:
         pipe.scheduler = _scheduler(pipe, config)
     return pipe

@@ -10,7 +10,7 @@ from __future__ import annotations
 import threading
 from collections import OrderedDict
 from collections.abc import Collection, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from workbench.types import Media, Modality, Prediction, Stopped, Trajectory, Transition
 
-from . import schedule, seams
+from . import correction, encoding, schedule, seams
 from .anatomy import Anatomy, find, remembers
 from .prompted import Prompted
 from .transitions import Ancestral, Kernel
@@ -171,6 +171,27 @@ class Policy:
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         """Media of clean latents [B,*latent] by the pipeline's own tail, differentiable; the denoiser is not run."""
+        return self.media(self.tail(latents, prompts))
+
+    def encode(self, media: Media) -> Tensor:
+        """[B,*latent]: the clean latents that `decode` turns into these media, as far as the autoencoder can; no gradient.
+
+        Raises BadInput for media of another size than the pipeline's own (`size`), and for sounds; TypeError for a pipeline
+        whose way from the last state to its autoencoder can't be walked backwards.
+        """
+        return encoding.encode(self, self._tail, media)
+
+    @property
+    def size(self) -> tuple[int, ...]:
+        """Of one medium: (3,H,W) or (T,3,H,W)."""
+        return self._tail.size
+
+    @cached_property
+    def _tail(self) -> encoding.Tail:
+        return encoding.find(self)
+
+    def tail(self, latents: Tensor, prompts: Sequence[str]) -> Any:
+        """What the pipeline returns when its last step ends in these latents."""
 
         def on_step(step: seams.Step) -> Any:
             last = step.index == self.steps - 1
@@ -180,8 +201,22 @@ class Policy:
             return seams.with_sample(ret, latents, everywhere=True) if last else ret
 
         graph = torch.is_grad_enabled()
-        out = self._run(tuple(prompts), self._spare(prompts), live=lambda i: False, on_step=on_step)
-        return self.media(out)
+        return self._run(tuple(prompts), self._spare(prompts), live=lambda i: False, on_step=on_step)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside the block this is the pipeline without the LoRA that it was given, if any."""
+        return correction.off(self)
+
+    def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
+        """[B,*draw]: what HyperNoise adds to noise [B,*draw], by one denoiser call; with the graph to the LoRA.
+
+        Raises BadInput where the denoiser's last layer has no LoRA.
+        """
+        return correction.correction(self, self._outlet, noise, tuple(prompts))
+
+    @cached_property
+    def _outlet(self) -> correction.Outlet:
+        return correction.outlet(self)
 
     def _level(self, i: int) -> schedule.Level:
         if not 0 <= i < self.steps:

@@ -1,39 +1,122 @@
-"""The app over HTTP, as the browser drives it: previews on the way, a judged table at the end, one sentence for bad input."""
+"""The whole app: all tabs on one page, on this machine only, its files private, its calls named."""
 
 from __future__ import annotations
 
+import os
+import socket
+import stat
+import subprocess
+import sys
+
+import gradio as gr
+import httpx
 import pytest
 from gradio_client import Client
-from gradio_client.exceptions import AppError
 
-import app as page
+import app
+from workbench.assets import ROOT
+from workbench.types import BadInput
+
+CALLS = {"compare", "stop", "open", "battle", "vote", "undo", "leaderboard"}
+CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}
+
+
+def free() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
 
 
 @pytest.fixture(scope="module")
-def client(tmp_path_factory):
+def served(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
-    _, url, _ = page.build(runs).queue().launch(prevent_thread_lock=True, quiet=True, server_name="127.0.0.1")
-    yield Client(url, verbose=False), runs
+    with pytest.MonkeyPatch.context() as env:
+        env.delenv("GRADIO_TEMP_DIR", raising=False)
+        page, url = app.serve(runs, port=free())
+        yield page, url
+        page.close()
 
 
-def ask(client, prompts, contestants=("base", "ReNO"), reward="starter_clip", iterations=3):
-    job = client.submit(prompts, "starter-image", list(contestants), reward, iterations, 0, api_name="/compare")
-    return job.result(timeout=120), job.outputs()
+def test_the_page_has_every_tab_and_programs_find_every_call(served):
+    _, url = served
+    told = Client(url, verbose=False).view_api(return_format="dict")["named_endpoints"]
+    assert {name.strip("/") for name in told} == CALLS
+    config = httpx.get(f"{url}config").json()
+    assert [c["props"]["label"] for c in config["components"] if c["type"] == "tabitem"] == list(app.TABS)
+    assert all(call["description"] for call in told.values()), "what a call does is told where it is listed"
 
 
-def test_a_comparison_streams_previews_and_ends_in_a_judged_table(client):
-    client, runs = client
-    (gallery, table, note), outputs = ask(client, "a red circle\ntwo blue squares")
-    assert len(gallery) == 4 and len(outputs) > 4
-    assert [row[0] for row in table["data"]] == ["base", "ReNO"] and "oracle" in table["headers"]
-    assert all(item["image"].endswith(".png") for item in gallery), "pictures must not be re-encoded with loss"
-    assert "Run folder" in note and len(list(runs.glob("*/summary.json"))) == 1
+def test_only_files_that_were_meant_for_the_page_are_served(served, tmp_path):
+    page, url = served
+    secret = tmp_path / "secret.txt"
+    secret.write_text("secret")
+    for path in (ROOT / "pyproject.toml", "/etc/passwd", secret, "../../../../etc/passwd"):
+        assert httpx.get(f"{url}gradio_api/file={path}").status_code in (403, 404), path
+    (own,) = map(os.path.abspath, page.allowed_paths)
+    assert stat.S_IMODE(os.stat(os.path.dirname(own)).st_mode) == 0o700
 
 
-@pytest.mark.parametrize(
-    ("prompts", "contestants", "sentence"),
-    [("  \n", ["base"], "no prompt in it"), ("a red circle", [], "at least one")],
-)
-def test_bad_input_is_answered_by_one_sentence(client, prompts, contestants, sentence):
-    with pytest.raises(AppError, match=sentence):
-        ask(client[0], prompts, contestants)
+def test_an_oversized_upload_is_refused(served, monkeypatch):
+    _, url = served
+    monkeypatch.setattr(served[0], "max_file_size", 1000)
+    assert httpx.post(f"{url}gradio_api/upload", files={"files": ("a.png", b"0" * 2000)}).status_code == 413
+
+
+@pytest.mark.parametrize("how", [{"host": "0.0.0.0"}, {"share": True}])
+def test_it_is_not_opened_to_others_without_a_login(tmp_path, how):
+    with pytest.raises(BadInput, match="--auth FILE"):
+        app.serve(tmp_path, **how)
+
+
+@pytest.mark.parametrize("text", ["", "ada", "ada:", ":secret"])
+def test_a_file_of_users_that_lets_in_nobody_or_anybody_is_refused(tmp_path, text):
+    (tmp_path / "users").write_text(text)
+    with pytest.raises(BadInput, match="name:password"):
+        app.users(tmp_path / "users")
+
+
+def test_with_a_file_of_users_nobody_else_comes_in(tmp_path, monkeypatch):
+    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "t"))
+    (tmp_path / "users").write_text("ada:love:lace\n")
+    page, url = app.serve(tmp_path, port=free(), auth=tmp_path / "users")
+    try:
+        assert httpx.get(f"{url}config").status_code == 401
+        login = httpx.post(f"{url}login", data={"username": "ada", "password": "love:lace"})
+        assert httpx.get(f"{url}config", cookies=login.cookies).status_code == 200
+        assert httpx.post(f"{url}login", data={"username": "ada", "password": "love"}).status_code == 400
+    finally:
+        page.close()
+
+
+def test_a_taken_port_is_told_in_one_sentence(served, tmp_path):
+    with pytest.raises(BadInput, match="is taken"):
+        app.serve(tmp_path, port=int(served[1].rstrip("/").rsplit(":", 1)[1]))
+
+
+def test_old_temporary_files_are_swept_and_new_ones_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(app.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("GRADIO_TEMP_DIR", "")
+    stale = tmp_path / f"{app.PREFIX}dead"
+    stale.mkdir()
+    os.utime(stale, (0, 0))
+    own = app.temporary()
+    assert not stale.exists() and own.is_dir() and os.environ["GRADIO_TEMP_DIR"].startswith(str(own.parent))
+    old, new = own / "old.png", own / "new.png"
+    for file in (old, new):
+        file.write_bytes(b"x")
+    os.utime(old, (0, 0))
+    app.expire(own.parent)
+    assert not old.exists() and new.exists()
+
+
+def test_the_page_stands_before_torch_is_imported(tmp_path):
+    code = (
+        "import sys, app; from pathlib import Path; from workbench.ui.desk import Desk; from workbench.ui.place import Place\n"
+        f"app.build(Place(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), Desk())); print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
+    assert done.stdout.strip() == "False", done.stderr
+
+
+def test_gradio_is_new_enough_for_what_the_page_relies_on():
+    assert tuple(map(int, gr.__version__.split(".")[:2])) >= (6, 25)

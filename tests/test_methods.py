@@ -57,8 +57,8 @@ def finals(method, prompts=("light", "dark"), seeds=(3, 4), reward=None):
     return events
 
 
-# the toy has neither noise levels nor prompts that can be reworded; tests/test_methods_on_models.py has all
-SIMPLE = [n for n, cls in METHODS.items() if "stochastic" not in cls.needs and n != "rewrite"]
+# the toy has neither noise levels nor weights nor prompts that can be reworded; tests/test_methods_on_models.py has all
+SIMPLE = [n for n, cls in METHODS.items() if not {"stochastic", "trainable"} & cls.needs and n != "rewrite"]
 
 
 @pytest.mark.parametrize("name", SIMPLE)

@@ -43,7 +43,7 @@ def parser() -> argparse.ArgumentParser:
 
     run = command(
         "run",
-        "Run a config: make, judge, store, report. An unfinished run of the same config goes on where it stopped.",
+        "Run a config: train, make, judge, store, report. An unfinished run of the same config goes on where it stopped.",
         "workbench run configs/runs/demo.yaml seeds=4 contestants.reno.iterations=50",
     )
     run.add_argument("config", help="a YAML file, a name in configs/runs, or a run folder to go on with")
@@ -160,6 +160,19 @@ def parser() -> argparse.ArgumentParser:
     suite.add_argument("--out", type=Path, required=True, metavar="DIR", help="an empty folder, or one to complete")
     suite.add_argument("--dry-run", action="store_true", help="check everything, print the plan, make nothing")
     runs(suite), as_json(suite)
+
+    export = command(
+        "export",
+        "Write the trained weights of a run again: as a LoRA for diffusers, for ComfyUI, merged, or to a hub.",
+        "workbench export runs/20260101-120000-nft --out my-lora --merged",
+    )
+    export.add_argument("run", type=Path, help="the folder of a run that trained")
+    export.add_argument("--contestant", metavar="NAME", help="which one, where several were trained")
+    export.add_argument("--out", type=Path, metavar="DIR", help="a folder that is not there yet [RUN/export-NAME]")
+    export.add_argument("--comfy", action="store_true", help="with a file for ComfyUI, where it knows the model")
+    export.add_argument("--merged", action="store_true", help="with the whole denoiser, the LoRA in its weights")
+    export.add_argument("--push", metavar="REPO", help="upload it to this hub repository")
+    as_json(export)
 
     report = command(
         "report", "Draw grid.png and report.html of a run again.", "workbench report runs/20260101-120000-demo"

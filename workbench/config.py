@@ -24,8 +24,14 @@ class RunConfig:
     pipeline: str  # a name in configs/pipelines, a local folder, or a hub id
     reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
     prompts: str | list  # a .txt or .jsonl file, or a list
+    test: str | list | None = (
+        None  # what a trained contestant is judged on; not given: `prompts`, which it was trained on
+    )
     method: dict | str | None = None  # shorthand for `contestants`: the base and this method
-    contestants: dict | None = None  # name -> method, or {name: method, pipeline: another one, its settings}
+    contestants: dict | None = (
+        None  # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
+    )
+    train: dict | None = None  # how methods that train do it: the fields of workbench.recipe.Recipe
     watch: dict | list | str | None = None  # held out: never optimised, always reported
     budget: dict | None = None  # what a contestant may spend on a sample: {nfe: 400} or {seconds: 60}
     curve: bool = False  # judge the best so far each time that a contestant has doubled its denoiser calls
@@ -110,7 +116,7 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
         if not NAME.fullmatch(str(name)):
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
-        settings.pop("pipeline", None)  # see `repos`
+        settings.pop("pipeline", None), settings.pop("lora", None)  # see `repos` and `loras`
         method = settings.pop("name", name)
         if method not in methods:
             raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")
@@ -125,6 +131,12 @@ def repos(config: RunConfig) -> dict[str, str]:
         str(n): b.get("pipeline", config.pipeline) if isinstance(b, Mapping) else config.pipeline
         for n, b in blocks.items()
     }
+
+
+def loras(config: RunConfig) -> dict[str, str]:
+    """Name -> LoRA file of the contestants whose block names one."""
+    blocks = config.contestants or {}
+    return {str(n): str(b["lora"]) for n, b in blocks.items() if isinstance(b, Mapping) and b.get("lora")}
 
 
 def _named(config: RunConfig) -> str:

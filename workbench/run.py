@@ -1,7 +1,7 @@
 """The driver: the one place where pipelines, rewards and methods meet.
 
-`plan` checks everything that can be checked without weights and raises BadInput; `execute` makes, judges and stores, and
-yields what happens, so that the command line, the app and tests all watch the same stream.
+`plan` checks everything that can be checked without weights and raises BadInput; `execute` trains what is to be trained, makes,
+judges and stores, and yields what happens, so that the command line, the app and tests all watch the same stream.
 """
 
 from __future__ import annotations
@@ -15,196 +15,69 @@ import subprocess
 import threading
 import time
 import traceback
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from importlib.metadata import version
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 import safetensors.torch
 import torch
 
 import pipelines
-from rewards import compose
 
 from . import config as configs
-from . import data, media, report, store
+from . import data, exporting, lessons, media, report, store, train
 from .assets import ROOT
 from .controls import Counted, controlled
 from .cost import Budget, Cost, Meter
-from .judges import judges
-from .methods import METHODS, name_of
+from .methods import name_of
 from .parts import supplied
-from .strict import build
+from .planning import FREE_MB, Plan, able, fits, plan, room, weights_mb
+from .progress import Progress, judge
+from .progress import number as _number
 from .summary import summarise
-from .types import BadInput, Batch, Event, Media, Stopped, derive
+from .types import BadInput, Batch, Event, Stopped, derive
 
-FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
+__all__ = ["FREE_MB", "DiskFull", "Plan", "Progress", "able", "execute", "fits", "judge", "plan", "room", "weights_mb"]
 
 
 class DiskFull(OSError):
     """The disk filled up in the middle of a run; nothing is half-written, and the run can go on."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run that has passed every check that needs no weights."""
-
-    config: configs.RunConfig
-    methods: Mapping[str, Any]  # contestant -> method
-    pipelines: Mapping[str, Any]  # contestant -> pipelines.PipelineConfig
-    reward: compose.Weighted  # optimised
-    watch: compose.Weighted | None  # held out
-    rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
-    checks: Sequence[str]
-    command: str = ""  # what repeats it
-    budget: Budget | None = None
-
-    @property
-    def modality(self) -> str:
-        return next(iter(self.pipelines.values())).modality
-
-    @property
-    def batches(self) -> int:
-        return -(-len(self.rows) // self.config.batch)
-
-    def calls(self, name: str) -> int:
-        """Denoiser calls that contestant `name` will make, CFG pairs counted once."""
-        return self.methods[name].calls(self.pipelines[name].steps) * len(self.rows)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """What just happened, for whoever watches."""
-
-    contestant: str
-    batch: int
-    batches: int
-    event: Event | None = None  # None: the batch was finished earlier
-    folder: Path | None = None
-    failed: str = ""
-
-
-def plan(config: configs.RunConfig, command: str = "") -> Plan:
-    """Raises BadInput, in one sentence, for whatever can be known to fail."""
-    methods = configs.contestants(config, METHODS)
-    budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
-    repos = configs.repos(config)
-    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(repos.values())}
-    made = {name: read[repo] for name, repo in repos.items()}
-    where = [
-        pipelines.preflight(pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
-        for pipeline in read.values()
-    ]
-    if len({p.modality for p in read.values()}) > 1:
-        told = ", ".join(f"{repo} makes {p.modality}" for repo, p in read.items())
-        raise BadInput(f"contestants: they can't be compared, for {told}")
-    reward = compose.from_config(config.reward, judges())
-    watch = compose.from_config(config.watch, judges(), where="watch") if config.watch else None
-    if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
-        raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
-    for part in (reward, watch) if watch else (reward,):
-        for repo, pipeline in read.items():
-            fits(part, repo, pipeline.modality)
-    able(methods, made, reward)
-    for method in methods.values():
-        supplied(method)
-    found = data.prompts(config.prompts)
-    rows = data.items(found[: config.limit or None], config.seed, config.seeds)
-    if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
-        raise BadInput("control: shuffled prompts need at least two different prompts")
-    for part in (reward, watch) if watch else (reward,):
-        part.check_own([r[1] for r in rows])
-    checks = [
-        *(
-            f"pipeline {repo}: {pipeline.modality}, {pipeline.steps} step(s), "
-            f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}"
-            for (repo, pipeline), (device, dtype, kernels) in zip(read.items(), where, strict=True)
-        ),
-        f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
-        f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
-    ]
-    if budget:
-        checks.append(f"at most {budget} a sample; a contestant that is cut delivers the best it has")
-    return Plan(config, methods, made, reward, watch, rows, checks, command, budget)
-
-
-def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.Weighted) -> None:
-    """Raises BadInput for a method that needs what its pipeline or the reward does not provide."""
-    provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
-    for name, method in methods.items():
-        if missing := method.needs - provided - made[name].provides:
-            dull = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
-            because = f"; {', '.join(dull)} has no gradient" if "differentiable" in missing and dull else ""
-            raise BadInput(
-                f"contestant {name} needs what this run does not provide: {', '.join(sorted(missing))}{because}"
-            )
-
-
-def fits(part: compose.Weighted, repo: str, modality: str) -> None:
-    """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
-    method here makes a prompt's samples in one call, or from a source picture."""
-    for name, judge in part.rewards.items():
-        if modality not in judge.spec.modalities:
-            raise BadInput(
-                f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
-                f"but {repo} makes {modality}; see: workbench list rewards"
-            )
-        if "source" in judge.spec.needs:
-            raise BadInput(
-                f"reward {name} compares with the source of an edit, and these samples are made from nothing"
-            )
-        if judge.spec.scope == "set":
-            raise BadInput(f"reward {name} judges whole sets; here each sample needs a score of its own")
-    if part.spec.scope != "sample":
-        raise BadInput(
-            f"reward {part.spec.name} compares the samples of one prompt in one call, and no contestant of this run makes "
-            "a prompt's samples together"
-        )
-
-
-def room(plan: Plan, runs: Path) -> None:
-    """Raises BadInput when the disk of `runs` has no room for what the run will write."""
-    there = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
-    sides = [p.call.get("height", 1024) * p.call.get("width", 1024) for p in plan.pipelines.values()]
-    need = len(plan.rows) * sum(sides) * 3 / 2**20 if plan.modality == "image" else 0
-    free = shutil.disk_usage(there).free / 2**20
-    if free < FREE_MB:
-        raise BadInput(f"{there}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs")
-    if free < need / 4:  # PNG of real pictures is rarely smaller than a quarter of the raw size
-        raise BadInput(f"{there}: {free:.0f} MB free, about {need:.0f} MB of pictures to write; use --runs")
-
-
-def weights_mb(plan: Plan) -> float:
-    """What the pipelines' weights take on this disk; 0 when they are on the hub."""
-    folders = {p.folder for p in plan.pipelines.values() if p.folder}
-    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*.safetensors")) / 2**20
-
-
 def execute(
-    plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load=pipelines.load
+    plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load: Callable | None = None
 ) -> Iterator[Progress]:
     """Make, judge and store what is not done yet; `summary.json`, `grid.png` and `report.html` at the end.
 
     Once `stop` is set, what is being made is delivered as it is and nothing else is begun; the same run goes on from
-    there. `load` may remember pipelines. Raises BadInput while another process works on the same run.
+    there. `load`, in place of pipelines.load, may remember pipelines. Raises BadInput while another process works on the same run.
     """
+    stop, load = stop or threading.Event(), load or pipelines.load
+    if not lessons.leads():  # of several processes one writes, and the others only help it to train
+        yield from train.follow(plan, folder, stop, load)
+        return
     with folder.alone():
-        yield from _execute(plan, folder, stop or threading.Event(), load)
+        yield from _execute(plan, folder, stop, load)
 
 
 def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
-    done, started = folder.rewind(), folder.read()
+    done, started = lessons.rewind(plan, folder), folder.read()
     record = started or _record(plan)
     folder.write("run.json", record | {"status": "running"})
     status = "failed"
     try:
-        if missing := [n for n in plan.methods if any((n, b) not in done for b in range(plan.batches))]:
-            yield from _make(plan, folder, missing, done, stop, load)
+        yield from train.train(plan, folder, stop, load)
+        ready = lessons.trained(plan, folder)
+        missing = [n for n in ready.methods if any((n, b) not in done for b in range(plan.batches))]
+        if missing and not stop.is_set():
+            yield from _make(ready, folder, missing, done, stop, load)
         summary = summarise(plan, folder)
         folder.write("summary.json", summary)
         report.write_report(folder.path)
+        for name in ready.methods:
+            if name in plan.trained:
+                exporting.card(plan, folder, name, lessons.exported(plan, folder, name))
         failed = any("failed" in c for c in summary["contestants"])
         status = "stopped" if stop.is_set() else "failed" if failed else "done"
     except (KeyboardInterrupt, GeneratorExit):
@@ -322,18 +195,6 @@ def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Seq
         file = path.relative_to(folder.path).as_posix()
         samples.append(sample | {"file": file, "sha256": media.fingerprint(path), "latents": latents})
     return samples
-
-
-@torch.no_grad()
-def judge(plan: Plan, made: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Every reward of the run, optimised and held out, on finished media: name -> [B]."""
-    scores = plan.reward.breakdown(media=made, prompts=prompts)
-    return scores | (plan.watch.breakdown(media=made, prompts=prompts) if plan.watch else {})
-
-
-def _number(value: torch.Tensor | float) -> float | None:
-    number = float(value)
-    return round(number, 6) if np.isfinite(number) else None
 
 
 def _record(plan: Plan) -> dict:

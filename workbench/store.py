@@ -30,6 +30,18 @@ SCHEMA = (
                        samples INTEGER NOT NULL, nfe INTEGER NOT NULL, seconds REAL NOT NULL,
                        PRIMARY KEY (run, contestant));
     """,
+    """
+    CREATE TABLE battles (id TEXT PRIMARY KEY, left_artefact INTEGER NOT NULL REFERENCES artefacts(id),
+                       right_artefact INTEGER NOT NULL REFERENCES artefacts(id), left_sha256 TEXT NOT NULL,
+                       right_sha256 TEXT NOT NULL, asker TEXT NOT NULL, created TEXT NOT NULL, prompt TEXT NOT NULL);
+    CREATE INDEX battles_by_asker ON battles (asker, left_artefact, right_artefact);
+    CREATE TABLE votes (id INTEGER PRIMARY KEY, battle TEXT NOT NULL REFERENCES battles(id), choice TEXT,
+                       key TEXT UNIQUE NOT NULL, reason TEXT NOT NULL, dwell_left REAL NOT NULL, dwell_right REAL NOT NULL,
+                       rater TEXT NOT NULL, created TEXT NOT NULL, undoes INTEGER UNIQUE REFERENCES votes(id),
+                       CHECK ((choice IS NULL) = (undoes IS NOT NULL)),
+                       CHECK (choice IN ('left', 'right', 'tie', 'bad')));
+    CREATE UNIQUE INDEX one_vote_a_battle ON votes (battle) WHERE undoes IS NULL;
+    """,
 )
 
 
@@ -41,6 +53,7 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
     db.row_factory = sqlite3.Row
     try:
         db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")  # what was committed survives a power cut, whatever SQLite was built with
         db.execute("PRAGMA foreign_keys=ON")
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -51,7 +64,8 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
         for step in SCHEMA[version:]:
             for statement in filter(str.strip, step.split(";")):
                 db.execute(statement)
-        db.execute(f"PRAGMA user_version={len(SCHEMA)}")
+        if version < len(SCHEMA):  # setting it is a write, which reading should not cost
+            db.execute(f"PRAGMA user_version={len(SCHEMA)}")
         yield db
         db.execute("COMMIT")
     except BaseException:

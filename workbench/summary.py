@@ -32,6 +32,8 @@ def summarise(plan, folder: store.RunFolder) -> dict:
             files.setdefault(s["index"], []).append(folder.path / s["file"])
         groups = ([media.read(f).data.numpy() for f in group] for group in files.values() if len(group) > 1)
         part |= {"diversity": evaluate.diversity(groups)} | dataclasses.asdict(cost)
+        if taught := folder.read(f"checkpoints/{name}/done.json"):
+            part["training"] = taught  # what it took; nfe, seconds and so on are those of the samples alone
         if plan.config.curve:
             part["curve"] = curve([e for e in events if e["contestant"] == name], plan.batches)
         made[name] = samples
@@ -44,7 +46,7 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         "seeds": plan.config.seeds,
         "control": plan.config.control,
         "contestants": parts,
-        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), _margins(plan)),
+        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), margins(plan)),
     }
 
 
@@ -86,7 +88,7 @@ def curve(events: Sequence[Mapping], batches: int) -> list[dict]:
     return points
 
 
-def _margins(plan) -> dict[str, float]:
+def margins(plan) -> dict[str, float]:
     """What counts as a fall of a held-out judge: a twentieth of its typical range, so that no trifle rings the alarm."""
     ranges = {n: r.spec.typical for n, r in (plan.watch.rewards if plan.watch else {}).items() if n != "oracle"}
     return {name: (typical[1] - typical[0]) / 20 for name, typical in ranges.items() if typical}

@@ -72,6 +72,14 @@ class Batch:
         return len(self.prompts)
 
 
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """B pairs of media that exist already, one preferred to the other: what a method learns from in place of its own samples."""
+
+    winners: Media  # B
+    losers: Media  # B
+
+
 def derive(seed: int, *path: int | str) -> int:
     """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**31)."""
     text = ":".join(map(str, (seed, *path)))
@@ -156,6 +164,14 @@ class Policy(Protocol):
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
 
+    def encode(self, media: Media) -> Tensor: ...  # [B,*latent], what decode turns into these media; no gradient
+
+    def reference(
+        self,
+    ) -> AbstractContextManager: ...  # inside, the weights are those without LoRA, or before any training
+
+    def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...  # [B,*draw], what a HyperNoise LoRA adds
+
 
 class TrainablePolicy(Policy, Protocol):
     """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they are."""
@@ -165,8 +181,6 @@ class TrainablePolicy(Policy, Protocol):
     def backward(self, loss: Tensor) -> None: ...  # gradients add up until update
 
     def update(self) -> float: ...  # clip, step, zero; the gradient's norm before it was clipped, 0 if there is none
-
-    def reference(self) -> AbstractContextManager: ...  # inside, the weights are those before any training
 
     def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
 

@@ -1,8 +1,8 @@
-"""Diffusion-DPO and Flow-DPO on the policy's own samples. Wallace et al., CVPR 2024, arXiv:2311.12908, Eq. 14; Liu et al. 2025,
-arXiv:2501.13918, for flows, with beta constant over noise levels.
+"""Diffusion-DPO and Flow-DPO. Wallace et al., CVPR 2024, arXiv:2311.12908, Eq. 14; Liu et al. 2025, arXiv:2501.13918, for flows,
+with beta constant over noise levels.
 
-Of a prompt's samples the reward's favourite w is preferred to the one that it likes least, l. Both meet the same noise at the
-same levels; with e = |v - u|^2 - |v_ref - u|^2, how much worse than the reference a sample is denoised,
+Pairs come with the batch (workbench.preference_data), or are made: of a prompt's samples the reward's favourite w is preferred to the one
+that it likes least, l. Both meet the same noise at the same levels; with e = |v - u|^2 - |v_ref - u|^2, how much worse than the reference a sample is denoised,
 
     L = -log sigmoid( -beta/2 ( e_w - e_l + anchor max(0, e_w) ) ).
 
@@ -27,7 +27,8 @@ from .training import NEEDS
 
 @dataclass(frozen=True)
 class DPO:
-    """Direct preference optimisation (arXiv:2311.12908, 2501.13918): the best of one's own samples over the worst."""
+    """Direct preference optimisation (arXiv:2311.12908, 2501.13918): winners over losers, or the best of one's own samples over
+    the worst."""
 
     group: Count = 24  # samples a prompt, of which the best and the worst are a pair
     beta: NonNegative = 100.0  # how far from the reference a preference is worth going: higher stays nearer
@@ -43,6 +44,7 @@ class DPO:
     needs = NEEDS
     scales = ""
     paper = "arXiv:2311.12908"
+    pairs = True  # may learn from pairs of media that exist already
     samples, same_eps, advantage = "train", True, "centre"
     __call__ = matching.train
 

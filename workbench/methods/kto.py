@@ -1,6 +1,7 @@
 """Diffusion-KTO: single judgements instead of pairs. Li et al., NeurIPS 2024, arXiv:2404.04465, Eq. 11.
 
-A sample above its group's mean is liked (y = 1), one below is not (y = -1). With g = |v_ref - u|^2 - |v - u|^2, how much better
+A sample above its group's mean is liked (y = 1), one below is not (y = -1); so are the winner and the loser of a pair that comes
+with the batch (workbench.preference_data). With g = |v_ref - u|^2 - |v - u|^2, how much better
 than the reference it is denoised, and the baseline z = max(0, mean g), over a prompt's samples at one level and without gradient,
 
     L = w_y ( 1 - U( y beta (g - z) ) ),
@@ -46,6 +47,7 @@ class KTO:
     needs = NEEDS
     scales = ""
     paper = "arXiv:2404.04465"
+    pairs = True  # may learn from pairs of media that exist already
     samples, same_eps, advantage = "train", False, "centre"
     calls, __call__ = matching.calls, matching.train
 

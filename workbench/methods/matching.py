@@ -3,13 +3,15 @@
     a batch   G samples a prompt by any solver; only the clean latents x0 and the advantages A are kept
     an update for some levels i: x_i = a_i x0 + s_i eps, and the method's loss on what live, old and reference weights predict
 
-Neither log-probabilities nor noise in the sampler are needed. A prompt's samples meet the same levels, prompts different ones.
+No log-probabilities, no noise in the sampler. A prompt's samples meet the same levels, prompts different ones. Pairs of media
+(PairBatch) stand in for samples: groups of two, encoded, with rewards 1 and 0.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -18,8 +20,9 @@ from torch import Tensor
 from .. import losses
 from ..types import Batch, Event, Reward, TrainablePolicy, Trajectory, derive
 from .best import gaussian
+from .given import agrees, gathered
 from .steps import level
-from .training import Advantage, judge, roll
+from .training import Advantage
 
 
 @dataclass(frozen=True)
@@ -75,22 +78,19 @@ def train(method: Matching, policy: TrainablePolicy, reward: Reward, batches: It
     if "old" in method.copies():
         policy.follow("old", 1.0)  # begins at the live weights, unless a resumed run brings it along
     for k, batch in enumerate(batches):
-        with policy.use(method.samples):
-            path = roll(policy, batch, method.group, method.at_once)
-        path = replace(path, x=path.x[:, -1:].clone())  # the chains themselves are not needed
-        judged, norm, total = judge(reward, path, method.group), 0.0, 0.0
-        weight = method.weigh(judged.advantage(method.advantage))  # [N]
+        (now, judged), norm, told = gathered(method, policy, reward, batch), 0.0, {"loss": 0.0}
+        weight = now.weigh(judged.advantage(now.advantage))  # [N]
         taught = int((~weight.isnan()).sum())
-        for u in range(method.updates if taught else 0):
-            total = 0.0
-            for i, rows, share in meetings(method, weight, batch, policy.steps, u):
-                loss = method.loss(look(method, policy, path, weight, batch, i, rows, u)).sum() * share / taught
-                policy.backward(loss)
-                total += loss.item()
+        for u in range(now.updates if taught else 0):
+            told = Counter()
+            for i, rows, share in meetings(now, weight, batch, policy.steps, u):
+                seen = look(now, policy, judged.path, weight, batch, i, rows, u)
+                policy.backward(loss := now.loss(seen).sum() * share / taught)
+                told.update(loss=loss.item(), **({} if judged.own else {"agrees": agrees(seen) * share / taught}))
             norm = policy.update()
-        if "old" in method.copies():
-            policy.follow("old", method.decay(k))
-        yield judged.event(k, weight, norm, loss=total)
+        if "old" in now.copies():
+            policy.follow("old", now.decay(k))
+        yield judged.event(k, weight, norm, **told)
 
 
 def meetings(method: Matching, weight: Tensor, batch: Batch, steps: int, u: int) -> Iterator[tuple[int, Tensor, float]]:

@@ -36,6 +36,7 @@ class Judged:
     parts: dict[str, Tensor]  # each component's own, shaped as its combination takes it; empty if there is only a total
     weights: dict[str, float]
     group: int
+    own: bool = True  # the policy's own samples; the rewards of pairs from elsewhere say who won, and no more
 
     def advantage(self, how: Advantage) -> Tensor:
         """[N] float64; NaN in groups whose rewards are equal, which teach nothing."""
@@ -50,11 +51,12 @@ class Judged:
 
     def event(self, step: int, advantage: Tensor, grad_norm: float, **metrics: float) -> Event:
         """taught: share of the samples that the update learnt from; flat: of the groups whose rewards are equal."""
-        shown = {"reward": self.reward.nanmean().item(), "grad_norm": grad_norm}
+        shown = {"reward": self.reward.nanmean().item()} if self.own else {}
+        shown |= {"grad_norm": grad_norm}
         shown["taught"] = (~advantage.isnan()).double().mean().item()
         if self.group > 1:
             shown["flat"] = (zscore(self.reward, self.group).view(-1, self.group) == 0).all(1).double().mean().item()
-        path, scores = self.path, {"reward": self.reward.float()}
+        path, scores = self.path, {"reward": self.reward.float()} if self.own else {}
         return Event(step, shown | metrics, path.media, path.prompts, path.seeds, scores)
 
 

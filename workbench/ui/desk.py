@@ -10,8 +10,6 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.types import BadInput
-
 WAITING = 16  # jobs that may wait
 
 
@@ -47,21 +45,21 @@ class Job:
             self.changes += 1
             self._changed.notify_all()
 
-    def watch(self, every: float = 1.0) -> Iterator[Any]:
+    def watch(self, every: float = 1.0, leaving_stops: bool = True) -> Iterator[Any]:
         """The newest view each time that there is one, and again every so many seconds so that a clock can tick; None
-        while the job waits. Leaving early asks the job to stop. Raises what the job raised.
+        while the job waits. Leaving early asks the job to stop, unless one only looks on. Raises what the job raised.
         """
         seen = -1
         try:
             while True:
                 with self._changed:
-                    self._changed.wait_for(lambda: self.changes != seen or self.over, timeout=every)
+                    self._changed.wait_for(lambda seen=seen: self.changes != seen or self.over, timeout=every)
                     seen, view, over = self.changes, self.latest, self.over
                 yield view
                 if over:
                     break
         finally:
-            if not self.over:
+            if leaving_stops and not self.over:
                 self.stop.set()
         if self.error is not None:
             raise self.error
@@ -77,6 +75,8 @@ class Desk:
 
     def submit(self, title: str, work: Callable[[threading.Event], Iterator[Any]]) -> Job:
         """Raises BadInput when too many wait already."""
+        from workbench.types import BadInput  # and torch with it: not before the page stands
+
         with self._more:
             if len(self._jobs) > WAITING:
                 raise BadInput(f"{WAITING} jobs wait already; try again when some are done")
@@ -113,6 +113,8 @@ class Desk:
                     job.change(latest=view)
                 state = "stopped" if job.stop.is_set() else "done"
             except Exception as error:  # told to whoever watches; the desk goes on with the next job
+                from workbench.types import BadInput
+
                 if not isinstance(error, BadInput):
                     traceback.print_exc()
                 job.error, state = error, "failed"

@@ -1,0 +1,120 @@
+"""Media as the clean latents that a pipeline decodes to them: its own way out, walked backwards.
+
+Between its last state x and its autoencoder a pipeline unpacks, scales and shifts: z = d P x + b, P a rearrangement. That is read off
+its own decoding, as its start is (anatomy.py), so that no convention is written down here and no pipeline has code of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from workbench.types import BadInput, Media
+
+from . import seams
+
+
+@dataclass(frozen=True)
+class Tail:
+    """What happens to a state before it is decoded, and what becomes of it."""
+
+    state: Tensor  # [1,*latent], zero, a leaf
+    shift: Tensor  # b: [1,*z], what the autoencoder is given for it, with the graph between them
+    scale: Tensor  # d: [1,*z]
+    size: tuple[int, ...]  # of one medium: (3,H,W) or (T,3,H,W)
+
+    def back(self, z: Tensor) -> Tensor:
+        """x [B,*latent] of z [B,*z]: P' (z - b) / d, by the transpose d P' of what the pipeline does."""
+        u = ((z.float() - self.shift.detach().float()) / self.scale.float().square()).to(self.shift)
+        rows = [torch.autograd.grad(self.shift, self.state, row[None], retain_graph=True)[0] for row in u]
+        return torch.cat(rows)
+
+
+@torch.inference_mode(False)
+@torch.enable_grad()
+def find(policy: Any) -> Tail:
+    """The tail of a policy's pipeline, by three runs of it without its denoiser and one decoding.
+
+    Raises BadInput for sounds, and TypeError where there is no autoencoder `vae` or the way to it is none of the above.
+    """
+    name, spent = type(policy.pipe).__name__, (policy.nfe, policy.decodes)
+    if policy.modality == "audio":
+        raise BadInput(f"{name} makes sounds, which can't be turned back into latents; pairs of pictures or clips can")
+    if not callable(getattr(getattr(policy.pipe, "vae", None), "encode", None)):
+        raise TypeError(f"{name} has no autoencoder `vae` that encodes")
+    like = policy.anatomy.state
+    try:
+        zero = torch.zeros_like(like).requires_grad_()
+        shift = _given(policy, zero)
+        scale = (_given(policy, torch.ones_like(like)) - shift).detach()
+        size = tuple(policy.decode(torch.zeros_like(like), ("a",)).data.detach().shape[1:])
+        found = Tail(zero, shift, scale, size)
+        some = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        again = found.back(_given(policy, some).detach()) if (scale != 0).all() else torch.full_like(some, torch.nan)
+    finally:
+        policy.nfe, policy.decodes = spent
+    close = 1e-4 if shift.dtype == torch.float32 else 5e-2
+    if not torch.allclose(again.float(), some.float(), rtol=close, atol=close):
+        raise TypeError(
+            f"{name} does more to its last state than to rearrange, scale and shift it before it is decoded"
+        )
+    return found
+
+
+def encode(policy: Any, tail: Tail, media: Media) -> Tensor:
+    """[B,*latent]: the mode of the autoencoder's posterior, in the dtype in which the pipeline decodes. No gradient."""
+    if media.modality != policy.modality or tuple(media.data.shape[1:]) != tail.size:
+        given = "x".join(map(str, media.data.shape[1:]))
+        raise BadInput(
+            f"{media.modality} of size {given} can't be latents of {type(policy.pipe).__name__}, which makes "
+            f"{policy.modality} of size {'x'.join(map(str, tail.size))}; bring them to that size"
+        )
+    vae, x = policy.pipe.vae, media.data * 2 - 1
+    if media.modality == "video":
+        x = x.transpose(1, 2)  # [B,3,T,H,W]
+    elif tail.shift.dim() == 5:  # a video autoencoder that makes single pictures
+        x = x[:, :, None]
+    with torch.no_grad(), _in(vae, tail.shift.dtype):
+        found = vae.encode(x.to(tail.shift))
+        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+    return tail.back(_laid(z, tail.shift))
+
+
+def _laid(z: Tensor, like: Tensor) -> Tensor:
+    """Raises TypeError for latents that are not of the shape that the pipeline decodes."""
+    if z.shape[1:] != like.shape[1:]:
+        raise TypeError(f"the autoencoder encodes to {tuple(z.shape[1:])} and decodes {tuple(like.shape[1:])}")
+    return z
+
+
+def _given(policy: Any, x: Tensor) -> Tensor:
+    """[1,*z]: what the autoencoder is given for the last state x [1,*latent]."""
+
+    def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
+        raise seams.Stop(z)
+
+    vae = policy.pipe.vae
+    with _in(vae, vae.dtype):  # some pipelines decode in another dtype, and would have put it back
+        vae.decode = decode
+        try:
+            return policy.tail(x, ("a",))
+        finally:
+            del vae.decode
+
+
+@contextmanager
+def _in(vae: Any, dtype: torch.dtype) -> Iterator[None]:
+    """The autoencoder in this dtype; afterwards in the one that it had."""
+    kept = vae.dtype
+    try:
+        if kept != dtype:
+            vae.to(dtype)
+        yield
+    finally:
+        if vae.dtype != kept:
+            vae.to(kept)

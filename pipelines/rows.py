@@ -1,0 +1,178 @@
+"""A policy whose rows are shared out: among the processes that were launched together, and `micro` at a time in each.
+
+Every process asks for the same rows, computes its part, and is given all of them back, its own with their gradient. So a method
+sees whole groups and whole batches wherever it runs, its arithmetic is that of one process, and the gradients of the processes
+add up to the gradient. Nothing is said of who computes what, so a method can't depend on it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from workbench.types import Media, Prediction, Trajectory, Transition
+
+from .policy import Policy
+from .training import world
+
+
+class Rows:
+    """`policy`, with its rows shared out. micro 0: a process computes its rows at once; otherwise the parts recompute their
+    activations in the backward pass, so that its memory is that of one part."""
+
+    def __init__(self, policy: Policy, micro: int = 0, accumulate: int = 1):
+        self.policy, self.micro, self.accumulate = policy, micro, accumulate
+        self.world = world(policy.device)
+        self.settings: dict[str, Any] = {}  # of the optimiser, besides what the method says
+        self.rate = 0.0  # the method's learning rate
+        self.optimizer_: torch.optim.Optimizer | None = None
+        self._gathered = 0
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    # --- what is computed row by row ---------------------------------------------------------------------------------
+
+    def sample(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
+    ) -> Trajectory:
+        def part(rows: list[int], noise: Tensor | None) -> tuple[Tensor, ...]:
+            own = [prompts[n] for n in rows], [seeds[n] for n in rows]
+            path = self.policy.sample(own[0], seeds=own[1], noise=noise, grad=grad)
+            told.append(path)
+            return path.x, path.log_prob, path.media.data
+
+        told: list[Trajectory] = []
+        x, log_prob, data = self._share(part, len(prompts), noise, grad > 0)
+        media = replace(told[0].media, data=data)
+        return Trajectory(tuple(prompts), x, log_prob, told[0].stochastic, media, tuple(seeds))
+
+    def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition:
+        def part(rows: list[int], x: Tensor) -> tuple[Tensor, ...]:
+            law = self.policy.transition(x, i, [prompts[n] for n in rows])
+            std.append(law.std)
+            return law.mean, law.x0
+
+        std: list[Tensor] = []
+        mean, x0 = self._share(part, len(x), x)
+        return Transition(mean, std[0], x0)
+
+    def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
+        def part(rows: list[int], x: Tensor) -> tuple[Tensor, ...]:
+            said = self.policy.predict(x, i, [prompts[n] for n in rows], guidance)
+            return said.x0, said.eps, said.v
+
+        return Prediction(*self._share(part, len(x), x))
+
+    def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
+        def part(rows: list[int], latents: Tensor) -> tuple[Tensor, ...]:
+            told.append(self.policy.decode(latents, [prompts[n] for n in rows]))
+            return (told[-1].data,)
+
+        told: list[Media] = []
+        (data,) = self._share(part, len(latents), latents)
+        return replace(told[0], data=data)
+
+    def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
+        def part(rows: list[int], noise: Tensor) -> tuple[Tensor, ...]:
+            return (self.policy.correction(noise, [prompts[n] for n in rows]),)
+
+        return self._share(part, len(noise), noise)[0]
+
+    @torch.no_grad()
+    def encode(self, media: Media) -> Tensor:
+        def part(rows: list[int], data: Tensor) -> tuple[Tensor, ...]:
+            return (self.policy.encode(replace(media, data=data)),)
+
+        return self._share(part, len(media), media.data)[0]
+
+    def judge(self, score: Callable[[list[int]], dict[str, Tensor]], n: int) -> dict[str, Tensor]:
+        """name -> [n] of what `score` says of some of n rows, each process judging its own."""
+        rows = self.mine(n)
+        scores = score(rows)
+        return {name: self._gather(values, n) for name, values in scores.items()}
+
+    def mine(self, n: int) -> list[int]:
+        """The rows of this process, at least one: what nobody needs is computed and dropped."""
+        part = torch.arange(n).tensor_split(self.world.num_processes)[self.world.process_index].tolist()
+        return part or [0]
+
+    def _share(self, part: Callable, n: int, x: Tensor | None, graph: bool = True) -> list[Tensor]:
+        """What `part` makes of n rows, and of those of x [n,...]."""
+        rows, graph = self.mine(n), graph and torch.is_grad_enabled()
+        size, run = self.micro or len(rows), self._again if graph and self.micro else _once
+        parts = [rows[k : k + size] for k in range(0, len(rows), size)]
+        made = [run(part, few, None if x is None else x[few]) for few in parts]
+        return [self._gather(torch.cat(each), n) for each in zip(*made, strict=True)]
+
+    def _again(self, part: Callable, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:
+        """Computed now without a graph, and once more when its gradient is asked for; what it costs is counted once."""
+
+        def counted(x: Tensor | None, _: Tensor) -> tuple[Tensor, ...]:
+            before = self.policy.nfe, self.policy.decodes
+            out = part(rows, x)
+            if torch.is_grad_enabled():
+                self.policy.nfe, self.policy.decodes = before
+            return out
+
+        asks = torch.ones(
+            (), requires_grad=True
+        )  # reentrant, for the two passes keep different tensors: encodings are made once
+        return checkpoint(counted, x, asks, use_reentrant=True, preserve_rng_state=False)
+
+    def _gather(self, own: Tensor, n: int) -> Tensor:
+        """[n,...] of every process's rows; those of this one are `own`, with their graph."""
+        if self.world.num_processes == 1:
+            return own
+        from accelerate.utils import gather
+
+        shares = [len(s) for s in torch.arange(n).tensor_split(self.world.num_processes)]
+        most = max(shares)
+        sent = own.detach()
+        if len(sent) < most:
+            sent = torch.cat([sent, sent[-1:].expand(most - len(sent), *sent.shape[1:])])
+        everyone = gather(sent.contiguous()).split(most)
+        parts = [rows[:share] for rows, share in zip(everyone, shares, strict=True)]
+        parts[self.world.process_index] = own[: shares[self.world.process_index]]
+        return torch.cat(parts)
+
+    # --- what is done once -------------------------------------------------------------------------------------------
+
+    def reference(self) -> AbstractContextManager[None]:
+        return self.policy.reference()
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        return self.policy.use(name)
+
+    def follow(self, name: str, decay: float) -> None:
+        self.policy.follow(name, decay)
+
+    def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer:
+        self.rate = lr
+        self.optimizer_ = self.policy.optimizer(lr, **{**self.settings, **settings})
+        return self.optimizer_
+
+    def pace(self, factor: float) -> None:
+        """Set the learning rate to `factor` times the method's."""
+        for group in self.optimizer_.param_groups:
+            group["lr"] = self.rate * factor
+
+    def backward(self, loss: Tensor) -> None:
+        """Gradients are averaged over processes in `update`, and here each has the gradient of its own rows alone."""
+        if loss.requires_grad:  # not where none of the rows are this process's
+            self.policy.backward(loss * self.world.num_processes / self.accumulate)
+
+    def update(self) -> float:
+        """Steps at every `accumulate`-th call; 0 at the others."""
+        self._gathered += 1
+        return self.policy.update() if self._gathered % self.accumulate == 0 else 0.0
+
+
+def _once(part: Callable, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:
+    return part(rows, x)

@@ -1,0 +1,399 @@
+"""Trainings as runs: driven, watched, stopped, resumed, exported, judged, on the embedded starter pack."""
+
+from __future__ import annotations
+
+import json
+import threading
+
+import pytest
+import torch
+import train_fixtures as tiny
+import yaml
+from train_fixtures import GRPO, NFT, SDE, folder_of, go, planned, told, weights
+
+import pipelines
+from workbench import checkpoints, cli, exporting, lessons, media, recipe, run, watchdogs
+from workbench.types import BadInput, Event
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    return tmp_path_factory.mktemp("train")
+
+
+@pytest.fixture(scope="module")
+def calm(home):
+    """An undisturbed run: (plan, folder, what was said)."""
+    plan = planned(home)
+    folder = folder_of(plan, home / "calm")
+    return plan, folder, go(plan, folder)
+
+
+def test_a_training_is_a_run_like_any_other(calm):
+    plan, folder, said = calm
+    summary = folder.read("summary.json")
+    base, nft = summary["contestants"]
+    assert folder.read()["status"] == "done" and [base["name"], nft["name"]] == ["base", "nft"]
+    assert nft["rewards"]["starter_clip"]["optimised"] and not nft["rewards"]["oracle"]["optimised"]
+    assert nft["samples"] == base["samples"] == 2 and nft["nfe"] == base["nfe"], "made at the same cost as the base's"
+    taught = nft["training"]
+    assert taught["updates"] == 4 and taught["samples"] == taught["reward_calls"] == 4 * 2 * 2
+    assert taught["nfe"] > 0 and taught["seconds"] > 0 and taught["peak_mb"] > 0
+    assert {"report.html", "grid.png"} <= {p.name for p in folder.path.iterdir()}
+    assert [p.batch for p in said if p.phase == "train"] == [1, 2, 3, 4]
+    assert all(p.event.media is not None and p.folder == folder.path for p in said if p.phase == "train")
+
+
+def test_the_log_has_every_round_and_every_look_at_the_watched_prompts(calm):
+    plan, folder, _ = calm
+    rounds, looks = told(folder, "train"), told(folder, "watch")
+    assert [r["step"] for r in rounds] == [1, 2, 3, 4] and [w["step"] for w in looks] == [0, 2, 4]
+    assert all({"reward", "grad_norm", "loss", "lr"} <= set(r) for r in rounds)
+    assert looks[0]["distance"] == 0 < looks[1]["distance"]
+    assert all({"held starter_clip", "held oracle", "held diversity"} <= set(w) for w in looks)
+    shown = sorted((folder.path / "samples" / "nft").glob("*/*.png"))
+    assert len(shown) == 3 * 2 and media.read_meta(shown[0])["prompt"] in plan.held
+
+
+def test_watched_prompts_are_never_trained_on_and_test_prompts_never_watched(calm):
+    plan, folder, _ = calm
+    drawn = {p for n in range(50) for p in recipe.batch(plan.train, plan.recipe, 0, n).prompts}
+    assert not drawn & set(plan.held) and len(plan.held) == 2 and len(drawn) > 50
+    assert not set(plan.held) & {r[1] for r in plan.rows}
+
+
+def test_the_exported_run_is_a_pipeline_that_makes_the_pictures_of_the_table(calm, home):
+    """By its folder, and by its LoRA file beside the base."""
+    plan, folder, _ = calm
+    event = next(e for e in folder.events() if e["contestant"] == "nft" and e.get("final"))
+    prompts, seeds = [s["prompt"] for s in event["samples"]], [s["seed"] for s in event["samples"]]
+    made = torch.cat([media.read(folder.path / s["file"]).data for s in event["samples"]])
+    file = folder.path / "export" / "pytorch_lora_weights.safetensors"
+    for config in (pipelines.read(folder.path), pipelines.adapted(pipelines.read(str(home / "free.yaml")), str(file))):
+        got = pipelines.load(config, device="cpu").sample(prompts, seeds=seeds).media
+        assert torch.equal(media.quantise(got).data, made)
+    base = pipelines.load(str(home / "free.yaml"), device="cpu").sample(prompts, seeds=seeds).media
+    assert not torch.equal(media.quantise(base).data, made)
+
+
+def test_a_trained_run_is_a_contestant_anywhere(calm, home, capsys):
+    _, folder, _ = calm
+    ask = ["--reward", "starter_clip", "--prompts", "starter-image-test", "--limit", "1", "--calls", "3"]
+    code = cli.main(
+        ["compare", str(home / "free.yaml"), f"sample@{folder.path}", *ask, "--runs", str(home / "compared"), "--json"]
+    )
+    summary = json.loads(capsys.readouterr().out)
+    assert code == 0 and {c["pipeline"] for c in summary["contestants"]} == {str(home / "free.yaml"), str(folder.path)}
+    assert len({c["rewards"]["starter_clip"]["mean"] for c in summary["contestants"]}) == 2
+
+
+def test_the_card_says_what_was_trained_on_what_judged_by_whom_and_how_to_repeat_it(calm):
+    plan, folder, _ = calm
+    card = (folder.path / "export" / "README.md").read_text()
+    head = yaml.safe_load(card.split("---")[1])
+    assert head["base_model"] == "starter:image/teacher" and "nft" in head["tags"]
+    for said in (
+        "starter_clip 1: optimised",
+        "oracle 1: held out",
+        "4 rounds",
+        "seed 0",
+        "prompts that were not trained on",
+    ):
+        assert said in card, said
+    assert (folder.path / "export" / "grid.png").is_file()
+
+
+def test_export_writes_the_weights_again_on_demand(calm, tmp_path, capsys):
+    plan, folder, _ = calm
+    assert cli.main(["export", str(folder.path), "--out", str(tmp_path / "again"), "--merged", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    names = {f.rpartition("/")[2] for f in rows["files"]}
+    assert {
+        "pytorch_lora_weights.safetensors",
+        "README.md",
+        "export.json",
+        "diffusion_pytorch_model.safetensors",
+    } <= names
+    from safetensors.torch import load_file
+
+    mine = load_file(tmp_path / "again" / "pytorch_lora_weights.safetensors")
+    assert all(torch.equal(mine[k], v) for k, v in weights(folder).items())
+    assert cli.main(["export", str(folder.path), "--out", str(tmp_path / "again")]) == 2
+    assert "never written over" in capsys.readouterr().err
+    with pytest.raises(BadInput, match="offline|refused|hub|mode|resolve|onnect"):
+        exporting.push(tmp_path / "again", "nobody/nothing")
+
+
+def test_a_stopped_training_goes_on_to_the_bits_of_an_undisturbed_one_even_from_an_older_checkpoint(calm, tmp_path):
+    """Stopped twice, then its newest checkpoint is damaged, which is said; each time another policy is loaded."""
+    plan, whole, _ = calm
+    folder = folder_of(plan, tmp_path)
+    for after in (1, 3):
+        stopped(plan, folder, after)
+    assert folder.read()["status"] == "stopped" and "failed" in folder.read("summary.json")["contestants"][1]
+    file = folder.path / "checkpoints" / "nft" / "000003.pt"
+    file.write_bytes(file.read_bytes()[:1000])
+    said = go(plan, folder)
+    assert any("checkpoint 3 is damaged or unfinished; going on from 2" in p.note for p in said)
+    same(folder, whole)
+    steps = [r["grad_norm"] for r in told(whole, "train")]
+    assert len(set(steps)) == len(steps), "a control: rounds differ, so a repeated or skipped one would be seen"
+
+
+def test_what_a_method_decides_by_the_number_of_a_round_goes_on_counting(home, tmp_path):
+    """The window of MixGRPO, which moves with each round here; with an average of the weights and rates that change."""
+    settings = {"updates": 2, "evaluate": 0, "policy": SDE, "ema": 0.5, "warmup": 2, "decay": 0.5}
+    plan = planned(home, method=GRPO, train=settings)
+    whole, parts = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "parts")
+    go(plan, whole)
+    stopped(plan, parts, 1)
+    go(plan, parts)
+    same(parts, whole)
+
+
+def stopped(plan, folder, after: int):
+    stop = threading.Event()
+    for p in run.execute(plan, folder, stop):
+        if p.phase == "train" and p.batch == after:
+            stop.set()
+
+
+def same(ours, theirs):
+    assert told(ours, "train") == told(theirs, "train") and told(ours, "watch") == told(theirs, "watch")
+    assert all(torch.equal(v, weights(ours)[k]) for k, v in weights(theirs).items())
+
+
+# --- checkpoints -----------------------------------------------------------------------------------------------------
+
+
+def test_checkpoints_are_the_last_few_and_the_best(tmp_path):
+    shelf = checkpoints.Shelf(tmp_path / "shelf", keep=2)
+    for n in range(5):
+        shelf.save(n, {"n": n})
+        if n == 1:
+            shelf.choose(n, score=0.5)
+    assert list(shelf) == [1, 3, 4] and shelf.best == {"update": 1, "score": 0.5}
+    assert shelf.newest() == (4, {"n": 4}, [])
+
+
+@pytest.mark.parametrize("how", ["cut off", "changed", "no digest", "another's digest"])
+def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, how):
+    shelf = checkpoints.Shelf(tmp_path / "shelf", keep=3)
+    for n in (2, 4):
+        shelf.save(n, {"n": n, "x": torch.arange(n)})
+    file, digest = tmp_path / "shelf" / "000004.pt", tmp_path / "shelf" / "000004.json"
+    data = file.read_bytes()
+    if how == "cut off":
+        file.write_bytes(data[:-7])
+    elif how == "changed":
+        file.write_bytes(data[:200] + bytes([data[200] ^ 1]) + data[201:])
+    elif how == "no digest":
+        digest.unlink()
+    else:
+        digest.write_text((tmp_path / "shelf" / "000002.json").read_text())
+    update, state, damaged = shelf.newest()
+    assert (update, damaged) == (2, [4]) and torch.equal(state["x"], torch.arange(2))
+
+
+# --- what stops a training -------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"method": NFT | {"group": 1}}, "one sample a prompt"),
+        ({"train": {"updats": 3}}, "did you mean 'updates'"),
+        ({"train": {"lora": {"rnk": 3}}}, "did you mean 'rank'"),
+        ({"train": {"policy": {"kernl": {}}}}, "did you mean 'kernel'"),
+        ({"train": {"report_to": ["tensorbord"]}}, "did you mean 'tensorboard'"),
+        ({"train": {"best": "oracl"}}, "did you mean 'oracle'"),
+        ({"train": {"accumulate": 2}, "method": NFT | {"updates": 2}}, "can't gather into one"),
+        ({"reward": "oracle", "watch": None, "method": "draft"}, "oracle has no gradient"),
+        ({"budget": {"nfe": 10}}, "a training is bounded by"),
+        ({"method": "reno"}, "no contestant of this run is trained"),
+        (
+            {"contestants": {"base": "sample", "nft": NFT | {"lora": "missing.safetensors"}}, "method": None},
+            "no such file",
+        ),
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_in_a_sentence_before_weights_load(home, change, sentence):
+    with pytest.raises(BadInput, match=sentence) as error:
+        planned(home, **change)
+    assert "\n" not in str(error.value)
+
+
+def event(norm=1.0, scores=(0.1, 0.2), **metrics):
+    return Event(0, {"grad_norm": norm, **metrics}, scores={"reward": torch.tensor(scores)})
+
+
+class Weights:
+    def __init__(self, *values):
+        self.adapters = self
+        self.parameters = [torch.tensor(values)]
+
+
+def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence(home, tmp_path, capsys):
+    for scores, sentence in (
+        ((0.3, 0.3, float("nan")), "score 0.3"),
+        ((float("nan"),) * 2, "none of the first samples"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            watchdogs.first(event(scores=scores), None)
+    watchdogs.first(event(), None)
+    path = tmp_path / "flat.yaml"
+    flat = {"reward": {"starter_clip": {"within": [5.0, 6.0]}}, "method": NFT}
+    path.write_text(yaml.safe_dump(tiny.asked(home, **flat)))
+    assert cli.main(["run", str(path), "--runs", str(tmp_path / "runs")]) == 2
+    assert "nothing to learn from" in capsys.readouterr().err
+
+
+def test_a_log_ratio_that_is_not_zero_before_the_first_update_stops():
+    watchdogs.first(event(log_ratio=0.0), train_method(1))
+    watchdogs.first(event(log_ratio=1e-3), train_method(2))  # of its second update
+    with pytest.raises(watchdogs.Halted, match="before the first update"):
+        watchdogs.first(event(log_ratio=1e-9), train_method(1))
+
+
+def train_method(updates):
+    from workbench.methods.grpo import GRPO
+
+    return GRPO(updates=updates)
+
+
+def test_what_is_not_a_number_stops_the_training():
+    good = Weights(1.0, 2.0)
+    assert watchdogs.sound(good, event(), 3, scaled=False) == 0
+    with pytest.raises(watchdogs.Halted, match="gradient was not finite"):
+        watchdogs.sound(good, event(norm=float("nan")), 0, scaled=False)
+    assert watchdogs.sound(good, event(norm=float("nan")), 4, scaled=True) == 5  # a loss scaler finds its scale
+    with pytest.raises(watchdogs.Halted):
+        watchdogs.sound(good, event(norm=float("nan")), watchdogs.PATIENCE, scaled=True)
+    with pytest.raises(watchdogs.Halted, match="weight is not finite"):
+        watchdogs.sound(Weights(1.0, float("inf")), event(), 0, scaled=False)
+
+
+def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_checkpoint_kept(home, tmp_path):
+    plan = planned(home, train={"updates": 2, "evaluate": 0})
+    folder = folder_of(plan, tmp_path)
+
+    def load(*args, **settings):
+        policy = pipelines.load(*args, **settings)
+        if "train" in settings:
+            backward = policy.backward
+            policy.backward = lambda loss: backward(loss * (float("nan") if policy.updates == 1 else 1.0))
+        return policy
+
+    said = go(plan, folder, load=load)
+    assert any("gradient was not finite" in p.failed for p in said) and folder.read()["status"] == "failed"
+    update, state, _ = lessons.shelf(plan, folder, "nft").newest()
+    assert update == 1 and all(v.isfinite().all() for v in state["policy"]["adapters"]["train"].values())
+    go(plan, folder)  # the cause is gone: it goes on from there
+    assert folder.read()["status"] == "done"
+
+
+def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monkeypatch):
+    looks = []
+    real = watchdogs.verdict
+
+    def verdict(plan, name, base, now):
+        looks.append(base is now)
+        return (real(plan, name, base, now)[0], None if base is now else "it hacks.")
+
+    monkeypatch.setattr(watchdogs, "verdict", verdict)
+    plan = planned(home, train={"on_alarm": "stop", "evaluate": 1})
+    folder = folder_of(plan, tmp_path)
+    said = go(plan, folder)
+    done = lessons.shelf(plan, folder, "nft").finished
+    assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
+    assert any(p.phase == "told" and "alarm" in p.note for p in said)
+
+
+def test_minutes_end_a_training_and_what_there_is_is_exported(home, tmp_path):
+    plan = planned(home, train={"minutes": 1e-4, "evaluate": 0})
+    folder = folder_of(plan, tmp_path)
+    go(plan, folder)
+    done = lessons.shelf(plan, folder, "nft").finished
+    assert done["updates"] == done["best"] == 1 and "minutes" in done["ended"] and folder.read()["status"] == "done"
+    assert [w["step"] for w in told(folder, "watch")] == [0, 1], "looked at once more at the end"
+
+
+def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(calm, home, tmp_path):
+    """Simulated: the denoiser refuses more than a row at once while gradients are asked for."""
+    plan, whole = planned(home, train={"updates": 1, "evaluate": 0}), calm[1]
+    folder = folder_of(plan, tmp_path)
+
+    def load(*args, **settings):
+        policy = pipelines.load(*args, **settings)
+        if "train" in settings:
+            predict = policy.predict
+
+            def narrow(x, *rest):
+                if torch.is_grad_enabled() and len(x) > 1:
+                    raise torch.OutOfMemoryError("full")
+                return predict(x, *rest)
+
+            policy.predict = narrow
+        return policy
+
+    said = go(plan, folder, load=load)
+    assert [p.note for p in said if "out of memory" in p.note] == [
+        f"out of memory: {n} rows at once from here, recomputing activations" for n in (4, 2, 1)
+    ]
+    ours, theirs = told(folder, "train"), told(whole, "train")
+    assert all(a["reward"] == pytest.approx(b["reward"], abs=1e-3) for a, b in zip(ours, theirs[:1], strict=True))
+    assert lessons.shelf(plan, folder, "nft").finished["micro"] == 1
+
+
+def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):
+    path = home / "dry.yaml"
+    path.write_text(yaml.safe_dump(tiny.asked(home, train={"updates": 8}, test=None)))
+    assert cli.main(["run", str(path), "--runs", str(home / "calm"), "--dry-run", "--json"]) == 0
+    told = json.loads(capsys.readouterr().out)
+    row = told["contestants"][1]
+    spent = calm[1].read("summary.json")["contestants"][1]["training"]
+    assert row["samples"] == 8 * 2 * 2 and row["seconds"] == pytest.approx(2 * spent["seconds"], abs=0.1)
+    assert row["peak_mb"] == spent["peak_mb"] and any("trained on" in c for c in told["checks"])
+
+
+def test_rates_rise_and_fall_as_the_recipe_says():
+    plan = recipe.Recipe(updates=10, warmup=2, decay=0.5)
+    assert [round(recipe.factor(plan, n), 2) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+
+
+def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, home):
+    from workbench.judging import Judging
+
+    plan, *_ = calm
+    picture = media.Media(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "image")
+
+    class Alone:
+        def judge(self, some, n):
+            return some([*range(n)])
+
+    def judged(control):
+        asked = planned(home, control=control)
+        return Judging(asked.reward, Alone(), asked.config, asked.train)(media=picture, prompts=asked.train[:2])
+
+    plain, negated, shuffled = (judged(c) for c in ("none", "negated", "shuffled"))
+    assert torch.equal(plain, -negated) and not torch.allclose(plain, shuffled)
+
+
+def test_a_lora_from_elsewhere_is_put_on_whole_or_refused_in_a_sentence(home, tmp_path):
+    from safetensors.torch import save_file
+
+    base = pipelines.read(str(home / "free.yaml"))
+    (tmp_path / "pickled.bin").write_bytes(b"\x80\x04")
+    save_file({"unet.x.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
+    pair = {"lora_A.weight": torch.zeros(2, 7), "lora_B.weight": torch.zeros(7, 2)}
+    save_file({f"unet.elsewhere.to_q.{k}": v for k, v in pair.items()}, tmp_path / "other.safetensors")
+    (tmp_path / "torn.safetensors").write_bytes((tmp_path / "other.safetensors").read_bytes()[:-5])
+    for name, sentence in (
+        ("pickled.bin", "never loaded"),
+        ("none.safetensors", "no pair"),
+        ("torn.safetensors", "bytes where"),
+    ):
+        with pytest.raises(BadInput, match=sentence):
+            pipelines.adapted(base, str(tmp_path / name))
+    with pytest.raises(BadInput, match="does not fit|made for another model"):
+        pipelines.load(pipelines.adapted(base, str(tmp_path / "other.safetensors")), device="cpu")

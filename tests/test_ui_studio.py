@@ -1,0 +1,426 @@
+"""The studio: over HTTP as a program drives it, and its parts as plain functions. Real pipeline, rewards and runs throughout."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import os
+import subprocess
+import sys
+import threading
+import time
+import zipfile
+from pathlib import Path
+from types import SimpleNamespace
+from urllib.parse import unquote
+
+import gradio as gr
+import httpx
+import numpy as np
+import pytest
+import torch
+from gradio_client import Client
+from gradio_client.exceptions import AppError
+from PIL import Image
+from report_fixtures import contestant, summary_of
+
+import pipelines
+from workbench import media, store
+from workbench.methods import METHODS, trains
+from workbench.strict import build
+from workbench.types import BadInput, Media
+from workbench.ui import comparison, contestants, hearing, look, show, studio
+from workbench.ui.desk import Desk
+from workbench.ui.place import Place
+
+FEW = ["sample", "best_of_n n=3", "reno iterations=2"]
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """A page that is really served, a client of it, and where it works."""
+    place = Place(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("temp"), Desk())
+    tab = studio.Studio(place)
+    with gr.Blocks() as page:
+        tab.draw(page)
+    how = {"theme": look.theme(), "css": look.CSS, "head": look.HEAD, "allowed_paths": [str(place.temp)]}
+    _, url, _ = page.queue().launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False, **how
+    )
+    yield SimpleNamespace(client=Client(url, verbose=False), url=url, place=place, tab=tab)
+    page.close()
+
+
+@pytest.fixture(scope="module")
+def compared(app):
+    job = app.client.submit("a red circle\ntwo blue squares", "starter-image", FEW, api_name="/compare")
+    return job.result(timeout=120), job.outputs()
+
+
+def at_rest(app, prompts="a red circle", lines=FEW, **more):
+    return comparison.Asked(prompts.splitlines(), "starter-image", lines, {"starter_clip": 1.0}, **more)
+
+
+def test_previews_and_costs_stream_while_it_works(compared):
+    _, seen = compared
+    views = [v for v in seen if "contestants" in v and v["run"]]
+    assert len(views) > 2 and any(p["previews"] for p in views[-2]["contestants"])
+    assert views[0]["share"] < 1 and [c["name"] for c in views[0]["contestants"]] == ["base", "best_of_n", "reno"]
+    rows = [sum(c["rows"] for c in v["contestants"]) for v in views]
+    assert rows == sorted(rows) and rows[-1] == 2 + 6 + 6
+    for part in views[-1]["contestants"]:
+        assert all(p["uri"].startswith("data:image/png;base64,") for p in part["previews"])
+
+
+def test_the_result_is_judged_and_its_files_are_the_untouched_ones(app, compared):
+    result, _ = compared
+    assert result["state"] == "done" and result["headline"]
+    scores = result["summary"]["contestants"][2]["rewards"]
+    assert scores["starter_clip"]["optimised"] and not scores["oracle"]["optimised"] and "saturated_pixels" in scores
+    assert [f["contestant"] for f in result["files"]] == ["base", "best_of_n", "reno"] * 2
+    for file in result["files"]:
+        served = Path(unquote(file["url"].removeprefix("gradio_api/file=")))
+        assert served.is_relative_to(app.place.temp) and Image.open(served).format == "PNG"
+        assert media.read_meta(served)["prompt"] == file["prompt"]
+    made = next(Path(result["folder"]).glob("media/reno/*.png")).read_bytes()
+    got = [httpx.get(f"{app.url}{f['url']}") for f in result["files"] if f["contestant"] == "reno"]
+    assert made in [g.content for g in got] and {g.headers["content-type"] for g in got} == {"image/png"}
+
+
+def test_stop_answers_at_once_and_keeps_the_best_so_far(app, compared):
+    lines = ["sample", "reno iterations=4000"]
+    job = app.client.submit("a red circle", "starter-image", lines, api_name="/compare")
+    while not (job.outputs() and any(c["reward"] for c in job.outputs()[-1].get("contestants", []))):
+        time.sleep(0.05)
+    key, began = job.outputs()[-1]["key"], time.monotonic()
+    assert app.client.predict(key, api_name="/stop") == {"stopping": True}
+    assert time.monotonic() - began < 2
+    result = job.result(timeout=30)
+    assert result["state"] == "stopped" and "goes on from here" in result["note"]
+    assert [f["contestant"] for f in result["files"]] == ["base", "reno"]
+    base, reno = (f["scores"]["starter_clip"] for f in result["files"])
+    assert reno >= base and result["summary"]["contestants"][1]["nfe"] < 4000
+    assert app.client.predict(key, api_name="/stop") == {"stopping": False}, "there is nothing left to stop"
+
+
+def test_a_link_reopens_a_comparison_with_its_settings(app, compared):
+    result, _ = compared
+    assert app.client.predict(result["run"], api_name="/open")["summary"] == result["summary"]
+    (update,) = app.tab.arrive(SimpleNamespace(query_params={"run": result["run"]}))
+    fields, results = update[: len(app.tab.editor.outputs())], update[len(app.tab.editor.outputs()) :]
+    assert fields[0] == "a red circle\ntwo blue squares"
+    assert "<table" in results[1] and results[1].count("<img") == 6 and result["run"] in results[1]
+    assert results[4]["run"] == result["run"]
+
+
+@pytest.mark.parametrize("name", ["../../etc/passwd", "", ".", "workbench.db", "<script>alert(1)</script>", "x" * 9000])
+def test_an_unknown_link_is_answered_by_one_sentence(app, name):
+    with pytest.raises(AppError, match="there is no comparison of this name here"):
+        app.client.predict(name, api_name="/open")
+    (update,) = app.tab.arrive(SimpleNamespace(query_params={"run": name}))
+    assert "there is no comparison" in update[len(app.tab.editor.outputs())] and "<script>" not in str(update)
+
+
+def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(app, compared):
+    result, _ = compared
+    made = []
+    for again in (app.tab.repeated, app.tab.varied):
+        *_, last = again({"run": result["run"]})
+        shown = last[len(app.tab.editor.outputs()) + 4]
+        made.append({f.name: media.read(f).data for f in (app.place.runs / shown["run"] / "media/reno").iterdir()})
+    first = {f.name: media.read(f).data for f in Path(result["folder"], "media/reno").iterdir()}
+    assert all(torch.equal(first[n], made[0][n]) for n in first)
+    assert not any(torch.equal(first[n], made[1][n]) for n in first)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"prompts": ["x" * 10_000]}, "10,000 letters"),
+        ({"prompts": [" "]}, "no prompt in it"),
+        ({"prompts": "../../etc/passwd"}, "no list of this name"),
+        ({"prompts": [f"{n}" for n in range(99)]}, "too many"),
+        ({"pipeline": "/etc"}, "only configured ones"),
+        ({"contestants": ["sample@/etc/passwd"]}, "only configured ones"),
+        ({"contestants": []}, "at least one"),
+        ({"contestants": ["sample"] * 5}, "at most 4"),
+        ({"contestants": ["best_of_m"]}, "did you mean 'best_of_n'"),
+        ({"contestants": ["reno itterations=3"]}, "did you mean 'iterations'"),
+        ({"contestants": ["best_of_n n=1000000"]}, "denoiser calls a sample"),
+        ({"contestants": ["reno iterations=1e300"]}, "at most"),
+        ({"contestants": ["reno lr=inf"]}, "lr"),
+        ({"contestants": ["reno name=sample"]}, "no setting"),
+        ({"contestants": ["reuse noise=/etc/passwd"]}, "reads a file"),
+        ({"contestants": ["grpo"]}, "trains weights"),
+        ({"contestants": ["x" * 500]}, "500 letters"),
+        ({"rewards": {}}, "at least one"),
+        ({"rewards": {"os:system": 1.0}}, "unknown reward"),
+        ({"rewards": {"starter_clip": math.inf}}, "weight"),
+        ({"rewards": {"starter_clip": "1; drop"}}, "weight"),
+        ({"watch": ["antigravity:X"]}, "unknown reward"),
+        ({"watch": ["starter_clip"]}, "can't be held out"),
+        ({"seed": -1}, "seed: a whole number"),
+        ({"seeds": 10**9}, "seeds: a whole number"),
+        ({"batch": 0.5}, "batch: a whole number"),
+        ({"calls": 10**12}, "calls: a whole number"),
+        ({"prompts": ["a", "b"], "seeds": 100}, "200 samples"),
+    ],
+)
+def test_what_cannot_work_is_refused_in_one_sentence_before_anything_loads(tmp_path, monkeypatch, changed, sentence):
+    monkeypatch.setattr("pipelines.load", lambda *a, **k: pytest.fail("weights were loaded"))
+    asked = {
+        "prompts": ["a red circle"],
+        "pipeline": "starter-image",
+        "contestants": FEW,
+        "rewards": {"starter_clip": 1.0},
+    }
+    bench = comparison.Bench(Place(tmp_path, tmp_path, Desk()))
+    with pytest.raises(BadInput, match=sentence) as told:
+        bench.start(comparison.Asked(**asked | changed))
+    assert len(str(told.value)) < 400 and not list(tmp_path.iterdir())
+
+
+def test_a_refusal_reaches_the_program_and_the_page(app):
+    with pytest.raises(AppError, match="did you mean 'iterations'"):
+        app.client.predict("a red circle", "starter-image", ["reno itterations=3"], api_name="/compare")
+    slots = [["reno", 1e12, 5.0, 0.9, "", ""], *[[None, None, None, None, "", ""]] * 3]
+    mix = ["starter_clip", 1.0, *[None, 1.0] * 3]
+    values = ["a <b>red</b> circle", "", "starter-image", ["oracle"], 0, 1, 0, 16, *sum(slots, []), *mix]
+    clicked = app.tab.pressed(*values)
+    assert "wb-bad" in next(clicked)[0]
+    with pytest.raises(gr.Error):
+        next(clicked)
+
+
+def test_somebody_elses_job_shows_a_place_in_the_queue(app, compared):
+    free = threading.Event()
+    app.place.desk.submit("another <b>comparison</b>", lambda stop: iter([free.wait(30)]))
+    live = app.tab.bench.start(at_rest(app))
+    seen = app.tab.followed(live)
+    first = next(seen)
+    assert "1 job before this one" in first[1] and "another &lt;b&gt;comparison" in first[1]
+    assert app.tab.bench.stop(live.key) is not None and live.job.state == "stopped", "one that waits is over at once"
+    *_, last = seen
+    assert "Stopped before it began" in last[0]
+    free.set()
+
+
+def test_who_only_looks_on_does_not_stop_it_by_leaving(app, compared):
+    live = app.tab.bench.start(at_rest(app, lines=["best_of_n n=40"]))
+    onlooker = app.tab.followed(live, own=False)
+    next(onlooker)
+    onlooker.close()
+    assert not live.job.stop.is_set()
+    owner = app.tab.followed(live)
+    next(owner)
+    owner.close()
+    assert live.job.stop.is_set() or live.job.over
+
+
+def test_a_stopped_comparison_goes_on_where_it_was(app, compared):
+    live = app.tab.bench.start(at_rest(app, lines=["sample", "best_of_n n=60"]))
+    for _ in live.job.watch(0.1):
+        if live.parts["best_of_n"].turns > 1:
+            app.tab.bench.stop(live.key)
+    name = live.folder.path.name
+    assert live.folder.read()["status"] == "stopped"
+    more = app.tab.bench.again(name)
+    for _ in more.job.watch(0.1):
+        pass
+    assert more.folder.path.name == name and more.folder.read()["status"] == "done"
+    assert more.folder.read("summary.json")["contestants"][1]["nfe"] == 60
+
+
+def test_the_pipeline_is_loaded_once_for_many_comparisons(monkeypatch):
+    calls = []
+    monkeypatch.setattr(pipelines, "load", lambda source, **how: calls.append(source) or object())
+    load, one, other = comparison.Loaded(), pipelines.read("starter-image"), pipelines.read("starter-image-teacher")
+    first = load(one, device="cpu")
+    assert load(pipelines.read("starter-image"), device="cpu") is first and len(calls) == 1
+    assert load(other, device="cpu") is not first and load(one, device="cpu") is not first and len(calls) == 3
+
+
+def test_equal_calls_fit_every_method_to_the_budget(tmp_path):
+    place = Place(tmp_path, tmp_path, Desk())
+    wish = comparison.wanted(at_rest(None, calls=16), place)
+    assert wish.contestants["best_of_n"]["n"] == 16 and wish.contestants["reno"]["iterations"] == 15
+
+
+def test_only_fitting_methods_and_rewards_are_offered(tmp_path):
+    one, many = (
+        {n for _, n in contestants.methods(p, ["starter_clip"], tmp_path)}
+        for p in ("starter-image", "starter-image-teacher")
+    )
+    assert {"sample", "best_of_n", "reno"} <= one and "fk" in many and "grpo" not in many and "reuse" not in many
+    dull = {n for _, n in contestants.methods("starter-image", ["saturated_pixels"], tmp_path)}
+    assert "best_of_n" in dull and "reno" not in dull
+    offered = {n for _, n in contestants.rewards("starter-image", tmp_path)}
+    assert {"starter_clip", "oracle"} <= offered and not offered & {"kid", "judge", "remote", "social"}
+    assert "oracle" not in {n for _, n in contestants.rewards("sdxl-turbo", tmp_path)}
+    assert contestants.watched("starter-image", ["starter_clip"], tmp_path)[0] == "oracle"
+
+
+@pytest.mark.parametrize(
+    "method", [m for m, cls in METHODS.items() if not trains(cls) and m not in contestants.FROM_FILES]
+)
+def test_a_contestant_survives_the_way_through_the_fields(method, tmp_path):
+    blocks = contestants.read([f"{method}@starter-image-teacher"], tmp_path)
+    (line,) = contestants.lines_of(blocks, tmp_path)
+    name, values, more, on = contestants.fields(line)
+    again = contestants.read([contestants.line(name, values, more, on)], tmp_path)
+    made = [
+        build(METHODS[method], {k: v for k, v in b.items() if k not in ("name", "pipeline")}, "x")
+        for b in (*blocks.values(), *again.values())
+    ]
+    assert made[0] == made[1] and on == "starter-image-teacher"
+
+
+def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
+    home = tmp_path / "20260101-trained" / "export"
+    home.mkdir(parents=True)
+    (home.parent / "run.json").write_text("{}")
+    (home / "export.json").write_text("{}")
+    assert contestants.source("run:20260101-trained", tmp_path) == str(home)
+    blocks = contestants.read(["sample", "sample@run:20260101-trained"], tmp_path)
+    assert blocks["20260101-trained"] == {"name": "sample", "pipeline": str(home)}
+    with pytest.raises(BadInput, match="only configured ones"):
+        contestants.read([f"sample@{home}"], tmp_path)
+
+
+def stored(folder, made: dict[str, list[Media]], kind: str) -> store.RunFolder:
+    """A finished run of synthetic media, as the driver leaves it."""
+    folder.mkdir()
+    names = list(made)
+    with (folder / "events.jsonl").open("w") as log:
+        for name, parts in made.items():
+            (folder / "media" / name).mkdir(parents=True)
+            samples = []
+            for n, part in enumerate(parts):
+                file = media.write(part, folder / "media" / name / f"{n:04d}-0", meta={"contestant": name})
+                sample = {
+                    "index": n,
+                    "prompt": f"<i>{kind}</i> ${{{n}}}",
+                    "k": 0,
+                    "seed": n,
+                    "category": None,
+                    "latents": None,
+                }
+                samples.append(sample | {"scores": {"starter_clip": 0.5}, "file": file.relative_to(folder).as_posix(), "sha256": media.fingerprint(file)})  # fmt: skip
+            log.write(
+                json.dumps(
+                    {"contestant": name, "batch": 0, "step": 0, "metrics": {}, "final": True, "samples": samples}
+                )
+                + "\n"
+            )
+    asked = {"contestants": dict.fromkeys(names), "reward": "starter_clip", "pipeline": "starter-image"}
+    (folder / "run.json").write_text(json.dumps({"status": "done", "config": asked}))
+    parts = [contestant(n, 0.5, 0.2, 16, None) for n in names]
+    (folder / "summary.json").write_text(json.dumps(summary_of(*parts, modality=kind)))
+    return store.RunFolder(folder)
+
+
+def tone(loud: float, rate: int = 16000, seconds: float = 1.0) -> Media:
+    t = torch.arange(int(rate * seconds)) / rate
+    return Media(loud * torch.sin(2 * math.pi * 997 * t)[None, None], "audio", rate)
+
+
+def test_sounds_are_shown_and_played_equally_loud_from_untouched_files(tmp_path):
+    folder = stored(tmp_path / "run", {"base": [tone(0.1)], "reno": [tone(0.8)]}, "audio")
+    found = show.result(folder, tmp_path / "temp")
+    assert (
+        found.html.count("<audio controls") == 2 and found.html.count("data:image/png") == 2 and "wb-sync" in found.html
+    )
+    quiet, loud = (float(c["volume"]) for c in found.rows[0]["cells"])
+    assert quiet == 1 and loud == pytest.approx(1 / 8, rel=0.01)
+    assert Path(found.rows[0]["cells"][1]["file"]).read_bytes() == (tmp_path / "run/media/reno/0000-0.wav").read_bytes()
+    assert show.pair(show.kept(found)["rows"], "audio", 0, "base", "reno") is None
+
+
+def test_clips_share_one_clock_and_slide_by_their_middle_frames(tmp_path):
+    clip = Media(torch.rand(1, 6, 3, 16, 16), "video", 8.0)
+    folder = stored(tmp_path / "run", {"base": [clip], "reno": [clip]}, "video")
+    found = show.result(folder, tmp_path / "temp")
+    assert (
+        found.html.count("<canvas") == 2 and found.html.count('data-rate="8.0"') == 2 and 'data-wb="seek"' in found.html
+    )
+    left, _ = show.pair(show.kept(found)["rows"], "video", 0, "base", "reno")
+    assert Image.open(left).format == "PNG" and Image.open(left).size == (512, 512)
+
+
+def test_prompts_are_text_and_files_outside_the_run_are_not_served(tmp_path):
+    picture = Media(torch.rand(1, 3, 16, 16), "image")
+    folder = stored(tmp_path / "run", {"base": [picture], "reno": [picture]}, "image")
+    log = (folder.path / "events.jsonl").read_text()
+    (tmp_path / "secret.png").write_bytes((folder.path / "media/reno/0000-0.png").read_bytes())
+    (folder.path / "events.jsonl").write_text(log.replace("media/reno/0000-0.png", "../secret.png"))
+    found = show.result(folder, tmp_path / "temp")
+    assert "<i>image" not in found.html and "&lt;i&gt;image&lt;/i&gt; &#36;&#123;0&#125;" in found.html
+    assert "missing" in found.html and not list((tmp_path / "temp").rglob("*secret*"))
+
+
+def test_large_pictures_slide_as_they_are_and_tiny_ones_grow_by_whole_steps(tmp_path):
+    large, tiny = Media(torch.rand(1, 3, 300, 300), "image"), Media(torch.rand(1, 3, 32, 32), "image")
+    folder = stored(tmp_path / "run", {"base": [large, tiny], "reno": [large, tiny]}, "image")
+    rows = show.kept(show.result(folder, tmp_path / "temp"))["rows"]
+    big = show.pair(rows, "image", 0, "base", "reno")[1]
+    assert Path(big).read_bytes() == (folder.path / "media/reno/0000-0.png").read_bytes()
+    small = np.asarray(Image.open(show.pair(rows, "image", 1, "base", "reno")[1]))
+    assert np.array_equal(small[::16, ::16], np.asarray(Image.open(folder.path / "media/reno/0001-0.png")))
+    slider = gr.ImageSlider(type="filepath", format="png").postprocess((big, big))
+    assert all(Path(part.path).suffix == ".png" for part in slider.root)
+    assert show.pair(rows, "image", 5, "base", "reno") is None and show.pair(rows, "image", 0, "base", "nobody") is None
+
+
+def test_everything_is_downloaded_as_one_zip(tmp_path):
+    folder = stored(tmp_path / "run", {"base": [Media(torch.rand(1, 3, 8, 8), "image")]}, "image")
+    names = zipfile.ZipFile(show.archive(folder, tmp_path / "temp")).namelist()
+    assert {"run/run.json", "run/events.jsonl", "run/media/base/0000-0.png"} <= set(names)
+
+
+def test_served_copies_are_removed_when_nobody_asks_for_them(tmp_path):
+    file = tmp_path / "a.png"
+    file.write_bytes(b"x")
+    kept, old = (
+        show.served(tmp_path, file),
+        show.served(tmp_path, file.with_name("run.png") if file.rename(tmp_path / "run.png") else file),
+    )
+    os.utime(old, (0, 0))
+    show.sweep(tmp_path, old=60)
+    assert kept.exists() and not old.exists()
+
+
+@pytest.mark.parametrize("rate", [16000, 44100, 48000])
+def test_loudness_is_that_of_the_standard(rate):
+    """BS.1770: a full-scale sine of 997 Hz is -3.01 LUFS, half the amplitude 6.02 less; silence has none."""
+    assert hearing.loudness(tone(1.0, rate)) == pytest.approx(-3.01, abs=0.05)
+    assert hearing.loudness(tone(0.5, rate)) == pytest.approx(-9.03, abs=0.05)
+    assert hearing.loudness(tone(0.0, rate)) == -math.inf
+    pause = Media(torch.cat([tone(1.0, rate, 4.0).data, torch.zeros(1, 1, 12 * rate)], 2), "audio", rate)
+    assert hearing.loudness(pause) == pytest.approx(-3.01, abs=0.3), "silence is gated out; ungated it would be -9"
+
+
+def test_the_spectrogram_shows_a_tone_where_it_is():
+    picture = np.asarray(Image.open(io.BytesIO(hearing.picture(tone(0.5)))).convert("L")).astype(float)
+    assert picture.shape == (hearing.WAVE + hearing.MEL, hearing.WIDE)
+    band = hearing.MEL - 1 - picture[hearing.WAVE :].mean(1).argmax()
+    mel = np.linspace(*(2595 * math.log10(1 + f / 700) for f in (20, 8000)), hearing.MEL + 2)[1:-1]
+    assert abs(700 * (10 ** (mel[band] / 2595) - 1) - 997) < 40
+
+
+def test_the_theme_asks_for_nothing_from_the_network():
+    assert not look.theme()._stylesheets and "http" not in look.CSS + look.HEAD and "@import" not in look.CSS
+
+
+def test_a_page_stands_before_torch_is_imported():
+    code = """if 1:
+        import sys, pathlib, gradio as gr
+        from workbench.ui import look, studio
+        from workbench.ui.desk import Desk
+        from workbench.ui.place import Place
+        with gr.Blocks() as page:
+            studio.build(page, Place(pathlib.Path("x"), pathlib.Path("y"), Desk()))
+        print([m for m in ("torch", "diffusers", "transformers") if m in sys.modules])
+    """
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "[]", done.stderr

@@ -1,0 +1,73 @@
+"""Trainings small enough for a test: the starter teacher, a few rounds of a few samples."""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from pathlib import Path
+
+import yaml
+
+import pipelines
+from workbench import config, run, store
+
+PIPELINE = {
+    "class": "StableDiffusionPipeline",
+    "repo": "starter:image/teacher",
+    "steps": 3,
+    "call": {"guidance_scale": 1.0},
+}
+TRAIN = {
+    "updates": 4,
+    "prompts": 2,
+    "held": 2,
+    "evaluate": 2,
+    "save": 1,
+    "best": "last",
+    "lora": {"rank": 2, "alpha": 4},
+}
+NFT = {"name": "nft", "group": 2, "times": 1, "slow": 0.2, "lr": 1e-3}
+GRPO = {"name": "grpo", "group": 2, "window": "mix", "width": 1, "dwell": 1, "lr": 1e-3}
+SDE = {"kernel": {"name": "flow-sde"}}
+
+
+def asked(home: Path, **change) -> dict:
+    """The config of a run; `train` is added to the usual one."""
+    place = home / "free.yaml"
+    place.write_text(yaml.safe_dump(PIPELINE))
+    told = {
+        "pipeline": str(place),
+        "method": NFT,
+        "reward": "starter_clip",
+        "watch": ["oracle"],
+        "name": "test",
+        "batch": 4,
+    }
+    told |= {"prompts": "starter-image-train", "test": "starter-image-test", "limit": 2}
+    return told | change | {"train": TRAIN | change.get("train", {})}
+
+
+def planned(home: Path, **change) -> run.Plan:
+    told = {k: v for k, v in asked(home, **change).items() if v is not None}
+    return run.plan(config.check(config.build(config.RunConfig, told, "test")))
+
+
+def folder_of(plan: run.Plan, runs: Path, fresh: bool = True) -> store.RunFolder:
+    return store.RunFolder.open(runs, plan.config.name, dataclasses.asdict(plan.config), fresh)
+
+
+def go(
+    plan: run.Plan, folder: store.RunFolder, stop: threading.Event | None = None, load=pipelines.load
+) -> list[run.Progress]:
+    return list(run.execute(plan, folder, stop, load))
+
+
+def weights(folder: store.RunFolder) -> dict:
+    from safetensors.torch import load_file
+
+    return load_file(folder.path / "export" / "pytorch_lora_weights.safetensors")
+
+
+def told(folder: store.RunFolder, phase: str) -> list[dict]:
+    """The numbers of a training's log, without the clock."""
+    return [{"step": e["step"]} | e["metrics"] for e in folder.events() if e.get("phase") == phase]

@@ -1,0 +1,22 @@
+"""A page with one tab of the app, as a browser or a program meets it."""
+
+from __future__ import annotations
+
+import gradio as gr
+from gradio_client import Client
+
+from workbench.ui.desk import Desk
+from workbench.ui.place import Place
+
+
+def launched(build, runs, temp):
+    """(client, place) of a page that holds the one tab."""
+    temp.mkdir(parents=True, exist_ok=True)
+    place = Place(runs, temp, Desk())
+    with gr.Blocks() as page:
+        build(page, place)
+    _, url, _ = page.queue().launch(
+        prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", allowed_paths=[str(temp)], ssr_mode=False,
+        max_file_size="80mb",
+    )  # fmt: skip
+    return Client(url, verbose=False), place

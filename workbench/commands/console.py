@@ -1,0 +1,26 @@
+"""Where commands write, and how they draw tables."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping, Sequence
+
+from rich.console import Console
+from rich.table import Table
+
+# A table is cut to the terminal's width, but a pipe or a file has none.
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
+err = Console(stderr=True, highlight=False)
+
+
+class Failed(RuntimeError):
+    """The input was good and the work failed all the same. One sentence; the command line exits with 1."""
+
+
+def table(rows: Sequence[Mapping], title: str | None = None) -> Table:
+    drawn = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
+    for column in rows[0] if rows else ():
+        drawn.add_column(column, overflow="fold")
+    for row in rows:
+        drawn.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+    return drawn

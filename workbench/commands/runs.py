@@ -1,0 +1,192 @@
+"""Commands that run something, and those that work on what a run has left."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shlex
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich.markup import escape
+
+from .. import config as configs
+from ..assets import CONFIGS
+from ..strict import nearest
+from ..types import BadInput
+from .console import Failed, err, out
+from .watching import dry_run, stopping, watch
+
+
+def demo(args) -> int:
+    overrides = ["limit=14", "seeds=1"] if args.fast else []
+    command = "workbench demo --fast" if args.fast else "workbench demo"
+    return _run(configs.read(CONFIGS / "runs" / "demo.yaml", overrides), args, command)
+
+
+def run(args) -> int:
+    folder = Path(args.config)
+    if not (folder / "run.json").is_file():
+        return _run(
+            configs.read(args.config, args.override),
+            args,
+            shlex.join(["workbench", "run", args.config, *args.override]),
+        )
+    from .. import store
+    from ..strict import build
+
+    if args.override:
+        raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
+    kept = build(configs.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
+    return _run(kept, args, f"workbench run {shlex.quote(args.config)}", folder)
+
+
+def compare(args) -> int:
+    from .. import compare as comparing
+    from .. import scoring
+    from ..strict import build
+
+    if args.calls is not None and args.calls < 1:
+        raise BadInput(f"--calls: {args.calls} leaves nothing to work with; give 1 or more")
+    trained = [
+        f"sample@{text}" if (Path(text) / "export" / "export.json").is_file() else text for text in args.contestants
+    ]
+    home, blocks = comparing.blocks(trained, args.pipeline, args.calls, timed=args.seconds is not None)
+    shared = {key: getattr(args, key) for key in ("prompts", "name", "seed", "seeds", "limit", "batch")}
+    shared |= {"reward": scoring.blocks(args.reward), "watch": scoring.blocks(args.watch) or None, "curve": True}
+    if args.seconds is not None:
+        shared["budget"] = {"seconds": args.seconds}
+    config = configs.check(build(configs.RunConfig, shared | {"pipeline": home, "contestants": blocks}, "compare"))
+    return _run(config, args, shlex.join(["workbench", *sys.argv[1:]]))
+
+
+def _run(config: configs.RunConfig, args, command: str, folder: Path | None = None) -> int:
+    import transformers
+
+    from .. import lessons, store
+    from .. import run as driver
+
+    runs = folder.parent if folder else args.runs
+    plan = driver.plan(config, command)
+    driver.room(plan, runs)
+    transformers.utils.logging.disable_progress_bar()  # our own bars are enough
+    if getattr(args, "dry_run", False):
+        return dry_run(driver, plan, runs, args.json)
+    asked = dataclasses.asdict(config)
+    place = lessons.together(
+        lambda: folder or store.RunFolder.open(runs, config.name, asked, args.new).path, config.device
+    )
+    try:
+        with stopping(bool(plan.trained)) as stop:
+            watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not lessons.leads())
+    except driver.DiskFull as error:
+        raise Failed(str(error)) from error
+    if not lessons.leads():
+        return 0
+    if stop.is_set():
+        err.print("workbench: stopped; the same command goes on from here")
+        return 130
+    return _show(place, store.RunFolder(place).read("summary.json"), args.json)
+
+
+def _show(path: Path, summary: Mapping, as_json: bool) -> int:
+    from .. import findings
+    from .. import report as reports
+
+    failed = [c for c in summary["contestants"] if "failed" in c]
+    if as_json:
+        print(json.dumps(summary, ensure_ascii=False))
+    else:
+        out.print(reports.table(summary))
+        for sentence in findings.headline(summary):
+            out.print(sentence)
+        for c in summary["contestants"]:
+            if taught := c.get("training"):
+                out.print(_taught(c["name"], taught), soft_wrap=True)
+        if summary.get("alarm"):
+            out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
+        out.print(f"pictures  {path / 'grid.png'}\nreport    {path / 'report.html'}", soft_wrap=True)
+    for c in failed:
+        err.print(f"[red]{c['name']} failed:[/] {c['failed']} (see {path / ('failure-' + c['name'] + '.txt')})")
+    return 1 if failed else 0
+
+
+def _taught(name: str, cost: Mapping) -> str:
+    told = f"{name} was trained for {cost['updates']} rounds on {cost['samples']:,} samples: {cost['seconds'] / 60:.1f} minutes, "
+    told += f"{cost['peak_mb']:,.0f} MB, weights of round {cost['best']}, {cost['distance']:.3g} from the base"
+    told += f"; it ended because {cost['ended']}" if cost["ended"] else ""
+    return told + (f"; [red]alarm[/]: {escape(cost['alarm'])}" if cost["alarm"] else "")
+
+
+def suite(args) -> int:
+    import transformers
+
+    from .. import run as driver
+    from .. import suite as suites
+
+    transformers.utils.logging.disable_progress_bar()
+    told = {
+        "pipeline": args.pipeline,
+        "method": args.method,
+        "reward": args.reward,
+        "seeds": args.seeds,
+        "limit": args.limit,
+    }
+    job = suites.job(args.name, args.prompts, args.out, **told, overrides=args.override)
+    flags = {"prompts": args.prompts, **told, "runs": args.runs, "out": args.out}
+    said = [word for flag, value in flags.items() if value not in (None, 0) for word in (f"--{flag}", str(value))]
+    plan = driver.plan(job.config, shlex.join(["workbench", "suite", args.name, *args.override, *said]))
+    if args.dry_run:
+        return dry_run(driver, plan, args.runs, args.json)
+    try:
+        watch(suites.make(job, plan, args.runs), plan)
+    except driver.DiskFull as error:
+        raise Failed(str(error)) from error
+    made = json.loads((args.out / suites.MANIFEST).read_text(encoding="utf-8"))
+    if not made["complete"]:
+        raise Failed(
+            f"the method failed, see the failure-*.txt of the newest run in {args.runs}; the same command tries again"
+        )
+    if args.json:
+        print(json.dumps(made, ensure_ascii=False))
+        return 0
+    out.print(
+        escape(f"{made['count']} pictures in {args.out}, described in {args.out / suites.MANIFEST}"), soft_wrap=True
+    )
+    for prompt in made["renamed"]:
+        err.print(f"[yellow]the scorer reads another prompt than[/] {escape(prompt)}", soft_wrap=True)
+    if made["score"]:
+        out.print(f"score them in a checkout of https://github.com/{made['scorer']}:", soft_wrap=True)
+    for line in made["score"]:
+        out.print(f"  {escape(line)}", soft_wrap=True)
+    return 0
+
+
+def export(args) -> int:
+    from .. import exporting
+
+    told = exporting.again(args.run, args.contestant, args.out, comfy=args.comfy, merged=args.merged)
+    if args.push:
+        exporting.push(told.folder, args.push)
+    if args.json:
+        print(json.dumps(told.rows(), ensure_ascii=False))
+        return 0
+    for line in told.lines():
+        out.print(escape(line), soft_wrap=True)
+    if args.push:
+        out.print(f"pushed to {args.push}", soft_wrap=True)
+    return 0
+
+
+def report(args) -> int:
+    from .. import report as reports
+    from .. import store
+
+    folder = store.RunFolder(args.run)
+    summary = folder.read("summary.json")
+    if not summary:
+        known = [p.name for p in args.run.absolute().parent.glob("*") if (p / "summary.json").is_file()]
+        raise BadInput(f"{args.run} has no summary.json, so it is no finished run; {nearest(args.run.name, known)}")
+    reports.write_report(args.run)
+    return _show(args.run, summary, args.json)

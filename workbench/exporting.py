@@ -1,0 +1,166 @@
+"""What a training run leaves for others: its weights again, on demand, and a model card that says what they are."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import yaml
+
+import pipelines
+
+from . import config as configs
+from . import findings, lessons, planning, store
+from .assets import write_atomic
+from .strict import build, nearest
+from .types import BadInput
+
+CARD, GRID = "README.md", "grid.png"
+
+
+@dataclass(frozen=True)
+class Told:
+    """What was exported."""
+
+    folder: Path
+    exported: pipelines.Exported
+
+    def rows(self) -> dict:
+        e = self.exported
+        return {
+            "folder": str(self.folder),
+            "files": [str(f) for f in e.files],
+            "load": list(e.load),
+            "difference": e.difference,
+            "effect": e.effect,
+            "notes": list(e.notes),
+        }
+
+    def lines(self) -> list[str]:
+        e = self.exported
+        checked = f"loaded back: predictions differ by {e.difference:.1g}, where training moved them by {e.effect:.2g}"
+        return [*(str(f) for f in e.files), *e.load, checked, *e.notes]
+
+
+def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged: bool) -> Told:
+    """Export the best weights of a training run anew. Raises BadInput for a run that trained nothing, or a folder that is
+    there."""
+    folder = store.RunFolder(run)
+    kept = folder.read()
+    if not kept:
+        raise BadInput(f"{run} is no run folder: it has no run.json")
+    plan = planning.plan(build(configs.RunConfig, kept["config"], str(run / "run.json")), kept.get("command", ""))
+    done = [n for n in plan.trained if lessons.shelf(plan, folder, n).finished]
+    if not done:
+        raise BadInput(f"{run}: nothing in this run has finished its training, so there is nothing to export")
+    if name is None and len(done) > 1:
+        raise BadInput(f"{run}: trained {', '.join(done)}; name one with --contestant")
+    name = name or done[0]
+    if name not in done:
+        raise BadInput(f"{run}: no trained contestant {name!r}; {nearest(name, done)}")
+    out = out or run / f"export-{name}"
+    if out.exists():
+        raise BadInput(f"{out}: exists already, and an export is never written over; name another with --out")
+    policy, weights, best = lessons.best(plan, folder, name)
+    about = {"method": name, "run": folder.path.name, "update": str(best)}
+    base = plan.pipelines[name]
+    told = pipelines.export(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
+    card(plan, folder, name, out)
+    return Told(out, replace(told, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
+
+
+def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
+    """README.md and grid.png into the folder of an export: what was trained, on what, judged by whom, and how to repeat it."""
+    summary, run = folder.read("summary.json"), folder.read()
+    training = lessons.shelf(plan, folder, name).finished
+    if (folder.path / GRID).is_file():
+        shutil.copyfile(folder.path / GRID, out / GRID)
+    config, recipe = plan.config, plan.recipe
+    base = plan.pipelines[name]
+    head = {"base_model": base.repo, "library_name": "diffusers", "tags": ["alignment", run["methods"][name]["name"]]}
+    lines = [
+        "---",
+        yaml.safe_dump(head, sort_keys=False).strip(),
+        "---",
+        f"# {config.name}: {base.name or base.repo} aligned by {run['methods'][name]['name']}",
+        "",
+        *_results(plan, summary, name),
+        "",
+        f"Trained for {training['updates']} rounds ({training['samples']:,} samples, {training['seconds'] / 60:.1f} minutes); these are "
+        f"the weights after round {training['best']}. Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
+        *([f"\n**Alarm in training:** {training['alarm']}"] if training["alarm"] else []),
+        "",
+        "## Rewards",
+        *(
+            f"- {n} {run['rewards'].get(n, '')}: optimised, weight {plan.reward.weights[n]:g}"
+            for n in plan.reward.rewards
+        ),
+        *(f"- {n} {run['rewards'].get(n, '')}: held out" for n in (plan.watch.rewards if plan.watch else ())),
+        "",
+        "## Data",
+        f"{len(plan.train)} prompts to train on ({_source(config.prompts)}), {len(plan.held)} watched meanwhile, "
+        f"{summary['prompts']} judged in the end ({_source(config.test if config.test is not None else config.prompts)}), "
+        f"{summary['seeds']} noise(s) each; seed {config.seed}.",
+        "",
+        "## Settings",
+        "```yaml",
+        yaml.safe_dump({"method": run["methods"][name], "train": _given(recipe)}, sort_keys=False).strip(),
+        "```",
+        "",
+        "## Again",
+        "```",
+        run.get("command") or f"workbench run {folder.path}",
+        "```",
+        f"Workbench revision {run.get('git') or 'unknown'}; "
+        + ", ".join(f"{k} {v}" for k, v in run["versions"].items())
+        + ".",
+        "",
+    ]
+    write_atomic(out / CARD, "\n".join(lines))
+
+
+def _results(plan, summary: Mapping, name: str) -> list[str]:
+    """Base and trained, under every judge."""
+    found = {c["name"]: c for c in summary.get("contestants", ()) if "failed" not in c}
+    base = next((c for n, c in found.items() if n not in plan.trained), None)
+    if name not in found:
+        return ["It has not been judged."]
+    shown = [c for c in (base, found[name]) if c is not None]
+    lines = ["| judge | " + " | ".join(c["name"] for c in shown) + " |", "|---" * (len(shown) + 1) + "|"]
+    for judge, row in found[name]["rewards"].items():
+        cells = [_cell(c["rewards"].get(judge, {})) for c in shown]
+        lines.append(f"| {judge}{' (optimised)' if row['optimised'] else ''} | " + " | ".join(cells) + " |")
+    said = findings.headline(summary)
+    alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
+    return [*lines, "", "Means with 95 % intervals on prompts that were not trained on." if plan.config.test is not None else
+            "Means with 95 % intervals, on prompts that were trained on too.", "", *said, *alarm, "",
+            f"![before and after]({GRID})"]  # fmt: skip
+
+
+def _cell(row: Mapping) -> str:
+    return "–" if row.get("mean") is None else "{:.3f} [{:.3f}, {:.3f}]".format(row["mean"], *row["ci95"])
+
+
+def _source(prompts) -> str:
+    return prompts if isinstance(prompts, str) else "a list in the config"
+
+
+def _given(recipe) -> dict:
+    return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(recipe).items()}
+
+
+def push(folder: Path, repo: str) -> None:
+    """Upload an export to a hub repository, which is made if it is not there. Raises BadInput where that is refused."""
+    from huggingface_hub import HfApi
+    from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+
+    try:
+        api = HfApi()
+        api.create_repo(repo, exist_ok=True)
+        api.upload_folder(folder_path=str(folder), repo_id=repo)
+    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError, OSError) as error:
+        raise BadInput(
+            f"--push {repo}: {next(iter(str(error).strip().splitlines()), 'refused')}; exported to {folder}"
+        ) from error

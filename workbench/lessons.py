@@ -1,0 +1,132 @@
+"""Trainings as a run folder keeps them: what is finished, where it lies, what it would take again."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pipelines
+from pipelines.training import EMA
+
+from . import recipe as recipes
+from . import store
+from .checkpoints import Shelf
+from .methods import Sample, name_of
+from .types import BadInput
+from .watchdogs import Halted
+
+
+def leads() -> bool:
+    """Whether this is the process that writes: the first of those that `accelerate launch` started, or the only one."""
+    return int(os.environ.get("RANK", "0")) == 0
+
+
+def together(open_folder: Callable[[], Path], device: str) -> Path:
+    """What the leading process opens, known to all of them."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return open_folder()
+    import torch
+    from accelerate import PartialState
+    from accelerate.utils import broadcast_object_list
+
+    PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    told = [None]
+    if leads():
+        try:
+            told = [open_folder()]
+        except BadInput as error:
+            told = [error]
+    (found,) = broadcast_object_list(told)
+    if isinstance(found, Exception):
+        raise found
+    return found
+
+
+def shelf(plan, folder: store.RunFolder, name: str) -> Shelf:
+    return Shelf(folder.path / "checkpoints" / name, plan.recipe.keep)
+
+
+def exported(plan, folder: store.RunFolder, name: str) -> Path:
+    """Where the trained weights of a contestant are exported to."""
+    home = folder.path / "export"
+    return home if len(plan.trained) == 1 else home / name
+
+
+def trained(plan, folder: store.RunFolder):
+    """The plan of what is made in the end: those that are trained, as they were exported; not those that failed."""
+    ready = {n for n in plan.methods if n not in plan.trained or shelf(plan, folder, n).finished}
+    methods = {n: Sample() if n in plan.trained else m for n, m in plan.methods.items() if n in ready}
+    made = {
+        n: pipelines.adapted(p, str(exported(plan, folder, n))) if n in plan.trained else p
+        for n, p in plan.pipelines.items()
+        if n in ready
+    }
+    return replace(plan, methods=methods, pipelines=made)
+
+
+def rewind(plan, folder: store.RunFolder) -> set[tuple[str, int]]:
+    """Forget what unfinished batches and rounds beyond the newest checkpoint logged; returns the finished batches."""
+    if not plan.trained:
+        return folder.rewind()
+    events = folder.events()
+    done = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
+    reached = {name: shelf(plan, folder, name).newest()[0] for name in plan.trained} if events else {}
+    kept = [
+        e
+        for e in events
+        if (e["step"] <= reached[e["contestant"]] if "phase" in e else (e["contestant"], e.get("batch")) in done)
+    ]
+    store.write_atomic(folder.path / "events.jsonl", "".join(map(store.line, kept)))
+    return done
+
+
+def drawn(plan, name: str) -> int:
+    """Samples that the training of contestant `name` draws."""
+    return plan.recipe.prompts * plan.recipe.batches * getattr(plan.methods[name], "group", 1)
+
+
+def foreseen(plan, runs, name: str) -> dict[str, Any]:
+    """Samples, seconds and memory that its training will take, by the newest finished training of the same method on the same
+    pipeline here, a sample and an update of it being worth as much now."""
+    samples, found = drawn(plan, name), {}
+    for folder in store.folders(runs):
+        run = folder.read()
+        if run["config"]["pipeline"] != plan.config.pipeline:
+            continue
+        for c in folder.read("summary.json").get("contestants", ()):
+            if c.get("method") == name_of(plan.methods[name]) and c.get("training", {}).get("samples"):
+                found = found or c["training"]
+    seconds = found["seconds"] / found["samples"] * samples if found else None
+    return {"samples": samples, "seconds": seconds and round(seconds, 1), "peak_mb": found.get("peak_mb")}
+
+
+def policy_of(plan, name: str, load):
+    """The policy of contestant `name`, ready to be trained."""
+    config, recipe = plan.config, plan.recipe
+    changes = recipes.overrides(recipe)
+    base = plan.pipelines[name]
+    while_training = replace(
+        base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})}
+    )
+    settings = {"lora": recipes.adapter(recipe), "clip": recipe.clip, "ema": recipe.ema, "blocks": recipe.checkpointing}
+    where = {key: getattr(config, key) for key in ("device", "dtype", "attention")}
+    return load(while_training, **where, train=settings)
+
+
+def put_best(policy, kept: Shelf) -> tuple[str, int]:
+    """Give a policy the best weights of a training; (what they are called in it, after which update they were taken)."""
+    update = kept.best["update"]
+    state = kept.load(update)
+    if state is None:
+        raise Halted(f"the best checkpoint, {update}, is damaged; start anew with --new")
+    policy.adapters.load_state_dict(state["policy"]["adapters"])
+    return (EMA if EMA in state["policy"]["adapters"] else "train"), update
+
+
+def best(plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
+    """(policy, the name of its best weights, after which update they were taken) of a finished training."""
+    policy = policy_of(plan, name, load)
+    return policy, *put_best(policy, shelf(plan, folder, name))

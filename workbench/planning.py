@@ -1,0 +1,212 @@
+"""A run that was asked for becomes a plan, or one sentence that says why it can't work: before any weight loads."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pipelines
+from rewards import compose
+
+from . import config as configs
+from . import data, recipe
+from .cost import Budget
+from .judges import judges
+from .methods import METHODS, trains
+from .parts import supplied
+from .strict import build
+from .types import BadInput
+
+FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A run that has passed every check that needs no weights."""
+
+    config: configs.RunConfig
+    methods: Mapping[str, Any]  # contestant -> method
+    pipelines: Mapping[str, Any]  # contestant -> pipelines.PipelineConfig
+    reward: compose.Weighted  # optimised
+    watch: compose.Weighted | None  # held out
+    rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
+    checks: Sequence[str]
+    command: str = ""  # what repeats it
+    budget: Budget | None = None
+    recipe: recipe.Recipe | None = None  # of the methods that train
+    train: Sequence[str] = ()  # prompts that they train on
+    held: Sequence[str] = ()  # prompts that are watched meanwhile
+
+    @property
+    def trained(self) -> list[str]:
+        """The contestants that are trained first."""
+        return [name for name, method in self.methods.items() if trains(method)]
+
+    @property
+    def modality(self) -> str:
+        return next(iter(self.pipelines.values())).modality
+
+    @property
+    def batches(self) -> int:
+        return -(-len(self.rows) // self.config.batch)
+
+    def calls(self, name: str) -> int:
+        """Denoiser calls that contestant `name` will make, CFG pairs counted once."""
+        method, steps = self.methods[name], self.pipelines[name].steps
+        if not trains(method):
+            return method.calls(steps) * len(self.rows)
+        return method.calls(steps) * self.recipe.prompts * self.recipe.batches + steps * len(self.rows)
+
+
+def plan(config: configs.RunConfig, command: str = "") -> Plan:
+    """Raises BadInput, in one sentence, for whatever can be known to fail."""
+    methods = configs.contestants(config, METHODS)
+    budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
+    repos = configs.repos(config)
+    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(repos.values())}
+    adapters = configs.loras(config)
+    made = {name: pipelines.adapted(read[repo], adapters.get(name)) for name, repo in repos.items()}
+    where = [
+        pipelines.preflight(pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
+        for pipeline in read.values()
+    ]
+    if len({p.modality for p in read.values()}) > 1:
+        told = ", ".join(f"{repo} makes {p.modality}" for repo, p in read.items())
+        raise BadInput(f"contestants: they can't be compared, for {told}")
+    reward = compose.from_config(config.reward, judges())
+    watch = compose.from_config(config.watch, judges(), where="watch") if config.watch else None
+    if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
+        raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
+    for part in (reward, watch) if watch else (reward,):
+        for repo, pipeline in read.items():
+            fits(part, repo, pipeline.modality)
+    able(methods, made, reward)
+    grouped(config, reward, watch, methods)
+    for method in methods.values():
+        supplied(method)
+    found = data.prompts(config.prompts)
+    training = any(map(trains, methods.values()))
+    if not training and (config.train is not None or config.test is not None):
+        raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
+    judged = found if config.test is None else data.prompts(config.test, "test")
+    rows = data.items(judged[: config.limit or None], config.seed, config.seeds)
+    if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
+        raise BadInput("control: shuffled prompts need at least two different prompts")
+    for part in (reward, watch) if watch else (reward,):
+        part.check_own([r[1] for r in rows])
+    checks = [
+        *(
+            f"pipeline {repo}: {pipeline.modality}, {pipeline.steps} step(s), "
+            f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}"
+            for (repo, pipeline), (device, dtype, kernels) in zip(read.items(), where, strict=True)
+        ),
+        f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
+        f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
+    ]
+    if budget:
+        checks.append(f"at most {budget} a sample; a contestant that is cut delivers the best it has")
+    planned = Plan(config, methods, made, reward, watch, rows, checks, command, budget)
+    return to_train(planned, found) if training else planned
+
+
+def to_train(plan: Plan, found: Sequence[str]) -> Plan:
+    """The plan with what its training needs. Raises BadInput."""
+    config, methods = plan.config, {n: plan.methods[n] for n in plan.trained}
+    for name in methods:
+        if plan.pipelines[name].lora:
+            raise BadInput(
+                f"contestants.{name}: training on top of a LoRA is not possible; export it merged and train on that"
+            )
+    if plan.budget is not None:
+        raise BadInput(
+            "budget: is what a sample may cost without training; a training is bounded by train.updates and train.minutes"
+        )
+    asked = recipe.read(
+        config.train, methods, list(plan.watch.rewards) if plan.watch else [], list(plan.reward.rewards)
+    )
+    train, held, apart = recipe.setting_apart(found, asked, config.seed)
+    if config.control == "shuffled" and len(train) < 2:
+        raise BadInput("control: shuffled prompts need at least two different prompts to train on")
+    for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
+        part.check_own([*train, *held])
+    lines = [*plan.checks, *recipe.told(asked, held, apart, train)]
+    if config.test is None:
+        lines.append(
+            "warning: no `test` prompts are named, so the trained are judged on prompts that they were trained on"
+        )
+    return replace(plan, recipe=asked, train=train, held=held, checks=lines)
+
+
+def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.Weighted) -> None:
+    """Raises BadInput for a method that needs what its pipeline or the reward does not provide."""
+    provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
+    for name, method in methods.items():
+        if missing := method.needs - provided - made[name].provides:
+            dull = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
+            because = f"; {', '.join(dull)} has no gradient" if "differentiable" in missing and dull else ""
+            raise BadInput(
+                f"contestant {name} needs what this run does not provide: {', '.join(sorted(missing))}{because}"
+            )
+
+
+def fits(part: compose.Weighted, repo: str, modality: str) -> None:
+    """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
+    method here makes a prompt's samples in one call, or from a source picture."""
+    for name, judge in part.rewards.items():
+        if modality not in judge.spec.modalities:
+            raise BadInput(
+                f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
+                f"but {repo} makes {modality}; see: workbench list rewards"
+            )
+        if "source" in judge.spec.needs:
+            raise BadInput(
+                f"reward {name} compares with the source of an edit, and these samples are made from nothing"
+            )
+        if judge.spec.scope == "set":
+            raise BadInput(f"reward {name} judges whole sets; here each sample needs a score of its own")
+
+
+def grouped(
+    config: configs.RunConfig, reward: compose.Weighted, watch: compose.Weighted | None, methods: Mapping[str, Any]
+) -> None:
+    """Raises BadInput for a reward that compares the samples of one prompt, unless all that optimise it score a prompt's
+    samples in one call: methods that train on groups."""
+    if watch is not None and watch.spec.scope != "sample":
+        raise BadInput(
+            f"watch: {watch.spec.name} compares the samples of one prompt, which says nothing of how contestants differ"
+        )
+    if reward.spec.scope == "sample":
+        return
+    within = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]
+    if within and (config.seeds < 2 or config.batch % config.seeds):
+        raise BadInput(
+            f"reward {within[0]} compares the samples of one prompt: set seeds to 2 or more, and batch to a multiple of it"
+        )
+    alone = [n for n, m in methods.items() if "reward" in m.needs and not (trains(m) and getattr(m, "group", 1) > 1)]
+    if alone or not any("reward" in m.needs for m in methods.values()):
+        raise BadInput(
+            f"reward {reward.spec.name} compares the samples of one prompt in one call, and "
+            + (f"contestant {alone[0]}" if alone else "no contestant of this run")
+            + (" makes them one at a time" if alone else " makes a prompt's samples together")
+        )
+
+
+def room(plan: Plan, runs: Path) -> None:
+    """Raises BadInput when the disk of `runs` has no room for what the run will write."""
+    there = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    sides = [p.call.get("height", 1024) * p.call.get("width", 1024) for p in plan.pipelines.values()]
+    need = len(plan.rows) * sum(sides) * 3 / 2**20 if plan.modality == "image" else 0
+    free = shutil.disk_usage(there).free / 2**20
+    if free < FREE_MB:
+        raise BadInput(f"{there}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs")
+    if free < need / 4:  # PNG of real pictures is rarely smaller than a quarter of the raw size
+        raise BadInput(f"{there}: {free:.0f} MB free, about {need:.0f} MB of pictures to write; use --runs")
+
+
+def weights_mb(plan: Plan) -> float:
+    """What the pipelines' weights take on this disk; 0 when they are on the hub."""
+    folders = {p.folder for p in plan.pipelines.values() if p.folder}
+    return sum(f.stat().st_size for folder in folders for f in folder.rglob("*.safetensors")) / 2**20

@@ -1,0 +1,172 @@
+"""Files that somebody hands in. What a file is, its content says and never its name; what it may cost is known before it
+is decoded; and no text of a user becomes a path: the copy that is read has a name of our own."""
+
+from __future__ import annotations
+
+import shutil
+import struct
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from PIL import Image
+
+from workbench import films, media
+from workbench.types import BadInput, Modality
+
+MB = 2**20
+LARGEST = {"image": 32 * MB, "video": 64 * MB, "audio": 64 * MB}  # of a file
+PIXELS = 36_000_000  # of a picture
+MOVING = 72_000_000  # of all frames of a clip together
+HEARD = 64_000_000  # values of a sound
+TEXT = 64 * MB
+FILES = 64  # of one upload
+KINDS: dict[str, Modality] = {
+    **dict.fromkeys((".png", ".jpg", ".gif", ".webp", ".bmp", ".tif", ".avif", ".ppm"), "image"),
+    **dict.fromkeys((".mp4", ".webm", ".avi"), "video"),
+    **dict.fromkeys((".wav", ".flac", ".mp3", ".ogg", ".m4a"), "audio"),
+}
+STARTS = (
+    (b"\x89PNG\r\n\x1a\n", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF87a", ".gif"), (b"GIF89a", ".gif"),
+    (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"P5\n", ".ppm"), (b"P6\n", ".ppm"), (b"\x1aE\xdf\xa3", ".webm"),
+    (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"), (b"\xff\xf3", ".mp3"), (b"\xff\xf2", ".mp3"),
+)  # fmt: skip
+RIFF = {b"WEBP": ".webp", b"WAVE": ".wav", b"AVI ": ".avi"}
+BRANDS = {b"avif": ".avif", b"avis": ".avif", b"M4A ": ".m4a", b"M4B ": ".m4a"}
+PICKLES = (b"PK\x03\x04", *(b"\x80" + bytes([v]) for v in range(2, 6)))  # torch.save writes the first
+
+
+@dataclass(frozen=True)
+class Upload:
+    """One file as it was taken in: the private copy, and what to call it."""
+
+    path: Path
+    name: str
+    modality: Modality
+    note: str = ""
+
+
+def called(path: str | Path) -> str:
+    """What a person calls the file, for sentences."""
+    name = Path(path).name
+    return name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}"
+
+
+def sniff(head: bytes, name: str) -> str:
+    """The suffix that the first bytes deserve. Raises BadInput for what is no medium, and for pickles by their name."""
+    if not head:
+        raise BadInput(f"{name}: the file is empty")
+    if head[:4] == b"RIFF" and head[8:12] in RIFF:
+        return RIFF[head[8:12]]
+    if head[4:8] == b"ftyp":
+        return BRANDS.get(head[8:12], ".mp4")
+    if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 40, 52, 56, 64, 108, 124):
+        return ".bmp"
+    for start, suffix in STARTS:
+        if head.startswith(start):
+            return suffix
+    if head.startswith(PICKLES):
+        raise BadInput(
+            f"{name}: is a pickle or an archive, which can run code when it is opened; nothing here opens one"
+        )
+    raise BadInput(f"{name}: its content is no picture, clip or sound that can be read here, whatever its name says")
+
+
+def take(path: str | Path, home: Path) -> Upload:
+    """A private copy in `home`, looked over and small enough to be decoded. Raises BadInput."""
+    source, name = Path(path), called(path)
+    if not source.is_file():
+        raise BadInput(f"{name}: no such file was uploaded")
+    with open(source, "rb") as f:
+        suffix = sniff(f.read(32), name)
+    modality = KINDS[suffix]
+    if (size := source.stat().st_size) > LARGEST[modality]:
+        raise BadInput(
+            f"{name}: {size / MB:.0f} MB; the page takes {modality} files of up to {LARGEST[modality] // MB} MB"
+        )
+    folder = home / f"upload-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    copy = folder / f"file{suffix}"
+    shutil.copyfile(source, copy)
+    modality = _affordable(copy, modality, name)
+    alike = {suffix, *{".jpg": {".jpeg"}, ".tif": {".tiff"}, ".mp4": {".m4v", ".mov"}, ".webm": {".mkv"}, ".png": {".apng"},
+                       ".ogg": {".opus"}, ".ppm": {".pgm"}}.get(suffix, ())}  # fmt: skip
+    note = "" if source.suffix.lower() in alike else f"its content is {suffix[1:].upper()}, whatever its name says"
+    return Upload(copy, name, modality, note)
+
+
+def take_all(paths: Sequence[str] | None, home: Path, most: int = FILES) -> list[Upload]:
+    """Raises BadInput for the first that can't be taken, or for too many."""
+    if len(paths or ()) > most:
+        raise BadInput(f"{len(paths)} files; at most {most} at once")
+    return [take(path, home) for path in paths or ()]
+
+
+def look(upload: Upload) -> media.Found:
+    """What is in it. Raises BadInput under the name that its owner gave it."""
+    try:
+        found = media.look(upload.path)
+    except BadInput as error:
+        raise BadInput(str(error).replace(str(upload.path), upload.name)) from None
+    except Exception as error:  # a hostile file may break a decoder in any way
+        raise BadInput(f"{upload.name}: can't be read; the file is broken") from error
+    if not found.media.data.isfinite().all():
+        raise BadInput(f"{upload.name}: holds values that are not finite")
+    return found
+
+
+def _affordable(path: Path, modality: Modality, name: str) -> Modality:
+    """The modality, moving pictures being clips. Raises BadInput for what decodes into more than the page's limits."""
+    try:
+        if modality == "image":
+            with Image.open(path) as image:
+                frames = 1 if path.suffix == ".tif" else getattr(image, "n_frames", 1)
+                size = image.width * image.height
+            if size > PIXELS or (frames > 1 and size * frames > MOVING):
+                raise BadInput(f"{name}: {frames} frame(s) of {size / 1e6:,.0f} megapixels; the page takes {PIXELS // 10**6} "
+                               f"megapixels, and {MOVING // 10**6} over all frames of a clip")  # fmt: skip
+            return "video" if frames > 1 else "image"
+        if path.suffix != ".wav" and (cost := _decoded(path, modality)) > (MOVING if modality == "video" else HEARD):
+            raise BadInput(f"{name}: more than {cost / 1e6:,.0f} million values when it is decoded; cut it shorter")
+    except BadInput as error:
+        raise BadInput(str(error).replace(str(path), name)) from None
+    except Image.DecompressionBombError:  # beyond what PIL opens at all
+        raise BadInput(f"{name}: far more than the {PIXELS // 10**6} megapixels that the page takes") from None
+    except Exception as error:  # as in `look`
+        raise BadInput(f"{name}: can't be read; the file is broken") from error
+    return modality
+
+
+def _decoded(path: Path, modality: Modality) -> int:
+    """Pixels of all frames, or samples of all channels; counted until they are too many, and nothing is kept."""
+    cost, most = 0, MOVING if modality == "video" else HEARD
+    with films._opened(path, modality) as (file, stream):
+        for frame in file.decode(stream):
+            cost += frame.width * frame.height if modality == "video" else frame.samples * len(frame.layout.channels)
+            if cost > most:
+                break
+    return cost
+
+
+def text(path: str | Path, home: Path) -> tuple[Path, str]:
+    """(private copy, what to call it) of an interaction log: .csv or .jsonl by its content. Raises BadInput."""
+    source, name = Path(path), called(path)
+    if not source.is_file() or not (size := source.stat().st_size):
+        raise BadInput(f"{name}: the file is empty")
+    if size > TEXT:
+        raise BadInput(
+            f"{name}: {size / MB:.0f} MB; the page takes logs of up to {TEXT // MB} MB, workbench social any"
+        )
+    data = source.read_bytes()
+    try:
+        start = data.decode("utf-8-sig").lstrip()[:1]
+    except UnicodeDecodeError:
+        start = "\0"
+    if b"\0" in data or start == "\0":
+        raise BadInput(f"{name}: is no text; give the log as CSV or as JSON lines, in UTF-8")
+    folder = home / f"log-{uuid.uuid4().hex}"
+    folder.mkdir(parents=True)
+    copy = folder / ("log.jsonl" if start == "{" else "log.csv")
+    copy.write_bytes(data)
+    return copy, name

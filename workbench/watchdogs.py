@@ -1,0 +1,123 @@
+"""What is watched while a model trains: prompts set apart, judges that are not optimised, and numbers that must stay numbers."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from . import evaluate, media
+from .progress import judge, number
+from .summary import margins
+from .types import BadInput, Event, Media, derive
+
+SEEDS = 2  # samples of a watched prompt: two, so that there is a diversity
+SHOWN = 8  # of them are kept as files at each evaluation
+PATIENCE = 20  # gradients in a row that may overflow while a loss scaler finds its scale
+
+
+class Halted(RuntimeError):  # noqa: N818
+    """Training can't go on; one sentence says why."""
+
+
+def look(plan, sampler, place: Path | None) -> list[dict]:
+    """Samples of the watched prompts at their fixed seeds, judged by every reward: the rows of a table. A few are written
+    into `place`."""
+    rows = [(n, p, k) for n, p in enumerate(plan.held) for k in range(SEEDS)]
+    oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
+    made, scores, size = [], {}, max(1, plan.config.batch // SEEDS) * SEEDS
+    for low in range(0, len(rows), size):
+        few = rows[low : low + size]
+        prompts, seeds = [p for _, p, _ in few], [derive(plan.config.seed, "watch", p, k) for _, p, k in few]
+        with torch.no_grad():
+            got = media.quantise(sampler.sample(prompts, seeds=seeds).media)
+        for name, values in judge(plan, got, prompts).items():
+            scores.setdefault(name, []).append(values)
+        made.append(got)
+    made, prompts = Media.cat(made), [p for _, p, _ in rows]
+    scores = {name: torch.cat(parts) for name, parts in scores.items()}
+    total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
+    categories = oracle.categories(prompts) if oracle else [None] * len(rows)
+    if place is not None:
+        _write(place, rows, made, scores)
+    spread = [evaluate.diversity([made.data[n * SEEDS : (n + 1) * SEEDS].cpu().numpy()]) for n in range(len(plan.held))]
+    return [
+        {"index": n, "k": k, "prompt": p, "category": categories[b], "reward": number(total[b]), "diversity": spread[n]}
+        | {"scores": {name: number(values[b]) for name, values in scores.items()}}
+        for b, (n, p, k) in enumerate(rows)
+    ]
+
+
+def _write(place: Path, rows: Sequence[tuple[int, str, int]], made: Media, scores: Mapping[str, torch.Tensor]) -> None:
+    place.mkdir(parents=True, exist_ok=True)
+    for b, (n, prompt, k) in enumerate(rows):
+        if k == 0 and n < SHOWN:
+            story = {"prompt": prompt, "scores": {name: number(values[b]) for name, values in scores.items()}}
+            media.write(made[b], place / f"{n:04d}-{k}", meta=story)
+
+
+def verdict(plan, name: str, base: Sequence[Mapping], now: Sequence[Mapping]) -> tuple[dict[str, float], str | None]:
+    """(held-out numbers, the hacking alarm's sentence or None) of the watched prompts, against what the base made of them."""
+    optimised = list(plan.reward.rewards)
+    parts = [
+        {"name": n}
+        | evaluate.contestant(rows, base if n != "base" else None, optimised)
+        | {"diversity": mean(rows, "diversity")}
+        for n, rows in (("base", base), (name, now))
+    ]
+    told = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
+    told |= {"held diversity": parts[1]["diversity"], "held reward": mean(now, "reward")}
+    return told, evaluate.alarm(parts, "base", margins(plan))
+
+
+def score(plan, rows: Sequence[Mapping], update: int) -> float:
+    """By what the best weights are picked: `train.best`, else the first judge of `watch`, else the reward; a control, whose
+    reward is not the reward, ends with its last weights."""
+    by = plan.recipe.best or (
+        "last" if plan.config.control != "none" else next(iter(plan.watch.rewards), "") if plan.watch else "reward"
+    )
+    if by == "last":
+        return float(update)
+    values = [evaluate.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
+    values = [v for v in values if not math.isnan(v)]
+    return sum(values) / len(values) if values else -math.inf
+
+
+def mean(rows: Sequence[Mapping], key: str) -> float:
+    values = [r[key] for r in rows if r[key] is not None]
+    return sum(values) / len(values) if values else 0.0
+
+
+# --- numbers that must stay numbers ----------------------------------------------------------------------------------
+
+
+def first(event: Event, method: Any) -> None:
+    """What must hold of the first round. Raises BadInput."""
+    r = event.scores["reward"].double()
+    seen = r[r.isfinite()]
+    if not len(seen):
+        raise BadInput("reward: none of the first samples could be judged, so there is nothing to learn from")
+    if len(r) > 1 and float(seen.max() - seen.min()) == 0.0:
+        raise BadInput(
+            f"reward: all {len(seen)} samples of the first round score {float(seen[0]):g}, so there is nothing to learn from; "
+            "check the reward with: workbench score"
+        )
+    if getattr(method, "updates", 1) == 1 and event.metrics.get("log_ratio", 0.0) != 0.0:
+        raise Halted(
+            f"the log-ratio before the first update is {event.metrics['log_ratio']:.2g} and must be 0: steps are not scored as "
+            "they were drawn; report this pipeline"
+        )
+
+
+def sound(policy: Any, event: Event, overflows: int, scaled: bool) -> int:
+    """How many gradients in a row were not finite by now. Raises Halted for too many, and for weights that are not finite."""
+    norm = event.metrics.get("grad_norm", 0.0)
+    overflows = 0 if math.isfinite(norm) else overflows + 1
+    if overflows > (PATIENCE if scaled else 0):
+        raise Halted("a gradient was not finite; lower the learning rate, or the gradient's `clip`")
+    if not all(bool(p.isfinite().all()) for p in policy.adapters.parameters):
+        raise Halted("a weight is not finite; lower the learning rate")
+    return overflows
