@@ -288,6 +288,21 @@ def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
         contestants.read([f"sample@{home}"], tmp_path)
 
 
+def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
+    home = tmp_path / "20260101-trained" / "export"
+    home.mkdir(parents=True)
+    kept = {"pipeline": "starter-image-teacher", "reward": "oracle_soft", "prompts": ["a red circle"], "method": "nft"}
+    (home.parent / "run.json").write_text(json.dumps({"name": "trained", "config": kept | {"train": {"updates": 3}}}))
+    (home / "export.json").write_text("{}")
+    bench = comparison.Bench(Place(tmp_path, tmp_path, Desk()))
+    asked = bench.trainings("run:20260101-trained")
+    assert (asked.pipeline, list(asked.prompts)) == ("starter-image-teacher", ["a red circle"])
+    assert list(asked.contestants) == ["sample", "sample@run:20260101-trained"]
+    for name in ("run:other", "", str(home), "../20260101-trained"):
+        with pytest.raises(BadInput, match="mistyped"):
+            bench.trainings(name)
+
+
 def stored(folder, made: dict[str, list[Media]], kind: str) -> store.RunFolder:
     """A finished run of synthetic media, as the driver leaves it."""
     folder.mkdir()

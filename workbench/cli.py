@@ -183,8 +183,12 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "What works on this machine, and what does not and why.", "workbench doctor")
     runs(doctor), as_json(doctor)
 
-    app = command("app", "Compare in the browser, on this machine only.", "workbench app --port 7860")
+    app = command("app", "Compare, vote, train and score in the browser; on this machine only, unless people log in.",
+                  "workbench app --port 7860\n  workbench app --host 0.0.0.0 --auth users.txt")  # fmt: skip
     app.add_argument("--port", type=int, default=7860)
+    app.add_argument("--host", default="127.0.0.1", help="[127.0.0.1: this machine only]; others need --auth")
+    app.add_argument("--auth", type=Path, metavar="FILE", help="who may enter: a line name:password each")
+    app.add_argument("--share", action="store_true", help="through a public address of gradio's; needs --auth")
     runs(app)
 
     social = command(

@@ -29,5 +29,5 @@ def app(args) -> int:
 
     if not 0 < args.port < 65536:
         raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")
-    page.serve(args.runs, args.port)
+    page.serve(args.runs, args.port, args.host, args.auth, args.share)[0].block_thread()
     return 0

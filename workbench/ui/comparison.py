@@ -22,6 +22,7 @@ from .place import Place
 
 PROMPTS, LETTERS, SAMPLES, CALLS, SEED = 32, 1000, 128, 4096, 2**53  # the most that a page may ask for
 LARGE = 1e6  # no setting of a method is larger
+FIRST = 6  # prompts that a link to trainings begins with
 SHOWN = 6  # samples of a contestant that are previewed
 
 
@@ -277,6 +278,21 @@ class Bench:
         lines = contestants.lines_of(kept.contestants, self.place.runs)
         home = homes[kept.pipeline]
         return Asked(kept.prompts, home, lines, rewards, watch, kept.seed, kept.seeds, batch=kept.batch)
+
+    def trainings(self, names: str) -> Asked:
+        """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was judged
+        on. Raises BadInput."""
+        chosen = [name.strip() for name in names.split(",")]
+        known = contestants.trained(self.place.runs)
+        if not 1 <= len(chosen) < contestants.SLOTS or not set(chosen) <= known.keys():
+            raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
+        kept = build(config.RunConfig, self.find(chosen[0].removeprefix("run:").split("/")[0]).read()["config"], "run.json")
+        homes = {repo: name for name, repo in contestants.sources(self.place.runs).items()}
+        if kept.pipeline not in homes:
+            raise BadInput("these trainings started from a pipeline that is not configured here")
+        prompts = data.prompts(kept.test or kept.prompts)[:FIRST]
+        lines = ["sample", *(f"sample@{name}" for name in chosen)]
+        return Asked(prompts, homes[kept.pipeline], lines, mixture(kept.reward) or {}, seed=kept.seed)
 
     def find(self, name: Any) -> store.RunFolder:
         """The run folder of this very name among those that there are: what was typed never becomes a path. Raises BadInput."""

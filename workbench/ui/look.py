@@ -82,6 +82,8 @@ CSS = """
 .wb-t0 { --tone: var(--wb-t0); } .wb-t1 { --tone: var(--wb-t1); } .wb-t2 { --tone: var(--wb-t2); } .wb-t3 { --tone: var(--wb-t3); }
 .wb-t4 { --tone: var(--wb-t4); } .wb-t5 { --tone: var(--wb-t5); } .wb-t6 { --tone: var(--wb-t6); } .wb-t7 { --tone: var(--wb-t7); }
 
+button[role=tab][aria-selected=true] { color: var(--wb-t1) !important; }
+.wb-head h1 { margin: 0; font-size: 24px; font-weight: 700; } .wb-head { padding: 4px 0 2px; }
 .wb-card { padding: 14px 16px; border: 1px solid var(--wb-rule); border-radius: 10px; background: var(--wb-paper); color: var(--wb-ink); min-width: 0; overflow-wrap: anywhere; }
 .wb-card h3 { margin: 0 0 6px; font-size: 15px; font-weight: 600; }
 .wb-grid { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(min(100%, var(--wb-min, 220px)), 1fr)); }
@@ -129,6 +131,8 @@ input[role=combobox] { padding-right: 26px !important; text-overflow: ellipsis; 
 .wb-links code { user-select: all; overflow-wrap: anywhere; }
 @media (max-width: 640px) {
   .wb-grid.wb-even { grid-template-columns: repeat(min(var(--wb-across, 2), var(--wb-small, 2)), minmax(0, 1fr)); gap: 8px; }
+  .gradio-container main { padding: 12px !important; }
+  .tab-container button { padding: 0 5px !important; font-size: 13px !important; }
   .wb-media figcaption { flex-wrap: wrap; gap: 0 6px; }
   .wb-table th, .wb-table td { padding: 8px 9px; }
   .wb-row h4 { flex-wrap: wrap; gap: 0 10px; }

@@ -75,7 +75,7 @@ def start(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder:
     with _starting:
         _free(runs, wanted.device)
         folder = RunFolder.open(runs, wanted.name, dataclasses.asdict(wanted), fresh=True)
-        folder.write("run.json", run._record(plan) | {"status": "starting"})
+        folder.write("run.json", run.record(plan) | {"status": "starting"})
         _launch(folder)
     return folder
 

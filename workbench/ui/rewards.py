@@ -86,12 +86,15 @@ def build(page: gr.Blocks, place: Place) -> None:
         table = gr.HTML()
 
     def score(media, prompt, examples, space):
+        """Files, their prompt, and an exemplar set with the model that sees it: the table of scores, as HTML while it fills."""
         yield from spoken(place, "score", media, prompt, examples, space, rest=1)
 
     def look(media, number, prompt, reward):
+        """Where a reward looks in file `number` (from 1): its map as HTML, sharpening."""
         yield from spoken(place, "look", media, number, prompt, reward)
 
     def curate(log, window, min_views, confidence):
+        """An interaction log (CSV or JSON lines) becomes pairs of what a community took up: (data card, files)."""
         yield from spoken(place, "curate", log, window, min_views, confidence, rest=1)
 
     busy = {"concurrency_limit": 8, "show_progress": "hidden"}

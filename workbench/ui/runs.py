@@ -111,7 +111,8 @@ class Tab:
         ]
 
     def begin(self, config: str, overrides: str) -> Iterator[tuple]:
-        """(what to say, the new run's name)."""
+        """Start a run in a process of its own, from a config in configs/runs and overrides `key=value`, one a line:
+        (what to say, the new run's name)."""
         yield note("Checking …"), gr.skip()
         from workbench.types import BadInput
 
@@ -129,6 +130,7 @@ class Tab:
         """A handler that does `what` of processes to a run, and looks at it again."""
 
         def handler(name: str) -> list:
+            """Stop or go on with a run, by its name, and look at it again as `run` does."""
             from workbench.types import BadInput
 
             from . import processes
@@ -152,6 +154,7 @@ class Tab:
             return note(error)
 
     def report(self, name: str) -> tuple:
+        """The report of a run, by its name: (the page in a frame, the file)."""
         from workbench.types import BadInput
 
         from . import watching
@@ -179,10 +182,12 @@ def build(page: gr.Blocks, place: Place) -> None:
     opened(tab.list, None, listed, api_name="runs", **QUIET)
     tab.reload.click(tab.list, None, listed, **private, **QUIET)
     tab.table.click(_picked, None, tab.name, **private, **QUIET)
-    gone = ["", gr.DownloadButton(visible=False)]
-    tab.name.change(
-        lambda name: [*tab.look(name), *gone], tab.name, [*tab.parts, tab.page, tab.file], api_name="run", **QUIET
-    )
+
+    def run(name: str) -> list:
+        """A run, by its name: what it is doing, its curves, samples, config and log, as HTML, YAML and text."""
+        return [*tab.look(name), "", gr.DownloadButton(visible=False)]
+
+    tab.name.change(run, tab.name, [*tab.parts, tab.page, tab.file], api_name="run", **QUIET)
     tab.timer.tick(tab.look, [tab.name, tab.seen], tab.parts, **private, **QUIET)
     tab.start.click(
         tab.begin, [tab.config, tab.overrides], [tab.said, tab.name],

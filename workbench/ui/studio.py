@@ -168,13 +168,18 @@ class Studio:
         return note("Stopping: what is being made is finished as it stands, and kept.")
 
     def arrive(self, request: gr.Request) -> Iterator[list]:
-        """The page is opened: what can be chosen, and the comparison that the address names, if it does."""
+        """The page is opened: what can be chosen, and what the address names, if it does: `?run=` a comparison, or
+        `?contestants=` trainings to be compared."""
         from workbench.types import BadInput
 
-        name = dict(request.query_params).get("run") if request else None
-        nothing = [gr.skip()] * 12
+        named = dict(request.query_params) if request else {}
+        name = named.get("run")
         if name is None:
-            yield [*self.editor.fields(first()), *nothing]
+            try:
+                asked = self.bench.trainings(named["contestants"]) if "contestants" in named else first()
+                yield [*self.editor.fields(asked), *[gr.skip()] * 12]
+            except BadInput as error:
+                yield [*self.editor.fields(first()), *self._refusal(error)]
             return
         try:
             folder = self.bench.find(name)

@@ -1,0 +1,243 @@
+"""The whole app in a real browser, as a process of its own: what a person sees, does, and must not see."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import socket
+import subprocess
+import sys
+import time
+from types import SimpleNamespace
+from urllib.parse import urljoin
+
+import httpx
+import pytest
+
+from workbench import votes
+from workbench.assets import ROOT
+
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")
+pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs a Chromium, to drive it")
+
+TABS = ("Studio", "Blind vote", "Leaderboard", "Runs", "Rewards")
+CONTESTANTS = ("best_of_n", "best of n", "reno", "ReNO", "starter-image")  # and "base", too short to search a page for
+LONG = 60_000  # ms that a busy machine may take for what takes a second
+# The text that can be read, with the colour behind it: nodes whose contrast is under WCAG's 4.5 (3 for large letters)
+FAINT = """() => {
+  const rgb = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+    .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
+  const behind = (node) => {
+    for (let n = node; n; n = n.parentElement) {
+      const style = getComputedStyle(n), c = rgb(style.backgroundColor);
+      if (style.backgroundImage !== 'none') return null;
+      if (c[3] > .95) return c;
+    }
+    return [255, 255, 255, 1];
+  };
+  const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) {
+    const node = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
+    if (!text || !node.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) || node.closest('script,style,svg,[disabled]')) continue;
+    const paper = behind(node), style = getComputedStyle(node);
+    if (!paper || !node.getClientRects().length) continue;
+    const [a, b] = [light(rgb(style.color)), light(paper)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
+    const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.5 && style.fontWeight >= 700);
+    if (ratio < (large ? 3 : 4.5)) found.push(`${text.slice(0, 40)} | ${ratio.toFixed(2)} | ${style.color} on ${paper}`);
+  }
+  return found;
+}"""
+
+
+@pytest.fixture(scope="module")
+def app(tmp_path_factory):
+    """`workbench app` as anybody starts it."""
+    runs = tmp_path_factory.mktemp("runs")
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--runs", str(runs)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    line = process.stdout.readline()
+    assert f"http://127.0.0.1:{port}" in line, line
+    yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", runs=runs)
+    process.terminate()
+    process.wait(10)
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with driver.sync_playwright() as p:
+        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        yield opened
+        opened.close()
+
+
+@pytest.fixture
+def page(app, browser, request):
+    """A new visitor, whose requests are kept; ends without an error on the console."""
+    opened = browser.new_page(**getattr(request, "param", {"viewport": {"width": 1440, "height": 900}}))
+    opened.set_default_timeout(LONG)
+    opened.asked, errors = [], []
+    opened.on("request", lambda r: opened.asked.append(r.url))
+    opened.on("pageerror", lambda e: errors.append(str(e)))
+    opened.goto(app.url)
+    opened.wait_for_selector("#wb-compare")
+    yield opened
+    opened.close()
+    assert errors == []
+
+
+def tab(page, name: str) -> None:
+    page.get_by_role("tab", name=name, exact=True).click()
+
+
+@pytest.fixture(scope="module")
+def compared(app, browser):
+    """The comparison that the page offers, pressed by its first visitor: what was seen on the way, and its result."""
+    page = browser.new_page(viewport={"width": 1440, "height": 900})
+    page.set_default_timeout(2 * LONG)
+    page.goto(app.url)
+    page.wait_for_function("document.querySelector('#wb-stage')?.innerText.includes('Nothing compared yet')")
+    page.wait_for_function("document.querySelector('#wb-compare textarea, textarea')?.value.includes('circle')")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.wait_for_selector("#wb-stage .wb-card img")
+    assert page.locator("#wb-stage table").count() == 0, "a preview is seen before there is a result"
+    seen = set()
+    while not page.locator("#wb-stage table").count():
+        for source in page.eval_on_selector_all("#wb-stage .wb-card img", "found => found.map(i => i.src)"):
+            seen.add(source)
+        page.wait_for_timeout(100)
+    yield SimpleNamespace(page=page, previews=seen)
+    page.close()
+
+
+def test_a_newcomer_presses_one_button_and_sees_a_judged_comparison(app, compared):
+    page = compared.page
+    assert len(compared.previews) > 8, "previews change while the contestants work"
+    words = page.locator("#wb-stage table").inner_text()
+    assert "oracle" in words and "optimised" in words and len(page.locator("#wb-stage .wb-row").all()) == 4
+    for image in page.locator("#wb-stage .wb-row img").all():
+        image.scroll_into_view_if_needed()
+    sizes = page.eval_on_selector_all(
+        "#wb-stage .wb-row img", "f => f.map(i => [i.clientWidth, i.clientHeight, i.naturalWidth])"
+    )
+    assert len(sizes) == 12 and len({tuple(s) for s in sizes}) == 1 and sizes[0][2] == 64, "side by side, equal in size"
+    first = page.locator("#wb-stage .wb-row img").first.get_attribute("src")
+    assert httpx.get(urljoin(app.url, first)).content[:8] == b"\x89PNG\r\n\x1a\n"
+
+
+def test_the_slider_lays_one_contestant_over_another(compared):
+    page = compared.page
+    slider = page.locator(".wb-slider")
+    slider.scroll_into_view_if_needed()
+    images = slider.locator("img")
+    assert images.count() >= 2 and len({i.get_attribute("src") for i in images.all()}) == 2
+    handle = slider.locator("[role=slider], .outer, .inner").first
+    box, frame = handle.bounding_box(), slider.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, frame["y"] + frame["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(frame["x"] + 0.2 * frame["width"], frame["y"] + frame["height"] / 2, steps=5)
+    page.mouse.up()
+    assert abs(handle.bounding_box()["x"] - box["x"]) > 30, "it follows the mouse"
+
+
+def test_the_link_of_a_comparison_reopens_it_for_somebody_else(app, compared, browser):
+    link = compared.page.locator("#wb-stage a", has_text="Link to this comparison").get_attribute("href")
+    other = browser.new_page()
+    other.goto(app.url + link.lstrip("/"))
+    other.wait_for_selector("#wb-stage table", timeout=LONG)
+    assert other.locator("#wb-stage table").inner_text() == compared.page.locator("#wb-stage table").inner_text()
+    other.close()
+
+
+def test_an_unknown_link_is_one_sentence_and_the_page_still_works(app, browser):
+    other = browser.new_page()
+    other.goto(app.url + "?run=..%2F..%2Fetc%2Fpasswd")
+    other.wait_for_selector(".wb-bad", timeout=LONG)
+    assert "no comparison of this name" in other.locator(".wb-bad").inner_text()
+    assert other.get_by_role("button", name="Compare", exact=True).is_enabled()
+    other.close()
+
+
+def test_stop_is_heard_within_two_seconds_and_what_there_is_is_kept(app, page, compared):
+    before = len(list(app.runs.glob("*/run.json")))
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.wait_for_selector("#wb-stage .wb-card img")
+    page.get_by_role("button", name="Stop", exact=True).click()
+    pressed = time.monotonic()
+    page.wait_for_function(
+        "document.querySelector('#wb-status').innerText.includes('Stopping') || document.querySelector('#wb-stage table')"
+    )
+    assert time.monotonic() - pressed < 2
+    page.wait_for_selector("#wb-stage .wb-links a")
+    newest = max(app.runs.glob("*/run.json"), key=lambda p: p.stat().st_mtime)
+    assert len(list(app.runs.glob("*/run.json"))) == before + 1
+    assert json.loads(newest.read_text())["status"] in ("stopped", "done")
+
+
+def test_a_person_votes_blind_by_keyboard_and_the_leaderboard_follows(app, page, compared):
+    tab(page, "Leaderboard")
+    page.wait_for_function("document.querySelector('#leaderboard').innerText.length > 20")
+    before = page.locator("#leaderboard").inner_text()
+    page.reload()
+    page.wait_for_selector("#wb-compare")
+    del page.asked[:]
+    answers = []
+    page.on("response", lambda r: answers.append(r) if "gradio_api" in r.url else None)
+    tab(page, "Blind vote")
+    page.wait_for_selector("[data-choice=left]:not([disabled])")
+    seen = [page.locator("#vote-arena").inner_html(), *page.asked]
+    for source in page.eval_on_selector_all(".mw-vote-media img", "f => f.map(i => i.src)"):
+        seen.append(httpx.get(source).content.decode("latin-1"))
+    assert not [word for word in CONTESTANTS for text in seen if word in text], "nothing tells who is who"
+    kept = len(votes.effective(app.runs))
+    page.keyboard.press("b")
+    page.wait_for_function("document.querySelector('.mw-vote-told').innerText.includes('Kept')")
+    assert len(votes.effective(app.runs)) == kept + 1
+    told = page.locator(".mw-vote-who").all_inner_texts()
+    assert all(any(word in text for word in ("sample", "best_of_n", "reno", "base")) for text in told), told
+    tab(page, "Leaderboard")
+    page.wait_for_selector(".mw-ratings")
+    assert page.locator("#leaderboard").inner_text() != before
+
+
+def test_a_picture_is_scored_and_its_map_drawn(app, page, compared, tmp_path):
+    tab(page, "Rewards")
+    picture = next(app.runs.glob("*/media/*/*.png"))
+    page.locator("input[type=file]").first.set_input_files(picture)
+    page.get_by_role("button", name=re.compile("^Score")).click()
+    page.wait_for_function(
+        "[...document.querySelectorAll('.wb-table, .wb-card')].some(t => t.checkVisibility() && t.innerText.includes('starter_clip'))"
+    )
+
+
+@pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
+def test_on_a_phone_nothing_scrolls_sideways(page, compared):
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(700)
+        assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
+
+
+@pytest.mark.parametrize(
+    "page", [{"color_scheme": "dark"}, {"color_scheme": "light"}], indirect=True, ids=["dark", "light"]
+)
+def test_every_word_can_be_read_in_light_and_in_dark(page, compared):
+    dark = page.evaluate("matchMedia('(prefers-color-scheme: dark)').matches")
+    assert page.evaluate("document.body.classList.contains('dark')") == dark
+    for name in TABS:
+        tab(page, name)
+        page.wait_for_timeout(700)
+        assert page.evaluate(FAINT) == [], name
+
+
+def test_the_page_asks_nothing_of_the_network(app, page):
+    for name in TABS:
+        tab(page, name)
+    away = [url for url in page.asked if not url.startswith((app.url, "data:", "blob:"))]
+    assert away == [] and os.path.isdir(app.runs)
