@@ -27,7 +27,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DESK, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
-VOTES = 60  # cast before the leaderboard's picture is taken
+VOTES = 150  # cast before the leaderboard's picture is taken
 
 
 @contextmanager
@@ -140,6 +140,11 @@ def pictures(browser, runs: Path, folder: Path) -> None:
         shoot(page, "live")
         result(page)
         shoot(page, "studio")
+        subprocess.run(
+            [sys.executable, "-m", "workbench.cli", "run", "demo", "limit=24", "seeds=1", "--runs", str(runs)],
+            check=True,
+            cwd=ROOT,
+        )
         people(runs)
         for name in ("Blind vote", "Leaderboard", "Runs", "Rewards"):
             page.get_by_role("tab", name=name, exact=True).click()
@@ -147,7 +152,7 @@ def pictures(browser, runs: Path, folder: Path) -> None:
                 page.wait_for_selector("[data-choice=left]:not([disabled])")
             if name == "Runs":
                 page.wait_for_timeout(1500)
-                page.locator(".wb-table tbody tr, table tbody tr").first.click()
+                page.locator("[data-run]").first.click()
             if name == "Rewards":
                 page.locator("input[type=file]").first.set_input_files(sorted(runs.glob("*/media/reno*/*.png"))[:2])
                 page.get_by_role("button", name="Score").first.click()

@@ -17,7 +17,7 @@ import app
 from workbench.assets import ROOT
 from workbench.types import BadInput
 
-CALLS = {"compare", "stop", "open", "battle", "vote", "undo", "leaderboard"}
+CALLS = {"compare", "stop", "open", "lora", "battle", "vote", "undo", "leaderboard"}
 CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}
 
 

@@ -206,6 +206,17 @@ def test_a_person_votes_blind_by_keyboard_and_the_leaderboard_follows(app, page,
     assert page.locator("#leaderboard").inner_text() != before
 
 
+def test_the_program_on_the_page_about_the_app_works(app, compared):
+    text = (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
+    code = text.partition("```python\n")[2].partition("```")[0]
+    assert "http://127.0.0.1:7860" in code
+    code = code.replace("http://127.0.0.1:7860", app.url).replace("n=21", "n=2").replace("iterations=20", "iterations=1")
+    before = len(votes.effective(app.runs))
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert "oracle" in done.stdout and len(votes.effective(app.runs)) == before + 1
+
+
 def test_a_picture_is_scored_and_its_map_drawn(app, page, compared, tmp_path):
     tab(page, "Rewards")
     picture = next(app.runs.glob("*/media/*/*.png"))

@@ -6,6 +6,7 @@ import io
 import json
 import math
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -24,13 +25,14 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from PIL import Image
 from report_fixtures import contestant, summary_of
+from safetensors.torch import save_file
 
 import pipelines
-from workbench import media, store
+from workbench import media, run, store
 from workbench.methods import METHODS, trains
 from workbench.strict import build
 from workbench.types import BadInput, Media
-from workbench.ui import comparison, contestants, hearing, look, show, studio
+from workbench.ui import comparison, contestants, hearing, look, lora, show, studio
 from workbench.ui.desk import Desk
 from workbench.ui.place import Place
 
@@ -286,6 +288,28 @@ def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
     assert blocks["20260101-trained"] == {"name": "sample", "pipeline": str(home)}
     with pytest.raises(BadInput, match="only configured ones"):
         contestants.read([f"sample@{home}"], tmp_path)
+
+
+def test_a_lora_from_elsewhere_is_kept_by_name_and_a_contestant_runs_on_it(tmp_path):
+    pair = {"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.rand(2, 8), "unet.mid_block.attentions.0.to_q.lora_B.weight": torch.rand(8, 2)}  # fmt: skip
+    given = tmp_path / "My Style!.safetensors"
+    save_file(pair, given)
+    runs = tmp_path / "runs"
+    name = lora.keep(given, runs)
+    assert re.fullmatch(r"lora:my-style-[0-9a-f]{8}", name) and name == lora.keep(given, runs), (
+        "the same file is kept once"
+    )
+    blocks = contestants.read(["sample", f"reno@{name} iterations=2"], runs)
+    assert blocks["reno"] == {"name": "reno", "iterations": 2, "lora": lora.kept(runs)[name]}
+    assert contestants.lines_of(blocks, runs)[1] == f"reno@{name} iterations=2"
+    assert (f"with LoRA: {name[5:]}", name) in contestants.beside("starter-image", runs)
+    asked = comparison.Asked(["a red circle"], "starter-image", ["sample", f"sample@{name}"], {"starter_clip": 1.0})
+    assert (
+        run.plan(comparison.wanted(asked, Place(runs, tmp_path, Desk()))).pipelines[name[5:]].lora
+        == lora.kept(runs)[name]
+    )
+    with pytest.raises(BadInput, match="no such LoRA"):
+        contestants.read(["sample@lora:../../etc"], runs)
 
 
 def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import pipelines
@@ -91,7 +92,7 @@ def _fitted(blocks: Mapping[str, dict], home: str, calls: int) -> dict[str, dict
     """Every method at the same number of denoiser calls, where that was asked for; none beyond what a page allows."""
     out = {}
     for name, block in blocks.items():
-        settings = {k: v for k, v in block.items() if k not in ("name", "pipeline")}
+        settings = {k: v for k, v in block.items() if k not in ("name", "pipeline", "lora")}
         method = build(METHODS[block["name"]], settings, f"contestants.{name}")
         for key, value in vars(method).items():
             if isinstance(value, (int, float)) and abs(value) > LARGE:
@@ -272,12 +273,14 @@ class Bench:
         homes = {repo: name for name, repo in contestants.sources(self.place.runs).items()}
         rewards = mixture(kept.reward)
         watch = [kept.watch] if isinstance(kept.watch, str) else list(kept.watch or ())
-        plain = kept.pipeline in homes and not kept.train and not config.loras(kept) and kept.contestants
+        plain = kept.pipeline in homes and not kept.train and kept.contestants
         if not plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
         lines = contestants.lines_of(kept.contestants, self.place.runs)
-        home = homes[kept.pipeline]
-        return Asked(kept.prompts, home, lines, rewards, watch, kept.seed, kept.seeds, batch=kept.batch)
+        home, prompts = homes[kept.pipeline], kept.prompts
+        if isinstance(prompts, str) and Path(prompts).stem in contestants.lists():
+            prompts = Path(prompts).stem
+        return Asked(prompts, home, lines, rewards, watch, kept.seed, kept.seeds, batch=kept.batch)
 
     def trainings(self, names: str) -> Asked:
         """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was judged
@@ -286,7 +289,9 @@ class Bench:
         known = contestants.trained(self.place.runs)
         if not 1 <= len(chosen) < contestants.SLOTS or not set(chosen) <= known.keys():
             raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
-        kept = build(config.RunConfig, self.find(chosen[0].removeprefix("run:").split("/")[0]).read()["config"], "run.json")
+        kept = build(
+            config.RunConfig, self.find(chosen[0].removeprefix("run:").split("/")[0]).read()["config"], "run.json"
+        )
         homes = {repo: name for name, repo in contestants.sources(self.place.runs).items()}
         if kept.pipeline not in homes:
             raise BadInput("these trainings started from a pipeline that is not configured here")

@@ -23,6 +23,7 @@ from workbench.methods import METHODS, trains
 from workbench.strict import nearest
 from workbench.types import BadInput
 
+from . import lora
 from .overrides import harmless
 
 SLOTS = 4  # contestants, and rewards in the mix
@@ -64,7 +65,10 @@ def beside(pipeline: str, runs: Path) -> list[tuple[str, str]]:
     """(label, name) of what a contestant may run on instead: pipelines of the same kind of media."""
     kind = pipelines.read(source(pipeline, runs)).modality
     same = [n for n, repo in sources(runs).items() if n != pipeline and _modality(repo) == kind]
-    return [("the same pipeline", "")] + [(n.replace("run:", "trained: "), n) for n in same]
+    same += lora.kept(runs)
+    return [("the same pipeline", "")] + [
+        (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in same
+    ]
 
 
 def _modality(repo: str) -> str | None:
@@ -206,13 +210,18 @@ def _settings(text: str | None) -> dict:
 
 
 def _on(name: str | None, runs: Path) -> dict:
+    if name and name.startswith("lora:"):
+        known = lora.kept(runs)
+        if name not in known:
+            raise BadInput(f"contestants: no such LoRA was given to this page; {_near(name, known)}")
+        return {"lora": known[name]}
     return {"pipeline": source(name, runs)} if name else {}
 
 
 def _called(method: str, on: str | None) -> str:
     if method != "sample":
         return method
-    return re.sub(r"[^\w.-]", "-", on.removeprefix("run:"))[:60] if on else "base"
+    return re.sub(r"[^\w.-]", "-", on.removeprefix("run:").removeprefix("lora:"))[:60] if on else "base"
 
 
 def _free(name: str, taken: Mapping) -> str:
@@ -221,12 +230,12 @@ def _free(name: str, taken: Mapping) -> str:
 
 def lines_of(blocks: Mapping[str, Mapping | str], runs: Path) -> list[str]:
     """The lines that `read` would make these blocks of: a stored comparison back in the editor. Raises BadInput."""
-    homes, out = {repo: name for name, repo in sources(runs).items()}, []
+    homes, out = {repo: name for name, repo in (sources(runs) | lora.kept(runs)).items()}, []
     for label, block in blocks.items():
         block = {"name": block} if isinstance(block, str) else dict(block or {})
-        method, on = block.pop("name", label), block.pop("pipeline", None)
+        method, on = block.pop("name", label), block.pop("pipeline", None) or block.pop("lora", None)
         if on is not None and on not in homes:
-            raise BadInput("this comparison used a pipeline that is not configured here; repeat it on the command line")
+            raise BadInput("this comparison used a pipeline or a LoRA that is not here; repeat it on the command line")
         out.append(
             " ".join([f"{method}@{homes[on]}" if on else method, *(f"{k}={_said(v)}" for k, v in block.items())])
         )

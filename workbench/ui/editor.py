@@ -46,6 +46,9 @@ class Editor:
         gr.HTML('<h3 style="margin:6px 0 0;font-size:15px">Contestants</h3>')
         self.slots = [self._slot(n, *(FIRST[n] if n < len(FIRST) else (None, {}))) for n in range(SLOTS)]
         self.add = gr.Button("Add a contestant", size="sm")
+        with gr.Accordion("A LoRA of your own", open=False):
+            self.lora = gr.File(label="A .safetensors file for this pipeline", file_types=[".safetensors"], height=110)
+            self.kept = gr.HTML("")
         gr.HTML('<h3 style="margin:6px 0 0;font-size:15px">Rewards</h3>')
         self.mix = [self._weight(REWARD if n == 0 else None) for n in range(SLOTS)]
         self.more = gr.Button("Add a reward", size="sm")
@@ -115,6 +118,13 @@ class Editor:
             )
         opened = [c for s in self.slots for c in (s["box"], s["method"], *s["knobs"], s["about"], s["rest"])]
         self.add.click(self.added, [self.pipeline, *methods, *mixed], opened, **QUIET)
+        self.lora.upload(
+            self.given,
+            [self.lora, self.pipeline],
+            [self.kept, *(s["on"] for s in self.slots)],
+            api_name="lora",
+            show_progress="hidden",
+        )
         boxes = [c for m in self.mix for c in (m["box"], m["name"])]
         self.more.click(self.weighed, [self.pipeline, *mixed], boxes, **QUIET)
 
@@ -214,6 +224,21 @@ class Editor:
             for n in range(SLOTS)
             for u in ([gr.update(visible=True), method, *self._turned(method)] if n == new else same)
         ]
+
+    def given(self, file: str, pipeline: str) -> list:
+        """Keep a LoRA in safetensors, for contestants to run on: what became of it, and what can be run on."""
+        from workbench.types import BadInput
+
+        from . import contestants as may
+        from . import lora
+        from .text import bad, note
+
+        try:
+            name = lora.keep(file, self.runs)
+        except BadInput as error:
+            return [bad(error), *[gr.skip()] * SLOTS]
+        on = may.beside(pipeline, self.runs)
+        return [note(f"Kept as {name}: choose it under “Runs on” of a contestant."), *[gr.update(choices=on)] * SLOTS]
 
     def weighed(self, pipeline: str, *mixed: str | None) -> list:
         from . import contestants as may

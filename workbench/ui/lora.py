@@ -1,4 +1,4 @@
-"""Is this file a LoRA, and nothing but one? Asked before anything loads it."""
+"""LoRA files from elsewhere: is this one, and nothing but one? Asked before anything loads it; then kept, by name."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from pathlib import Path
 
 import safetensors
 
+from workbench.assets import write_atomic
+from workbench.media import fingerprint
 from workbench.types import BadInput
 
 from .uploads import MB, PICKLES, called
 
+HOME = "loras"  # in the folder of runs
 LARGEST = 2048 * MB
 RANK = 1024
 DOWN, UP = ("lora_A", "lora_down", "lora.down"), ("lora_B", "lora_up", "lora.up")
@@ -54,6 +57,22 @@ def lora_file(path: str | Path) -> Adapter:
     except (safetensors.SafetensorError, OSError, ValueError):
         raise BadInput(f"{name}: is no readable safetensors file; it is broken or cut short") from None
     return _checked(found, path, name)
+
+
+def keep(path: str | Path, runs: Path) -> str:
+    """Check an uploaded file and keep it among the runs: `lora:NAME`, by which a contestant runs on it. Raises BadInput."""
+    lora_file(path)
+    slug = re.sub(r"[^a-z0-9]+", "-", Path(called(path)).stem.lower()).strip("-")[:40] or "lora"
+    name = f"{slug}-{fingerprint(path)[:8]}"
+    home = runs / HOME
+    home.mkdir(parents=True, exist_ok=True)
+    write_atomic(home / f"{name}.safetensors", Path(path).read_bytes())
+    return f"lora:{name}"
+
+
+def kept(runs: Path) -> dict[str, str]:
+    """`lora:NAME` -> its file."""
+    return {f"lora:{file.stem}": str(file) for file in sorted((runs / HOME).glob("*.safetensors"))}
 
 
 def _checked(found: dict[str, tuple[tuple[int, ...], str]], path: Path, name: str) -> Adapter:
