@@ -8,6 +8,8 @@ Each tab is a file in workbench/ui. What a tab does is a run, a vote or a score 
 
 from __future__ import annotations
 
+import asyncio
+import importlib
 import os
 import shutil
 import tempfile
@@ -18,12 +20,14 @@ from pathlib import Path
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
+from starlette.middleware import Middleware  # noqa: E402
 
 from workbench.ui import leaderboard, look, rewards, runs, studio, vote  # noqa: E402
 from workbench.ui.desk import Desk  # noqa: E402
 from workbench.ui.place import Place  # noqa: E402
 
 TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
+WORK = ("comparison", "show", "processes", "watching", "scores", "standings", "lora")  # torch comes with these
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 LARGEST = "200mb"  # of an uploaded file
 EXPIRY = 86_400  # seconds that a temporary file is kept
@@ -41,6 +45,32 @@ def build(place: Place) -> gr.Blocks:
                 with gr.Tab(name, id=name.split()[-1].lower()):
                     tab.build(page, place)
     return page
+
+
+class Gate:
+    """ASGI: whoever asks for something waits until all that the tabs work with is imported.
+
+    One thread imports it, after the page stands. Where many do it at once, Python breaks their deadlocks by handing out
+    modules that are half imported.
+    """
+
+    def __init__(self, app, ready: threading.Event):
+        self.app, self.ready = app, ready
+
+    async def __call__(self, scope, receive, send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and not self.ready.is_set():
+            await asyncio.to_thread(self.ready.wait)
+        await self.app(scope, receive, send)
+
+
+def wake(ready: threading.Event) -> None:
+    """Import what the tabs work with. What can't be imported says so to whoever asks for it."""
+    try:
+        for name in WORK:
+            importlib.import_module(f"workbench.ui.{name}")
+        from workbench import blind, pairs, votes  # noqa: F401
+    finally:
+        ready.set()
 
 
 def temporary() -> Path:
@@ -72,17 +102,21 @@ def expire(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def users(file: Path) -> list[tuple[str, str]]:
-    """The people who may enter: a line `name:password` each. Raises BadInput."""
+def refused(sentence: str) -> Exception:
     from workbench.types import BadInput  # and torch with it: not before the page stands
 
+    return BadInput(sentence)
+
+
+def users(file: Path) -> list[tuple[str, str]]:
+    """The people who may enter: a line `name:password` each. Raises BadInput."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        raise BadInput(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
+        raise refused(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
     pairs = [line.split(":", 1) for line in lines]
     if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
-        raise BadInput(f"--auth: {file} must hold name:password on each line, both not empty")
+        raise refused(f"--auth: {file} must hold name:password on each line, both not empty")
     return [(name, password) for name, password in pairs]
 
 
@@ -93,12 +127,10 @@ def serve(
 
     Raises BadInput when it would be open to others without anybody having to log in, or when the port is taken.
     """
-    from workbench.types import BadInput
-
     if (share or host not in LOOPBACK) and auth is None:
         what = "--share" if share else f"--host {host}"
-        raise BadInput(f"{what} opens the app to others: give --auth FILE, with name:password on each line")
-    place = Place(runs=Path(runs).absolute(), temp=temporary(), desk=Desk())
+        raise refused(f"{what} opens the app to others: give --auth FILE, with name:password on each line")
+    place = Place(runs=Path(runs).absolute(), temp=temporary(), desk=Desk(), ready=threading.Event())
     page = build(place)
     page.queue(max_size=256)
     try:
@@ -106,10 +138,11 @@ def serve(
             server_name=host, server_port=port, auth=users(auth) if auth else None, share=share, prevent_thread_lock=True,
             theme=look.theme(), css=look.CSS, head=look.HEAD, quiet=True, show_error=False, max_file_size=LARGEST,
             allowed_paths=[str(place.temp)], footer_links=["api"], run_history=False, enable_monitoring=False,
-            ssr_mode=False, mcp_server=False, pwa=False,
+            ssr_mode=False, mcp_server=False, pwa=False, app_kwargs={"middleware": [Middleware(Gate, ready=place.ready)]},
         )  # fmt: skip
     except OSError:
-        raise BadInput(f"--port: {port} is taken on this machine; give another") from None
+        raise refused(f"--port: {port} is taken on this machine; give another") from None
+    threading.Thread(target=wake, args=(place.ready,), name="wake", daemon=True).start()
     print(f"Media Alignment Workbench: {shared or url}", flush=True)
     return page, url
 

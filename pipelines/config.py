@@ -64,6 +64,7 @@ MODALITIES: dict[str, tuple[Modality, float]] = {
     "AudioLDM2Pipeline": ("audio", 16000.0),
     "StableAudioPipeline": ("audio", 44100.0),
     "AceStepPipeline": ("audio", 48000.0),
+    "LongCatAudioDiTPipeline": ("audio", 24000.0),
 }
 
 

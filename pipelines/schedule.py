@@ -40,6 +40,7 @@ CLEAN: dict[str, Callable[[Level, Tensor, Tensor], Tensor]] = {
     "sample": lambda n, x, out: out,
     "v_prediction": lambda n, x, out: (n.a * x / math.hypot(n.a, n.s) - n.s * out) / math.hypot(n.a, n.s),
     "flow_prediction": lambda n, x, out: x - n.s * out,
+    "flow_to_data": lambda n, x, out: x + n.s * out,  # x0 - eps: of schedulers whose sigmas are inverted
     # sCM, arXiv:2410.11081: angles on the circle of radius sigma_data
     "trigflow": lambda n, x, out: n.a * x - n.s / n.data_std * out,
     # EDM preconditioning with a v target, arXiv:2206.00364 Table 1
@@ -61,6 +62,8 @@ def noise(level: Level, x: Tensor, out: Tensor) -> Tensor:
         return out  # (x - a x0) / s would lose digits where s is small
     if level.prediction == "flow_prediction":
         return x + level.a * out
+    if level.prediction == "flow_to_data":
+        return x - level.a * out
     return (x - level.a * CLEAN[level.prediction](level, x, out)) / level.s
 
 
@@ -135,12 +138,11 @@ def _solver(scheduler: Any) -> list[Level]:
 
 
 def _flow(scheduler: Any) -> list[Level]:
-    if getattr(scheduler.config, "invert_sigmas", False):
-        raise TypeError(
-            f"{type(scheduler).__name__} with inverted sigmas runs from data to noise; its levels are unknown"
-        )
-    sigmas = [float(s) for s in scheduler.sigmas.double()]
-    return [Level(1 - s, s, 1 - n, n, "flow_prediction") for s, n in zip(sigmas, sigmas[1:], strict=False)]
+    """Inverted sigmas (LongCat-AudioDiT) count the signal instead of the noise, and the velocity points to the data."""
+    turned = getattr(scheduler.config, "invert_sigmas", False)
+    sigmas = [1 - float(s) if turned else float(s) for s in scheduler.sigmas.double()]
+    kind = "flow_to_data" if turned else "flow_prediction"
+    return [Level(1 - s, s, 1 - n, n, kind) for s, n in zip(sigmas, sigmas[1:], strict=False)]
 
 
 def _scm(scheduler: Any) -> list[Level]:

@@ -13,7 +13,7 @@ from typing import Any
 from workbench import strict
 from workbench.types import BadInput, Reward, RewardSpec
 
-from . import aesthetic, audiobox, ears, encoders, exemplar, imagereward, judge_client, mps, social
+from . import aesthetic, audiobox, ears, encoders, exemplar, imagereward, judge_client, mps, social, starter_music
 from .aesthetic import Aesthetic
 from .audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
 from .audiobox import Audiobox
@@ -23,6 +23,7 @@ from .coverage import PRDC
 from .credit import LeaveOneOut, Witness
 from .exemplar import Exemplar
 from .frechet import Frechet
+from .harmonic import Subject
 from .hps import HPS
 from .imagereward import ImageReward
 from .judge import Judge, JudgePairs, JudgeRegions
@@ -44,6 +45,7 @@ from .pickscore import PickScore
 from .remote import Remote
 from .simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
 from .social import Social
+from .starter_music import StarterCLAP
 from .vendi import Vendi
 from .video import Consistency, Frames, Motion
 
@@ -64,6 +66,7 @@ REWARDS: dict[str, type] = {
     "imagereward": ImageReward,
     "mps": MPS,
     # sound
+    "starter_clap": StarterCLAP,
     "clap": CLAPScore,
     "audiobox": Audiobox,
     "loudness": Loudness,
@@ -87,6 +90,7 @@ REWARDS: dict[str, type] = {
     "vendi": Vendi,
     "prdc": PRDC,
     "exemplar": Exemplar,
+    "subject": Subject,
     "leave_one_out": LeaveOneOut,
     "witness": Witness,
     # language models that look, behind an OpenAI-compatible server
@@ -145,6 +149,14 @@ def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
 
 def release() -> None:
     """Forget every loaded backbone and head."""
-    heads = (aesthetic._head, audiobox._load, ears._load, social._head, imagereward._load, mps._load)
+    heads = (
+        aesthetic._head,
+        audiobox._load,
+        ears._load,
+        social._head,
+        starter_music._load,
+        imagereward._load,
+        mps._load,
+    )
     for cache in (encoders._load, exemplar._target, judge_client.client, *heads):
         cache.cache_clear()

@@ -88,13 +88,15 @@ def load(model: str, device: torch.device | str, dtype: str = "float32") -> Ear:
 @functools.cache
 @checkpoints.aside()
 def _load(model: str, device: str, dtype: str) -> Ear:
-    from . import clap, vggish
+    from . import clap, starter_music, vggish
 
     kind, _, source = model.partition(":")
     if model == "logmel":
         ear = _logmel()
     elif kind == "vggish":
         ear = vggish.ear(source)
+    elif model == starter_music.MODEL:
+        ear = starter_music.ear(model)
     else:
         ear = clap.ear(model)
     checkpoints.freeze(ear.net).to(device=device, dtype=getattr(torch, dtype))

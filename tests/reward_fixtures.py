@@ -249,6 +249,7 @@ SMALL |= dict.fromkeys(("frechet", "kid", "kad", "cmmd", "vendi"), SMALL["social
 SMALL |= {
     "prdc": lambda folder: SMALL["social"](folder) | {"k": 1},
     "exemplar": lambda folder: SMALL["social"](folder) | {"reference": examples(folder)},
+    "subject": SMALL["social"],
     "leave_one_out": lambda folder: {"of": {"vendi": SMALL["social"](folder)}},
     "witness": lambda folder: {"of": {"kid": SMALL["social"](folder)}},
     "learned": lambda folder: {"path": taste(folder)},
@@ -257,6 +258,7 @@ SMALL |= {
 SMALL |= dict.fromkeys(("fad", "audio_kad", "audio_vendi"), lambda folder: {"model": "logmel", "rows": "songs"})
 SMALL |= {
     "clap": lambda folder: {"model": heard().clap_folder(folder)},
+    "starter_clap": lambda folder: {},  # small as it is
     "audiobox": lambda folder: heard().audiobox_files(folder),
     "gated": lambda folder: {"of": "loudness"},
     "audio_exemplar": lambda folder: {"model": "logmel"},

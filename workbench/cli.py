@@ -225,6 +225,7 @@ def parser() -> argparse.ArgumentParser:
         "starter", "Rebuild the embedded starter pack from nothing.", "workbench starter build --out /tmp/pack --fast"
     )
     starter.add_argument("action", choices=("build",))
+    starter.add_argument("--modality", choices=("image", "music"), default="image", help="which part of it [image]")
     starter.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
     starter.add_argument(
         "--work", type=Path, default=Path("starter-build"), help="checkpoints; an interrupted build goes on"

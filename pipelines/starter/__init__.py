@@ -1,6 +1,6 @@
 """The embedded pack: a procedural world, an oracle that reads it back exactly, and small models trained on it."""
 
 from pipelines.starter.community import HiddenTaste
-from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft
+from pipelines.starter.oracle import Oracle, OracleSoft
 
-ORACLES = (ImageOracle, ImageOracleSoft, HiddenTaste)
+ORACLES = (Oracle, OracleSoft, HiddenTaste)

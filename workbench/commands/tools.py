@@ -137,9 +137,12 @@ def doctor(args) -> int:
 
 
 def starter(args) -> int:
-    from pipelines.starter.build import build
+    from importlib import import_module
 
     from ..assets import STARTER
+
+    where = {"image": "build", "music": "music_build"}[args.modality]
+    build = import_module(f"pipelines.starter.{where}").build
 
     if args.out is None and args.fast:
         raise BadInput(
@@ -147,5 +150,5 @@ def starter(args) -> int:
         )
     if shutil.disk_usage(Path.cwd()).free < 2**30:
         raise BadInput("building the pack needs 1 GB free for its checkpoints; use --work on another disk")
-    build(args.work, args.out or STARTER / "image", seed=args.seed, fast=args.fast)
+    build(args.work, args.out or STARTER / args.modality, seed=args.seed, fast=args.fast)
     return 0

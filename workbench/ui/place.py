@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import threading
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from .desk import Desk
+
+
+def already() -> threading.Event:
+    done = threading.Event()
+    done.set()
+    return done
 
 
 @dataclass(frozen=True)
@@ -13,3 +20,4 @@ class Place:
     runs: Path  # the runs and their index
     temp: Path  # private files of this app, removed when they are old
     desk: Desk
+    ready: threading.Event = field(default_factory=already)  # set once what the tabs work with is imported

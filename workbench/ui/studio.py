@@ -59,6 +59,7 @@ class Studio:
     def _warm(self, page: gr.Blocks) -> None:
         while not page.is_running:  # the page first
             time.sleep(0.1)
+        self.place.ready.wait()
         from workbench.types import BadInput
 
         from . import show

@@ -1,0 +1,40 @@
+"""The oracle of all starter worlds: one name, whatever a pipeline makes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import ClassVar
+
+from torch import Tensor
+
+from pipelines.starter import image_world, music_world
+from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft
+from pipelines.starter.music_oracle import MusicOracle, MusicOracleSoft
+from workbench.types import BadInput, Media, Reward
+
+
+class Oracle:
+    """1 where the media show exactly what the prompt asks for, else 0; NaN for a prompt that is not of their world."""
+
+    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracle(), "audio": MusicOracle()}
+    spec = replace(ImageOracle.spec, modalities=frozenset(worlds))
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
+        """[B] float32. Raises BadInput for media of a size that no starter pipeline makes."""
+        if media.modality not in self.worlds:
+            raise BadInput(f"{self.spec.name} reads {' and '.join(sorted(self.worlds))}, not {media.modality}")
+        return self.worlds[media.modality](media=media, prompts=prompts)
+
+    def categories(self, prompts: Sequence[str]) -> list[str]:
+        """Of each prompt in the world that it speaks of."""
+        kinds = ["image" if image_world.parse(p) or not music_world.parse(p) else "audio" for p in prompts]
+        worlds = [self.worlds[kind] for kind in kinds]
+        return [world.categories([prompt])[0] for world, prompt in zip(worlds, prompts, strict=True)]
+
+
+class OracleSoft(Oracle):
+    """The share of a prompt's requirements that the media meet; 1 only where `Oracle` says 1."""
+
+    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracleSoft(), "audio": MusicOracleSoft()}
+    spec = replace(Oracle.spec, name="oracle_soft")
