@@ -93,7 +93,9 @@ def disturbed(
 ) -> tuple[int, list[str]]:
     """(times killed, files that were found half-written). A moment is a point of the log, and a little later."""
     done, torn = 0, []
-    moments = sorted(rng.uniform(0.0, 0.95) * whole for _ in range(kills))
+    moments = [
+        (k + rng.uniform(0.0, 0.9)) / kills * whole for k in range(kills)
+    ]  # spread, so that most find it at work
     for moment in moments:
         pid = start(path, runs)
         ended, status = 0, 0
@@ -173,7 +175,7 @@ def main() -> None:
                 sys.exit(f"{method} failed undisturbed: {(home / 'calm.log').read_text()[-2000:]}")
             seconds = time.perf_counter() - began
             whole = progress(home / "calm")
-            kills, torn = disturbed(path, home / "runs", options.kills, rng, seconds / options.updates / 2, whole)
+            kills, torn = disturbed(path, home / "runs", options.kills, rng, seconds / options.updates / 4, whole)
             calm, mine = left(home / "calm"), left(home / "runs")
             apart = sorted(k for k in calm.keys() | mine.keys() if calm.get(k) != mine.get(k))
             rows.append({"method": method, "kills": kills, "compared": len(calm), "different": apart, "torn": torn})

@@ -3,7 +3,7 @@
 from .adapters import Lora
 from .config import PipelineConfig, adapted, read
 from .export import Exported, Mismatch, export
-from .loading import beside, load, preflight
+from .loading import beside, load, preflight, sibling
 from .policy import Policy
 from .rows import Rows
 from .training import TrainablePolicy
@@ -26,4 +26,5 @@ __all__ = [
     "load",
     "preflight",
     "read",
+    "sibling",
 ]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -103,7 +103,7 @@ class Adapters:
     def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora):
         self.denoisers, self.lora = dict(denoisers), lora
         self.copies: dict[str, dict[str, Tensor]] = {}
-        self._off = False
+        self._off = self._merged = False
         for module in self.denoisers.values():
             if lora.targets == "weights":
                 module.requires_grad_()
@@ -134,11 +134,17 @@ class Adapters:
         for key, mine in self.copies[name].items():
             mine.lerp_(self.live[key].detach(), 1 - decay)
 
+    def forget(self, but: Collection[str]) -> None:
+        """Drop the copies, but for these and the base."""
+        self.copies = {name: values for name, values in self.copies.items() if name in {BASE, *but}}
+
     def use(self, name: str) -> AbstractContextManager[None]:
         """Inside the block the denoisers compute with that copy. Differentiate what was made inside before it ends, or not
         at all. Raises KeyError, naming the copies, for an unknown one."""
         if name == LIVE:
             return nullcontext()
+        if self._merged:
+            raise RuntimeError("copies can't be swapped while the adapters are merged")
         if name not in self.copies:
             raise KeyError(f"there is no copy {name!r} of the adapters; there are: {', '.join((LIVE, *self.copies))}")
         return self._swapped(self.copies[name])
@@ -157,10 +163,12 @@ class Adapters:
     @contextmanager
     def off(self) -> Iterator[None]:
         """Inside the block the denoisers compute what they did before training, to the last bit: nothing requires grad."""
+        if self._merged:
+            raise RuntimeError("adapters that are merged can't be switched off")
         if self._off:  # inside another one
             yield
             return
-        adapted = [layer for module in self.denoisers.values() for layer in layers(module).values()]
+        adapted = self._layers
         self._off = True
         try:
             for layer in adapted:
@@ -176,6 +184,34 @@ class Adapters:
             for p in self.parameters:
                 p.requires_grad_()
 
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Inside the block the adapters are in the weights, W + scale B A, and cost nothing; afterwards W is what it was, to the
+        last bit. The same samples but for rounding, so not where a step's density is compared with one outside; no gradient
+        reaches the adapters. Only float32 weights, whose rounding is small against an adapter, are merged."""
+        whole = [(layer, layer.get_base_layer().weight) for layer in self._layers]
+        if self._off or self._merged or any(weight.dtype != torch.float32 for _, weight in whole):
+            yield
+            return
+        kept = [weight.data for _, weight in whole]
+        self._merged = True
+        try:
+            with torch.no_grad():
+                for layer, weight in whole:
+                    a, b, scale = factors(layer)
+                    weight.data = weight.data + scale * (b.flatten(1) @ a.flatten(1)).view(weight.shape)
+                    layer._disable_adapters = True  # its public method also changes which parameters require grad
+            yield
+        finally:
+            self._merged = False
+            for (layer, weight), before in zip(whole, kept, strict=True):
+                weight.data = before
+                layer._disable_adapters = False
+
+    @property
+    def _layers(self) -> list[Any]:
+        return [layer for module in self.denoisers.values() for layer in layers(module).values()]
+
     def hash(self) -> str:
         """Of the live values: equal if and only if they are, bit for bit."""
         digest = hashlib.blake2b(digest_size=16)
@@ -190,7 +226,7 @@ class Adapters:
             moved = sum((p.double() - self.copies[BASE][k]).square().sum() for k, p in self.live.items())
             return math.sqrt(moved / sum(w.double().square().sum() for w in self.copies[BASE].values()))
         moved, base = 0.0, 0.0
-        for layer in (layer for module in self.denoisers.values() for layer in layers(module).values()):
+        for layer in self._layers:
             a, b, scale = factors(layer)
             a, b = a.double().flatten(1), b.double().flatten(1)
             moved += float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())

@@ -76,6 +76,18 @@ def beside(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
     return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **given)
 
 
+def sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:
+    """The same weights and adapters trained through another config of theirs: sampled as it says, with an optimiser and
+    counts of its own."""
+    twin = copy.copy(policy)
+    for found in ("anatomy", "_remembers", "levels", "_tail", "_outlet"):  # of the other config
+        vars(twin).pop(found, None)
+    vars(twin).update(vars(beside(policy, config)))
+    twin.load_learner({"optimizer": None, "counts": {"updates": 0, "nfe": 0, "decodes": 0}})
+    twin._optimizer = None
+    return twin
+
+
 def preflight(
     config: PipelineConfig, *, device: str = "auto", dtype: str | torch.dtype | None = None, attention: str = "auto"
 ) -> tuple[torch.device, torch.dtype, str]:

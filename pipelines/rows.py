@@ -150,6 +150,9 @@ class Rows:
     def use(self, name: str) -> AbstractContextManager[None]:
         return self.policy.use(name)
 
+    def merged(self) -> AbstractContextManager[None]:
+        return self.policy.merged()
+
     def follow(self, name: str, decay: float) -> None:
         self.policy.follow(name, decay)
 

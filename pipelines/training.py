@@ -79,6 +79,10 @@ class TrainablePolicy(Policy):
         """Inside the block this is the policy as it was when the copy `name` was taken ("train": as it is)."""
         return self.adapters.use(name)
 
+    def merged(self) -> AbstractContextManager[None]:
+        """Inside the block it samples as fast as without adapters: the same samples but for rounding, without gradient."""
+        return self.adapters.merged()
+
     def keep(self, name: str) -> None:
         """Take a copy of the policy as it is, under that name."""
         self.adapters.keep(name)
@@ -165,27 +169,41 @@ class TrainablePolicy(Policy):
         return {
             "lora": asdict(self.adapters.lora),
             "adapters": self.adapters.state_dict(),
-            "optimizer": copy.deepcopy(self._optimizer.state_dict()) if self._optimizer else self._resumed,
             "scaler": self._scaler.state_dict(),
-            "counts": {"updates": self.updates, "nfe": self.nfe, "decodes": self.decodes},
             "random": {
                 "torch": torch.get_rng_state(),
                 "cuda": torch.cuda.get_rng_state(self.device) if self._cuda else None,
                 "python": random.getstate(),
             },
+        } | self.learner()
+
+    def learner(self) -> dict[str, Any]:
+        """What of its state is not shared with a `sibling`: optimiser and counts."""
+        kept = copy.deepcopy(self._optimizer.state_dict()) if self._optimizer else self._resumed
+        return {
+            "optimizer": kept,
+            "counts": {"updates": self.updates, "nfe": self.nfe, "decodes": self.decodes},
         }
+
+    def load_learner(self, state: Mapping[str, Any]) -> None:
+        self._resumed = copy.deepcopy(state["optimizer"])
+        if self._optimizer is not None and self._resumed is not None:
+            self._optimizer.load_state_dict(self._resumed)
+            self._resumed = None
+        self.updates, self.nfe, self.decodes = (state["counts"][key] for key in ("updates", "nfe", "decodes"))
+
+    def afresh(self) -> None:
+        """Forget the optimiser, and all copies but the average."""
+        self._optimizer = self._resumed = None
+        self.adapters.forget({EMA})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Raises BadInput if it is that of another LoRA or another pipeline."""
         if dict(state["lora"]) != asdict(self.adapters.lora):
             raise BadInput(f"this state was trained with {state['lora']}, this policy has {asdict(self.adapters.lora)}")
         self.adapters.load_state_dict(state["adapters"])
-        self._resumed = copy.deepcopy(state["optimizer"])
-        if self._optimizer is not None and self._resumed is not None:
-            self._optimizer.load_state_dict(self._resumed)
-            self._resumed = None
+        self.load_learner(state)
         self._scaler.load_state_dict(state["scaler"])
-        self.updates, self.nfe, self.decodes = (state["counts"][key] for key in ("updates", "nfe", "decodes"))
         torch.set_rng_state(state["random"]["torch"].cpu())
         if self._cuda and state["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)

@@ -68,11 +68,11 @@ def read(path: str | Path, model: str = "starter:image/clip", device: torch.devi
     A vote with features that are not all numbers is left out and counted. Raises BadInput, naming file and line.
     """
     file = Path(path).expanduser()
-    rows = list(_rows(file))
-    if not rows:
+    found = list(rows(file))
+    if not found:
         raise BadInput(f"{file}: no votes in it")
     seen: dict[str, Tensor] = {}
-    for where, row in rows:
+    for where, row in found:
         for side in "ab":
             key = _identity(row, side)
             if key not in seen:
@@ -80,14 +80,14 @@ def read(path: str | Path, model: str = "starter:image/clip", device: torch.devi
     widths = {len(v) for v in seen.values()}
     if len(widths) > 1:
         raise BadInput(f"{file}: features of different lengths, {sorted(widths)}; all must come from the same encoder")
-    media = [(_identity(row, "a"), _identity(row, "b")) for _, row in rows]
+    media = [(_identity(row, "a"), _identity(row, "b")) for _, row in found]
     a, b = (torch.stack([seen[pair[side]] for pair in media]) for side in (0, 1))
     votes = Votes(
         F.normalize(a, dim=1),
         F.normalize(b, dim=1),
-        torch.tensor([TARGET[row["winner"]] for _, row in rows], dtype=torch.float64),
-        tuple(row["prompt"] for _, row in rows),
-        tuple(row.get("voter", "") for _, row in rows),
+        torch.tensor([TARGET[row["winner"]] for _, row in found], dtype=torch.float64),
+        tuple(row["prompt"] for _, row in found),
+        tuple(row.get("voter", "") for _, row in found),
         tuple(media),
     )
     whole = votes.a.isfinite().all(1) & votes.b.isfinite().all(1)
@@ -95,7 +95,8 @@ def read(path: str | Path, model: str = "starter:image/clip", device: torch.devi
     return Votes(kept.a, kept.b, kept.target, kept.prompts, kept.voters, kept.media, int((~whole).sum()))
 
 
-def _rows(file: Path) -> Iterator[tuple[str, dict]]:
+def rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """(file and line, vote) of each line. Raises BadInput, naming file and line."""
     try:
         lines = file.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError):

@@ -161,6 +161,10 @@ def test_an_export_gives_the_trained_predictions_in_a_pipeline_built_anew(name, 
         with torch.no_grad():
             want = policy.predict(x, 0, PROMPTS).x0
             assert (again(x, 0, PROMPTS).x0 - want).abs().max() < 1e-3 * (base(x, 0, PROMPTS).x0 - want).abs().max()
+        trained, made, plain = (picture(p) for p in (policy, tiny.policy(name, fresh), tiny.policy(name)))
+        assert (made - trained).abs().max() < 1e-2 * (plain - trained).abs().max(), (
+            "whole samples, by the pipeline's own call"
+        )
     assert ("peft" in done.load[0]) == (name == AUDIO)
     assert bool(done.notes) == (name == AUDIO) != (tmp_path / "lora" / "comfyui.safetensors").exists()
 
@@ -177,7 +181,7 @@ def test_strength_is_folded_in_and_said(policy, tmp_path):
     assert torch.allclose(picture(tiny.policy(SD, without)), picture(policy), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [SD, SD3, FLUX, WAN])
+@pytest.mark.parametrize("name", [SD, SDXL, SD3, FLUX, WAN])
 def test_the_comfyui_file_patches_the_same_weights_as_comfyui_would(name, tmp_path):
     """weight += alpha / rank * up @ down, rank being the rows of down (comfy/weight_adapter/lora.py)."""
     policy = trainable(name, kernel=None)

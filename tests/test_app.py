@@ -7,6 +7,7 @@ import socket
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import gradio as gr
 import httpx
@@ -116,6 +117,31 @@ def test_the_page_stands_before_torch_is_imported(tmp_path):
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
     assert done.stdout.strip() == "False", done.stderr
+
+
+def test_many_who_come_at_the_first_moment_wait_for_the_imports_and_are_all_answered(tmp_path):
+    """Imports that race each other hand out half modules; one thread makes them, and calls wait at the gate."""
+    port = free()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--runs", str(tmp_path)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    )  # fmt: skip
+    try:
+        process.stdout.readline()
+
+        def call(n: int) -> str:
+            name, data = [("battle", ["ada", 0, ""]), ("leaderboard", [0, "", ""]), ("open", ["nothing"])][n % 3]
+            api = f"http://127.0.0.1:{port}/gradio_api/call/{name}"
+            event = httpx.post(api, json={"data": data, "session_hash": str(n)}, timeout=120).json()["event_id"]
+            return httpx.get(f"{api}/{event}", timeout=120).text
+
+        with ThreadPoolExecutor(24) as many:
+            answers = list(many.map(call, range(24)))
+    finally:
+        process.kill()
+        process.wait()
+    assert [a for n, a in enumerate(answers) if n % 3 < 2 and "event: complete" not in a] == []
+    assert all("there is no comparison of this name" in a for n, a in enumerate(answers) if n % 3 == 2), answers[2]
 
 
 def test_gradio_is_new_enough_for_what_the_page_relies_on():

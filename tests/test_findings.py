@@ -195,3 +195,15 @@ def test_several_at_one_budget_share_a_sentence():
         "At equal budget (64 denoiser rows a sample), reno (0.78) and das (0.75) beat best_of_n (0.57) on the oracle; "
         "dno (0.30) does worse than best_of_n (0.57) on the oracle; no difference from it is shown for svdd (0.60)."
     ]
+
+
+def test_a_training_in_stages_is_told_as_what_each_brought_and_what_was_forgotten():
+    told = {"judges": ["oracle"] * 2, "gained": [[0.1, -0.02], [-0.04, 0.2]], "forgotten": {"edit": 0.04, "draw": 0.0}}
+    summary = usual() | {"stages": {"tasks": ["edit", "draw"], "after": ["", "edit", "draw"], "held out": told}}
+    said = " ".join(headline(summary))
+    assert (
+        "by their held-out judge, the oracle: stage edit: edit +0.100 and draw −0.020; stage draw: edit −0.040" in said
+    )
+    assert "Of that was forgotten by the end: edit 0.040." in said
+    told["forgotten"] = {"edit": 0.0, "draw": 0.0}
+    assert "Nothing was forgotten by the end." in headline(summary) and "stage" not in " ".join(headline(usual()))

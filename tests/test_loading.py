@@ -131,7 +131,7 @@ def one_step(policy) -> int:
 def test_every_shipped_config_reads_and_names_a_class_that_exists(name):
     config = pipelines.read(name)
     assert config.name == name
-    assert config.provides == {"latents", "stochastic"}
+    assert config.provides == {"latents", "stochastic", "trainable"}
     cls = getattr(diffusers, config.pipeline)
     assert MODALITIES[config.pipeline][0] == config.modality
     code = cls.__call__.__wrapped__.__code__
@@ -330,8 +330,8 @@ def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved)
     config = tiny.config("StableDiffusionPipeline", saved["StableDiffusionPipeline"])
     policy = pipelines.load(config, device="cpu", scheduler={"class": "HeunDiscreteScheduler"})
     promised = replace(config, scheduler={"class": "HeunDiscreteScheduler"}).provides
-    assert policy.provides == promised == {"latents"}
-    assert config.provides == {"latents", "stochastic"}
+    assert policy.provides == promised - {"trainable"} == {"latents"}
+    assert config.provides == {"latents", "stochastic", "trainable"}
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):
         policy.transition(policy.start(policy.noise(SEEDS)), 0, PROMPTS)
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):

@@ -12,18 +12,16 @@ import yaml
 
 import pipelines
 from pipelines import Lora, transitions
-from rewards import REWARDS, compose, harmonic
+from rewards import REWARDS, compose
 from workbench import config, preference_data, recipe
 from workbench.assets import CONFIGS
 from workbench.methods import METHODS
-from workbench.methods.hypernoise import HyperNoise
 from workbench.methods.rpo import RPO
 from workbench.strict import build
 from workbench.types import Batch, Media, PairBatch, RewardSpec
 
 PLACE = CONFIGS / "runs" / "train"
 NAMES = sorted(p.stem for p in PLACE.glob("*.yaml"))
-KNOWN = METHODS | {"rpo": RPO, "hypernoise": HyperNoise}
 PROMPTS = ("a red cat", "two dogs")
 SHORT = 4  # steps; SRPO and AlignProp choose among them
 
@@ -37,20 +35,18 @@ def no_server(monkeypatch):
 def read(name: str):
     """The run, its method, its recipe and its pairs, each checked as a run's are."""
     values = yaml.safe_load((PLACE / f"{name}.yaml").read_text())
-    pairs = values.pop("pairs", None)
     run = build(config.RunConfig, values | {"name": name}, name)
     settings = dict(run.method)
-    method = build(KNOWN[settings.pop("name")], settings, "method")
-    registry = REWARDS | {"subject": harmonic.Subject}
+    method = build(METHODS[settings.pop("name")], settings, "method")
     given = dict(run.reward) if isinstance(run.reward, dict) else run.reward
     if (
         isinstance(given, dict) and "image" in given
     ):  # a folder that is not here; the same reward asked for its references
         given["image"] = {k: v for k, v in given["image"].items() if k != "reference"}
-    judged = compose.from_config(given, registry)
-    watch = compose.from_config(run.watch, registry, "watch")
+    judged = compose.from_config(given, REWARDS)
+    watch = compose.from_config(run.watch, REWARDS, "watch")
     told = recipe.read(run.train, {name: method}, list(watch.rewards), list(judged.rewards))
-    return run, method, told, judged, pairs and build(preference_data.Pairs, pairs, "pairs")
+    return run, method, told, judged, run.pairs and build(preference_data.Pairs, run.pairs, "pairs")
 
 
 class Light:

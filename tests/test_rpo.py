@@ -20,7 +20,6 @@ from workbench.methods.rpo import RPO
 from workbench.methods.subject import plain
 from workbench.types import BadInput, Batch, Media, RewardSpec, derive
 
-REGISTRY = REWARDS | {"subject": harmonic.Subject}
 BATCH = Batch(("a [V] dog", "the [V] dog swims"), (5, 6))
 SHOWN = Media(torch.linspace(-1, 2, 9).view(3, 3, 1, 1), "image")
 
@@ -164,7 +163,7 @@ def test_lambda_harmonic_is_its_equation_between_its_two_ends(tmp_path):
         files.write(shown[n], tmp_path / "dog" / f"{n}.png")
     asked = dict(media=media, prompts=["a cat"] * 4)
     r = {
-        lam: compose.from_config(harmonic.block(str(tmp_path / "dog"), lam, model=model), REGISTRY)(**asked)
+        lam: compose.from_config(harmonic.block(str(tmp_path / "dog"), lam, model=model), REWARDS)(**asked)
         for lam in (0.0, 0.3, 1.0)
     }
     subject = harmonic.Subject(model=model, reference=str(tmp_path / "dog"))

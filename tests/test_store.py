@@ -59,6 +59,13 @@ def test_rewinding_forgets_unfinished_batches_torn_lines_and_failures(folder):
     assert [e.get("step", "final") for e in folder.events()] == [0, "final"]
 
 
+def test_the_run_json_of_another_program_is_no_run_to_go_on_with(tmp_path):
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "run.json").write_text('{"id": 7}')
+    assert not store.RunFolder(tmp_path / "foreign").matches("x", {})
+    assert store.RunFolder.open(tmp_path, "x", {}).path.name.endswith("-x")
+
+
 def test_syncing_twice_indexes_each_artefact_once(tmp_path, folder):
     folder.append({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0), sample(1)]})
     cost = {"name": "a", "method": "sample", "samples": 2, "nfe": 4, "seconds": 2.0}

@@ -79,9 +79,8 @@ def test_the_exported_run_is_a_pipeline_that_makes_the_pictures_of_the_table(cal
 def test_a_trained_run_is_a_contestant_anywhere(calm, home, capsys):
     _, folder, _ = calm
     ask = ["--reward", "starter_clip", "--prompts", "starter-image-test", "--limit", "1", "--calls", "3"]
-    code = cli.main(
-        ["compare", str(home / "free.yaml"), f"sample@{folder.path}", *ask, "--runs", str(home / "compared"), "--json"]
-    )
+    ask += ["--runs", str(home / "compared"), "--json"]
+    code = cli.main(["compare", str(home / "free.yaml"), str(folder.path), *ask])
     summary = json.loads(capsys.readouterr().out)
     assert code == 0 and {c["pipeline"] for c in summary["contestants"]} == {str(home / "free.yaml"), str(folder.path)}
     assert len({c["rewards"]["starter_clip"]["mean"] for c in summary["contestants"]}) == 2
@@ -307,6 +306,8 @@ def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monk
     done = lessons.shelf(plan, folder, "nft").finished
     assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
     assert any(p.phase == "told" and "alarm" in p.note for p in said)
+    lessons.rewind(plan, folder)  # which forgets nothing that is on a checkpoint
+    assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 1, "alarm": "it hacks."}]
 
 
 def test_minutes_end_a_training_and_what_there_is_is_exported(home, tmp_path):

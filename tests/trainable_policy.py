@@ -7,7 +7,7 @@ It has all that workbench.methods asks of a policy that trains: an optimiser, ba
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from mixture_policy import MixturePolicy
@@ -55,6 +55,9 @@ class TrainableMixture(MixturePolicy):
 
     def use(self, name: str):
         return self._with(self.theta if name == "train" else self.copies[name])
+
+    def merged(self):
+        return nullcontext()
 
     @torch.no_grad()
     def follow(self, name: str, decay: float) -> None:

@@ -1,7 +1,7 @@
 """Contestants named on the command line become one run: same prompts, same seeds, same budget, every judge.
 
 A contestant is a pipeline (plain sampling), a method, a method with settings, either of them `@PIPELINE`, or a run folder, which
-stands for what that run aligned. The base and best-of-n at the budget of the largest contestant are always among them.
+stands for what that run aligned or trained. The base and best-of-n at the budget of the largest contestant are always among them.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ import yaml
 import pipelines
 
 from . import config as configs
-from . import store
+from . import lessons, store
 from .assets import CONFIGS
-from .methods import METHODS, name_of
+from .methods import METHODS, name_of, trains
 from .strict import build, nearest
 from .types import BadInput
 
@@ -76,6 +76,8 @@ def _read(text: str) -> list[tuple[str, object, str | None]]:
     if (Path(text) / "run.json").is_file():
         kept = build(configs.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json")
         made, repos = configs.contestants(kept, METHODS), configs.repos(kept)
+        if trained := [name for name, method in made.items() if trains(method)]:
+            return _trained(Path(text), {name: made[name] for name in trained})
         return [(n, m, repos[n]) for n, m in made.items() if name_of(m) != "sample" or repos[n] != kept.pipeline]
     head, at, repo = text.rpartition("@")
     head, repo = (head, repo) if at else (text, None)
@@ -95,6 +97,15 @@ def _read(text: str) -> list[tuple[str, object, str | None]]:
     if text not in known and not Path(text).is_dir() and "/" not in text:
         raise BadInput(f"compare: {text!r} is no pipeline, method or run folder; {nearest(text, [*known, *METHODS])}")
     return [(Path(text).name, METHODS["sample"](), text)]
+
+
+def _trained(run: Path, methods: Mapping) -> list[tuple[str, object, str | None]]:
+    """What a training run has exported."""
+    homes = {n: run if len(methods) == 1 else run / "export" / n for n in methods}
+    done = [n for n, home in homes.items() if any((p / "export.json").is_file() for p in (home, home / "export"))]
+    if not done:
+        raise BadInput(f"compare: {run} has not finished its training; go on with: workbench run {run}")
+    return [(run.name if len(methods) == 1 else n, lessons.delivers(methods[n]), str(homes[n])) for n in done]
 
 
 def _free(name: str, taken: Mapping) -> str:

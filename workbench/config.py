@@ -31,6 +31,8 @@ class RunConfig:
     contestants: dict | None = (
         None  # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
     )
+    pairs: dict | None = None  # what is learnt from in place of samples: the fields of workbench.preference_data.Pairs
+    stages: list | None = None  # trainings one after the other, each of workbench.stages.Stage; see docs/training.md
     train: dict | None = None  # how methods that train do it: the fields of workbench.recipe.Recipe
     watch: dict | list | str | None = None  # held out: never optimised, always reported
     budget: dict | None = None  # what a contestant may spend on a sample: {nfe: 400} or {seconds: 60}
@@ -98,16 +100,19 @@ def override(values: dict, text: str) -> None:
 def check(config: RunConfig) -> RunConfig:
     if not NAME.fullmatch(config.name):
         raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
-    if (config.method is None) == (config.contestants is None):
+    if config.stages is not None:
+        if config.contestants is not None or config.pairs is not None:
+            raise BadInput(
+                "stages: each says its own method, so there are neither `contestants` nor `pairs` beside them"
+            )
+    elif (config.method is None) == (config.contestants is None):
         raise BadInput("give either `method` (compared with the base) or `contestants`, and not both")
     return config
 
 
 def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any]:
     """Name -> method object, in the order of the table; `method: X` is short for the base and X."""
-    blocks = config.contestants
-    if blocks is None:
-        blocks = {"base": "sample"} | ({_named(config): config.method} if _named(config) != "sample" else {})
+    blocks = _blocks(config)
     if not blocks:
         raise BadInput("contestants: name at least one")
     made = {}
@@ -126,10 +131,9 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
 
 def repos(config: RunConfig) -> dict[str, str]:
     """Name -> pipeline of each contestant: the run's own, unless its block says `pipeline: X`."""
-    blocks = config.contestants or {"base": None} | ({_named(config): None} if _named(config) != "sample" else {})
     return {
         str(n): b.get("pipeline", config.pipeline) if isinstance(b, Mapping) else config.pipeline
-        for n, b in blocks.items()
+        for n, b in _blocks(config).items()
     }
 
 
@@ -139,8 +143,15 @@ def loras(config: RunConfig) -> dict[str, str]:
     return {str(n): str(b["lora"]) for n, b in blocks.items() if isinstance(b, Mapping) and b.get("lora")}
 
 
-def _named(config: RunConfig) -> str:
-    return str(config.method if isinstance(config.method, str) else config.method.get("name"))
+def _blocks(config: RunConfig) -> Mapping:
+    """Name -> method block. Stages are one contestant, whose method is that of the last of them."""
+    if config.contestants is not None:
+        return config.contestants
+    if config.stages is not None:
+        last = config.stages[-1] if config.stages and isinstance(config.stages[-1], Mapping) else {}
+        return {"base": "sample", "staged": last.get("method") or config.method}
+    named = str(config.method if isinstance(config.method, str) else config.method.get("name"))
+    return {"base": "sample"} | ({named: config.method} if named != "sample" else {})
 
 
 def settings_of(cls: type) -> list[tuple[str, Any, str]]:

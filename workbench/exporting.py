@@ -100,13 +100,15 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         *(f"- {n} {run['rewards'].get(n, '')}: held out" for n in (plan.watch.rewards if plan.watch else ())),
         "",
         "## Data",
-        f"{len(plan.train)} prompts to train on ({_source(config.prompts)}), {len(plan.held)} watched meanwhile, "
+        f"{_taught(plan)}, {len(plan.held)} watched meanwhile, "
         f"{summary['prompts']} judged in the end ({_source(config.test if config.test is not None else config.prompts)}), "
         f"{summary['seeds']} noise(s) each; seed {config.seed}.",
         "",
         "## Settings",
         "```yaml",
-        yaml.safe_dump({"method": run["methods"][name], "train": _given(recipe)}, sort_keys=False).strip(),
+        yaml.safe_dump(
+            {"method": run["methods"][name], "train": _given(recipe)} | _further(config), sort_keys=False
+        ).strip(),
         "```",
         "",
         "## Again",
@@ -134,7 +136,7 @@ def _results(plan, summary: Mapping, name: str) -> list[str]:
         lines.append(f"| {judge}{' (optimised)' if row['optimised'] else ''} | " + " | ".join(cells) + " |")
     said = findings.headline(summary)
     alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
-    return [*lines, "", "Means with 95 % intervals on prompts that were not trained on." if plan.config.test is not None else
+    return [*lines, "", "Means with 95 % intervals on prompts that were not trained on." if plan.config.test is not None or plan.pairs else
             "Means with 95 % intervals, on prompts that were trained on too.", "", *said, *alarm, "",
             f"![before and after]({GRID})"]  # fmt: skip
 
@@ -145,6 +147,16 @@ def _cell(row: Mapping) -> str:
 
 def _source(prompts) -> str:
     return prompts if isinstance(prompts, str) else "a list in the config"
+
+
+def _taught(plan) -> str:
+    if plan.pairs is None:
+        return f"{len(plan.train)} prompts to train on ({_source(plan.config.prompts)})"
+    return f"{len(plan.pairs)} preference pairs ({plan.pairs.files})"
+
+
+def _further(config) -> dict:
+    return {key: getattr(config, key) for key in ("pairs", "stages") if getattr(config, key) is not None}
 
 
 def _given(recipe) -> dict:

@@ -134,7 +134,7 @@ def headline(summary: Mapping) -> list[str]:
         _compared(summary),
         *_origins(summary),
     ]
-    out += [*_details(summary, judge), *_between(summary, judge)]
+    out += [*_details(summary, judge), *_between(summary, judge), *interference(summary)]
     if optimised(here):
         held = "the oracle too was optimised" if judge == "oracle" else "every reward here was optimised by someone"
         out.append(
@@ -341,6 +341,27 @@ def _origins(summary: Mapping) -> list[str]:
 
 def failures(summary: Mapping) -> list[str]:
     return [f"{c['name']} failed: {c['failed'].rstrip('.')}." for c in summary["contestants"] if "failed" in c]
+
+
+def interference(summary: Mapping) -> list[str]:
+    """What each stage of a training brought each task, by held-out judges where there are any, and what was forgotten."""
+    told = summary.get("stages")
+    if not told:
+        return []
+    kind = "held out" if "held out" in told else "reward"
+    by = "held-out judge" if kind == "held out" else "reward"
+    pairs = {judge: None for judge in told[kind]["judges"]}
+    named = f"{by}s" if len(pairs) > 1 else by if kind == "reward" else f"{by}, {called(next(iter(pairs)))}"
+    said = []
+    for after, row in zip(told["after"][1:], told[kind]["gained"], strict=True):
+        gains = [f"{task} {signed(x, 3)}" for task, x in zip(told["tasks"], row, strict=True) if x is not None]
+        said.append(f"stage {after}: {listing(gains)}")
+    lost = [f"{task} {number(x, 3)}" for task, x in told[kind]["forgotten"].items() if x and x > 0]
+    out = [f"What each stage brought the tasks, by their {named}: {'; '.join(said)}."]
+    return [
+        *out,
+        f"Of that was forgotten by the end: {listing(lost)}." if lost else "Nothing was forgotten by the end.",
+    ]
 
 
 CONTROLS = {

@@ -58,13 +58,18 @@ def exported(plan, folder: store.RunFolder, name: str) -> Path:
 def trained(plan, folder: store.RunFolder):
     """The plan of what is made in the end: those that are trained, as they were exported; not those that failed."""
     ready = {n for n in plan.methods if n not in plan.trained or shelf(plan, folder, n).finished}
-    methods = {n: Sample() if n in plan.trained else m for n, m in plan.methods.items() if n in ready}
+    methods = {n: delivers(m) if n in plan.trained else m for n, m in plan.methods.items() if n in ready}
     made = {
         n: pipelines.adapted(p, str(exported(plan, folder, n))) if n in plan.trained else p
         for n, p in plan.pipelines.items()
         if n in ready
     }
     return replace(plan, methods=methods, pipelines=made)
+
+
+def delivers(method):
+    """What samples with the weights that a method has trained."""
+    return getattr(method, "delivers", Sample)()
 
 
 def rewind(plan, folder: store.RunFolder) -> set[tuple[str, int]]:
@@ -77,15 +82,22 @@ def rewind(plan, folder: store.RunFolder) -> set[tuple[str, int]]:
     kept = [
         e
         for e in events
-        if (e["step"] <= reached[e["contestant"]] if "phase" in e else (e["contestant"], e.get("batch")) in done)
+        if (
+            e["step"] <= reached[e["contestant"]]
+            if "phase" in e or "alarm" in e
+            else (e["contestant"], e.get("batch")) in done
+        )
     ]
     store.write_atomic(folder.path / "events.jsonl", "".join(map(store.line, kept)))
     return done
 
 
 def drawn(plan, name: str) -> int:
-    """Samples that the training of contestant `name` draws."""
-    return plan.recipe.prompts * plan.recipe.batches * getattr(plan.methods[name], "group", 1)
+    """Samples that the training of contestant `name` draws, or media of the pairs that it is given."""
+    if plan.tasks:
+        return sum(drawn(task, task.trained[0]) for task in plan.tasks)
+    each = getattr(plan.methods[name], "group", 1) if plan.pairs is None else 2
+    return plan.recipe.prompts * plan.recipe.batches * each
 
 
 def foreseen(plan, runs, name: str) -> dict[str, Any]:
@@ -103,30 +115,36 @@ def foreseen(plan, runs, name: str) -> dict[str, Any]:
     return {"samples": samples, "seconds": seconds and round(seconds, 1), "peak_mb": found.get("peak_mb")}
 
 
+def while_training(plan, name: str) -> pipelines.PipelineConfig:
+    """The pipeline of contestant `name` as the recipe has it while it trains."""
+    changes, base = recipes.overrides(plan.recipe), plan.pipelines[name]
+    return replace(base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})})
+
+
 def policy_of(plan, name: str, load):
     """The policy of contestant `name`, ready to be trained."""
     config, recipe = plan.config, plan.recipe
-    changes = recipes.overrides(recipe)
-    base = plan.pipelines[name]
-    while_training = replace(
-        base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})}
-    )
     settings = {"lora": recipes.adapter(recipe), "clip": recipe.clip, "ema": recipe.ema, "blocks": recipe.checkpointing}
     where = {key: getattr(config, key) for key in ("device", "dtype", "attention")}
-    return load(while_training, **where, train=settings)
+    return load(while_training(plan, name), **where, train=settings)
 
 
-def put_best(policy, kept: Shelf) -> tuple[str, int]:
+def copy_of(method, copies) -> str:
+    """What is watched and delivered: the copy that the method names, or the average, once there is one; else the weights."""
+    return next((name for name in (getattr(method, "result", None), EMA) if name in copies), "train")
+
+
+def put_best(policy, kept: Shelf, method) -> tuple[str, int]:
     """Give a policy the best weights of a training; (what they are called in it, after which update they were taken)."""
     update = kept.best["update"]
     state = kept.load(update)
     if state is None:
         raise Halted(f"the best checkpoint, {update}, is damaged; start anew with --new")
     policy.adapters.load_state_dict(state["policy"]["adapters"])
-    return (EMA if EMA in state["policy"]["adapters"] else "train"), update
+    return copy_of(method, state["policy"]["adapters"]), update
 
 
 def best(plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
     """(policy, the name of its best weights, after which update they were taken) of a finished training."""
     policy = policy_of(plan, name, load)
-    return policy, *put_best(policy, shelf(plan, folder, name))
+    return policy, *put_best(policy, shelf(plan, folder, name), plan.methods[name])

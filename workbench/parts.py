@@ -6,15 +6,17 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+from . import preference_data
 from .expand import Chat, expander
 from .latent_reward import LatentReward
-from .methods import NRG, Centred, Rewrite
+from .methods import NRG, RPO, Centred, Rewrite
 from .types import BadInput
 
 PARTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
     Rewrite: ("expander", expander),
     Centred: ("expander", expander),
     NRG: ("model", LatentReward),
+    RPO: ("references", preference_data.references),
 }
 
 

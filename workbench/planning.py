@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,13 +13,13 @@ import pipelines
 from rewards import compose
 
 from . import config as configs
-from . import data, recipe
+from . import data, preference_data, recipe, stages
 from .cost import Budget
 from .judges import judges
-from .methods import METHODS, trains
+from .methods import METHODS, name_of, trains
 from .parts import supplied
 from .strict import build
-from .types import BadInput
+from .types import BadInput, derive
 
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
 
@@ -39,6 +40,9 @@ class Plan:
     recipe: recipe.Recipe | None = None  # of the methods that train
     train: Sequence[str] = ()  # prompts that they train on
     held: Sequence[str] = ()  # prompts that are watched meanwhile
+    pairs: preference_data.Pairs | None = None  # what they learn from in place of samples
+    stages: stages.Stages | None = None  # trainings one after the other,
+    tasks: Sequence[Plan] = ()  # and a plan for each; `held` are the prompts that it is judged on
 
     @property
     def trained(self) -> list[str]:
@@ -58,11 +62,18 @@ class Plan:
         method, steps = self.methods[name], self.pipelines[name].steps
         if not trains(method):
             return method.calls(steps) * len(self.rows)
+        if self.tasks:
+            return sum(task.calls(task.trained[0]) for task in self.tasks)
+        if self.pairs is not None:  # nothing is sampled
+            pair = replace(method, group=2).calls(steps) - 2 * steps
+            return pair * self.recipe.prompts * self.recipe.batches + steps * len(self.rows)
         return method.calls(steps) * self.recipe.prompts * self.recipe.batches + steps * len(self.rows)
 
 
 def plan(config: configs.RunConfig, command: str = "") -> Plan:
     """Raises BadInput, in one sentence, for whatever can be known to fail."""
+    if config.stages is not None:
+        return in_stages(config, command)
     methods = configs.contestants(config, METHODS)
     budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
     repos = configs.repos(config)
@@ -87,6 +98,7 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     grouped(config, reward, watch, methods)
     for method in methods.values():
         supplied(method)
+    pairs = paired(config, methods, next(iter(read.values())).modality)
     found = data.prompts(config.prompts)
     training = any(map(trains, methods.values()))
     if not training and (config.train is not None or config.test is not None):
@@ -108,7 +120,7 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     ]
     if budget:
         checks.append(f"at most {budget} a sample; a contestant that is cut delivers the best it has")
-    planned = Plan(config, methods, made, reward, watch, rows, checks, command, budget)
+    planned = Plan(config, methods, made, reward, watch, rows, checks, command, budget, pairs=pairs)
     return to_train(planned, found) if training else planned
 
 
@@ -128,16 +140,89 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
         config.train, methods, list(plan.watch.rewards) if plan.watch else [], list(plan.reward.rewards)
     )
     train, held, apart = recipe.setting_apart(found, asked, config.seed)
-    if config.control == "shuffled" and len(train) < 2:
+    if plan.pairs is not None:  # which bring prompts of their own: all of these may be watched
+        train, held, apart = (), tuple(sorted(found, key=lambda p: derive(config.seed, "held", p))[: asked.held]), True
+    if config.control == "shuffled" and (len(train) if plan.pairs is None else asked.prompts) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts to train on")
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
         part.check_own([*train, *held])
-    lines = [*plan.checks, *recipe.told(asked, held, apart, train)]
+    lines = [*plan.checks, *recipe.told(asked, held, apart, train if plan.pairs is None else plan.pairs)]
     if config.test is None:
-        lines.append(
-            "warning: no `test` prompts are named, so the trained are judged on prompts that they were trained on"
-        )
+        known = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
+        lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {known}")
     return replace(plan, recipe=asked, train=train, held=held, checks=lines)
+
+
+def paired(config: configs.RunConfig, methods: Mapping[str, Any], modality: str) -> preference_data.Pairs | None:
+    """The pairs that a run learns from, their labels read. Raises BadInput."""
+    if config.pairs is None:
+        return None
+    trained = {name: method for name, method in methods.items() if trains(method)}
+    able_to = [name for name, cls in METHODS.items() if getattr(cls, "pairs", False)]
+    if not trained:
+        raise BadInput("pairs: no contestant of this run is trained")
+    for name, method in trained.items():
+        if not getattr(method, "pairs", False):
+            raise BadInput(
+                f"pairs: {name} learns from samples of its own, not from pairs; these can: {', '.join(able_to)}"
+            )
+    if modality == "audio":
+        raise BadInput("pairs: sounds can't be turned back into latents, so there is nothing to learn from them")
+    found = build(preference_data.Pairs, {"seed": config.seed, **config.pairs}, "pairs")
+    found.check()
+    return found
+
+
+def in_stages(config: configs.RunConfig, command: str) -> Plan:
+    """The plan of a training in stages: its contestants are the base and what has gone through them all. Raises BadInput."""
+    found = stages.read(config.stages, dataclasses.asdict(config), config.seed)
+    block, tasks = dict(config.train or {}), []
+    if odd := sorted({"updates", "best", "accumulate"} & set(block)):
+        raise BadInput(
+            f"train.{odd[0]}: a training in stages has none; each stage says its `updates`, the last weights stay"
+        )
+    for n, stage in enumerate(found.stages):
+        own = {key: getattr(stage, key) for key in stages.INHERITED}
+        try:
+            task = plan(replace(config, stages=None, train={**block, "updates": stage.updates}, **own))
+        except BadInput as error:
+            raise BadInput(f"stages[{n}] ({stage.name}): {error}") from None
+        (name,) = task.trained or [""]
+        if not name or hasattr(task.methods[name], "delivers") or hasattr(task.methods[name], "result"):
+            raise BadInput(
+                f"stages[{n}] ({stage.name}): its method leaves no weights that another stage could go on from"
+            )
+        held = tuple(dict.fromkeys(row[1] for row in task.rows))
+        tasks.append(replace(task, train=data.prompts(stage.prompts), held=held))
+    judged = config.prompts if config.test is None else config.test
+    both = {"base": "sample", "staged": "sample"}
+    whole = plan(
+        replace(config, stages=None, method=None, contestants=both, prompts=judged, test=None, train=None), command
+    )
+    made = {"staged": whole.pipelines["staged"]} | {
+        s.pipeline: t.pipelines[t.trained[0]] for s, t in zip(found.stages, tasks, strict=True)
+    }
+    kinds = {
+        name: (p.repo, " ".join(map(str, filter(None, (p.pipeline, p.scheduler, p.components)))))
+        for name, p in made.items()
+    }
+    stages.same_weights(found, kinds)
+    if kinds["staged"] != kinds[found.stages[0].pipeline]:
+        raise BadInput(f"pipeline: {config.pipeline} has other weights than the stages train; name theirs")
+    methods = whole.methods | {"staged": tasks[-1].methods[tasks[-1].trained[0]]}
+    asked = replace(tasks[0].recipe, updates=len(found), evaluate=0, best="last")
+    lines = [*whole.checks]
+    for n, (stage, task) in enumerate(zip(found.stages, tasks, strict=True), 1):
+        how = f"{name_of(task.methods[task.trained[0]])}, paid by {', '.join(task.reward.rewards)}"
+        share = f", {stage.rehearse:.0%} of them of earlier stages" if stage.rehearse else ""
+        lines.append(
+            f"stage {n}, {stage.name}: {stage.updates} rounds of {asked.prompts} prompts by {how}{share}; "
+            f"{len(task.train)} prompts to train on, {len(task.held)} to be judged on after each stage"
+        )
+    train = tuple(dict.fromkeys(p for task in tasks for p in task.train))
+    return replace(
+        whole, config=config, methods=methods, recipe=asked, stages=found, tasks=tasks, train=train, checks=lines
+    )
 
 
 def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.Weighted) -> None:

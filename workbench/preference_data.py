@@ -170,7 +170,7 @@ def _read(file: Path, ties: str) -> list[Block]:
 
 
 def _votes(file: Path) -> list[Block]:
-    rows = list(votes._rows(file))
+    rows = list(votes.rows(file))
     for where, row in rows:
         if "a_path" not in row or "b_path" not in row:
             raise BadInput(f"{where}: a vote on features has no media to learn from; give `a_path` and `b_path`")

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any, Literal
 
 from . import data
+from .preference_data import Pairs
 from .strict import build, nearest
 from .types import BadInput, Batch, Count, Natural, NonNegative, derive
 
@@ -139,8 +140,9 @@ def factor(recipe: Recipe, number: int) -> float:
     return up * (max(0.1, left / fall) if fall and left < fall else 1.0)
 
 
-def told(recipe: Recipe, held: Sequence[str], apart: bool, train: Sequence[str]) -> list[str]:
+def told(recipe: Recipe, held: Sequence[str], apart: bool, train: Sequence[str] | Pairs) -> list[str]:
     """What the plan says of it."""
+    pairs = isinstance(train, Pairs)
     lora = adapter(recipe)
     what = (
         "all weights"
@@ -148,9 +150,9 @@ def told(recipe: Recipe, held: Sequence[str], apart: bool, train: Sequence[str])
         else f"LoRA of rank {lora.rank} (alpha {lora.alpha:g}) on {lora.targets}"
     )
     lines = [
-        f"training: {what}, {recipe.updates} rounds of {recipe.prompts * recipe.accumulate} prompts"
+        f"training: {what}, {recipe.updates} rounds of {recipe.prompts * recipe.accumulate} {'pairs' if pairs else 'prompts'}"
         + (f", at most {recipe.minutes:g} minutes" if recipe.minutes else ""),
-        f"{len(train)} prompts to train on, {len(held)} watched every {recipe.evaluate or recipe.updates} rounds",
+        f"{len(train):,} {'pairs to learn from' if pairs else 'prompts to train on'}, {len(held)} watched every {recipe.evaluate or recipe.updates} rounds",
     ]
     if not apart:
         lines.append(

@@ -38,7 +38,20 @@ from .progress import number as _number
 from .summary import summarise
 from .types import BadInput, Batch, Event, Stopped, derive
 
-__all__ = ["FREE_MB", "DiskFull", "Plan", "Progress", "able", "execute", "fits", "judge", "plan", "room", "weights_mb"]
+__all__ = [
+    "FREE_MB",
+    "DiskFull",
+    "Plan",
+    "Progress",
+    "able",
+    "execute",
+    "fits",
+    "judge",
+    "plan",
+    "record",
+    "room",
+    "weights_mb",
+]
 
 
 class DiskFull(OSError):
@@ -63,8 +76,8 @@ def execute(
 
 def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
     done, started = lessons.rewind(plan, folder), folder.read()
-    record = started or _record(plan)
-    folder.write("run.json", record | {"status": "running"})
+    kept = started or record(plan)
+    folder.write("run.json", kept | {"status": "running"})
     status = "failed"
     try:
         yield from train.train(plan, folder, stop, load)
@@ -90,7 +103,7 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         raise
     finally:
         if status:
-            folder.write("run.json", record | {"status": status})
+            folder.write("run.json", kept | {"status": status})
             store.sync(folder.path.parent, folder)
 
 
@@ -197,7 +210,8 @@ def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Seq
     return samples
 
 
-def _record(plan: Plan) -> dict:
+def record(plan: Plan) -> dict:
+    """What run.json says of a run, but for its status."""
     config = dataclasses.asdict(plan.config)
     everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
     return {

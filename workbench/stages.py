@@ -118,7 +118,7 @@ def read(block: Any, run: Mapping[str, Any], seed: int = 0) -> Stages:
 
 
 def same_weights(stages: Stages, repos: Mapping[str, tuple[str, str]]) -> None:
-    """repos: pipeline -> (repository, denoiser's class). Raises BadInput for stages whose weights are not each other's."""
+    """repos: pipeline -> (repository, what loads it). Raises BadInput for stages whose weights are not each other's."""
     first = stages.stages[0]
     for stage in stages.stages[1:]:
         if repos[stage.pipeline] != repos[first.pipeline]:

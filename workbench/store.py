@@ -114,7 +114,7 @@ class RunFolder:
 
     def matches(self, name: str, config: Mapping) -> bool:
         run = self.read()
-        return bool(run) and run["name"] == name and run["config"] == config and run["status"] != "done"
+        return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
 
     @contextmanager
     def alone(self) -> Iterator[None]:

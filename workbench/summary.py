@@ -10,6 +10,7 @@ from . import config as configs
 from . import evaluate, media, store
 from .cost import Cost
 from .methods import name_of
+from .stages import Matrix
 
 
 def summarise(plan, folder: store.RunFolder) -> dict:
@@ -39,7 +40,8 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         made[name] = samples
         parts.append(part)
     _against_best_of_n(parts, made)
-    return {
+    taught = next((p["training"]["stages"] for p in parts if p.get("training", {}).get("stages")), None)
+    return ({"stages": interference(plan, taught)} if taught else {}) | {
         "run": folder.path.name,
         "modality": plan.modality,
         "prompts": len({r[0] for r in plan.rows}),
@@ -48,6 +50,31 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         "contestants": parts,
         "alarm": evaluate.alarm(parts, next(iter(plan.methods)), margins(plan)),
     }
+
+
+def interference(plan, rows: Sequence[Mapping]) -> dict:
+    """What each stage of a training brought each task, and what of it was forgotten: by the tasks' own rewards, and by the first
+    held-out judge of each where all have one. rows: {"after", "tasks": {task: {judge: mean}}}, the base's first."""
+    names = tuple(stage.name for stage in plan.stages.stages)
+    judges = {"reward": ["reward"] * len(names)}
+    if all(task.watch for task in plan.tasks):
+        judges["held out"] = [next(iter(task.watch.rewards)) for task in plan.tasks]
+    out = {"tasks": list(names), "after": [row["after"] for row in rows]}
+    for kind, by in judges.items():
+        scores = tuple(tuple(row["tasks"][n].get(j, math.nan) for n, j in zip(names, by, strict=True)) for row in rows)
+        matrix = Matrix(names, scores)
+        told = {"scores": scores, "gained": matrix.gained(), "forgotten": matrix.forgotten()}
+        out[kind] = {"judges": by} | _numbers(told)
+    return out
+
+
+def _numbers(value):
+    """Without what JSON can't keep."""
+    if isinstance(value, dict):
+        return {key: _numbers(v) for key, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_numbers(v) for v in value]
+    return round(value, 6) if math.isfinite(value) else None
 
 
 def _against_best_of_n(parts: Sequence[dict], made: Mapping[str, Sequence[Mapping]]) -> None:

@@ -184,6 +184,8 @@ class TrainablePolicy(Policy, Protocol):
 
     def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
 
+    def merged(self) -> AbstractContextManager: ...  # inside, sampling is fast, but for rounding the same; no gradient
+
     def follow(
         self, name: str, decay: float
     ) -> None: ...  # copy <- decay copy + (1 - decay) live; at first, the live ones

@@ -12,10 +12,11 @@ import torch
 from . import evaluate, media
 from .progress import judge, number
 from .summary import margins
-from .types import BadInput, Event, Media, derive
+from .types import BadInput, Batch, Event, Media, derive
 
 SEEDS = 2  # samples of a watched prompt: two, so that there is a diversity
 SHOWN = 8  # of them are kept as files at each evaluation
+ROUNDING = 1e-3  # of a log-density, mean over dimensions
 PATIENCE = 20  # gradients in a row that may overflow while a loss scaler finds its scale
 
 
@@ -23,9 +24,9 @@ class Halted(RuntimeError):  # noqa: N818
     """Training can't go on; one sentence says why."""
 
 
-def look(plan, sampler, place: Path | None) -> list[dict]:
-    """Samples of the watched prompts at their fixed seeds, judged by every reward: the rows of a table. A few are written
-    into `place`."""
+def look(plan, sampler, method, place: Path | None) -> list[dict]:
+    """Samples of the watched prompts at their fixed seeds, by `method`, judged by every reward: the rows of a table. A few are
+    written into `place`."""
     rows = [(n, p, k) for n, p in enumerate(plan.held) for k in range(SEEDS)]
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     made, scores, size = [], {}, max(1, plan.config.batch // SEEDS) * SEEDS
@@ -33,7 +34,8 @@ def look(plan, sampler, place: Path | None) -> list[dict]:
         few = rows[low : low + size]
         prompts, seeds = [p for _, p, _ in few], [derive(plan.config.seed, "watch", p, k) for _, p, k in few]
         with torch.no_grad():
-            got = media.quantise(sampler.sample(prompts, seeds=seeds).media)
+            (event,) = method(sampler, plan.reward, [Batch(tuple(prompts), tuple(seeds))])
+            got = media.quantise(event.media)
         for name, values in judge(plan, got, prompts).items():
             scores.setdefault(name, []).append(values)
         made.append(got)
@@ -96,9 +98,9 @@ def mean(rows: Sequence[Mapping], key: str) -> float:
 
 def first(event: Event, method: Any) -> None:
     """What must hold of the first round. Raises BadInput."""
-    r = event.scores["reward"].double()
+    r = event.scores.get("reward", torch.zeros(0)).double()  # pairs are not judged
     seen = r[r.isfinite()]
-    if not len(seen):
+    if len(r) and not len(seen):
         raise BadInput("reward: none of the first samples could be judged, so there is nothing to learn from")
     if len(r) > 1 and float(seen.max() - seen.min()) == 0.0:
         raise BadInput(
@@ -110,6 +112,21 @@ def first(event: Event, method: Any) -> None:
             f"the log-ratio before the first update is {event.metrics['log_ratio']:.2g} and must be 0: steps are not scored as "
             "they were drawn; report this pipeline"
         )
+
+
+@torch.no_grad()
+def replayed(policy: Any, prompts: Sequence[str]) -> float:
+    """The largest log-ratio between random steps as they were drawn and as they are scored, with the same weights; 0 if all is
+    well. Raises Halted where it is more than rounding: the weights would be taught by steps that nobody took."""
+    path, far = policy.sample(prompts, seeds=range(len(prompts))), 0.0
+    for i in path.stochastic:
+        now = policy.transition(path.x[:, i], i, prompts).log_prob(path.x[:, i + 1])
+        far = max(far, (now - path.log_prob[:, i]).abs().max().item())
+    if not far < ROUNDING:
+        raise Halted(
+            f"steps are not scored as they were drawn: the log-ratio before the first update is {far:.2g}, not 0; report this pipeline"
+        )
+    return far
 
 
 def sound(policy: Any, event: Event, overflows: int, scaled: bool) -> int:

@@ -49,10 +49,7 @@ def compare(args) -> int:
 
     if args.calls is not None and args.calls < 1:
         raise BadInput(f"--calls: {args.calls} leaves nothing to work with; give 1 or more")
-    trained = [
-        f"sample@{text}" if (Path(text) / "export" / "export.json").is_file() else text for text in args.contestants
-    ]
-    home, blocks = comparing.blocks(trained, args.pipeline, args.calls, timed=args.seconds is not None)
+    home, blocks = comparing.blocks(args.contestants, args.pipeline, args.calls, timed=args.seconds is not None)
     shared = {key: getattr(args, key) for key in ("prompts", "name", "seed", "seeds", "limit", "batch")}
     shared |= {"reward": scoring.blocks(args.reward), "watch": scoring.blocks(args.watch) or None, "curve": True}
     if args.seconds is not None:
@@ -78,7 +75,7 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
         lambda: folder or store.RunFolder.open(runs, config.name, asked, args.new).path, config.device
     )
     try:
-        with stopping(bool(plan.trained)) as stop:
+        with stopping() as stop:
             watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not lessons.leads())
     except driver.DiskFull as error:
         raise Failed(str(error)) from error

@@ -19,17 +19,19 @@ from .console import err, out
 
 
 @contextmanager
-def stopping(gently: bool) -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that a training saves and ends; the second acts at once."""
+def stopping() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, so that what is being made is delivered and a training saves; the second
+    interrupts."""
     stop = threading.Event()
-    if not gently or threading.current_thread() is not threading.main_thread():
+    if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
     def first(number, frame):
         stop.set()
-        signal.signal(number, before[number])
-        err.print("workbench: saving after this round; once more to stop at once")
+        for either in before:
+            signal.signal(either, signal.default_int_handler)
+        err.print("workbench: stopping after this step; once more to stop at once")
 
     before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

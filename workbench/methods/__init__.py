@@ -15,6 +15,7 @@ from .dpo import DPO
 from .fk import FK
 from .grpo import GRPO
 from .guidance import Guidance
+from .hypernoise import Corrected, HyperNoise
 from .kto import KTO
 from .nft import NFT
 from .nrg import NRG
@@ -25,6 +26,7 @@ from .refl import ReFL
 from .reno import ReNO
 from .reuse import Reuse
 from .rewrite import Centred, Rewrite
+from .rpo import RPO
 from .rwr import RWR
 from .sample import Sample
 from .search_over_paths import SearchOverPaths
@@ -51,6 +53,7 @@ METHODS = {
     "rewrite": Rewrite,
     "centred": Centred,
     "reuse": Reuse,
+    "corrected": Corrected,
     # fine-tuning: by the reward's gradient
     "draft": DRaFT,
     "draft_lv": DRaFTLV,
@@ -58,6 +61,7 @@ METHODS = {
     "instruct_video": InstructVideo,
     "refl": ReFL,
     "srpo": SRPO,
+    "hypernoise": HyperNoise,
     # on the denoising chain
     "grpo": GRPO,
     "ddpo": DDPO,
@@ -71,6 +75,7 @@ METHODS = {
     "dgpo": DGPO,
     "dpo": DPO,
     "kto": KTO,
+    "rpo": RPO,
     "raft": RAFT,
     "rwr": RWR,
 }

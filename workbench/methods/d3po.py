@@ -42,7 +42,7 @@ class D3PO:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             path = roll(policy, batch, self.group, self.at_once)
             steps, judged, norm, total = noisy(path), judge(reward, path, self.group), 0.0, 0.0
             sign = DPO(group=self.group).weigh(judged.advantage("centre"))  # 1 best, -1 worst, else NaN

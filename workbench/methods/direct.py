@@ -56,7 +56,7 @@ class DRaFT:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             depth = self.depth(batch, policy.steps)
             path = policy.sample(batch.prompts, seeds=batch.seeds, grad=0 if self.back else depth)
             if not self.back:

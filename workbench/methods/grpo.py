@@ -62,7 +62,7 @@ class GRPO:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             path = self.roll(policy, batch, k)
             steps, judged = self.steps(path, batch), judge(reward, path, self.group)
             a, norm, far, old = self.worth(judged), 0.0, torch.zeros(1), {}

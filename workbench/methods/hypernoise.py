@@ -34,7 +34,7 @@ class HyperNoise:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             z = policy.noise(batch.seeds)
             f = policy.correction(z, batch.prompts)  # [B,*draw]
             moved = (z + f.detach()).requires_grad_()
@@ -42,7 +42,9 @@ class HyperNoise:
                 media = policy.sample(batch.prompts, seeds=batch.seeds, noise=moved, grad=policy.steps).media
                 r = reward(media=media, prompts=batch.prompts)
                 there = r.detach().isfinite()
-                uphill = torch.autograd.grad(r[there].sum() / max(int(there.sum()), 1), moved)[0]
+                if there.any():
+                    (r[there].sum() / there.sum()).backward()  # into `moved` alone, of all that is live here
+            uphill = torch.zeros_like(moved) if moved.grad is None else moved.grad
             size = f.square().mean()
             policy.backward(self.kl * size - (f * uphill).sum())  # the chain rule, in two parts
             yield taught(policy, k, batch, media, r.detach().where(there, torch.nan), correction=size.item() ** 0.5)

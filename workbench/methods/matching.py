@@ -77,7 +77,7 @@ def train(method: Matching, policy: TrainablePolicy, reward: Reward, batches: It
     policy.optimizer(lr=method.lr)
     if "old" in method.copies():
         policy.follow("old", 1.0)  # begins at the live weights, unless a resumed run brings it along
-    for k, batch in enumerate(batches):
+    for k, batch in enumerate(batches, getattr(batches, "first", 0)):
         (now, judged), norm, told = gathered(method, policy, reward, batch), 0.0, {"loss": 0.0}
         weight = now.weigh(judged.advantage(now.advantage))  # [N]
         taught = int((~weight.isnan()).sum())

@@ -45,7 +45,7 @@ class PRDP:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             path = roll(policy, batch, self.group, self.at_once)
             steps, judged, norm, total = noisy(path), judge(reward, path, self.group), 0.0, 0.0
             a = judged.advantage("centre")

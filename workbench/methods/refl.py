@@ -42,10 +42,11 @@ class ReFL:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for k, batch in enumerate(batches):
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
             low = min(math.floor(self.first * policy.steps), policy.steps - 1)
             i = low + derive(batch.seeds[0], "late") % max(1, round(self.end * policy.steps) - low)
-            x = policy.sample(batch.prompts, seeds=batch.seeds).x[:, i].detach()
+            with policy.merged():
+                x = policy.sample(batch.prompts, seeds=batch.seeds).x[:, i].detach()
             media = policy.decode(policy.predict(x, i, batch.prompts).x0, batch.prompts)
             r = climb(policy, reward, media, batch, enough=self.enough)
             yield taught(policy, k, batch, media, r, late=float(i))

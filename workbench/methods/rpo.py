@@ -12,6 +12,7 @@ apart, and training longer trades the one for the other.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -59,24 +60,28 @@ class RPO:
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
         shown: Media = self.references(policy.size) if callable(self.references) else self.references
-        pairs, best, since, seen = Compared(self, policy, reward, shown), -torch.inf, 0, {}
-        for k, batch in enumerate(batches):
+        pairs = Compared(self, policy, reward, shown)
+        kept = getattr(batches, "memory", {})  # what a training that goes on later goes on with
+        best, since, seen = kept.get("best", -math.inf), kept.get("since", 0), dict.fromkeys(kept.get("seen", ()))
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
+            if self.patience and since >= self.patience:
+                return
             seen |= dict.fromkeys(batch.prompts)
+            kept["seen"] = list(seen)
             x0, y, prompts = pairs(batch)
             loss, right = self.loss(policy, x0, y, prompts, batch)
             policy.backward(loss)
             told = {"loss": loss.item(), "agrees": right, "labelled": y.mean().item(), "grad_norm": policy.update()}
             if not (self.every and (k + 1) % self.every == 0):
-                yield Event(k, told)
+                yield Event(k, told, None, batch.prompts, batch.seeds)
                 continue
             now, media, asked, seeds = self.validate(policy, reward, self.prompts or tuple(seen))
             since = 0 if (value := now.nanmean().item()) > best else since + 1
             if not since:
                 best = value
                 policy.follow(BEST, 0.0)
+            kept |= {"best": best, "since": since}
             yield Event(k, told | {"reward": value, "best": best}, media, asked, seeds, {"reward": now})
-            if self.patience and since >= self.patience:
-                return
 
     def loss(self, policy, x0: Tensor, y: Tensor, prompts: Sequence[str], batch: Batch) -> tuple[Tensor, float]:
         """[] and the share of pairs whose label the weights agree with; rows of x0 [2B,*latent]: R of all, then G of all."""

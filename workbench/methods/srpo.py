@@ -58,8 +58,9 @@ class SRPO:
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
-        for step, batch in enumerate(batches):
-            path = roll(policy, batch, 1)
+        for step, batch in enumerate(batches, getattr(batches, "first", 0)):
+            with policy.merged():
+                path = roll(policy, batch, 1)
             low = max(1, round(self.first * policy.steps))  # an inversion step ends one level earlier
             count = max(1, round(self.end * policy.steps) - low)
             i = min(low + derive(batch.seeds[0], "level") % count, policy.steps - 1)

@@ -29,7 +29,7 @@ from .overrides import harmless
 SLOTS = 4  # contestants, and rewards in the mix
 KNOBS = 3  # settings of a method that have a field of their own
 LETTERS = 300  # of a contestant's line
-FROM_FILES = frozenset({"nrg", "reuse"})  # methods whose settings name files of this machine
+FROM_FILES = frozenset({"nrg", "reuse", "corrected"})  # methods that need a file of this machine
 LINE = re.compile(r"([\w-]+)(?:@([\w.:/+-]+))?(?:[\s,:]+(.*))?", re.S)
 
 

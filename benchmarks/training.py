@@ -1,0 +1,259 @@
+"""What fine-tuning costs on the starter pack.
+
+    python benchmarks/training.py [memory] [split] [rollout] [samples] [--fast] [--threads 1] [--runs runs/benchmark]
+
+memory   the most that one update of DRaFT-1 holds at once, at 16 steps of sampling against 4, by the allocator's own record of
+         every allocation and release. With all steps live and kept, the control, it grows. Aim: at most 1.1.
+split    seconds of a GRPO update: the rollout, the reward, the replay of the chain with its backward pass, the optimiser's step;
+         and which share of the replay is neither the denoiser nor the backward pass. Aim: at most 0.1.
+rollout  seconds of sampling with adapters beside the weights, with adapters merged for as long as it takes, and without any.
+samples  how many samples DiffusionNFT draws until it has the reward, on watched prompts, at which the best of several Flow-GRPO
+         trainings ends. Each training is a run of its own in --runs: begun again it goes on, and a finished one is read.
+         Hours on a CPU. Aim: a third of the samples at most.
+
+Without names all but `samples` are measured; --fast only shows that they work.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import statistics
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the allocator's record comes from the profiler, which talks
+
+import torch  # noqa: E402
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+import seam  # noqa: E402
+from inference import peak, show  # noqa: E402
+
+import pipelines  # noqa: E402
+from rewards import build  # noqa: E402
+from workbench import config, data, lessons, run, store  # noqa: E402
+from workbench.methods.direct import DRaFT  # noqa: E402
+from workbench.methods.grpo import GRPO  # noqa: E402
+from workbench.types import Batch  # noqa: E402
+
+LORA = pipelines.Lora(rank=32, alpha=64.0, targets="all")
+FREE = {"guidance_scale": 1.0}
+GRPOS = {  # settings of which the best counts as well tuned
+    "grpo-fast-1e-4": ["method.lr=1e-4"],
+    "grpo-fast-3e-4": [],
+    "grpo-fast-1e-3": ["method.lr=1e-3"],
+    "grpo-all-3e-4": ["method.window=all"],
+    "grpo-all-1e-3": ["method.window=all", "method.lr=1e-3"],
+}
+
+
+def trainable(steps: int = 8, kernel: bool = False, **train: Any) -> pipelines.TrainablePolicy:
+    chosen = {"kernel": {"name": "flow-sde"}} if kernel else {}
+    return pipelines.load("starter-image-teacher", steps=steps, call=FREE, train={"lora": LORA, **train}, **chosen)
+
+
+def batch(prompts: int, seed: int) -> Batch:
+    texts = data.prompts("starter-image-train")[:prompts]
+    return Batch(tuple(texts), tuple(range(seed, seed + prompts)))
+
+
+# --- memory ----------------------------------------------------------------------------------------------------------
+
+
+def measure_memory(lengths: tuple[int, int], prompts: int) -> None:
+    reward, held = build("starter_clip"), {}
+    print(f"\nMost memory held in an update of DRaFT on starter-image-teacher, {prompts} prompts, MB")
+    print(f"{'steps':>5} {'last step live':>15} {'all live, kept':>15}")
+    for steps in lengths:
+        for live in (1, steps):
+            policy = trainable(steps)
+            policy.checkpoint = False
+            updates = DRaFT(last=live)(policy, reward, [batch(prompts, 100 * k) for k in range(3)])
+            next(updates)  # encodings, optimiser state, kernels
+            held[steps, live == 1] = peak(lambda updates=updates: next(updates))
+        print(f"{steps:5} {held[steps, True]:15.2f} {held[steps, False]:15.2f}")
+    for one, name, aim in ((True, "last step live", "   aim: 1.1"), (False, "all live, kept", "")):
+        print(
+            f"{f'{lengths[1]} / {lengths[0]} steps, {name}':44} {held[lengths[1], one] / held[lengths[0], one]:8.3f} x{aim}"
+        )
+
+
+# --- the parts of an update ------------------------------------------------------------------------------------------
+
+
+class Watch:
+    """A policy whose calls are timed: sampling as rollout, transitions, backward and update under their names, and the denoiser
+    inside a transition apart."""
+
+    def __init__(self, policy: pipelines.TrainablePolicy):
+        self.policy, self.spent, self.inside = policy, Counter(), ""
+        self.sample, self.transition = (
+            self.timed("rollout", policy.sample),
+            self.timed("replay forward", policy.transition),
+        )
+        self.backward, self.update = self.timed("replay backward", policy.backward), self.timed("step", policy.update)
+        (denoiser,) = policy.adapters.denoisers.values()
+        denoiser.register_forward_pre_hook(lambda *_: setattr(self, "began", now()))
+        denoiser.register_forward_hook(lambda *_: self.note())
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.policy, name)
+
+    def note(self) -> None:
+        if self.inside == "replay forward":
+            self.spent["denoiser"] += now() - self.began
+
+    def timed(self, name: str, do: Callable) -> Callable:
+        def call(*args: Any, **kwargs: Any) -> Any:
+            with self.clock(name):
+                return do(*args, **kwargs)
+
+        return call
+
+    @contextmanager
+    def clock(self, name: str) -> Iterator[None]:
+        start, self.inside = now(), name
+        yield
+        self.inside, self.spent[name] = "", self.spent[name] + now() - start
+
+
+def now() -> float:
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter()
+
+
+def measure_split(prompts: int, group: int, updates: int) -> None:
+    policy, judge = Watch(trainable(kernel=True)), build("starter_clip")
+
+    class Timed:
+        spec = judge.spec
+
+        def __call__(self, **asked: Any) -> torch.Tensor:
+            with policy.clock("reward"):
+                return judge(**asked)
+
+    events = GRPO(group=group)(policy, Timed(), [batch(prompts, 100 * k) for k in range(updates + 1)])
+    next(events)
+    each = []
+    for _ in range(updates):
+        policy.spent.clear()
+        start = now()
+        next(events)
+        each.append(dict(policy.spent) | {"whole": now() - start})
+    spent = {part: statistics.median(e[part] for e in each) for part in each[0]}
+    named = ("rollout", "reward", "replay forward", "replay backward", "step")
+    print(
+        f"\nAn update of GRPO on starter-image-teacher, {prompts} x {group} samples of 8 steps, KL on, median of {updates}"
+    )
+    for part in named:
+        print(f"{part:20} {spent[part]:8.3f} s {spent[part] / spent['whole']:7.1%}")
+    rest = spent["whole"] - sum(spent[part] for part in named)
+    replay = spent["replay forward"] + spent["replay backward"]
+    print(f"{'losses and the rest':20} {rest:8.3f} s {rest / spent['whole']:7.1%}")
+    print(f"{'in all':20} {spent['whole']:8.3f} s")
+    glue = spent["replay forward"] - spent["denoiser"]
+    print(f"{'glue of the replay':20} {glue:8.3f} s {glue / replay:7.1%} of it   aim: 10 %")
+
+
+def measure_rollout(samples: int, rounds: int) -> None:
+    plain = pipelines.load("starter-image-teacher", call=FREE)
+    adapted, texts = trainable(), tuple(data.prompts("starter-image-train")[:samples])
+
+    def merged() -> None:
+        with adapted.merged():
+            adapted.sample(texts, seeds=range(samples))
+
+    work = {
+        "plain": lambda: plain.sample(texts, seeds=range(samples)),
+        "adapters": lambda: adapted.sample(texts, seeds=range(samples)),
+        "merged": merged,
+    }
+    with torch.no_grad():
+        for do in work.values():
+            do()
+        seconds = seam.measure(work, rounds)
+    print(f"\nA rollout of {samples} samples in 8 steps, LoRA of rank {LORA.rank} on all layers, {rounds} rounds")
+    for name, values in seconds.items():
+        print(f"{name:10} {statistics.median(values):8.3f} s")
+    show("adapters / plain", seconds, "adapters", "plain")
+    show("merged / plain", seconds, "merged", "plain")
+
+
+# --- samples to the same reward --------------------------------------------------------------------------------------
+
+
+def curve(runs: Path, name: str, source: str, overrides: list[str]) -> list[tuple[int, float]]:
+    """[(samples drawn, reward on the watched prompts)] of a training that is made, continued, or finished already."""
+    asked = config.read(source, [*overrides, f"name={name}", "limit=4", "seeds=1"])
+    plan = run.plan(asked, f"benchmarks/training.py samples, {name}")
+    wanted = dataclasses.asdict(asked)
+    done = [f for f in store.folders(runs) if f.read().get("config") == wanted and f.read().get("status") == "done"]
+    folder = done[0] if done else store.RunFolder.open(runs, name, wanted)
+    for p in () if done else run.execute(plan, folder):
+        if p.phase in ("watch", "told") or p.failed:
+            print(f"  {name} {p.batch}/{p.batches}: {p.failed or p.note}", file=sys.stderr, flush=True)
+    (trained,) = plan.trained
+    round_ = lessons.drawn(plan, trained) // plan.recipe.updates
+    looks = [e for e in folder.events() if e.get("phase") == "watch"]
+    return [(round_ * e["step"], e["metrics"]["held reward"]) for e in looks]
+
+
+def measure_samples(runs: Path, updates: int, seed: int) -> None:
+    more = [f"seed={seed}", f"train.updates={updates}", f"train.evaluate={max(1, updates // 18)}"]
+    grpos = {name: curve(runs, f"{name}-{seed}", "train-grpo", [*more, *own]) for name, own in GRPOS.items()}
+    nft = curve(runs, f"nft-{seed}", "train-nft", more)
+    ends = {name: found[-1] for name, found in grpos.items()}
+    best = max(ends, key=lambda name: ends[name][1])
+    print(f"\nReward on watched prompts, seed {seed}, {updates} updates each")
+    for name, found in {**grpos, "nft": nft}.items():
+        print(
+            f"{name:16} from {found[0][1]:.3f} to {found[-1][1]:.3f} in {found[-1][0]:,} samples, at most {max(r for _, r in found):.3f}"
+        )
+    first = next((n for n, r in nft if r >= ends[best][1]), None)
+    least = next(n for n, r in grpos[best] if r >= ends[best][1])  # it may have been there before its end
+    if first is None:
+        print(f"nft does not reach the {ends[best][1]:.3f} at which {best} ends")
+        return
+    print(f"{best} ends at {ends[best][1]:.3f}, first reached after {least:,} samples; nft has it after {first:,}")
+    print(
+        f"{f'samples of {best} / of nft':44} {ends[best][0] / max(first, 1):8.2f} x   aim: 3   (to first reach: {least / max(first, 1):.2f} x)"
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("parts", nargs="*", help="memory, split, rollout, samples; all but the last when none is named")
+    parser.add_argument("--fast", action="store_true", help="a smoke run: its numbers say nothing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
+    parser.add_argument("--updates", type=int, default=90, help="of each training of `samples`")
+    parser.add_argument("--seed", type=int, default=0)
+    options = parser.parse_args()
+    known = ("memory", "split", "rollout", "samples")
+    if unknown := set(options.parts) - set(known):
+        parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    torch.set_num_threads(options.threads)
+    fast, parts = options.fast, options.parts or known[:3]
+    print(f"{options.threads} thread(s), {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}")
+    if "memory" in parts:
+        measure_memory((4, 16), prompts=1 if fast else 8)
+    if "split" in parts:
+        measure_split(prompts=1 if fast else 4, group=2 if fast else 12, updates=1 if fast else 5)
+    if "rollout" in parts:
+        measure_rollout(samples=2 if fast else 48, rounds=1 if fast else 7)
+    if "samples" in parts:
+        measure_samples(options.runs, updates=2 if fast else options.updates, seed=options.seed)
+
+
+if __name__ == "__main__":
+    main()
