@@ -210,7 +210,9 @@ def test_the_program_on_the_page_about_the_app_works(app, compared):
     text = (ROOT / "docs" / "app.md").read_text(encoding="utf-8")
     code = text.partition("```python\n")[2].partition("```")[0]
     assert "http://127.0.0.1:7860" in code
-    code = code.replace("http://127.0.0.1:7860", app.url).replace("n=21", "n=2").replace("iterations=20", "iterations=1")
+    code = (
+        code.replace("http://127.0.0.1:7860", app.url).replace("n=21", "n=2").replace("iterations=20", "iterations=1")
+    )
     before = len(votes.effective(app.runs))
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,107 @@
+"""DRAGON: distributional rewards optimise diffusion models. Bai et al., TMLR 2025, arXiv:2504.15217.
+
+Each round draws samples, builds from them a set D+ and a set D- of which the reward prefers the first, and learns from their
+contrast. The reward may judge samples, samples against a set of examples, or whole sets; it needs no gradient. How the sets are
+built is told in sets.py. With g = |v_ref - u|^2 - |v - u|^2, how much better than the untrained model a sample is
+denoised, the loss is
+
+    dpo   -log sigmoid( beta/2 (g(+) - g(-)) )                                       for a pair, both under the same noise;
+    kto   1 - sigmoid( beta (g(+) - z) )  and  1 - sigmoid( beta (z - g(-)) ),       z = max(0, mean g), without gradient,
+
+plus anchor |v - u|^2 on D+ (TangoFlux, arXiv:2412.21037). Errors are means over dimensions; beta belongs to that convention.
+Samples for learning may be drawn in fewer steps than those of use, at little loss (the paper's figure 3).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..types import BadInput, Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory, derive
+from . import matching
+from .demonstrations import built, drawn
+from .dpo import DPO
+from .given import agrees
+from .kto import KTO
+from .matching import Seen
+from .sets import Demonstrations
+from .training import NEEDS
+
+
+@dataclass(frozen=True)
+class DRAGON:
+    """DRAGON (arXiv:2504.15217): two sets of one's own samples are contrasted, chosen by a reward of samples or of whole sets."""
+
+    group: Count = 2  # samples a prompt
+    steps: Natural = 0  # that they are drawn in; 0: as in use
+    build: Literal["swap", "credit"] = "swap"  # of D+ for rewards of whole sets; those of samples rank
+    paired: bool = True  # D+ and D- have each prompt alike; false: they are halves of the whole batch
+    contrast: NonNegative = 0.0  # swaps raise F(D+) - contrast F(D-)
+    sweeps: Count = 3  # of swaps, at most
+    keep: NonNegative = 1.0  # share of the pairs that is learnt from: those that differ most
+    objective: Literal["kto", "dpo"] = "kto"
+    beta: NonNegative = 100.0  # higher stays nearer to the untrained model; too high, and kto is flat everywhere
+    anchor: NonNegative = 0.0  # weight of D+'s own denoising loss
+    lr: NonNegative = 1e-4
+    updates: Count = 1  # per batch
+    times: Natural = 0  # noise levels a pair meets in an update; 0: all
+    share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
+    guidance: float | None = None  # of the denoiser in training; not given: as in sampling
+    at_once: Natural = 0  # prompts, and in updates pairs, that go through the denoiser together; 0: all
+
+    needs = NEEDS
+    scales = ""
+    paper = "arXiv:2504.15217"
+    sets = True  # may optimise a reward that judges whole sets
+    samples, same_eps, advantage = "train", True, "whole"
+
+    def __post_init__(self):
+        if self.paired and self.group % 2:
+            raise BadInput(f"method.group: {self.group} samples of a prompt don't make pairs; give an even number")
+
+    def calls(self, steps: int) -> int:
+        """At most: pairs that don't differ cost nothing in an update."""
+        return self.group * ((self.steps or steps) + 2 * self.updates * matching.levels(self, steps)[1])
+
+    def copies(self) -> dict[str, float | None]:
+        return {"reference": self.guidance}
+
+    def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
+        policy.optimizer(lr=self.lr)
+        for k, batch in enumerate(batches, getattr(batches, "first", 0)):
+            path = drawn(self, policy, batch)
+            generator = torch.Generator().manual_seed(derive(batch.seeds[0], "demonstrations"))
+            found, worth, told = built(self, reward, path, generator)
+            told |= {"grad_norm": 0.0, "loss": 0.0, "taught": 2 * len(found.up) / len(worth)}
+            if len(found.up):
+                told |= self.learn(policy, path, found)
+            yield Event(k, told, path.media, path.prompts, path.seeds, {"reward": worth})
+
+    def learn(self, policy: TrainablePolicy, path: Trajectory, found: Demonstrations) -> dict[str, float]:
+        """A batch's updates, from its pairs side by side."""
+        rows = torch.stack([found.up, found.down], 1).flatten()  # [2P]: + - + - ...
+        seeds, prompts = (tuple(many[n] for n in rows.tolist()) for many in (path.seeds, path.prompts))
+        sides = replace(path, prompts=prompts, seeds=seeds, x=path.x[rows.to(path.x.device)])
+        sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=path.x.device).repeat(len(found.up))
+        pairs, batch = replace(self, group=2), Batch(prompts[::2], seeds[::2])
+        for u in range(self.updates):
+            told = Counter()
+            for i, few, share in matching.meetings(pairs, sign, batch, policy.steps, u):
+                seen = matching.look(pairs, policy, sides, sign, batch, i, few, u)
+                policy.backward(loss := self.loss(seen).sum() * share / len(rows))
+                told.update(loss=loss.item(), agrees=agrees(seen) * share / len(rows))
+            norm = policy.update()
+        return {**told, "grad_norm": norm}
+
+    def loss(self, seen: Seen) -> Tensor:
+        """[n]; the denoising loss of D+ counts twice, for it is a mean over D+ and the rest one over both."""
+        if self.objective == "dpo":
+            told = DPO(beta=self.beta).loss(seen)
+        else:  # z is of all that meet here, not of a pair
+            told = KTO(beta=self.beta).loss(replace(seen, group=torch.zeros_like(seen.group)))
+        return told + 2 * self.anchor * (seen.weight > 0) * seen.error(seen.live)
