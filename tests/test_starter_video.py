@@ -1,0 +1,204 @@
+"""The video world's oracle reads content and motion exactly, its hold-out does not leak, its pipeline and reward are what
+they say, and its recipe survives being killed."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import WanPipeline
+from safetensors.torch import load_file
+
+from pipelines.starter import training, video_autoencoder, video_build, video_clip, video_generator, video_measure
+from pipelines.starter import video_world as world
+from pipelines.starter.tokens import new_tokenizer
+from pipelines.starter.training import Draw
+from pipelines.starter.video_oracle import DynamicDegree, VideoOracle, VideoOracleSoft, judge, read_clip
+from rewards import starter_video
+from workbench import data
+from workbench.types import BadInput, Media, Reward
+
+
+def video(x) -> Media:
+    return Media(x, "video", world.RATE)
+
+
+@pytest.fixture(scope="module")
+def sample():
+    """150 clips of all kinds, what they show, and one true prompt each."""
+    draw = Draw.at(21, "tests")
+    x, shown = video_autoencoder.clips(150, draw, video_measure.EVEN)
+    return x, shown, [draw.python.choice(world.captions(clip)) for clip in shown]
+
+
+def test_the_oracle_reads_fresh_renders_exactly(sample):
+    x, _, asked = sample
+    assert video_measure.exact(x, asked).mean() == 1.0
+
+
+def test_noise_on_the_pixels_does_not_fool_the_oracle(sample):
+    x, _, asked = sample
+    noisy = (x + 0.04 * torch.randn(x.shape, generator=Draw.at(22, "noise").torch)).clamp(0, 1)
+    assert video_measure.exact(noisy[:60], asked[:60]).mean() >= 0.98
+
+
+def test_frozen_reversed_and_interrupted_clips_are_wrong(sample):
+    x, _, asked = sample
+    kinds = [world.category(p) for p in asked]
+    moving = [i for i, k in enumerate(kinds) if k != "still"][:40]
+    ordered = [i for i, k in enumerate(kinds) if k in video_measure.ORDERED][:40]
+    frozen = x[moving, :1].expand(-1, world.FRAMES, -1, -1, -1)
+    assert video_measure.exact(frozen, [asked[i] for i in moving]).sum() == 0
+    assert video_measure.exact(x[ordered].flip(1), [asked[i] for i in ordered]).sum() == 0
+    assert video_measure.exact(video_measure.vanished(x[:40], random.Random(0)), asked[:40]).sum() == 0
+
+
+def test_noise_and_prompts_of_other_clips_score_zero(sample):
+    x, shown, asked = sample
+    others = asked[1:] + asked[:1]
+    told = video_measure.exact(x, others)
+    assert [bool(t) for t in told] == [p in world.captions(s) for p, s in zip(others, shown, strict=True)]
+    noise = torch.rand(10, *x.shape[1:], generator=Draw.at(23, "noise").torch)
+    assert video_measure.exact(noise, asked[:10]).sum() == 0
+
+
+def test_a_near_miss_is_read_as_wrong(sample):
+    _, shown, asked = sample
+    wrong, _, _ = video_clip.near_misses(shown[:80], Draw.at(24, "wrong"))
+    assert video_measure.exact(wrong, asked[:80]).mean() < 0.05
+
+
+def test_the_soft_oracle_is_one_only_where_the_exact_one_is_and_falls_by_degrees(sample):
+    x, _, asked = sample
+    others = asked[1:41]
+    hard, soft = (o()(media=video(x[:40]), prompts=others) for o in (VideoOracle, VideoOracleSoft))
+    assert ((soft == 1) == (hard == 1)).all() and soft[hard == 0].max() <= 0.95
+    clip = world.clip_for(world.parse("a red circle moving left slowly"), random.Random(1))
+    frames = read_clip(world.render([clip], Draw.at(25, "soft").torch)[0])
+    scores = [
+        judge(frames, world.parse(f"a red circle {end}")).soft
+        for end in ("moving left", "moving left quickly", "moving up")
+    ]
+    assert scores[0] == 1.0 > scores[1] > scores[2] > judge(frames, world.parse("a blue cross moving up")).soft
+
+
+def test_the_dynamic_degree_is_the_way_that_things_really_go(sample):
+    x, shown, asked = sample
+    for clip, told in zip(shown, DynamicDegree()(media=video(x), prompts=asked).tolist(), strict=True):
+        way = sum(
+            ((a.end[0] - a.start[0]) ** 2 + (a.end[1] - a.start[1]) ** 2) ** 0.5 + abs(a.radii[1] - a.radii[0])
+            for a in clip
+        )
+        assert told == pytest.approx(100 * way / len(clip) / world.SIZE, abs=1.5)
+
+
+def test_what_can_not_be_judged_is_not_a_number():
+    x = torch.zeros(3, 9, 3, 64, 64)
+    x[2, 4, 0, 0, 0] = float("nan")
+    told = VideoOracle()(media=video(x), prompts=["a cat running", "a red circle growing", "a red circle growing"])
+    assert told.isnan().tolist() == [True, False, True] and told[1] == 0
+    assert DynamicDegree()(media=video(x), prompts=[""] * 3).isnan().all()
+    for broken in (video(torch.zeros(1, 8, 3, 64, 64)), video(torch.zeros(1, 9, 3, 32, 32)), Media(x[0], "image")):
+        with pytest.raises(BadInput, match="9 x 3 x 64 x 64"):
+            VideoOracle()(media=broken, prompts=["a red circle growing"] * len(broken))
+    assert isinstance(VideoOracleSoft(), Reward)
+    assert VideoOracle().categories(["a red circle growing", "a cat"]) == ["grow", "other"]
+
+
+def test_every_prompt_parses_back_and_has_a_clip():
+    for prompt in world.all_prompts():
+        assert world.write(world.parse(prompt)) == prompt
+        assert prompt in world.captions(world.clip_for(world.parse(prompt), random.Random(3)))
+    assert {world.category(p) for p in world.all_prompts()} == set(world.CATEGORIES)
+    for other in ("", "a red circle", "a red circle turning red", "a circle growing", "a red circle moving"):
+        assert world.parse(other) is None, other
+
+
+def test_the_hold_out_leaks_neither_through_clips_nor_through_words():
+    for k in range(4):
+        _, captions, texts, truth, _ = video_clip.draw_batch(16, Draw.at(26, k))
+        assert not any(world.held_out(t) for t in texts) and not any(world.held_out(c) for c in captions if c)
+        assert truth[range(16), [texts.index(c) for c in captions[:16]]].all()
+    _, shown = video_autoencoder.clips(60, Draw.at(27, "clips"))
+    assert not any(world.held_out(c) for clip in shown for c in world.captions(clip))
+    seen = {word for p in world.all_prompts() if not world.held_out(p) for word in p.split()}
+    assert seen == set(video_generator.words())
+
+
+def test_the_prompt_lists_are_what_the_world_says_they_are():
+    train, test = (data.prompts(f"starter-video-{name}") for name in ("train", "test"))
+    assert not any(map(world.held_out, train)) and all(map(world.held_out, test)) and not set(train) & set(test)
+    assert list(test) == video_measure.prompts(True, 15)
+    assert set(Counter(map(world.category, test[:12])).values()) == {2}
+
+
+def test_the_strip_shows_the_frames_in_order_and_is_the_same_on_both_sides():
+    x = torch.rand(2, 9, 3, 64, 64, generator=Draw.at(28, "strip").torch)
+    made = video_clip.strip(x)
+    assert made.shape == (2, 3, 96, 96)
+    for k in range(9):
+        top, left = 32 * (k // 3), 32 * (k % 3)
+        small = torch.nn.functional.avg_pool2d(x[:, k], 2)
+        assert torch.equal(made[:, :, top : top + 32, left : left + 32], small)
+    assert torch.equal(made, starter_video.strip(x, 32))
+
+
+def test_words_reach_the_transformer_as_the_pipeline_sends_them():
+    torch.manual_seed(0)
+    tokenizer = new_tokenizer(video_generator.words())
+    encoder = video_generator.new_text_encoder(tokenizer).eval()
+    model, vae = video_generator.new_transformer(32, 1).eval(), video_autoencoder.new_autoencoder((4, 4)).eval()
+    pipe = video_generator.pipeline(vae, model, encoder, tokenizer)
+    prompts = ["a red circle passing a blue square", "", "a white cross growing"]
+    with torch.no_grad():
+        sent, _ = pipe.encode_prompt(
+            prompts, max_sequence_length=video_generator.WORDS, do_classifier_free_guidance=False
+        )
+        assert torch.allclose(sent, video_generator.said(encoder, tokenizer, prompts), atol=1e-5)
+    assert isinstance(pipe, WanPipeline)
+    made = video_measure.generate(pipe, prompts, seed=0, steps=2, guidance=2.0)
+    assert made.shape == (3, 9, 3, 64, 64) and len(tokenizer(prompts[0]).input_ids) == 9  # each word is one token
+
+
+class Killed(BaseException):
+    """Nothing in the recipe catches this, as nothing catches a real kill."""
+
+
+def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
+    """Killed right after a checkpoint in the middle of several stages; the weights are those of a build left alone."""
+    save, whole = training.save_atomically, training.train
+
+    def run(folder: Path, saves: float) -> bool:
+        left = [saves]
+
+        def dies(state, path):
+            save(state, path)
+            left[0] -= 1
+            if left[0] == 0:
+                raise Killed
+
+        for module in (training, video_generator):
+            monkeypatch.setattr(module, "save_atomically", dies)
+        try:
+            video_build.build(folder, folder / "pack", fast=True, stages=["save"])
+        except Killed:
+            return False
+        return True
+
+    for module in (video_autoencoder, video_clip, video_generator):  # a checkpoint after every step
+        monkeypatch.setattr(module, "train", lambda *a, **k: whole(*a, **(k | {"every": 0.0})))
+    assert [run(tmp_path / "a", n) for n in (2, 4, 3)] == [False] * 3
+    assert run(tmp_path / "a", float("inf")) and run(tmp_path / "b", float("inf"))
+    names = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "pack").rglob("*.safetensors"))
+    assert len(names) == 4
+    for name in names:
+        left, right = load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name)
+        assert all(torch.equal(left[k], right[k]) for k in left), name
+
+
+def test_an_unknown_stage_is_named():
+    with pytest.raises(BadInput, match="'dream'"):
+        video_build.build("unused", "unused", stages=["dream"])
