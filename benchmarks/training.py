@@ -1,23 +1,19 @@
 """What fine-tuning costs on the starter pack.
 
-    python benchmarks/training.py [memory] [split] [rollout] [samples] [--fast] [--threads 1] [--runs runs/benchmark]
+    python benchmarks/training.py [memory] [split] [rollout] [--fast] [--threads 1]
 
 memory   the most that one update of DRaFT-1 holds at once, at 16 steps of sampling against 4, by the allocator's own record of
          every allocation and release. With all steps live and kept, the control, it grows. Aim: at most 1.1.
 split    seconds of a GRPO update: the rollout, the reward, the replay of the chain with its backward pass, the optimiser's step;
          and which share of the replay is neither the denoiser nor the backward pass. Aim: at most 0.1.
 rollout  seconds of sampling with adapters beside the weights, with adapters merged for as long as it takes, and without any.
-samples  how many samples DiffusionNFT draws until it has the reward, on watched prompts, at which the best of several Flow-GRPO
-         trainings ends. Each training is a run of its own in --runs: begun again it goes on, and a finished one is read.
-         Hours on a CPU. Aim: a third of the samples at most.
 
-Without names all but `samples` are measured; --fast only shows that they work.
+Without names all are measured; --fast only shows that they work. What training brings is measured by benchmarks/alignment.py.
 """
 
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import statistics
 import sys
@@ -40,20 +36,13 @@ from inference import peak, show  # noqa: E402
 
 import pipelines  # noqa: E402
 from rewards import build  # noqa: E402
-from workbench import config, data, lessons, run, store  # noqa: E402
+from workbench import data  # noqa: E402
 from workbench.methods.direct import DRaFT  # noqa: E402
 from workbench.methods.grpo import GRPO  # noqa: E402
 from workbench.types import Batch  # noqa: E402
 
 LORA = pipelines.Lora(rank=32, alpha=64.0, targets="all")
 FREE = {"guidance_scale": 1.0}
-GRPOS = {  # settings of which the best counts as well tuned
-    "grpo-fast-1e-4": ["method.lr=1e-4"],
-    "grpo-fast-3e-4": [],
-    "grpo-fast-1e-3": ["method.lr=1e-3"],
-    "grpo-all-3e-4": ["method.window=all"],
-    "grpo-all-1e-3": ["method.window=all", "method.lr=1e-3"],
-}
 
 
 def trainable(steps: int = 8, kernel: bool = False, **train: Any) -> pipelines.TrainablePolicy:
@@ -189,61 +178,17 @@ def measure_rollout(samples: int, rounds: int) -> None:
     show("merged / plain", seconds, "merged", "plain")
 
 
-# --- samples to the same reward --------------------------------------------------------------------------------------
-
-
-def curve(runs: Path, name: str, source: str, overrides: list[str]) -> list[tuple[int, float]]:
-    """[(samples drawn, reward on the watched prompts)] of a training that is made, continued, or finished already."""
-    asked = config.read(source, [*overrides, f"name={name}", "limit=4", "seeds=1"])
-    plan = run.plan(asked, f"benchmarks/training.py samples, {name}")
-    wanted = dataclasses.asdict(asked)
-    done = [f for f in store.folders(runs) if f.read().get("config") == wanted and f.read().get("status") == "done"]
-    folder = done[0] if done else store.RunFolder.open(runs, name, wanted)
-    for p in () if done else run.execute(plan, folder):
-        if p.phase in ("watch", "told") or p.failed:
-            print(f"  {name} {p.batch}/{p.batches}: {p.failed or p.note}", file=sys.stderr, flush=True)
-    (trained,) = plan.trained
-    round_ = lessons.drawn(plan, trained) // plan.recipe.updates
-    looks = [e for e in folder.events() if e.get("phase") == "watch"]
-    return [(round_ * e["step"], e["metrics"]["held reward"]) for e in looks]
-
-
-def measure_samples(runs: Path, updates: int, seed: int) -> None:
-    more = [f"seed={seed}", f"train.updates={updates}", f"train.evaluate={max(1, updates // 18)}"]
-    grpos = {name: curve(runs, f"{name}-{seed}", "train-grpo", [*more, *own]) for name, own in GRPOS.items()}
-    nft = curve(runs, f"nft-{seed}", "train-nft", more)
-    ends = {name: found[-1] for name, found in grpos.items()}
-    best = max(ends, key=lambda name: ends[name][1])
-    print(f"\nReward on watched prompts, seed {seed}, {updates} updates each")
-    for name, found in {**grpos, "nft": nft}.items():
-        print(
-            f"{name:16} from {found[0][1]:.3f} to {found[-1][1]:.3f} in {found[-1][0]:,} samples, at most {max(r for _, r in found):.3f}"
-        )
-    first = next((n for n, r in nft if r >= ends[best][1]), None)
-    least = next(n for n, r in grpos[best] if r >= ends[best][1])  # it may have been there before its end
-    if first is None:
-        print(f"nft does not reach the {ends[best][1]:.3f} at which {best} ends")
-        return
-    print(f"{best} ends at {ends[best][1]:.3f}, first reached after {least:,} samples; nft has it after {first:,}")
-    print(
-        f"{f'samples of {best} / of nft':44} {ends[best][0] / max(first, 1):8.2f} x   aim: 3   (to first reach: {least / max(first, 1):.2f} x)"
-    )
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("parts", nargs="*", help="memory, split, rollout, samples; all but the last when none is named")
+    parser.add_argument("parts", nargs="*", help="memory, split, rollout; all when none is named")
     parser.add_argument("--fast", action="store_true", help="a smoke run: its numbers say nothing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--runs", type=Path, default=Path("runs/benchmark"))
-    parser.add_argument("--updates", type=int, default=90, help="of each training of `samples`")
-    parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
-    known = ("memory", "split", "rollout", "samples")
+    known = ("memory", "split", "rollout")
     if unknown := set(options.parts) - set(known):
         parser.error(f"no part {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     torch.set_num_threads(options.threads)
-    fast, parts = options.fast, options.parts or known[:3]
+    fast, parts = options.fast, options.parts or known
     print(f"{options.threads} thread(s), {'cuda' if torch.cuda.is_available() else 'cpu'}, torch {torch.__version__}")
     if "memory" in parts:
         measure_memory((4, 16), prompts=1 if fast else 8)
@@ -251,8 +196,6 @@ def main() -> None:
         measure_split(prompts=1 if fast else 4, group=2 if fast else 12, updates=1 if fast else 5)
     if "rollout" in parts:
         measure_rollout(samples=2 if fast else 48, rounds=1 if fast else 7)
-    if "samples" in parts:
-        measure_samples(options.runs, updates=2 if fast else options.updates, seed=options.seed)
 
 
 if __name__ == "__main__":

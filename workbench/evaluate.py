@@ -16,10 +16,11 @@ import numpy as np
 RESAMPLES = 2000
 
 
-def interval(values: Sequence[float], clusters: Sequence) -> dict:
+def interval(values: Sequence[float], clusters: Sequence, strata: Sequence | None = None) -> dict:
     """{"mean", "ci95": [low, high], "n"} of the values that are not NaN; mean and interval are None when none is left.
 
-    values: one number a sample; clusters: the sample's prompt.
+    values: one number a sample; clusters: the sample's prompt; strata: the prompt's category, where the list has a set number
+    of prompts of each: then prompts are drawn within their categories, and differences between categories are no uncertainty.
     """
     values = np.asarray(values, dtype=np.float64)
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
@@ -27,10 +28,13 @@ def interval(values: Sequence[float], clusters: Sequence) -> dict:
     values, cluster = values[keep], cluster[keep]
     if not len(values):
         return {"mean": None, "ci95": None, "n": 0}
+    stratum = np.asarray(strata)[keep] if strata is not None else np.zeros(len(values))
+    _, first, cluster = np.unique(cluster, return_index=True, return_inverse=True)
     total = np.bincount(cluster, weights=values)  # [K] per prompt
     count = np.bincount(cluster)
-    total, count = total[count > 0], count[count > 0]
-    draw = np.random.default_rng(0).integers(len(total), size=(RESAMPLES, len(total)))
+    rng, kinds = np.random.default_rng(0), stratum[first]
+    parts = [np.flatnonzero(kinds == kind) for kind in np.unique(kinds)]
+    draw = np.concatenate([part[rng.integers(len(part), size=(RESAMPLES, len(part)))] for part in parts], axis=1)
     means = total[draw].sum(1) / count[draw].sum(1)
     low, high = np.percentile(means, [2.5, 97.5])
     return {"mean": float(values.mean()), "ci95": [float(low), float(high)], "n": int(len(values))}
