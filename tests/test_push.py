@@ -1,0 +1,99 @@
+"""Uploading an export, by the hub's real client, to a hub of our own on this machine."""
+
+import base64
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+SCRIPT = """
+import sys
+from pathlib import Path
+from workbench.exporting import push
+from workbench.types import BadInput
+try:
+    push(Path(sys.argv[1]), sys.argv[2])
+except BadInput as error:
+    sys.exit(f"refused: {error}")
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """As much of a hub as an upload asks of it: repositories are made, files arrive in one commit. `me` is the only user."""
+
+    def do_POST(self):
+        told = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+        self.server.asked.append(self.path)
+        mine = self.headers.get("Authorization") == "Bearer secret"
+        self.answer(401 if not mine else 200, self.reply(told) if mine else {"error": "Invalid username or password."})
+
+    def reply(self, told: str) -> dict:
+        if self.path == "/api/repos/create":
+            return {"url": f"{self.server.address}/me/mine"}
+        if self.path.endswith("/preupload/main"):
+            return {
+                "files": [
+                    {"path": f["path"], "uploadMode": "regular", "shouldIgnore": False}
+                    for f in json.loads(told)["files"]
+                ]
+            }
+        if self.path.endswith("/commit/main"):
+            for line in map(json.loads, told.splitlines()):
+                if line["key"] == "file":
+                    self.server.files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+            return {"success": True, "commitUrl": f"{self.server.address}/me/mine/commit/0", "commitOid": "0" * 40}
+        return {"errors": [], "warnings": []}  # of the model card's header
+
+    def answer(self, code: int, value: dict) -> None:
+        body = json.dumps(value).encode()
+        self.send_response(code)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *_):
+        pass
+
+
+@pytest.fixture
+def hub():
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
+    server.address, server.files, server.asked = f"http://127.0.0.1:{server.server_port}", {}, []
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    yield server
+    server.shutdown()
+
+
+@pytest.fixture
+def export(tmp_path):
+    folder = tmp_path / "export"
+    folder.mkdir()
+    (folder / "README.md").write_text("---\nlicense: apache-2.0\n---\n# A card\n")
+    (folder / "pytorch_lora_weights.safetensors").write_bytes(os.urandom(512))
+    return folder
+
+
+def push(hub, folder, token):
+    env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "NO_PROXY": "127.0.0.1"}
+    env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", SCRIPT, str(folder), "me/mine"], env=env, capture_output=True, text=True, timeout=120
+    )
+
+
+def test_an_export_arrives_at_the_hub_byte_for_byte(hub, export):
+    done = push(hub, export, "secret")
+    assert done.returncode == 0, done.stderr
+    assert hub.files == {path.name: path.read_bytes() for path in export.iterdir()}
+    assert hub.asked[0] == "/api/repos/create"
+
+
+def test_a_hub_that_refuses_is_quoted_in_one_sentence_and_the_export_stays(hub, export):
+    done = push(hub, export, "wrong")
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("refused")]
+    assert done.returncode == 1 and "--push me/mine" in said and f"exported to {export}" in said
+    assert not hub.files and (export / "README.md").is_file()
