@@ -23,6 +23,11 @@ class Anatomy:
     noise: Tensor  # [1,*draw] as served, a leaf
     state: Tensor  # [1,*latent], the first state made of it, with the graph between them
     scheduler: Any  # a copy, its timesteps set
+    folded: int = 1  # rows that the scheduler sees for one sample, where a pipeline lays its frames into the batch
+
+    def rows(self, x: Tensor) -> Tensor:
+        """[B,*latent] of what the scheduler sees: the same, or [B folded,...]."""
+        return x if self.folded == 1 else x.unflatten(0, (-1, self.folded))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -55,8 +60,9 @@ class Anatomy:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
-    """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation.
+def find(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> Anatomy:
+    """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation. Where one
+    prompt is several rows to the scheduler, `two` (two prompts) tells whether each prompt's rows lie side by side.
 
     A module that the noise reaches before that step is a denoiser. Raises TypeError, by name, for a pipeline that has no
     scheduler step, draws no noise through randn_tensor, or whose first state isn't a scaled rearrangement of its noise.
@@ -97,8 +103,6 @@ def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
         raise TypeError(
             f"{name} draws no noise through randn_tensor that reaches its denoiser, so it can't be a policy"
         )
-    if step.sample.shape[0] != 1:
-        raise TypeError(f"{name} folds other dimensions into the batch of its states {tuple(step.sample.shape)}")
     kinds = {type(seams.modules(pipe)[n]) for n in reached}
     denoisers = frozenset(n for n, module in seams.modules(pipe).items() if type(module) in kinds)
     drawn = next(
@@ -106,8 +110,12 @@ def find(pipe: Any, kwargs: Mapping[str, Any]) -> Anatomy:
         for d in draws
         if torch.autograd.grad(step.sample.sum(), d, allow_unused=True, retain_graph=True)[0] is not None
     )
-    found = Anatomy(denoisers, _count(step.scheduler), drawn, step.sample, copy.deepcopy(step.scheduler))
+    folded = len(step.sample)
+    state = step.sample if folded == 1 else step.sample[None]
+    found = Anatomy(denoisers, _count(step.scheduler), drawn, state, copy.deepcopy(step.scheduler), folded)
     _check(found, name)
+    if folded > 1:
+        _check_rows(found, pipe, two)
     return found
 
 
@@ -148,3 +156,21 @@ def _check(found: Anatomy, name: str) -> None:
     tolerance = 1e-5 if found.state.dtype == torch.float32 else 1e-2
     if not torch.allclose(again, found.state.detach(), rtol=tolerance, atol=tolerance * found.scale):
         raise TypeError(f"the first state of {name} is not a scaled rearrangement of its noise")
+
+
+def _check_rows(found: Anatomy, pipe: Any, kwargs: Mapping[str, Any]) -> None:
+    """Raises TypeError unless the rows of one sample lie side by side in the states of several."""
+    noise = torch.stack([torch.randn(found.noise_shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1)])
+
+    def on_step(step: seams.Step) -> None:
+        raise seams.Stop(step.sample)
+
+    served = iter([noise])
+    with torch.no_grad():
+        state = seams.run(pipe, kwargs, on_draw=lambda drawn: next(served, drawn).to(drawn), on_step=on_step)
+    wanted = found.start(noise.to(found.noise.device)).detach()
+    if state.shape != wanted.flatten(0, 1).shape or not torch.equal(found.rows(state), wanted):
+        raise TypeError(
+            f"{type(pipe).__name__} folds other dimensions into the batch of its states {tuple(state.shape)}, and not "
+            "sample by sample"
+        )

@@ -34,10 +34,20 @@ REFUSED = {
             "StableCascadeCombinedPipeline WuerstchenCombinedPipeline UnCLIPPipeline"
         ),
         "it makes video and sound with two schedulers": "LTX2Pipeline",
-        "it folds frames into the batch of its states": "TextToVideoSDPipeline TextToVideoZeroPipeline",
+        "it warps its states between two loops of its own": "TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline",
     }.items()
     for name in names.split()
 }
+
+# Their autoencoders can't decode two clips at once.
+ONE_BY_ONE = frozenset({"HunyuanVideo15Pipeline"})
+
+# Components that the class makes itself, and that save_pretrained names in model_index.json without saving them.
+OPTIONAL = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
+
+# Arguments of a pipeline's call that are the workbench's own to give.
+COUNTS = frozenset(f"num_{kind}_per_prompt" for kind in ("images", "videos", "waveforms"))
+OWN = COUNTS | {"prompt", "generator", "latents", "output_type", "return_dict", "num_inference_steps"}
 
 # What a folder without a config of its own makes; a config says it itself.
 MODALITIES: dict[str, tuple[Modality, float]] = {
@@ -61,8 +71,14 @@ MODALITIES: dict[str, tuple[Modality, float]] = {
     "WanPipeline": ("video", 16.0),
     "LTXPipeline": ("video", 25.0),
     "CogVideoXPipeline": ("video", 8.0),
+    "HunyuanVideoPipeline": ("video", 24.0),
+    "HunyuanVideo15Pipeline": ("video", 24.0),
+    "TextToVideoSDPipeline": ("video", 8.0),
+    "AnimateDiffPipeline": ("video", 8.0),
     "AudioLDM2Pipeline": ("audio", 16000.0),
+    "MusicLDMPipeline": ("audio", 16000.0),
     "StableAudioPipeline": ("audio", 44100.0),
+    "StableAudio3Pipeline": ("audio", 44100.0),
     "AceStepPipeline": ("audio", 48000.0),
     "LongCatAudioDiTPipeline": ("audio", 24000.0),
 }
@@ -79,11 +95,12 @@ class PipelineConfig:
     rate: float = 0.0  # video: frames per second; audio: samples per second
     call: dict = field(default_factory=dict)  # further arguments of the pipeline's call
     text: dict = field(default_factory=dict)  # those of them that are repeated for each prompt: negative_prompt, lyrics
-    guidance: str = "guidance_scale"  # the argument that scales guidance
+    guidance: str = "guidance_scale"  # the argument that scales guidance; "" where a part of the pipeline does
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
     components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, dtype} or {repo, file}
     kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}: sample by it
     lora: str = ""  # a safetensors file, or a folder that a training exported, to be put on
+    slicing: bool = False  # the autoencoder decodes one sample at a time: less memory for batches of clips
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU it is always fp32 unless asked otherwise
     name: str = ""  # where it was read from
 
@@ -179,6 +196,7 @@ def _parse(path: Path) -> PipelineConfig:
         values = {"pipeline" if key == "class" else key: value for key, value in values.items()}
     config = replace(build(PipelineConfig, values, where), name=path.stem)
     refuse(config.pipeline, where)
+    check_call(config, where)
     if config.modality != "image" and config.rate <= 0:
         raise BadInput(f"{where}: rate must say how many {_unit(config.modality)} a second has")
     if config.dtype not in ("", "bf16", "fp16", "fp32"):
@@ -191,6 +209,14 @@ def _parse(path: Path) -> PipelineConfig:
 def refuse(cls: str, where: str) -> None:
     if cls in REFUSED:
         raise BadInput(f"{where}: {cls} can't be aligned here: {REFUSED[cls]}")
+
+
+def check_call(config: PipelineConfig, where: str) -> None:
+    """Raises BadInput for an argument that the config can't set."""
+    for block in ("call", "text"):
+        if taken := sorted(OWN & set(getattr(config, block))):
+            instead = "; say steps: instead" if taken[0] == "num_inference_steps" else ""
+            raise BadInput(f"{where}: {block}: {taken[0]!r} is given by the workbench itself, so leave it out{instead}")
 
 
 def _bare(cls: str, repo: str) -> PipelineConfig:

@@ -6,12 +6,14 @@ its own decoding, as its start is (anatomy.py), so that no convention is written
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.types import BadInput, Media
@@ -24,15 +26,16 @@ class Tail:
     """What happens to a state before it is decoded, and what becomes of it."""
 
     state: Tensor  # [1,*latent], zero, a leaf
-    shift: Tensor  # b: [1,*z], what the autoencoder is given for it, with the graph between them
-    scale: Tensor  # d: [1,*z]
-    size: tuple[int, ...]  # of one medium: (3,H,W) or (T,3,H,W)
+    shift: Tensor  # b: [R,*z], what the autoencoder is given for it, with the graph; R frames where it sees them one by one, or 1
+    scale: Tensor  # d: [R,*z]
+    size: tuple[int, ...]  # of one medium: (3,H,W), (T,3,H,W) or (C,L)
+    length: int = 0  # of the wave that the autoencoder turns into as many latents, of which the pipeline may cut some
 
     def back(self, z: Tensor) -> Tensor:
-        """x [B,*latent] of z [B,*z]: P' (z - b) / d, by the transpose d P' of what the pipeline does."""
-        u = ((z.float() - self.shift.detach().float()) / self.scale.float().square()).to(self.shift)
-        rows = [torch.autograd.grad(self.shift, self.state, row[None], retain_graph=True)[0] for row in u]
-        return torch.cat(rows)
+        """x [B,*latent] of z [B R,*z]: P' (z - b) / d, by the transpose d P' of what the pipeline does."""
+        rows = z.float().unflatten(0, (-1, len(self.shift)))  # [B,R,*z]
+        u = ((rows - self.shift.detach().float()) / self.scale.float().square()).to(self.shift)
+        return torch.cat([torch.autograd.grad(self.shift, self.state, row, retain_graph=True)[0] for row in u])
 
 
 @torch.inference_mode(False)
@@ -40,11 +43,12 @@ class Tail:
 def find(policy: Any) -> Tail:
     """The tail of a policy's pipeline, by three runs of it without its denoiser and one decoding.
 
-    Raises BadInput for sounds, and TypeError where there is no autoencoder `vae` or the way to it is none of the above.
+    Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or the way to it
+    is none of the above.
     """
     name, spent = type(policy.pipe).__name__, (policy.nfe, policy.decodes)
-    if policy.modality == "audio":
-        raise BadInput(f"{name} makes sounds, which can't be turned back into latents; pairs of pictures or clips can")
+    if policy.modality == "audio" and getattr(policy.pipe, "vocoder", None) is not None:
+        raise BadInput(f"{name} makes its sounds by a vocoder, which can't be turned back into latents")
     if not callable(getattr(getattr(policy.pipe, "vae", None), "encode", None)):
         raise TypeError(f"{name} has no autoencoder `vae` that encodes")
     like = policy.anatomy.state
@@ -53,7 +57,7 @@ def find(policy: Any) -> Tail:
         shift = _given(policy, zero)
         scale = (_given(policy, torch.ones_like(like)) - shift).detach()
         size = tuple(policy.decode(torch.zeros_like(like), ("a",)).data.detach().shape[1:])
-        found = Tail(zero, shift, scale, size)
+        found = Tail(zero, shift, scale, size, _length(policy, shift))
         some = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         again = found.back(_given(policy, some).detach()) if (scale != 0).all() else torch.full_like(some, torch.nan)
     finally:
@@ -68,21 +72,54 @@ def find(policy: Any) -> Tail:
 
 def encode(policy: Any, tail: Tail, media: Media) -> Tensor:
     """[B,*latent]: the mode of the autoencoder's posterior, in the dtype in which the pipeline decodes. No gradient."""
+    if media.modality == "audio" and media.rate != policy.rate:
+        raise BadInput(
+            f"a sound at {media.rate:g} Hz was given where this pipeline makes {policy.rate:g} Hz; resample it"
+        )
     if media.modality != policy.modality or tuple(media.data.shape[1:]) != tail.size:
         given = "x".join(map(str, media.data.shape[1:]))
         raise BadInput(
             f"{media.modality} of size {given} can't be latents of {type(policy.pipe).__name__}, which makes "
             f"{policy.modality} of size {'x'.join(map(str, tail.size))}; bring them to that size"
         )
-    vae, x = policy.pipe.vae, media.data * 2 - 1
-    if media.modality == "video":
-        x = x.transpose(1, 2)  # [B,3,T,H,W]
-    elif tail.shift.dim() == 5:  # a video autoencoder that makes single pictures
-        x = x[:, :, None]
-    with torch.no_grad(), _in(vae, tail.shift.dtype):
+    vae, x = policy.pipe.vae, _seen(media, tail)
+    with torch.no_grad(), _in(vae, tail.shift.dtype), _still(vae):
         found = vae.encode(x.to(tail.shift))
-        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found.latent
+        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
     return tail.back(_laid(z, tail.shift))
+
+
+def _seen(media: Media, tail: Tail) -> Tensor:
+    """Media as the autoencoder takes them: pictures and clips in [-1,1], clips as [B,3,T,H,W] or frame by frame, sounds with
+    silence after them."""
+    if media.modality == "audio":
+        return F.pad(media.data, (0, max(tail.length - media.data.shape[-1], 0)))
+    x = media.data * 2 - 1
+    if media.modality == "video":
+        return x.flatten(0, 1) if tail.shift.dim() == 4 else x.transpose(1, 2)
+    return x[:, :, None] if tail.shift.dim() == 5 else x  # a video autoencoder that makes single pictures
+
+
+def _length(policy: Any, z: Tensor) -> int:
+    if policy.modality != "audio":
+        return 0
+    with torch.no_grad(), _in(policy.pipe.vae, z.dtype):
+        made = policy.pipe.vae.decode(z.detach()).sample.shape[-1]
+    return z.shape[-1] * -(-made // z.shape[-1])
+
+
+@contextmanager
+def _still(vae: Any) -> Iterator[None]:
+    """Inside, an autoencoder that draws from its posterior draws the mode."""
+    file = sys.modules[type(vae).__module__]
+    if not hasattr(file, "randn_tensor"):
+        yield
+        return
+    own, file.randn_tensor = file.randn_tensor, lambda *args, **kwargs: torch.zeros_like(own(*args, **kwargs))
+    try:
+        yield
+    finally:
+        file.randn_tensor = own
 
 
 def _laid(z: Tensor, like: Tensor) -> Tensor:

@@ -22,18 +22,21 @@ def component_class(folder: Path, name: str) -> str | None:
     return entry[1] if isinstance(entry, list) else None
 
 
-def check(folder: Path, cls: str, replaced: Collection[str] = ()) -> None:
+def check(folder: Path, cls: str, replaced: Collection[str] = (), optional: Collection[str] = ()) -> None:
     """Raises BadInput, naming the file, unless `folder` holds a whole pipeline of class `cls` in safetensors.
 
-    Components in `replaced` come from elsewhere and are not looked at.
+    Components in `replaced` come from elsewhere and are not looked at; with one that the folder has no place for, it may hold
+    a pipeline of another class (AnimateDiff's is Stable Diffusion and a motion adapter). Those in `optional` the class makes itself where it finds none.
     """
     index = _index(folder)
-    if index["_class_name"] != cls:
+    if index["_class_name"] != cls and not set(replaced) - set(index):
         raise BadInput(f"{folder}: holds a {index['_class_name']}, but the config says class: {cls}")
     for name, entry in index.items():
         if name in replaced or not isinstance(entry, list) or entry[0] is None:
             continue
         part = folder / name
+        if not part.is_dir() and name in optional:
+            continue
         if not part.is_dir():
             raise BadInput(f"{folder}: the component folder {name!r} of model_index.json is missing")
         if (part / "config.json").is_file():  # a network; schedulers and tokenizers have config files of other names

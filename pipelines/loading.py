@@ -20,7 +20,8 @@ from workbench.types import BadInput
 from . import attention as kernels
 from . import folder as folders
 from . import installing, schedule, seams, transitions
-from .config import PipelineConfig, read, refuse
+from .config import ONE_BY_ONE, OPTIONAL, PipelineConfig, check_call, read, refuse
+from .drift import mend
 from .policy import Policy
 from .training import TrainablePolicy, world
 
@@ -94,12 +95,13 @@ def preflight(
     """Device, dtype and attention kernels that `load` will use. Raises BadInput for whatever can be seen to be wrong
     without loading a weight: the pipeline class, the device, the kernels, the files of a local folder."""
     refuse(config.pipeline, config.name or config.repo)
+    check_call(config, config.name or config.repo)
     where, kind = _device(device), _dtype(dtype, config, device)
     chosen = kernels.choose(attention, where)
     if config.lora:
         installing.find(config.lora)
     if local := config.folder:
-        folders.check(local, config.pipeline, replaced=config.components)
+        folders.check(local, config.pipeline, config.components, OPTIONAL.get(config.pipeline, ()))
     return where, kind, chosen
 
 
@@ -109,10 +111,14 @@ def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.devic
         raise BadInput(
             f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
         )
-    world(device)
+    processes = world(device).num_processes
+    sharded = train.get("shard") and processes > 1  # shards are float32 whatever is computed in
     lora = train.get("lora")
-    if lora is not None and lora.targets == "weights" and dtype != torch.float32:
-        raise BadInput(f"targets: weights are trained in float32, and this pipeline loads in {dtype}; use: dtype: fp32")
+    if lora is not None and lora.targets == "weights" and dtype not in {torch.float32, sharded and torch.bfloat16}:
+        raise BadInput(
+            f"targets: weights are trained in float32, and this pipeline loads in {dtype}; use dtype: fp32, "
+            "or bf16 and train.shard with several processes"
+        )
     return True
 
 
@@ -120,7 +126,9 @@ def _ready(
     config: PipelineConfig, dtype: torch.dtype, where: torch.device, attention: str, shared: Mapping[str, Any]
 ) -> Any:
     """The pipeline, frozen and on its device, with the `shared` parts of another one in place of its own."""
-    pipe = _quietly(_build, config, dtype, shared)
+    pipe = mend(_quietly(_build, config, dtype, shared))
+    if config.slicing or config.pipeline in ONE_BY_ONE:
+        pipe.vae.enable_slicing()
     for module in seams.modules(pipe).values():
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
@@ -181,8 +189,13 @@ def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]
 
 
 def _index(cls: Any, repo: str) -> dict[str, Any]:
+    """The repository's components, and those that the class takes besides, of the kinds that it names."""
+    from diffusers import ModelMixin
+
+    kinds = {name: next(iter(types), None) for name, types in cls._get_signature_types().items()}
+    nets = {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, ModelMixin)}
     try:
-        return cls.load_config(repo)
+        return {name: [kind.__module__, kind.__name__] for name, kind in nets.items()} | cls.load_config(repo)
     except OSError as error:
         raise BadInput(f"repo: {repo} is neither a local folder nor a reachable hub repository") from error
 

@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.types import Media, Modality, Prediction, Stopped, Trajectory, Transition
+from workbench.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
 
 from . import correction, encoding, schedule, seams
 from .anatomy import Anatomy, find, remembers
@@ -54,7 +54,9 @@ class Policy:
             self.call["num_inference_steps"] = steps
         if modality != "audio":  # audio pipelines disagree on its name, so theirs is left alone
             self.call.setdefault("output_type", "pt")
-        self.guidance = guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale
+        self.guidance = (
+            guidance  # the argument that scales guidance; Qwen-Image calls it true_cfg_scale; "": there is none
+        )
         self.decodes = 0  # rows decoded so far
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
@@ -66,7 +68,7 @@ class Policy:
     @cached_property
     def anatomy(self) -> Anatomy:
         with torch.random.fork_rng(self._cuda):
-            return find(self.pipe, self.arguments(("a",), [0]))
+            return find(self.pipe, self.arguments(("a",), [0]), self.arguments(("a", "b"), [0, 1]))
 
     @cached_property
     def _remembers(self) -> bool:
@@ -106,7 +108,8 @@ class Policy:
     ) -> Trajectory:
         """The pipeline's own loop, in one call: `pipe(prompts, generator=[Generator().manual_seed(s) for s in seeds])`.
 
-        `noise` [B,*draw] replaces what is drawn first; the scheduler's later draws are the same for the same seeds. With
+        `noise` [B,*draw] replaces what is drawn first; the scheduler's later draws are the same for the same seeds, also where
+        the pipeline leaves them to chance (Wan with an SDE solver: it hands its scheduler no generator). With
         grad=K the last K steps and the decoder keep their graph; K = S reaches the noise. Raises ValueError for lengths
         that differ or a K outside 0..S.
         """
@@ -121,12 +124,12 @@ class Policy:
         generators = [_generator(seed) for seed in seeds]
 
         def on_step(step: seams.Step) -> Any:
-            states.append(step.sample)
-            ret = step.advance()
+            states.append(self.anatomy.rows(step.sample))
+            ret = step.advance(**_seeded(step, generators))
             if self.kernel is not None:
                 ret = self._take(step, ret, generators, scores, marks)
             if step.index == self.steps - 1:
-                states.append(seams.prev_sample(ret))
+                states.append(self.anatomy.rows(seams.prev_sample(ret)))
             if graph and step.index + 1 == first:
                 torch.set_grad_enabled(True)
             return ret
@@ -176,14 +179,14 @@ class Policy:
     def encode(self, media: Media) -> Tensor:
         """[B,*latent]: the clean latents that `decode` turns into these media, as far as the autoencoder can; no gradient.
 
-        Raises BadInput for media of another size than the pipeline's own (`size`), and for sounds; TypeError for a pipeline
-        whose way from the last state to its autoencoder can't be walked backwards.
+        Raises BadInput for media of another size than the pipeline's own (`size`) or another sample rate, and for sounds that
+        a vocoder makes; TypeError for a pipeline whose way from the last state to its autoencoder can't be walked backwards.
         """
         return encoding.encode(self, self._tail, media)
 
     @property
     def size(self) -> tuple[int, ...]:
-        """Of one medium: (3,H,W) or (T,3,H,W)."""
+        """Of one medium: (3,H,W), (T,3,H,W) or (C,L)."""
         return self._tail.size
 
     @cached_property
@@ -240,7 +243,7 @@ class Policy:
 
         def on_step(step: seams.Step) -> Any:
             if step.index == i:
-                raise seams.Stop(step.model_output)
+                raise seams.Stop(self.anatomy.rows(step.model_output))
             with torch.no_grad():
                 ret = step.advance()
             if step.index < i - 1:
@@ -277,20 +280,28 @@ class Policy:
     def _take(self, step: seams.Step, ret: Any, generators: list, scores: list, marks: list) -> Any:
         """The kernel's step in place of the scheduler's, whose buffers and index have advanced. Noise row by row from the
         generators, so that a row depends on its own seed alone."""
-        law = self.kernel(self.levels[step.index], step.sample.float(), step.model_output.float())
+        now, said = (self.anatomy.rows(x).float() for x in (step.sample, step.model_output))
+        law = self.kernel(self.levels[step.index], now, said)
         if not law.std.any():
             scores.append(torch.zeros(len(law.mean), dtype=torch.float64, device=law.mean.device))
             return seams.with_sample(ret, law.mean, everywhere=step.index == self.steps - 1)
         eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
         x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype).contiguous()
         ret = seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
-        scores.append(law.log_prob(seams.prev_sample(ret).detach()))  # as rounded on its way to the next step
+        scores.append(
+            law.log_prob(self.anatomy.rows(seams.prev_sample(ret)).detach())
+        )  # as rounded on its way to the next step
         marks.append(step.index)
         return ret
 
     def _run(self, prompts, generators, *, live, on_step, on_draw=None, grad=False, checkpoint=False, guidance=None):
         anatomy, kwargs = self.anatomy, self.arguments(prompts, generators)
         if guidance is not None:
+            if not self.guidance:
+                raise BadInput(
+                    f"the guidance of {type(self.pipe).__name__} is set in the pipeline and can't be changed for one call; "
+                    "leave the method's own unset"
+                )
             kwargs[self.guidance] = guidance
         matched = self.kernel is not None and self._trained(anatomy.denoisers)
         hooks = self._recall(prompts, guidance).hooks(anatomy.denoisers, live, self._count, checkpoint, matched)
@@ -350,3 +361,9 @@ class Policy:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+def _seeded(step: seams.Step, generators: list[torch.Generator]) -> dict[str, Any]:
+    """The generators, for a scheduler that could draw from them and was given none."""
+    left_out = "generator" in step.accepts and step.arguments.get("generator") is None
+    return {"generator": generators} if left_out else {}

@@ -55,6 +55,7 @@ class Step:
     index: int
     scheduler: Any
     arguments: dict[str, Any]
+    accepts: frozenset[str]  # the arguments that its `step` has
     _own: Callable[..., Any] = field(repr=False)
 
     @property
@@ -150,10 +151,10 @@ def prev_sample(ret: Any) -> Tensor:
 
 
 def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
-    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype; `everywhere` replaces each
-    tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
+    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype and shape; `everywhere` replaces
+    each tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
     old = prev_sample(ret)
-    x = x.to(old)
+    x = x.to(old).reshape(old.shape)
 
     def swap(value: Any) -> Any:
         hit = value is old or (everywhere and isinstance(value, Tensor) and value.shape == old.shape)
@@ -208,6 +209,7 @@ def _seen(own: Callable, token: _Token) -> Callable:
     """`step` on the class, because pipelines look at `type(scheduler)` and at the signature of `step`; it acts only for
     an instance that carries our token."""
     signature = inspect.signature(own)
+    accepts = frozenset(signature.parameters)
 
     @functools.wraps(own)
     def step(self, *args, **kwargs):
@@ -215,7 +217,7 @@ def _seen(own: Callable, token: _Token) -> Callable:
             return own(self, *args, **kwargs)
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         scheduler = arguments.pop("self")
-        ret = token.hook(Step(token.steps, scheduler, arguments, functools.partial(own, scheduler)))
+        ret = token.hook(Step(token.steps, scheduler, arguments, accepts, functools.partial(own, scheduler)))
         token.steps += 1
         return ret
 

@@ -27,13 +27,18 @@ Fit = Literal["crop", "squash", "pad"]
 def pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     """float32 [B,3,H,W] of an image batch or [B,T,3,H,W] of a video batch, graph attached.
 
-    Raises BadInput for a modality that `spec` does not judge, and ValueError unless there is one prompt a sample.
+    Raises BadInput for a modality that `spec` does not judge and for clips without frames, and ValueError unless there is one
+    prompt a sample.
     """
     if media.modality not in spec.modalities:
         raise BadInput(f"{spec.name} judges {' and '.join(sorted(spec.modalities))}, not {media.modality}")
     shape = {"image": "[B,3,H,W]", "video": "[B,T,3,H,W]"}[media.modality]
     if media.data.dim() != shape.count(",") + 1 or media.data.shape[-3] != 3:
         raise ValueError(f"{spec.name} needs {media.modality} data {shape}, got {list(media.data.shape)}")
+    if not media.data.shape[-4:].numel() and len(media):
+        raise BadInput(
+            f"{spec.name}: {'the clip has no frames' if media.modality == 'video' else 'the picture is empty'}"
+        )
     if "prompt" in spec.needs and len(prompts) != len(media):
         raise ValueError(f"{spec.name} needs one prompt a sample: {len(prompts)} prompts for {len(media)} samples")
     return media.data.float()

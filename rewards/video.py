@@ -82,7 +82,7 @@ class Frames:
             self.of.load(device)
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        x = clip(self.spec, media, prompts)  # [B,T,3,H,W]
+        x = pixels(self.spec, media, prompts)  # [B,T,3,H,W]
         generator = None
         if self.draw:
             self.calls.append(None)
@@ -93,14 +93,6 @@ class Frames:
         scores = self.of(media=Media(x[:, at].flatten(0, 1), "image"), prompts=said, references=references)
         broken = x.detach().flatten(1).isnan().any(1)  # in any frame, seen or not
         return (scores.view(len(x), -1) @ weights).masked_fill(broken, torch.nan)
-
-
-def clip(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
-    """float32 [B,T,3,H,W]. Raises BadInput for another modality, or no frames."""
-    x = pixels(spec, media, prompts)
-    if not x.shape[1]:
-        raise BadInput(f"{spec.name}: the clip has no frames")
-    return x
 
 
 def flow(x: Tensor) -> Tensor:
@@ -130,15 +122,17 @@ class Motion:
     spec = RewardSpec("motion", "1", VIDEO, differentiable=True, typical=(0.0, 5.0), paper="arXiv:2311.17982")
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        x = clip(self.spec, media, prompts)
+        x = pixels(self.spec, media, prompts)
         if min(x.shape[-2:]) < 3:
             raise BadInput(f"motion needs frames of at least 3 x 3 pixels, these have {x.shape[-1]} x {x.shape[-2]}")
         if x.shape[1] < 2:
             return x.flatten(1).sum(1) * 0 + torch.nan
         if self.by == "flow":
-            return 100 * (flow(x) / min(x.shape[-2:])).mean(1)
-        change = (x[:, 1:] - x[:, :-1]).square().flatten(2).mean(2)  # [B,T-1]
-        return 100 * ((change + TINY).sqrt() - TINY**0.5).mean(1)
+            moves = flow(x) / min(x.shape[-2:])
+        else:
+            moves = ((x[:, 1:] - x[:, :-1]).square().flatten(2).mean(2) + TINY).sqrt() - TINY**0.5  # [B,T-1]
+        broken = ~x.detach().flatten(1).isfinite().all(1)  # also at the edges, at which flow does not look
+        return (100 * moves.mean(1)).masked_fill(broken, torch.nan)
 
 
 @dataclass(frozen=True)
@@ -174,7 +168,7 @@ class Consistency:
 
     def parts(self, media: Media, prompts: Sequence[str] = ()) -> dict[str, Tensor]:
         """`consistency` in [-1,1] and `dynamic_degree`, each [B]; NaN for one frame."""
-        x = clip(self.spec, media, prompts)
+        x = pixels(self.spec, media, prompts)
         motion = Motion()(media=media, prompts=prompts)
         if x.shape[1] < 2:
             return {"consistency": motion, "dynamic_degree": motion}

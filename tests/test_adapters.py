@@ -284,5 +284,5 @@ def test_a_config_loads_a_policy_to_train_and_exports_against_its_own_files(tmp_
 def test_whole_weights_in_half_precision_are_refused_before_anything_loads(tmp_path, monkeypatch):
     config = tiny.config(SD, tiny.save(SD, tmp_path))
     monkeypatch.setattr("pipelines.loading._build", None)
-    with pytest.raises(BadInput, match="weights are trained in float32.*use: dtype: fp32"):
+    with pytest.raises(BadInput, match="weights are trained in float32.*use dtype: fp32"):
         load(config, device="cpu", dtype="bf16", train={"lora": Lora(targets="weights")})

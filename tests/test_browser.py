@@ -57,12 +57,14 @@ FAINT = """() => {
 def app(tmp_path_factory):
     """`workbench app` as anybody starts it."""
     runs = tmp_path_factory.mktemp("runs")
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--runs", str(runs)]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    line = process.stdout.readline()
+    for _ in range(3):  # a port that was free a moment ago may be taken by another test
+        with socket.socket() as s:
+            s.bind(("127.0.0.1", 0))
+            port = s.getsockname()[1]
+        command = [sys.executable, "-m", "workbench.cli", "app", "--port", str(port), "--runs", str(runs)]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        if line := process.stdout.readline():
+            break
     assert f"http://127.0.0.1:{port}" in line, line
     yield SimpleNamespace(url=f"http://127.0.0.1:{port}/", runs=runs)
     process.terminate()

@@ -184,8 +184,10 @@ def test_a_batch_is_embedded_once_however_many_sets_are_tried():
 
 def test_a_control_whose_reward_is_negated_builds_sets_of_the_opposite():
     reward, x = Weighted({MATCH: 1.0}), torch.randn(16, 1, generator=generator(3))
-    config = SimpleNamespace(control="negated", seed=0)
-    ways = [of_sets(r, media(x), [""] * 16)[0] for r in (reward, Judging(reward, None, config, [""]))]
+    config, alone = SimpleNamespace(control="negated", seed=0), SimpleNamespace(judge=lambda some, n: some([*range(n)]))
+    judging = Judging(reward, alone, config, [""])
+    ways = [of_sets(r, media(x), [""] * 16)[0] for r in (reward, judging)]
+    assert judging.judged == 16, "what is looked at is counted"
     plain, turned = (swapped(way, halves(torch.arange(16), 2, generator()), generator(), sweeps=9) for way in ways)
     assert ways[0](plain.up) == pytest.approx(-ways[1](plain.up), rel=1e-5)
     assert ways[0](turned.up) < ways[0](turned.down) < ways[0](plain.up)

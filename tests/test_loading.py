@@ -136,7 +136,7 @@ def test_every_shipped_config_reads_and_names_a_class_that_exists(name):
     assert MODALITIES[config.pipeline][0] == config.modality
     code = cls.__call__.__wrapped__.__code__
     taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    assert set(config.call) | set(config.text) | {config.guidance, "num_inference_steps"} <= set(taken)
+    assert set(config.call) | set(config.text) | {config.guidance, "num_inference_steps"} <= {*taken, ""}
     if scheduler := config.scheduler.get("class"):
         assert scheduler in schedule.FAMILIES
         assert len(PLACE.joinpath(f"{name}.yaml").read_text().splitlines()) <= 12

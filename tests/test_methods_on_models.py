@@ -1,4 +1,4 @@
-"""Every method on tiny pipelines of thirteen real classes, loaded from folders: images, films and sounds.
+"""Every method on tiny pipelines of fifteen real classes, loaded from folders: images, films and sounds.
 
 A method delivers media like the base's and makes the calls that it announced, or refuses in one sentence that names what
 it can't work with. A new method needs a line of cheap settings in SETTINGS.
@@ -31,6 +31,8 @@ CLASSES = [
     "AudioLDM2Pipeline",
     "StableAudioPipeline",
     "AceStepPipeline",
+    "LongCatAudioDiTPipeline",
+    "TextToVideoSDPipeline",
 ]
 MOMENTUM = {"AceStepPipeline"}  # its guidance carries momentum from step to step: a step from any state is not defined
 BATCH = Batch(("a red cat", "two dogs"), (11, 12))

@@ -1,4 +1,4 @@
-"""The seam on eighteen tiny pipelines of as many kinds: nothing of a pipeline changes, and everything of it can be asked."""
+"""The seam on tiny pipelines of all kinds: nothing of a pipeline changes, and everything of it can be asked."""
 
 from __future__ import annotations
 
@@ -25,6 +25,7 @@ ROUNDING = {
 }  # the first state is scaled, so not undone exactly
 # kinks (ReLU attention, clamps) or float32 islands: there a finite difference is only so good
 ROUGH = dict.fromkeys(("SanaPipeline", "SanaSprintPipeline", "WanPipeline", "LTXPipeline", "ZImagePipeline"), 5e-2)
+ROUGH |= dict.fromkeys(("WanPipeline:2.2", "HunyuanVideoPipeline"), 1e-4)
 
 
 @dataclass
@@ -96,8 +97,9 @@ def test_a_step_can_be_taken_from_any_state(subject):
     other = policy.sample(PROMPTS, seeds=OTHER)
     for i, step in enumerate(steps):
         tolerance = ROUNDING.get(subject.name, 0.0) if i == 0 else 0.0
-        assert difference(policy._output(step.sample, i, PROMPTS), step.model_output) <= tolerance
-        assert difference(policy._output(other.x[:, i], i, PROMPTS), step.model_output) > 0.1
+        x, said = policy.anatomy.rows(step.sample), policy.anatomy.rows(step.model_output)
+        assert difference(policy._output(x, i, PROMPTS), said) <= tolerance
+        assert difference(policy._output(other.x[:, i], i, PROMPTS), said) > 0.1
 
 
 def test_the_pipelines_own_tail_decodes(subject):

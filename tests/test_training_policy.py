@@ -29,6 +29,9 @@ NAMES = [
     "LTXPipeline",
     "AudioLDM2Pipeline",
     "StableAudioPipeline",
+    "LongCatAudioDiTPipeline",
+    "TextToVideoSDPipeline",
+    "WanPipeline:2.2",
 ]
 UNUSED = ("attn.add_q_proj",)  # of SD3's last block, whose text stream ends there
 
@@ -122,7 +125,8 @@ def test_the_last_step_and_a_prediction_give_gradient_to_the_adapters(subject):
     for loss in (loss_of(policy), policy.predict(policy.start(policy.noise(SEEDS)), 0, PROMPTS).x0.square().mean()):
         gradients = torch.autograd.grad(loss, policy.adapters.parameters, allow_unused=True)
         assert all(g.isfinite().all() for g in gradients if g is not None)
-        assert sum(g is not None and bool(g.any()) for g in gradients) >= len(gradients) - 2
+        asked = len(gradients) // len(policy.anatomy.denoisers)  # the last step is one expert's
+    assert sum(g is not None and bool(g.any()) for g in gradients) >= asked - 2
 
 
 def test_a_policy_in_training_says_so_and_remembers_its_prompts(policy):

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import diffusers as d
+import tiny_audio as audio
 import tiny_image as image
-import tiny_timed as timed
+import tiny_video as video
 import torch
 import transformers as t
 
 import pipelines
 from pipelines.config import MODALITIES
+from pipelines.drift import mend
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,11 @@ class Tiny:
     text: dict[str, str] = field(default_factory=dict)
     guidance: str = "guidance_scale"
     steps: int = 3
+    fixed: dict[str, Any] = field(default_factory=dict)  # lengths that the pipeline has as attributes, not as arguments
+
+
+def class_of(name: str) -> str:
+    return name.partition(":")[0]
 
 
 PROMPTS, SEEDS = ("a red cat", "two dogs"), (11, 12)
@@ -80,17 +87,50 @@ TINY: dict[str, Tiny] = {
     ),
     "ZImagePipeline": Tiny(image.z_image, dict(guidance_scale=3.0, **SQUARE, max_sequence_length=64), BAD),
     "LatentConsistencyModelPipeline": Tiny(image.lcm, dict(guidance_scale=5.0, **SQUARE)),
-    "WanPipeline": Tiny(timed.wan, dict(guidance_scale=5.0, num_frames=5, **SQUARE, **CLIP16), BAD),
-    "LTXPipeline": Tiny(timed.ltx, dict(guidance_scale=3.0, num_frames=9, height=32, width=32, **CLIP16), BAD),
-    "CogVideoXPipeline": Tiny(timed.cogvideox, dict(guidance_scale=5.0, num_frames=8, **SQUARE, **CLIP16), BAD),
-    "AudioLDM2Pipeline": Tiny(timed.audioldm2, dict(guidance_scale=3.0)),
-    "StableAudioPipeline": Tiny(timed.stable_audio, dict(guidance_scale=3.0), BAD),
-    "AceStepPipeline": Tiny(timed.ace_step, dict(audio_duration=4.0, max_text_length=64), dict(lyrics="la la")),
+    "WanPipeline": Tiny(video.wan, dict(guidance_scale=5.0, num_frames=5, **SQUARE, **CLIP16), BAD),
+    "LTXPipeline": Tiny(video.ltx, dict(guidance_scale=3.0, num_frames=9, height=32, width=32, **CLIP16), BAD),
+    "CogVideoXPipeline": Tiny(video.cogvideox, dict(guidance_scale=5.0, num_frames=8, **SQUARE, **CLIP16), BAD),
+    "WanPipeline:2.2": Tiny(
+        video.wan_22, dict(guidance_scale=4.0, guidance_scale_2=3.0, num_frames=5, **SQUARE, **CLIP16), BAD
+    ),
+    "TextToVideoSDPipeline": Tiny(video.text_to_video, dict(guidance_scale=5.0, num_frames=3, **SQUARE), BAD),
+    "AnimateDiffPipeline": Tiny(video.animatediff, dict(guidance_scale=5.0, num_frames=3, **SQUARE), BAD),
+    "HunyuanVideoPipeline": Tiny(
+        video.hunyuan_video,
+        dict(
+            guidance_scale=6.0,
+            true_cfg_scale=3.0,
+            num_frames=5,
+            prompt_template=dict(template="{}", crop_start=0),
+            **SQUARE,
+            **CLIP16,
+        ),
+        BAD,
+    ),
+    "HunyuanVideo15Pipeline": Tiny(
+        video.hunyuan_video_15,
+        dict(num_frames=5, **SQUARE),
+        BAD,
+        fixed=dict(
+            tokenizer_max_length=32,
+            prompt_template_encode_start_idx=8,
+            tokenizer_2_max_length=8,
+            vision_num_semantic_tokens=2,
+        ),
+    ),
+    "AudioLDM2Pipeline": Tiny(audio.audioldm2, dict(guidance_scale=3.0)),
+    "StableAudioPipeline": Tiny(audio.stable_audio, dict(guidance_scale=3.0), BAD),
+    "AceStepPipeline": Tiny(audio.ace_step, dict(audio_duration=4.0, max_text_length=64), dict(lyrics="la la")),
+    "MusicLDMPipeline": Tiny(audio.musicldm, dict(guidance_scale=3.0)),
+    "LongCatAudioDiTPipeline": Tiny(audio.longcat, dict(guidance_scale=3.0, audio_duration_s=0.001), BAD),
+    "StableAudio3Pipeline": Tiny(audio.stable_audio_3, dict(guidance_scale=3.0, duration=1.0), BAD),
 }
+VIDEO = [name for name in TINY if MODALITIES[class_of(name)][0] == "video"]
+AUDIO = [name for name in TINY if MODALITIES[class_of(name)][0] == "audio"]
 
 
 def build(name: str, seed: int = 0) -> Any:
-    """The pipeline of that class: frozen, in eval mode, float32."""
+    """The pipeline of that class: frozen, in eval mode, float32. What follows a colon in its name is a variant of it."""
     t.logging.set_verbosity_error()
     d.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.random.fork_rng([]):
@@ -101,9 +141,10 @@ def build(name: str, seed: int = 0) -> Any:
             if isinstance(part, torch.nn.Module):
                 randomise(part.eval().requires_grad_(False))
         extra = {"requires_safety_checker": False} if "safety_checker" in parts else {}
-        pipe = getattr(d, name)(**parts, **extra)
+        pipe = getattr(d, class_of(name))(**parts, **extra)
     pipe.set_progress_bar_config(disable=True)
-    return pipe
+    vars(pipe).update(TINY[name].fixed)
+    return mend(pipe)
 
 
 def randomise(module: torch.nn.Module, size: float = 0.05) -> None:
@@ -114,18 +155,19 @@ def randomise(module: torch.nn.Module, size: float = 0.05) -> None:
 
 
 def save(name: str, folder: Path) -> Path:
-    build(name).save_pretrained(folder / name, safe_serialization=True)
-    return folder / name
+    place = folder / name.replace(":", "-")
+    build(name).save_pretrained(place, safe_serialization=True)
+    return place
 
 
 def config(name: str, repo: str | Path, **changes: Any) -> pipelines.PipelineConfig:
-    tiny, (modality, rate) = TINY[name], MODALITIES[name]
+    tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
     given = dict(steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate)
-    return pipelines.PipelineConfig(name, str(repo), **{**given, **changes})
+    return pipelines.PipelineConfig(class_of(name), str(repo), **{**given, **changes})
 
 
 def policy(name: str, pipe: Any = None, **changes: Any) -> pipelines.Policy:
     """A Policy straight on the pipeline, without a folder in between."""
-    tiny, (modality, rate) = TINY[name], MODALITIES[name]
+    tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
     given = dict(steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate)
     return pipelines.Policy(pipe or build(name), **{**given, **changes})

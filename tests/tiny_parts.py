@@ -45,10 +45,27 @@ def roberta_tokens() -> Any:
     )
 
 
-def clip(projected: bool = False, width: int = 16) -> Any:
+def word_tokens() -> Any:
+    from tokenizers import Tokenizer, models, pre_tokenizers
+
+    vocab = ids("<pad>", "<unk>", "a", "red", "cat", "two", "dogs", "bad")
+    words = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
+    words.pre_tokenizer = pre_tokenizers.Whitespace()
+    return t.PreTrainedTokenizerFast(
+        tokenizer_object=words, pad_token="<pad>", unk_token="<unk>", padding_side="right", model_max_length=64
+    )
+
+
+def byt5_tokens() -> Any:
+    return t.ByT5Tokenizer(extra_ids=0)
+
+
+def clip(projected: bool = False, width: int = 16, positions: int = 16) -> Any:
     kind = t.CLIPTextModelWithProjection if projected else t.CLIPTextModel
     settings = dict(vocab_size=514, hidden_size=width, intermediate_size=16, num_hidden_layers=2, num_attention_heads=2)
-    special = dict(max_position_embeddings=16, projection_dim=width, bos_token_id=0, eos_token_id=1, pad_token_id=1)
+    special = dict(
+        max_position_embeddings=positions, projection_dim=width, bos_token_id=0, eos_token_id=1, pad_token_id=1
+    )
     return kind(t.CLIPTextConfig(**settings, **special))
 
 
@@ -60,6 +77,13 @@ def qwen3(kind: Any, width: int = 16, vocab: int = 259) -> Any:
     heads = dict(num_attention_heads=2, num_key_value_heads=2, head_dim=8)
     size = dict(hidden_size=width, intermediate_size=16, num_hidden_layers=2, max_position_embeddings=256)
     return kind(t.Qwen3Config(vocab_size=vocab, **heads, **size))
+
+
+def qwen_text(width: int = 16) -> Any:
+    heads = dict(num_attention_heads=2, num_key_value_heads=2)
+    rope = dict(rope_scaling=dict(mrope_section=[1, 1, 2], rope_type="default", type="default"), rope_theta=1e6)
+    size = dict(hidden_size=width, intermediate_size=16, num_hidden_layers=3, vocab_size=259)
+    return t.Qwen2_5_VLTextModel(t.Qwen2_5_VLTextConfig(**size, **heads, **rope))
 
 
 def kl(latents: int = 4, levels: int = 2, channels: int = 3, **settings: Any) -> Any:
@@ -76,7 +100,9 @@ def kl(latents: int = 4, levels: int = 2, channels: int = 3, **settings: Any) ->
 
 
 def oobleck(latents: int) -> Any:
-    sizes = dict(encoder_hidden_size=6, decoder_channels=3, downsampling_ratios=[1, 2], channel_multiples=[2, 4])
+    sizes = dict(
+        encoder_hidden_size=2 * latents, decoder_channels=3, downsampling_ratios=[1, 2], channel_multiples=[2, 4]
+    )
     return d.AutoencoderOobleck(decoder_input_channels=latents, audio_channels=2, sampling_rate=4, **sizes)
 
 

@@ -87,7 +87,7 @@ class Pairs:
         return prompt, both[won], both[1 - won]
 
     def batch(self, position: int, count: int, size: Sequence[int]) -> PairBatch:
-        """The `count` pairs from `position` on, each medium brought to `size`: a policy's, (3,H,W) or (T,3,H,W)."""
+        """The `count` pairs from `position` on, each medium brought to `size`: a policy's, (3,H,W), (T,3,H,W) or (C,L)."""
         found = [self[n] for n in range(position, position + count)]
         winners, losers = (Media.cat([fit(row[side], size) for row in found]) for side in (1, 2))
         seeds = tuple(derive(self.seed, "pair", n) for n in range(position, position + count))
@@ -115,15 +115,18 @@ class Pairs:
 
 
 def fit(media: Media, size: Sequence[int]) -> Media:
-    """Media brought to a policy's size, (3,H,W) or (T,3,H,W): scaled to cover it and cut to its middle; of a clip the first T frames.
+    """Media brought to a policy's size, (3,H,W) or (T,3,H,W): scaled to cover it and cut to its middle; of a clip the first T
+    frames. Or (C,L): the first L samples, silence after a shorter sound; channels copied, or averaged.
 
-    Raises BadInput for a picture where a clip is wanted, and the other way round, and for a clip that is too short.
+    Raises BadInput for media of another kind than is wanted, and for a clip that is too short.
     """
-    clip = len(size) == 4
-    if media.modality != ("video" if clip else "image"):
-        raise BadInput(
-            f"pairs: a {media.modality} was found where this pipeline makes {'videos' if clip else 'images'}"
-        )
+    wanted, clip = {2: "audio", 3: "image", 4: "video"}[len(size)], len(size) == 4
+    kinds = {"audio": "sounds", "image": "pictures", "video": "clips"}
+    if media.modality != wanted:
+        raise BadInput(f"pairs: {kinds[media.modality]} were found where this pipeline makes {kinds[wanted]}")
+    if wanted == "audio":
+        x = media.data if media.data.shape[1] == size[0] else media.data.mean(1, keepdim=True).expand(-1, size[0], -1)
+        return replace(media, data=F.pad(x, (0, max(size[1] - x.shape[2], 0)))[..., : size[1]])
     x, (height, width) = media.data, size[-2:]
     if clip and x.shape[1] < size[0]:
         raise BadInput(f"pairs: a clip of {x.shape[1]} frames was found where this pipeline makes {size[0]}")

@@ -1,113 +1,27 @@
-"""Components of tiny text-to-video and text-to-audio pipelines."""
+"""Components of tiny text-to-audio pipelines."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import diffusers as d
+import torch
 import transformers as t
 from diffusers.pipelines.ace_step import modeling_ace_step as ace
-from tiny_parts import UNET, VP, kl, oobleck, qwen3, qwen_tokens, roberta_tokens, t5, t5_tokens
+from tiny_parts import (
+    UNET,
+    VP,
+    gemma_tokens,
+    kl,
+    oobleck,
+    qwen3,
+    qwen_tokens,
+    roberta_tokens,
+    t5,
+    t5_tokens,
+)
 
-
-def wan() -> dict[str, Any]:
-    return dict(
-        transformer=d.WanTransformer3DModel(
-            patch_size=(1, 2, 2),
-            num_attention_heads=2,
-            attention_head_dim=12,
-            in_channels=4,
-            out_channels=4,
-            text_dim=16,
-            freq_dim=32,
-            ffn_dim=16,
-            num_layers=1,
-            rope_max_seq_len=32,
-        ),
-        vae=d.AutoencoderKLWan(
-            base_dim=3,
-            z_dim=4,
-            dim_mult=[1, 1, 1, 1],
-            num_res_blocks=1,
-            temperal_downsample=[False, True, True],
-            latents_mean=[0.0] * 4,
-            latents_std=[1.0] * 4,
-        ),
-        scheduler=d.UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
-        text_encoder=t5(),
-        tokenizer=t5_tokens(),
-        transformer_2=None,
-    )
-
-
-def ltx() -> dict[str, Any]:
-    decoder = {
-        f"{side}{key}": value
-        for side in ("", "decoder_")
-        for key, value in {
-            "block_out_channels": (8,) * 4,
-            "layers_per_block": (1,) * 5,
-            "spatio_temporal_scaling": (True, True, False, False),
-        }.items()
-    }
-    return dict(
-        transformer=d.LTXVideoTransformer3DModel(
-            in_channels=8,
-            out_channels=8,
-            num_attention_heads=2,
-            attention_head_dim=8,
-            cross_attention_dim=16,
-            num_layers=1,
-            caption_channels=16,
-        ),
-        vae=d.AutoencoderKLLTXVideo(
-            latent_channels=8,
-            decoder_inject_noise=(False,) * 5,
-            upsample_residual=(False,) * 4,
-            upsample_factor=(1,) * 4,
-            timestep_conditioning=False,
-            patch_size=1,
-            patch_size_t=1,
-            encoder_causal=True,
-            decoder_causal=False,
-            **decoder,
-        ),
-        scheduler=d.FlowMatchEulerDiscreteScheduler(),
-        text_encoder=t5(),
-        tokenizer=t5_tokens(),
-    )
-
-
-def cogvideox() -> dict[str, Any]:
-    return dict(
-        transformer=d.CogVideoXTransformer3DModel(
-            num_attention_heads=2,
-            attention_head_dim=8,
-            in_channels=4,
-            out_channels=4,
-            time_embed_dim=4,
-            text_embed_dim=16,
-            num_layers=1,
-            sample_width=2,
-            sample_height=2,
-            sample_frames=9,
-            patch_size=2,
-            temporal_compression_ratio=4,
-            max_text_seq_length=16,
-        ),
-        vae=d.AutoencoderKLCogVideoX(
-            down_block_types=("CogVideoXDownBlock3D",) * 4,
-            up_block_types=("CogVideoXUpBlock3D",) * 4,
-            block_out_channels=(8,) * 4,
-            latent_channels=4,
-            layers_per_block=1,
-            norm_num_groups=2,
-            temporal_compression_ratio=4,
-        ),
-        scheduler=d.CogVideoXDDIMScheduler(),
-        text_encoder=t5(),
-        tokenizer=t5_tokens(),
-    )
+LOUD = 0.2  # a vocoder whose sounds are loud enough to be heard
 
 
 def audioldm2() -> dict[str, Any]:
@@ -142,6 +56,7 @@ def audioldm2() -> dict[str, Any]:
                 resblock_kernel_sizes=[3],
                 resblock_dilation_sizes=[[1, 3]],
                 normalize_before=False,
+                initializer_range=LOUD,
             )
         ),
     )
@@ -202,4 +117,78 @@ def ace_step() -> dict[str, Any]:
         audio_token_detokenizer=ace.AceStepAudioTokenDetokenizer(
             audio_acoustic_hidden_dim=8, pool_window_size=2, num_attention_pooler_hidden_layers=1, **common
         ),
+    )
+
+
+def musicldm() -> dict[str, Any]:
+    parts = audioldm2()
+    kept = ("vae", "scheduler", "text_encoder", "tokenizer", "feature_extractor", "vocoder")
+    labels = dict(class_embed_type="simple_projection", class_embeddings_concat=True)
+    sizes = dict(cross_attention_dim=(8, 16), projection_class_embeddings_input_dim=8)
+    net = d.UNet2DConditionModel(**{**UNET, **sizes, **labels})
+    return {name: parts[name] for name in kept} | {"unet": net}
+
+
+def longcat() -> dict[str, Any]:
+    net = d.LongCatAudioDiTTransformer(
+        dit_dim=16, dit_depth=1, dit_heads=2, dit_text_dim=16, latent_dim=4, text_conv=False
+    )
+    torch.nn.init.normal_(net.proj_out.weight)  # it starts at zero
+    return dict(
+        transformer=net,
+        vae=d.LongCatAudioDiTVae(
+            channels=4, c_mults=[1, 2], strides=[2], latent_dim=4, encoder_latent_dim=8, downsampling_ratio=2, scale=0.1
+        ),
+        text_encoder=t.UMT5EncoderModel(
+            t.UMT5Config(vocab_size=64, d_model=16, d_ff=16, d_kv=8, num_heads=2, num_layers=1)
+        ),
+        tokenizer=t5_tokens(),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=True),
+    )
+
+
+def stable_audio_3() -> dict[str, Any]:
+    text = t.models.t5gemma.configuration_t5gemma.T5GemmaModuleConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=1,
+        head_dim=8,
+        max_position_embeddings=64,
+        sliding_window=64,
+        layer_types=["full_attention"],
+    ).to_dict()
+    return dict(
+        transformer=d.StableAudio3DiTModel(
+            io_channels=8,
+            embed_dim=16,
+            depth=1,
+            num_heads=2,
+            cond_token_dim=16,
+            global_cond_dim=16,
+            local_add_cond_dim=5,
+            timestep_features_dim=16,
+            ff_mult=2,
+            num_memory_tokens=3,
+            use_differential_attention=False,
+        ),
+        vae=d.AutoencoderSAME(
+            audio_channels=2,
+            patch_size=2,
+            encoder_channels=8,
+            encoder_c_mults=(2,),
+            encoder_strides=(2,),
+            encoder_transformer_depths=(1,),
+            latent_dim=8,
+            use_differential_attention=False,
+            dim_heads=4,
+            ff_mult=2,
+            sampling_rate=16,
+        ),
+        scheduler=d.FlowMatchEulerDiscreteScheduler(num_train_timesteps=1, shift=1.0),
+        text_encoder=t.T5GemmaEncoderModel(t.T5GemmaConfig(encoder=text, decoder=text, is_encoder_decoder=False)),
+        tokenizer=gemma_tokens(),
+        duration_embedder=d.StableAudio3DurationEmbedder(output_dim=16, fourier_dim=16),
     )

@@ -1,0 +1,83 @@
+"""Every method that trains, on music and on video as on pictures: one update of a tiny pipeline of each, with no code of its own."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from tiny import SEEDS
+from tiny_trained import nudge, trainable
+
+from pipelines import FlowSDE, Lora
+from rewards.compose import Weighted
+from workbench.methods import METHODS, trains
+from workbench.types import Batch, Media, PairBatch, RewardSpec
+
+PIPELINES = {"music": "LongCatAudioDiTPipeline", "video": "WanPipeline"}
+PROMPTS = ("red cats", "two dogs")
+CHAINS = ("grpo", "ddpo", "d3po", "prdp", "parrot")  # these score the steps that they drew: they need a kernel
+TWO = {name: dict(group=2) for name in ("grpo", "d3po", "nft", "awm", "crd", "dgpo", "dpo", "kto", "rwr", "dragon")}
+SETTINGS: dict[str, dict] = {
+    **TWO,
+    "d3po": dict(group=2, clip=100.0),  # a nudged policy is far from the one before it
+    "kto": dict(group=2, beta=1.0),
+    "kto:pairs": dict(beta=1.0),
+    "dragon": dict(group=2, beta=1.0),
+    "grpo:mix": dict(group=2, window="mix", width=1, dwell=1),
+    "prdp": dict(group=2, updates=1),
+    "parrot": dict(group=4),
+    "raft": dict(group=2, keep=1),
+    "align_prop": dict(last=2, jitter=0.0),
+    "refl": dict(enough=math.inf),
+    "srpo": dict(enough=math.inf),
+    "rpo": dict(images=1, every=0),
+}
+CASES = sorted(
+    {*(name for name, cls in METHODS.items() if "trainable" in cls.needs), *SETTINGS, "dpo:pairs", "kto:pairs"}
+)
+
+
+class Slope:
+    """How far media lean one way of many, more for prompts that begin with `word`."""
+
+    spec = RewardSpec("slope", "1", frozenset({"audio", "video"}), differentiable=True)
+
+    def __init__(self, seed: int, word: str = "Natural"):
+        self.seed, self.word = seed, word
+
+    def __call__(self, *, media, prompts, references=None):
+        x = media.data.flatten(1)
+        way = torch.randn(x.shape[1], generator=torch.Generator().manual_seed(self.seed))
+        return (x @ way / x.shape[1] ** 0.5) * torch.tensor([2.0 if p.startswith(self.word) else 1.0 for p in prompts])
+
+
+def lesson(name: str, policy):
+    """The method and its batch."""
+    settings, method = dict(SETTINGS.get(name, {})), METHODS[name.partition(":")[0]]
+    batch = Batch(PROMPTS, SEEDS)
+    some = [Media(torch.rand(2, *policy.size) * 0.8, policy.modality, policy.rate) for _ in range(2)]
+    if name == "rpo":
+        settings["references"] = some[0]
+    return method(**settings), PairBatch(PROMPTS, SEEDS, *some) if name.endswith(":pairs") else batch
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kind", PIPELINES)
+def test_a_method_moves_a_pipeline_of_sounds_or_clips_by_one_update(kind, name):
+    kernel = FlowSDE() if name.partition(":")[0] in CHAINS else None
+    lora = Lora(rank=2, alpha=4.0, targets="all" if name == "hypernoise" else "attention")
+    policy = trainable(PIPELINES[kind], kernel=kernel, lora=lora, steps=4 if name == "srpo" else 2)
+    nudge(policy, 0.1)
+    method, batch = lesson(name, policy)
+    assert trains(method) and method.needs - {"reward", "differentiable"} <= policy.provides
+    before = policy.adapters.hash()
+    reward = Weighted({Slope(0): 1.0, Slope(1): 1.0}, ["one", "other"])
+    (event,) = method(policy, reward, [batch])
+    assert event.metrics["grad_norm"] > 0 and all(map(math.isfinite, event.metrics.values()))
+    assert policy.updates >= 1 and policy.adapters.hash() != before
+    assert all(p.isfinite().all() for p in policy.adapters.parameters)
+    if event.media is not None:
+        assert event.media.modality == policy.modality and event.media.rate == policy.rate
+    if name in ("grpo", "parrot"):
+        assert event.metrics["log_ratio"] == 0, "scored as drawn"
