@@ -19,6 +19,8 @@ from torch import Tensor, nn
 
 from workbench.types import BadInput, Count
 
+from . import sharding
+
 LIVE, BASE = "train", "base"
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -98,10 +100,14 @@ def strip(module: nn.Module) -> nn.Module:
 
 
 class Adapters:
-    """The trained part of a pipeline's denoisers, by name, and its copies."""
+    """The trained part of a pipeline's denoisers, by name, and its copies.
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora):
-        self.denoisers, self.lora = dict(denoisers), lora
+    With `shard`, a device, they are weights of which each process keeps a part (sharding.py), and copies are copies of that
+    part; `whole`, `state_dict` and `distance` are then asked by all processes at once.
+    """
+
+    def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora, shard: torch.device | None = None):
+        self.denoisers, self.lora, self.sharded = dict(denoisers), lora, shard is not None
         self.copies: dict[str, dict[str, Tensor]] = {}
         self._off = self._merged = False
         for module in self.denoisers.values():
@@ -109,14 +115,22 @@ class Adapters:
                 module.requires_grad_()
             else:
                 attach(module.requires_grad_(False), lora)
-        self.live = {
+        self.live = self._found()
+        if shard is not None:
+            self._loaded = self.hash()  # of the whole: the parts of two different models would make a third
+            for module in self.denoisers.values():
+                sharding.shard(module, shard)
+            self.live = self._found()
+        if lora.targets == "weights":
+            self.keep(BASE)
+
+    def _found(self) -> dict[str, nn.Parameter]:
+        return {
             f"{name}.{key}": p
             for name, module in self.denoisers.items()
             for key, p in module.named_parameters()
             if p.requires_grad
         }
-        if lora.targets == "weights":
-            self.keep(BASE)
 
     @property
     def parameters(self) -> list[nn.Parameter]:
@@ -124,7 +138,7 @@ class Adapters:
 
     def keep(self, name: str) -> None:
         """Copy the live values."""
-        self.copies[_free(name)] = {key: p.detach().clone() for key, p in self.live.items()}
+        self.copies[_free(name)] = {key: sharding.local(p).detach().clone() for key, p in self.live.items()}
 
     @torch.no_grad()
     def follow(self, name: str, decay: float) -> None:
@@ -132,7 +146,7 @@ class Adapters:
         if _free(name) not in self.copies:
             self.keep(name)
         for key, mine in self.copies[name].items():
-            mine.lerp_(self.live[key].detach(), 1 - decay)
+            mine.lerp_(sharding.local(self.live[key]).detach(), 1 - decay)
 
     def forget(self, but: Collection[str]) -> None:
         """Drop the copies, but for these and the base."""
@@ -149,8 +163,13 @@ class Adapters:
             raise KeyError(f"there is no copy {name!r} of the adapters; there are: {', '.join((LIVE, *self.copies))}")
         return self._swapped(self.copies[name])
 
+    def _swapped(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+        if self.sharded:
+            return sharding.swapped(self.live, values, list(self.denoisers.values()))
+        return self._pointed(values)
+
     @contextmanager
-    def _swapped(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+    def _pointed(self, values: Mapping[str, Tensor]) -> Iterator[None]:
         kept = {key: p.data for key, p in self.live.items()}
         try:
             for key, p in self.live.items():
@@ -213,18 +232,25 @@ class Adapters:
         return [layer for module in self.denoisers.values() for layer in layers(module).values()]
 
     def hash(self) -> str:
-        """Of the live values: equal if and only if they are, bit for bit."""
+        """Of the live values: equal if and only if they are, bit for bit. Of shards, no two of which are alike: of the whole
+        weights that they were cut from, and of how."""
         digest = hashlib.blake2b(digest_size=16)
         for key in sorted(self.live):
-            digest.update(key.encode() + self.live[key].detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+            p = self.live[key].detach()
+            how = f"{self._loaded} {tuple(p.shape)} {p.placements} of {p.device_mesh.shape}" if sharding.cut(p) else ""
+            digest.update(key.encode() + (how.encode() or _bytes(p)))
         return digest.hexdigest()
 
     @torch.no_grad()
     def distance(self) -> float:
         """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') needs no product."""
         if self.lora.targets == "weights":
-            moved = sum((p.double() - self.copies[BASE][k]).square().sum() for k, p in self.live.items())
-            return math.sqrt(moved / sum(w.double().square().sum() for w in self.copies[BASE].values()))
+            before = self.copies[BASE]
+            moved = sum(float((sharding.local(p).double() - before[k]).square().sum()) for k, p in self.live.items())
+            base = sum(float(w.double().square().sum()) for w in before.values())
+            if self.sharded:
+                moved, base = sharding.total([moved, base], self.parameters[0].device)
+            return math.sqrt(moved / base)
         moved, base = 0.0, 0.0
         for layer in self._layers:
             a, b, scale = factors(layer)
@@ -233,10 +259,20 @@ class Adapters:
             base += float(layer.get_base_layer().weight.double().square().sum())
         return math.sqrt(max(moved, 0.0) / base)
 
+    def whole(self) -> dict[str, Tensor]:
+        """The live values, put together from their shards on the first process."""
+        return sharding.whole({key: p.detach() for key, p in self.live.items()})
+
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The live values and the copies, but for the base that a pipeline brings with it."""
+        """The live values and the copies, but for the base that a pipeline brings with it. Whole ones, and on the first process
+        alone, where they are sharded: any number of processes may go on with them."""
         copies = {name: values for name, values in self.copies.items() if name != BASE}
-        return copy.deepcopy({LIVE: {key: p.detach() for key, p in self.live.items()}, **copies})
+        if not self.sharded:
+            return copy.deepcopy({LIVE: {key: p.detach() for key, p in self.live.items()}, **copies})
+        state = {LIVE: self.whole()}
+        for name, values in copies.items():
+            state[name] = {key: sharding.whole(sharding.joined(v, self.live[key])) for key, v in values.items()}
+        return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
@@ -251,10 +287,15 @@ class Adapters:
                     "the same rank and targets"
                 )
         for key, p in self.live.items():
-            p.copy_(state[LIVE][key])
+            sharding.local(p).copy_(sharding.part(state[LIVE][key], p))
         for name, values in state.items():
             if name != LIVE:
-                self.copies[name] = {key: values[key].detach().clone().to(p) for key, p in self.live.items()}
+                self.copies[name] = {key: sharding.part(values[key], p).clone() for key, p in self.live.items()}
+        sharding.reshard(self.denoisers.values())
+
+
+def _bytes(p: Tensor) -> bytes:
+    return p.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
 def factors(layer: Any) -> tuple[Tensor, Tensor, float]:

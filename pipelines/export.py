@@ -86,16 +86,24 @@ def export(
     put into the files' metadata. With `pipeline`, the config of the base, the folder is a pipeline of its own for
     `pipelines.load`. Raises FileExistsError for a folder that is there, Mismatch where what is loaded back
     differs.
+
+    Of a sharded policy all processes export together; the first one writes, and the others return with no files.
     """
     folder = Path(folder)
     if folder.exists():
         raise FileExistsError(f"{folder}: exists already; an export is never written over")
+    with policy.use(name), torch.no_grad():
+        seen = _seen(policy)
+    if not policy.leads:
+        return Exported((), (), 0.0, seen.effect)
     temp = folder.with_name(f".{folder.name}.{os.getpid()}")
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
     try:
         with policy.use(name), torch.no_grad():
-            exported = _write(policy, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {})
+            exported = _write(
+                policy, seen, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {}
+            )
         if pipeline is not None:
             record = {"pipeline": _plain(pipeline), "parts": _parts(policy, temp)}
             (temp / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -126,12 +134,29 @@ def _parts(policy: TrainablePolicy, folder: Path) -> dict[str, str]:
     return {name: "peft" if (folder / name / "adapter_model.safetensors").is_file() else "lora" for name in names}
 
 
-def _write(policy: TrainablePolicy, folder: Path, comfy: bool, merged: bool, about: Mapping[str, str]) -> Exported:
-    denoisers, notes, lines, worst = policy.adapters.denoisers, [], [], 0.0
+@dataclass(frozen=True)
+class Seen:
+    """What is asked of the policy itself: all that needs its other processes, where it is sharded."""
+
+    states: Tensor
+    want: list[Tensor]  # its predictions there
+    effect: float
+    weights: Mapping[str, Tensor]  # "<denoiser>.<name>" -> what was trained in place of a LoRA
+
+
+def _seen(policy: TrainablePolicy) -> Seen:
     states = policy.sample((PROMPT,), seeds=(SEED,)).x
     want = _predictions(policy, states)
     with policy.reference():
         effect = _distance(want, _predictions(policy, states))
+    weights = policy.adapters.whole() if policy.adapters.lora.targets == "weights" else {}
+    return Seen(states, want, effect, weights)
+
+
+def _write(
+    policy: TrainablePolicy, seen: Seen, folder: Path, comfy: bool, merged: bool, about: Mapping[str, str]
+) -> Exported:
+    denoisers, notes, lines, worst = policy.adapters.denoisers, [], [], 0.0
     about = {"format": "pt", "software": "media-alignment-workbench", **about}
     if policy.adapters.lora.targets != "weights":
         fresh = policy.fresh()
@@ -144,13 +169,13 @@ def _write(policy: TrainablePolicy, folder: Path, comfy: bool, merged: bool, abo
                 _for_comfy(module, name, weights, folder, about)
             elif comfy:
                 notes.append(f"no ComfyUI file: how it calls the layers of {type(module).__name__} is not known")
-        worst = _compare(policy, fresh, states, want, effect, "the adapters")
+        worst = _compare(policy, fresh, seen, "the adapters")
     if merged:
         fresh = policy.fresh()
         for name, module in denoisers.items():
-            lines.append(_merged(fresh, name, module, folder))
-        worst = max(worst, _compare(policy, fresh, states, want, effect, "the merged weights"))
-    return Exported((), tuple(lines), worst, effect, tuple(notes))
+            lines.append(_merged(fresh, name, module, seen.weights, folder))
+        worst = max(worst, _compare(policy, fresh, seen, "the merged weights"))
+    return Exported((), tuple(lines), worst, seen.effect, tuple(notes))
 
 
 def _folded(layer: Any) -> tuple[Tensor, Tensor]:
@@ -210,11 +235,12 @@ def _for_comfy(module: Any, name: str, weights: Factors, folder: Path, about: Ma
     save_file(tensors, folder / f"comfyui{'_2' if name == EXPERT else ''}.safetensors", about)
 
 
-def _merged(pipe: Any, name: str, module: Any, folder: Path) -> str:
+def _merged(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], folder: Path) -> str:
     whole = getattr(pipe, name)
-    trained = dict(module.named_parameters()) if not layers(module) else {}
     for key, value in trained.items():
-        whole.get_parameter(key).data = value.detach().clone()
+        if key.startswith(f"{name}."):
+            weight = whole.get_parameter(key.removeprefix(f"{name}."))
+            weight.data = value.to(weight, copy=True)
     for key, layer in layers(module).items():
         weight, (a, b, scale) = whole.get_submodule(key).weight, factors(layer)
         delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scale
@@ -246,7 +272,7 @@ def _predictions(policy: Policy, states: Tensor) -> list[Tensor]:
     return [policy._output(states[:, i], i, (PROMPT,)).float() for i in places]
 
 
-def _compare(policy: TrainablePolicy, pipe: Any, states: Tensor, want: list[Tensor], effect: float, what: str) -> float:
+def _compare(policy: TrainablePolicy, pipe: Any, seen: Seen, what: str) -> float:
     plain = Policy(
         pipe,
         modality=policy.modality,
@@ -255,9 +281,9 @@ def _compare(policy: TrainablePolicy, pipe: Any, states: Tensor, want: list[Tens
         text=policy.text,
         guidance=policy.guidance,
     )
-    off = _distance(want, _predictions(plain, states))
-    dtype = max((p.dtype for m in policy.adapters.denoisers.values() for p in m.parameters()), key=_eps)
-    rounding = 32 * _eps(dtype) * max(float(t.abs().max()) for t in want)
+    off, effect = _distance(seen.want, _predictions(plain, seen.states)), seen.effect
+    dtype = max((p.dtype for name in policy.adapters.denoisers for p in getattr(pipe, name).parameters()), key=_eps)
+    rounding = 32 * _eps(dtype) * max(float(t.abs().max()) for t in seen.want)
     if not off <= rounding + effect * (1e-3 + 8 * _eps(dtype)):
         raise Mismatch(
             f"{what}, loaded back, predict otherwise than the policy: by up to {off:.2g}, where training moved it by {effect:.2g} "

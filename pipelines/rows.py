@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,7 +20,7 @@ from torch.utils.checkpoint import checkpoint
 from workbench.types import Media, Prediction, Trajectory, Transition
 
 from .policy import Policy
-from .training import world
+from .training import TrainablePolicy, world
 
 
 class Rows:
@@ -29,6 +30,7 @@ class Rows:
     def __init__(self, policy: Policy, micro: int = 0, accumulate: int = 1):
         self.policy, self.micro, self.accumulate = policy, micro, accumulate
         self.world = world(policy.device)
+        self.sharded = isinstance(policy, TrainablePolicy) and policy.sharded
         self.settings: dict[str, Any] = {}  # of the optimiser, besides what the method says
         self.rate = 0.0  # the method's learning rate
         self.optimizer_: torch.optim.Optimizer | None = None
@@ -49,7 +51,7 @@ class Rows:
             return path.x, path.log_prob, path.media.data
 
         told: list[Trajectory] = []
-        x, log_prob, data = self._share(part, len(prompts), noise, grad > 0)
+        x, log_prob, data = self._share(part, prompts, noise, grad > 0)
         media = replace(told[0].media, data=data)
         return Trajectory(tuple(prompts), x, log_prob, told[0].stochastic, media, tuple(seeds))
 
@@ -60,7 +62,7 @@ class Rows:
             return law.mean, law.x0
 
         std: list[Tensor] = []
-        mean, x0 = self._share(part, len(x), x)
+        mean, x0 = self._share(part, prompts, x)
         return Transition(mean, std[0], x0)
 
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
@@ -68,7 +70,7 @@ class Rows:
             said = self.policy.predict(x, i, [prompts[n] for n in rows], guidance)
             return said.x0, said.eps, said.v
 
-        return Prediction(*self._share(part, len(x), x))
+        return Prediction(*self._share(part, prompts, x))
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         def part(rows: list[int], latents: Tensor) -> tuple[Tensor, ...]:
@@ -76,21 +78,21 @@ class Rows:
             return (told[-1].data,)
 
         told: list[Media] = []
-        (data,) = self._share(part, len(latents), latents)
+        (data,) = self._share(part, prompts, latents)
         return replace(told[0], data=data)
 
     def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
         def part(rows: list[int], noise: Tensor) -> tuple[Tensor, ...]:
             return (self.policy.correction(noise, [prompts[n] for n in rows]),)
 
-        return self._share(part, len(noise), noise)[0]
+        return self._share(part, prompts, noise)[0]
 
     @torch.no_grad()
     def encode(self, media: Media) -> Tensor:
         def part(rows: list[int], data: Tensor) -> tuple[Tensor, ...]:
             return (self.policy.encode(replace(media, data=data)),)
 
-        return self._share(part, len(media), media.data)[0]
+        return self._share(part, [None] * len(media), media.data)[0]
 
     def judge(self, score: Callable[[list[int]], dict[str, Tensor]], n: int) -> dict[str, Tensor]:
         """name -> [n] of what `score` says of some of n rows, each process judging its own."""
@@ -98,18 +100,43 @@ class Rows:
         scores = score(rows)
         return {name: self._gather(values, n) for name, values in scores.items()}
 
-    def mine(self, n: int) -> list[int]:
-        """The rows of this process, at least one: what nobody needs is computed and dropped."""
-        part = torch.arange(n).tensor_split(self.world.num_processes)[self.world.process_index].tolist()
-        return part or [0]
+    def mine(self, n: int, process: int | None = None) -> list[int]:
+        """The rows of this process, or another, at least one: what nobody needs is computed and dropped."""
+        place = self.world.process_index if process is None else process
+        return torch.arange(n).tensor_split(self.world.num_processes)[place].tolist() or [0]
 
-    def _share(self, part: Callable, n: int, x: Tensor | None, graph: bool = True) -> list[Tensor]:
-        """What `part` makes of n rows, and of those of x [n,...]."""
-        rows, graph = self.mine(n), graph and torch.is_grad_enabled()
-        size, run = self.micro or len(rows), self._again if graph and self.micro else _once
-        parts = [rows[k : k + size] for k in range(0, len(rows), size)]
-        made = [run(part, few, None if x is None else x[few]) for few in parts]
-        return [self._gather(torch.cat(each), n) for each in zip(*made, strict=True)]
+    def parts(self, n: int, process: int | None = None) -> list[list[int]]:
+        """Rows that go through the denoiser at once. Where weights are sharded, each process needs all others whenever it runs
+        the denoiser: one that has fewer parts repeats its last row, and drops it."""
+        rows = self.mine(n, process)
+        size = self.micro or len(rows)
+        found = [rows[k : k + size] for k in range(0, len(rows), size)]
+        most = -(-len(self.mine(n, 0)) // size) if self.sharded and self.micro else len(found)  # the first has the most
+        return found + [rows[-1:]] * (most - len(found))
+
+    def _share(self, part: Callable, asked: Sequence[str | None], x: Tensor | None, graph: bool = True) -> list[Tensor]:
+        """What `part` makes of the rows of these prompts, and of those of x [n,...]."""
+        n, graph = len(asked), graph and torch.is_grad_enabled()
+        run, made = self._again if graph and self.micro else _once, []
+        for k, few in enumerate(self.parts(n)):
+            known = partial(self._known, part, self._scope(asked, k))
+            made.append(run(known, few, None if x is None else x[few]))
+        count = len(self.mine(n))
+        return [self._gather(torch.cat(each)[:count], n) for each in zip(*made, strict=True)]
+
+    def _scope(self, asked: Sequence[str | None], k: int) -> tuple | None:
+        """The prompts of everybody's part k. What a prompt's first call computes, later ones remember: by this, all processes
+        remember the same calls, and compute the same ones."""
+        if not self.sharded:
+            return None
+        return tuple(tuple(asked[row] for row in self.parts(len(asked), p)[k]) for p in range(self.world.num_processes))
+
+    def _known(self, part: Callable, scope: tuple | None, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:
+        self.policy.scope = scope
+        try:
+            return part(rows, x)
+        finally:
+            self.policy.scope = None
 
     def _again(self, part: Callable, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:
         """Computed now without a graph, and once more when its gradient is asked for; what it costs is counted once."""

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from workbench.types import BadInput
 
-from . import seams
+from . import seams, sharding
 from .adapters import Adapters, Lora, strip
 from .policy import Policy
 
@@ -40,8 +40,12 @@ class TrainablePolicy(Policy):
     `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each update,
     warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their activations in the
     backward pass: less memory for about a third more time. `source(parts)` loads the pipeline again, with these parts of
-    it as they are; export asks for it. With `accelerate launch` each process holds the whole policy, and sees its own rows.
+    it as they are; export asks for it. With `accelerate launch` each process holds the whole policy, and sees its own rows;
+    with `shard`, a part of the weights that are trained, and of all that belongs to them (sharding.py). Then what samples,
+    predicts, steps, saves or exports is done by all processes alike.
     """
+
+    scope: Any = None  # what the prompts' memories are kept by, in place of the prompts; the same in all processes
 
     def __init__(
         self,
@@ -51,18 +55,22 @@ class TrainablePolicy(Policy):
         clip: float = 1.0,
         ema: float = 0.0,
         blocks: bool = False,
+        shard: bool = False,
         source: Callable[[Mapping[str, nn.Module]], Any] | None = None,
         **policy: Any,
     ):
         super().__init__(pipe, **policy)
         self.clip, self.ema, self.source, self.updates = clip, ema, source, 0
         denoisers = {name: seams.modules(pipe)[name] for name in sorted(self.anatomy.denoisers)}
-        self.adapters = Adapters(denoisers, lora or Lora())
+        lora, self._world = lora or Lora(), world(self.device)
+        half = any(p.dtype == torch.float16 for module in denoisers.values() for p in module.parameters())
+        if shard and (half or lora.targets != "weights"):
+            raise BadInput("shard: is for weights that are trained themselves (targets: weights), in fp32 or bf16")
+        cut = shard and self._world.num_processes > 1
+        self.adapters = Adapters(denoisers, lora, self.device if cut else None)
         for module in denoisers.values():
             if blocks:
                 module.enable_gradient_checkpointing()
-        self._world = world(self.device)
-        half = any(p.dtype == torch.float16 for module in denoisers.values() for p in module.parameters())
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self._optimizer: torch.optim.Optimizer | None = None
         self._resumed: dict[str, Any] | None = None  # of an optimiser that is not there yet
@@ -70,6 +78,19 @@ class TrainablePolicy(Policy):
     @property
     def provides(self) -> frozenset[str]:
         return super().provides | {"trainable"}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return self.adapters.sharded
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self._world.process_index == 0
+
+    def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
+        return super()._recall(self.scope if self.sharded and self.scope is not None else prompts, guidance)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside the block this is the policy before training, bit for bit."""
@@ -99,15 +120,20 @@ class TrainablePolicy(Policy):
         """
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise BadInput("eight_bit: needs bitsandbytes, which is not installed; install it or use: eight_bit: false")
+        if eight_bit and self.sharded:
+            raise BadInput("eight_bit: its state can't be sharded; use: eight_bit: false")
         if eight_bit:
             from bitsandbytes.optim import AdamW8bit as Adam
         else:
             from torch.optim import AdamW as Adam
         self._optimizer = Adam(self.adapters.parameters, lr=lr, **{"weight_decay": 1e-4, **settings})
-        if self._resumed is not None:
+        self._go_on()
+        return self._optimizer
+
+    def _go_on(self) -> None:
+        if self._optimizer is not None and self._resumed is not None:
             self._optimizer.load_state_dict(self._resumed)
             self._resumed = None
-        return self._optimizer
 
     def backward(self, loss: Tensor) -> None:
         """Add the gradient of loss [] to what has gathered since the last update: several calls are one larger batch, whose
@@ -123,8 +149,9 @@ class TrainablePolicy(Policy):
         if all(p.grad is None for p in self.adapters.parameters):
             return 0.0
         self._scaler.unscale_(self._optimizer)
-        norm = nn.utils.clip_grad_norm_(self.adapters.parameters, self.clip or math.inf)
-        finite = bool(norm.isfinite())
+        clip = sharding.clip if self.sharded else nn.utils.clip_grad_norm_
+        norm = float(clip(self.adapters.parameters, self.clip or math.inf))
+        finite = math.isfinite(norm)
         if finite:
             self._scaler.step(self._optimizer)
         self._scaler.update()
@@ -134,12 +161,13 @@ class TrainablePolicy(Policy):
         self.updates += 1
         if self.ema:
             self.follow(EMA, min((1 + self.updates) / (10 + self.updates), self.ema))
-        return float(norm)
+        return norm
 
     def _average(self) -> None:
         """Mean gradient over processes. A forward pass here is a pipeline's whole call, not that of one wrapped module, so
-        DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them is as good."""
-        if self._world.num_processes == 1:
+        DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them is as good. Those of
+        shards come averaged out of the backward pass."""
+        if self._world.num_processes == 1 or self.sharded:
             return
         from accelerate.utils import reduce
 
@@ -155,6 +183,8 @@ class TrainablePolicy(Policy):
         """The pipeline as it was before training, apart from this one: its denoisers loaded again from where they came
         from, or, where that is not known, copied and stripped of their adapters."""
         modules = seams.modules(self.pipe)
+        if self.sharded and self.source is None:
+            raise RuntimeError("a sharded policy can't be copied: give it the `source` of its pipeline")
         if self.source is not None:
             return self.source({name: part for name, part in modules.items() if name not in self.adapters.denoisers})
         pipe = copy.copy(self.pipe)
@@ -179,17 +209,20 @@ class TrainablePolicy(Policy):
 
     def learner(self) -> dict[str, Any]:
         """What of its state is not shared with a `sibling`: optimiser and counts."""
-        kept = copy.deepcopy(self._optimizer.state_dict()) if self._optimizer else self._resumed
+        kept = self._optimizer.state_dict() if self._optimizer else self._resumed
+        kept = sharding.whole(kept) if self.sharded else copy.deepcopy(kept)
         return {
             "optimizer": kept,
             "counts": {"updates": self.updates, "nfe": self.nfe, "decodes": self.decodes},
         }
 
     def load_learner(self, state: Mapping[str, Any]) -> None:
-        self._resumed = copy.deepcopy(state["optimizer"])
-        if self._optimizer is not None and self._resumed is not None:
-            self._optimizer.load_state_dict(self._resumed)
-            self._resumed = None
+        kept, parameters = state["optimizer"], self.adapters.parameters
+        if self.sharded and kept is not None:
+            own = {n: sharding.parts(values, parameters[n]) for n, values in kept["state"].items()}
+            kept = {**kept, "state": own}
+        self._resumed = kept if self.sharded else copy.deepcopy(kept)
+        self._go_on()
         self.updates, self.nfe, self.decodes = (state["counts"][key] for key in ("updates", "nfe", "decodes"))
 
     def afresh(self) -> None:

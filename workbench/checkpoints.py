@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
+import os
 import pickle
+import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -27,15 +28,18 @@ class Shelf:
     def save(self, update: int, state: Mapping[str, Any], **about: Any) -> None:
         """Returns once it is on disk; older ones than the last `keep`, and than the best, are removed afterwards."""
         self.home.mkdir(parents=True, exist_ok=True)
-        file = io.BytesIO()
-        torch.save(dict(state), file)
-        data = file.getvalue()
-        self._path(update, "json").unlink(missing_ok=True)  # no digest may vouch for other bytes
-        write_atomic(self._path(update, "pt"), data)
-        digest = hashlib.sha256(data).hexdigest()
-        write_atomic(
-            self._path(update, "json"), dump({"update": update, "sha256": digest, "bytes": len(data), **about})
-        )
+        temp = self.home / f".{uuid.uuid4().hex}.tmp"
+        try:
+            with temp.open("xb") as file:  # straight to disk: all weights and their optimiser may be most of the memory
+                torch.save(dict(state), file)
+                file.flush()
+                os.fsync(file.fileno())
+            told = {"update": update, "sha256": _digest(temp), "bytes": temp.stat().st_size, **about}
+            self._path(update, "json").unlink(missing_ok=True)  # no digest may vouch for other bytes
+            os.replace(temp, self._path(update, "pt"))
+        finally:
+            temp.unlink(missing_ok=True)
+        write_atomic(self._path(update, "json"), dump(told))
         self._prune()
 
     def choose(self, update: int, **about: Any) -> None:
@@ -65,13 +69,13 @@ class Shelf:
             self._path(update, "pt").unlink(missing_ok=True)
 
     def load(self, update: int) -> dict[str, Any] | None:
-        """The state, or None where it is missing or damaged."""
+        """The state, or None where it is missing or damaged. Its tensors are read where they are used: processes that take their
+        parts of them share one copy in memory."""
         try:
             about = json.loads(self._path(update, "json").read_text(encoding="utf-8"))
-            data = self._path(update, "pt").read_bytes()
-            if hashlib.sha256(data).hexdigest() != about["sha256"]:
+            if _digest(self._path(update, "pt")) != about["sha256"]:
                 return None
-            return torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+            return torch.load(self._path(update, "pt"), map_location="cpu", weights_only=True, mmap=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
 
@@ -94,3 +98,8 @@ class Shelf:
     def _prune(self) -> None:
         kept = {*sorted(self)[-self.keep :], self.best.get("update")}
         self.discard(sorted(set(self) - kept))
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

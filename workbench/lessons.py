@@ -125,6 +125,7 @@ def policy_of(plan, name: str, load):
     """The policy of contestant `name`, ready to be trained."""
     config, recipe = plan.config, plan.recipe
     settings = {"lora": recipes.adapter(recipe), "clip": recipe.clip, "ema": recipe.ema, "blocks": recipe.checkpointing}
+    settings["shard"] = recipe.shard
     where = {key: getattr(config, key) for key in ("device", "dtype", "attention")}
     return load(while_training(plan, name), **where, train=settings)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -29,6 +30,7 @@ class Recipe:
     policy: dict = field(
         default_factory=dict
     )  # of the pipeline while it trains: {kernel: {name: flow-sde}, call: {...}}
+    shard: bool = False  # weights that are trained themselves, in shards: each process holds and steps its part
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: NonNegative = 1e-4
     betas: tuple[float, ...] = (0.9, 0.999)
@@ -61,6 +63,13 @@ def read(block: Mapping | None, methods: Mapping[str, Any], watch: Sequence[str]
                 raise BadInput(f"train.report_to: no tracker {name!r}; {nearest(name, TRACKERS)}")
             if importlib.util.find_spec(TRACKERS[name]) is None:
                 raise BadInput(f"train.report_to: {name} is not installed; install it, or leave it out")
+    if recipe.shard and adapter(recipe).targets != "weights":
+        raise BadInput(
+            "train.shard: only weights that are trained themselves are sharded, a LoRA is small; set lora: {targets: weights}, "
+            "or leave shard out"
+        )
+    if recipe.shard and recipe.optimizer == "adamw8bit":
+        raise BadInput("train.optimizer: the state of adamw8bit can't be sharded; use: adamw")
     if recipe.optimizer == "adamw8bit" and importlib.util.find_spec("bitsandbytes") is None:
         raise BadInput("train.optimizer: adamw8bit needs bitsandbytes, which is not installed; use: adamw")
     if recipe.decay > 1 or len(recipe.betas) != 2:
@@ -81,6 +90,14 @@ def adapter(recipe: Recipe):
     from pipelines import Lora
 
     return build(Lora, recipe.lora, "train.lora")
+
+
+def sharded() -> str:
+    """What becomes of `train.shard` in this process."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1:
+        return f"in shards over {count} processes"
+    return "and nothing is sharded: this is one process (accelerate launch --num_processes N starts several)"
 
 
 def overrides(recipe: Recipe) -> dict[str, dict]:
@@ -145,7 +162,7 @@ def told(recipe: Recipe, held: Sequence[str], apart: bool, train: Sequence[str] 
     pairs = isinstance(train, Pairs)
     lora = adapter(recipe)
     what = (
-        "all weights"
+        "all weights" + (f", {sharded()}" if recipe.shard else "")
         if lora.targets == "weights"
         else f"LoRA of rank {lora.rank} (alpha {lora.alpha:g}) on {lora.targets}"
     )

@@ -100,6 +100,8 @@ class Training:
     def run(self, stop: threading.Event) -> Iterator[Progress]:
         yield from self.restore()
         self.agree("at the start")
+        if self.recipe.shard:
+            yield self.progress("told", note=f"train.shard: all weights, {recipes.sharded()}")
         config = dataclasses.asdict(self.plan.config)
         self.boards = (
             tracking.trackers(self.recipe, self.folder.path, self.name, config, self.update) if self.leads else []
@@ -185,8 +187,8 @@ class Training:
         self.cost += Cost(**({key: sum(c[key] for c in everyone) for key in everyone[0]} | most))
 
     def agree(self, when: str) -> None:
-        """Raises Halted unless all processes have the same weights, bit for bit."""
-        if len(set(self.share(self.policy.adapters.hash()))) > 1:
+        """Raises Halted unless all processes have the same weights, bit for bit; or, of shards, parts of the same."""
+        if len(set(self.share((self.policy.adapters.hash(), self.policy.updates)))) > 1:
             raise Halted(f"the processes have different weights {when}; they no longer train one model")
 
     def shrink(self) -> Progress:
@@ -305,17 +307,19 @@ class Training:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def finish(self) -> Iterator[Progress]:
-        """Export the best weights, and say what it took. The other processes are done here."""
+        """Export the best weights, and say what it took. The other processes are done here, unless they hold parts of them."""
         if self.looked != self.update:  # it was ended early
             yield from self.look()
         self.save()
-        if not self.leads:
+        out = exported(self.plan, self.folder, self.name)
+        (there, *_) = self.share(out.exists())  # and what was saved is on disk
+        if not self.leads and not self.policy.adapters.sharded:
             return
         weights, best = put_best(self.policy, self.shelf, self.method)
-        out = exported(self.plan, self.folder, self.name)
-        for torn in out.parent.glob(f".{out.name}.*"):
-            shutil.rmtree(torn)  # of a writer that was killed
-        if not out.exists():
+        if self.leads:
+            for torn in out.parent.glob(f".{out.name}.*"):
+                shutil.rmtree(torn)  # of a writer that was killed
+        if not there:
             base = self.plan.pipelines[self.name]
             about = {"method": self.name, "run": self.folder.path.name, "update": str(best)}
             told = pipelines.export(self.policy, out, name=weights, about=about, pipeline=base)
@@ -323,6 +327,8 @@ class Training:
                 yield self.progress("told", note=note)
         with self.policy.use(weights):
             distance = self.policy.adapters.distance()
+        if not self.leads:
+            return
         self.shelf.finish(self.about() | {"distance": distance, "best": best})
         yield self.progress("told", note=f"exported the weights of update {best} to {out}")
 

@@ -1,0 +1,331 @@
+"""Weights in shards: two processes, each with half of what is trained, come to the model that one process would.
+
+This file is also a script, `python tests/test_sharding.py FOLDER`: it imports once and forks the processes of each launch, with the
+environment that `accelerate launch` gives them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+ROOT = Path(__file__).resolve().parent.parent
+NAMES = ("StableDiffusion3Pipeline", "StableDiffusionPipeline")  # a transformer, a U-Net
+PROMPTS, SEEDS = ("a red cat", "two dogs", "a red cat"), (11, 12, 13)  # three rows for two processes
+LEVEL = {"block_out_channels": (8,), "norm_num_groups": 4, "mid_block_type": None} | {
+    "down_block_types": ("CrossAttnDownBlock2D",),
+    "up_block_types": ("CrossAttnUpBlock2D",),
+}
+FREE = {"guidance_scale": 1.0}
+METHODS = {NAMES[0]: {"name": "nft", "group": 2, "times": 1, "slow": 0.2, "lr": 1e-3}} | {
+    NAMES[1]: {"name": "draft", "last": 2, "lr": 1e-3}
+}
+TRAIN = {
+    "updates": 3,
+    "prompts": 3,
+    "held": 1,
+    "evaluate": 0,
+    "save": 1,
+    "best": "last",
+    "ema": 0.5,
+    "micro": 2,
+    "report_to": [],
+}
+
+
+def build(name: str):
+    """A tiny pipeline with several blocks, but of the U-Net a level less: each block is a message between processes."""
+    import diffusers
+    import tiny
+
+    pipe = tiny.build(name)
+    part, few = ("unet", LEVEL) if name == NAMES[1] else ("transformer", {"num_layers": 3})
+    old = getattr(pipe, part)
+    with torch.random.fork_rng([]):
+        torch.manual_seed(0)
+        new = getattr(diffusers, type(old).__name__)(**{**old.config, **few}).eval().requires_grad_(False)
+        tiny.randomise(new)
+    setattr(pipe, part, new)
+    return pipe
+
+
+def asked(home: Path, shard: bool) -> Path:
+    """A run that trains both pipelines: one by NFT, which keeps an older copy, one by reward gradients."""
+    import tiny
+
+    told = {"base": {"name": "sample", "pipeline": str(home / f"{NAMES[0]}.yaml")}}
+    for name in NAMES:
+        spec, place = tiny.TINY[name], home / f"{name}.yaml"
+        config = {"class": name, "repo": str(home / name), "steps": 2, "call": spec.call | FREE}
+        place.write_text(yaml.safe_dump(config))
+        told[METHODS[name]["name"]] = {"pipeline": str(place)} | METHODS[name]
+    config = {"contestants": told, "pipeline": str(home / f"{NAMES[0]}.yaml"), "reward": "contrast", "batch": 2}
+    config |= {"prompts": ["a cat", "a dog", "a cow"], "test": ["a bird"]}
+    config |= {"train": TRAIN | {"lora": {"targets": "weights"}, "shard": shard}}
+    path = home / f"{'shards' if shard else 'alone'}.yaml"
+    path.write_text(yaml.safe_dump(config))
+    return path
+
+
+# --- the script: processes -------------------------------------------------------------------------------------------
+
+
+def fork(work: Callable[[], int | None], log: Path, processes: int) -> list[int]:
+    """The ids of processes that do this work."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        world = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": s.getsockname()[1]}
+    started = []
+    for rank in range(processes):
+        if pid := os.fork():
+            started.append(pid)
+            continue
+        with log.with_suffix(f".{rank}.log").open("a") as out:
+            os.dup2(out.fileno(), 1), os.dup2(out.fileno(), 2)
+        if processes > 1:
+            world |= {"RANK": rank, "LOCAL_RANK": rank, "ACCELERATE_USE_CPU": "true"}
+            os.environ.update({key: str(value) for key, value in world.items()})
+        try:
+            code = work() or 0
+        except BaseException:
+            import traceback
+
+            traceback.print_exc()
+            code = 1
+        sys.stdout.flush()
+        os._exit(code)
+    return started
+
+
+def wait(started: list[int]) -> list[int]:
+    return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
+
+
+def main(home: Path) -> None:
+    """Two launches: undisturbed, and killed in the middle and begun again."""
+    from workbench import cli, commands, run  # noqa: F401
+
+    for name in NAMES:
+        build(name).save_pretrained(home / name, safe_serialization=True)
+    alone, shards = asked(home, False), asked(home, True)
+
+    def launch(path: Path, runs: str, processes: int) -> list[int]:
+        return fork(lambda: cli.main(["run", str(path), "--runs", str(home / runs)]), home / runs, processes)
+
+    figures = fork(lambda: figure(home), home / "figures", 2)
+    codes = {
+        "figures": wait(figures),
+        "alone": wait(launch(alone, "alone", 1)),
+        "calm": wait(launch(shards, "calm", 2)),
+    }
+    whole = size(home / "calm")
+    again = launch(shards, "killed", 2)
+    while size(home / "killed") < whole * 0.55 and os.waitpid(again[0], os.WNOHANG) == (0, 0):
+        time.sleep(0.005)
+    for pid in again:
+        os.kill(pid, signal.SIGKILL)
+    codes |= {"killed": wait(again), "resumed": wait(launch(shards, "killed", 2))}
+    (home / "codes.json").write_text(json.dumps(codes))
+
+
+def size(runs: Path) -> int:
+    return sum(p.stat().st_size for p in runs.glob("*/events.jsonl"))
+
+
+def figure(home: Path) -> None:
+    """What one process of two holds, and what it learns, of each pipeline: a file each."""
+    torch.set_num_threads(1)
+    for name in NAMES:
+        found = taught(name, shard=True)
+        torch.save(found, home / f"{name}-{os.environ['RANK']}.pt")
+    torch.save(said(shard=True), home / f"half-{os.environ['RANK']}.pt")
+
+
+def said(shard: bool) -> dict:
+    """What a pipeline in bfloat16 predicts, and the dtypes of what is trained."""
+    from tiny_trained import trainable
+
+    from pipelines import Lora
+
+    lora = Lora(targets="weights") if shard else Lora()
+    policy = trainable(NAMES[0], build(NAMES[0]).to(torch.bfloat16), lora=lora, shard=shard)
+    with torch.no_grad():
+        path = policy.sample(PROMPTS[:1], seeds=SEEDS[:1])
+        x0 = policy.predict(path.x[:, 1], 1, PROMPTS[:1]).x0
+    return {"x0": x0, "x": path.x, "dtypes": sorted({str(p.dtype) for p in policy.adapters.parameters})}
+
+
+def taught(name: str, shard: bool, **changes) -> dict:
+    """Two updates of a policy in which everything occurs that differs where weights are sharded."""
+    import tiny
+    from tiny_trained import trainable
+    from torch.distributed.tensor import DTensor
+
+    from pipelines import Lora, Rows, sharding
+
+    policy = trainable(
+        name,
+        build(name),
+        lora=Lora(targets="weights"),
+        shard=shard,
+        ema=0.5,
+        steps=2,
+        call=FREE | tiny.SQUARE,
+        text={},
+        **changes,
+    )
+    rows, modules = Rows(policy, micro=1), list(policy.adapters.denoisers.values())
+    rows.optimizer(1e-3)
+    most, norms = [0], []
+
+    def measured(*_) -> None:
+        most[0] = max(most[0], sum(p.nbytes for m in modules for p in m.parameters() if not isinstance(p, DTensor)))
+
+    if policy.sharded:
+        for part in (part for m in modules for part in m.modules() if hasattr(part, "unshard")):
+            part.register_forward_pre_hook(measured), part.register_forward_hook(measured)
+    x = torch.randn(3, *policy.anatomy.state.shape[1:], generator=torch.Generator().manual_seed(0))
+    for _ in range(2):
+        live = rows.predict(x, 1, PROMPTS).x0  # its graph is kept while other weights are swapped in
+        with torch.no_grad(), rows.reference():
+            before = rows.predict(x, 1, PROMPTS).x0
+        rows.follow("old", 0.5)
+        with torch.no_grad(), rows.use("old"):
+            older = rows.predict(x, 1, PROMPTS).x0
+        rows.backward((live - 0.5 * before - 0.4 * older).square().mean())
+        rows.backward(rows.sample(PROMPTS, seeds=SEEDS, grad=2).media.data.square().mean())
+        norms.append(rows.update())
+    held = {key: _bytes(tree) for key, tree in _held(policy).items()}
+    told = {
+        "norms": norms,
+        "distance": policy.adapters.distance(),
+        "finite": sharding.finite(policy.adapters.parameters),
+        "nfe": policy.nfe,
+    }
+    state = policy.state_dict()
+    return told | {"held": held, "whole": most[0], "adapters": state["adapters"], "optimizer": state["optimizer"]}
+
+
+def _held(policy) -> dict:
+    return {
+        "parameters": policy.adapters.parameters,
+        "optimiser": [v for s in policy._optimizer.state.values() for k, v in s.items() if k != "step"],
+        "copies": [v for values in policy.adapters.copies.values() for v in values.values()],
+    }
+
+
+def _bytes(tensors) -> int:
+    return sum((t.to_local() if hasattr(t, "to_local") else t).nbytes for t in tensors)
+
+
+# --- the tests -------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    home = tmp_path_factory.mktemp("shards")
+    done = subprocess.run(
+        [sys.executable, __file__, str(home)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
+    logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(home.glob("*.log")))
+    assert done.returncode == 0, done.stderr + logs
+    codes = json.loads((home / "codes.json").read_text())
+    assert codes.pop("killed") == [-9, -9], logs
+    assert all(set(c) == {0} for c in codes.values()), f"{codes}\n{logs}"
+    return home
+
+
+def exported(runs: Path) -> dict[str, torch.Tensor]:
+    from safetensors.torch import load_file
+
+    files = runs.glob("*/export/*/merged/*/*.safetensors")
+    return {f"{f.parts[-4]} {key}": value for f in files for key, value in load_file(f).items()}
+
+
+def told(runs: Path) -> list[dict]:
+    events = [json.loads(line) for path in runs.glob("*/events.jsonl") for line in path.read_text().splitlines()]
+    return [{k: v for k, v in e.items() if k != "cost"} for e in events]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_process_of_two_holds_half_and_learns_what_one_would(made, name):
+    first, second = (torch.load(made / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    alone = taught(name, shard=True)  # one process: nothing is sharded
+    for key in ("parameters", "optimiser", "copies"):
+        shares = [rank["held"][key] / alone["held"][key] for rank in (first, second)]
+        told = f"{key}: {first['held'][key]:,} and {second['held'][key]:,} bytes, of {alone['held'][key]:,} unsharded"
+        print(told)
+        assert sum(shares) == pytest.approx(1.0) and all(0.4 < share < 0.6 for share in shares), told
+    weights = alone["held"]["parameters"]
+    assert 0 < first["whole"] < 0.7 * weights, f"at most {first['whole']:,} bytes of weights were whole, of {weights:,}"
+    assert first["norms"] == second["norms"] == pytest.approx(alone["norms"], rel=1e-4)
+    assert first["distance"] == second["distance"] == pytest.approx(alone["distance"], rel=1e-3) and first["finite"]
+    assert first["nfe"] == second["nfe"], "both ran the denoiser for as many rows, or they would have waited for ever"
+    assert first["adapters"].keys() == alone["adapters"].keys() == {"train", "old", "ema"}
+    for copy, values in alone["adapters"].items():
+        assert all(torch.allclose(first["adapters"][copy][k], v, atol=1e-4) for k, v in values.items()), copy
+    for n, state in alone["optimizer"]["state"].items():
+        assert all(torch.allclose(first["optimizer"]["state"][n][k], v, atol=1e-3) for k, v in state.items())
+    assert all(v is None for v in second["adapters"]["train"].values()), "only the first process puts weights together"
+
+
+def test_a_pipeline_in_half_precision_computes_in_it_and_keeps_its_shards_in_full(made):
+    ours, alone = torch.load(made / "half-0.pt", weights_only=True), said(shard=False)
+    assert ours["dtypes"] == ["torch.float32"] and ours["x"].dtype == alone["x"].dtype == torch.bfloat16
+    assert torch.equal(ours["x"], alone["x"]) and torch.equal(ours["x0"], alone["x0"])
+
+
+def test_a_sharded_run_comes_to_the_weights_of_an_unsharded_one(made):
+    ours, theirs = exported(made / "calm"), exported(made / "alone")
+    assert ours.keys() == theirs.keys() and {key.split()[0] for key in ours} == {"nft", "draft"}
+    for key, value in theirs.items():
+        assert torch.allclose(ours[key], value, atol=1e-4), f"{key}: {float((ours[key] - value).abs().max())}"
+    for mine, its in zip(told(made / "calm"), told(made / "alone"), strict=True):
+        if mine.get("phase") in ("train", "watch"):
+            assert mine["metrics"] == pytest.approx(its["metrics"], rel=1e-3, abs=1e-3)
+
+
+def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(made):
+    ours, theirs = exported(made / "killed"), exported(made / "calm")
+    assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
+    assert told(made / "killed") == told(made / "calm")
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        ({"lora": {"rank": 4}}, "only weights that are trained themselves are sharded"),
+        ({"lora": {"targets": "weights"}, "optimizer": "adamw8bit"}, "the state of adamw8bit can't be sharded"),
+    ],
+)
+def test_what_can_not_be_sharded_is_refused_in_one_sentence(block, says):
+    from workbench import recipe
+    from workbench.types import BadInput
+
+    with pytest.raises(BadInput, match=says):
+        recipe.read({"shard": True, **block}, {}, [], [])
+
+
+def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monkeypatch):
+    from workbench import recipe
+
+    asked = recipe.read({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
+    assert "nothing is sharded: this is one process" in recipe.told(asked, ["a"], True, ["b"])[0]
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    assert "in shards over 4 processes" in recipe.told(asked, ["a"], True, ["b"])[0]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(Path(sys.argv[1]))
