@@ -142,7 +142,9 @@ def _results(plan, summary: Mapping, name: str) -> list[str]:
 
 
 def _cell(row: Mapping) -> str:
-    return "–" if row.get("mean") is None else "{:.3f} [{:.3f}, {:.3f}]".format(row["mean"], *row["ci95"])
+    if row.get("mean") is None:
+        return "–"
+    return f"{row['mean']:.3f}" + (" [{:.3f}, {:.3f}]".format(*row["ci95"]) if row["ci95"] else "")
 
 
 def _source(prompts) -> str:

@@ -60,7 +60,7 @@ def _finite(x: float | None) -> bool:
 def metrics(summary: Mapping) -> dict[str, dict[str, dict]]:
     """metric -> contestant -> estimate: the oracle first, then what nobody optimised, then what was optimised.
 
-    A contestant that never asked for a reward has not optimised it, whatever the run did.
+    A contestant that never asked for a reward, nor was trained by one, has not optimised it, whatever the run did.
     """
     found: dict[str, dict[str, dict]] = {}
     for c in finished(summary):
@@ -69,9 +69,14 @@ def metrics(summary: Mapping) -> dict[str, dict[str, dict]]:
             own = {"oracle": {**own.pop("oracle", {}), **c["oracle"]["overall"]}} | own
         for name, part in own.items():
             if e := estimate(part):
-                e["optimised"] &= c.get("reward_calls") != 0
+                e["optimised"] &= c.get("reward_calls") != 0 or "training" in c
                 found.setdefault(name, {})[c["name"]] = e
     return dict(sorted(found.items(), key=lambda item: (item[0] != "oracle", optimised(item[1]))))
+
+
+def of_sets(summary: Mapping) -> list[str]:
+    """The judges that have one score for all samples of a contestant."""
+    return [name for name, here in metrics(summary).items() if any(e.get("set") for e in here.values())]
 
 
 def optimised(estimates: Mapping[str, Mapping]) -> bool:
@@ -195,7 +200,8 @@ def _details(summary: Mapping, judge: str) -> list[str]:
             said.append(f"{name}’s interval{within(here[name])} {verb} {base}’s{within(here[base])}.")
         else:
             said.append(f"No interval is known for {name} and {base}, so no difference is claimed.")
-    intro = f"Difference from {base} on {called(judge)}, sample by sample: {'; '.join(paired)}."
+    how = "set against set" if here[base].get("set") else "sample by sample"
+    intro = f"Difference from {base} on {called(judge)}, {how}: {'; '.join(paired)}."
     return ([intro] if 0 < len(paired) <= SPELT else []) + said[:SPELT]
 
 

@@ -21,6 +21,7 @@ from .parts import supplied
 from .strict import build
 from .types import BadInput, derive
 
+EXAMPLES = "python benchmarks/dragon.py --references data --made-by starter-music-good"  # makes data/music
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
 
 
@@ -87,14 +88,14 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     if len({p.modality for p in read.values()}) > 1:
         told = ", ".join(f"{repo} makes {p.modality}" for repo, p in read.items())
         raise BadInput(f"contestants: they can't be compared, for {told}")
-    reward = compose.from_config(config.reward, judges())
-    watch = compose.from_config(config.watch, judges(), where="watch") if config.watch else None
+    reward, watch = rewards_of(config)
     if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
         raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
     for part in (reward, watch) if watch else (reward,):
         for repo, pipeline in read.items():
             fits(part, repo, pipeline.modality)
     able(methods, made, reward)
+    whole(config, methods, reward)
     grouped(config, reward, watch, methods)
     for method in methods.values():
         supplied(method)
@@ -237,6 +238,45 @@ def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.We
             )
 
 
+def rewards_of(config: configs.RunConfig) -> tuple[compose.Weighted, compose.Weighted | None]:
+    """What is optimised, and what is held out. Raises BadInput."""
+    try:
+        return compose.from_config(config.reward, judges()), held_out(config.watch) if config.watch else None
+    except BadInput as error:
+        ours = "reference: data/music" in str(error)
+        raise BadInput(f"{error}; the starter pack's are made by: {EXAMPLES}") if ours else error from None
+
+
+def held_out(block: Mapping[str, Any] | Sequence[str] | str) -> compose.Weighted:
+    """Judges of samples and of sets may watch side by side, for nobody adds them up."""
+    names = [block] if isinstance(block, str) else [*block]
+    if len(names) == 1 or len(set(names)) < len(names) or {"shape", "combine"} & set(names):
+        return compose.from_config(block, judges(), where="watch")
+    settings = block if isinstance(block, Mapping) else dict.fromkeys(names, 1.0)
+    first, *rest = (compose.from_config({n: settings[n]}, judges(), where="watch") for n in names)
+    for part in rest:
+        first.rewards |= part.rewards
+        first.weights |= part.weights
+    return first
+
+
+def whole(config: configs.RunConfig, methods: Mapping[str, Any], reward: compose.Weighted) -> None:
+    """Raises BadInput for a reward of whole sets, unless all that optimise it learn from sets, and a control is one."""
+    if reward.spec.scope != "set":
+        return
+    if config.control == "shuffled" and "prompt" not in reward.spec.needs:
+        raise BadInput(
+            f"control: shuffled prompts are all the same to {reward.spec.name}, which reads none; use: negated"
+        )
+    (name, *_), able_to = reward.rewards, [n for n, cls in METHODS.items() if getattr(cls, "sets", False)]
+    for contestant, method in methods.items():
+        if "reward" in method.needs and not getattr(method, "sets", False):
+            raise BadInput(
+                f"reward {name} judges whole sets, and contestant {contestant} needs a score of each sample; "
+                f"{', '.join(able_to)} learns from sets, and leave_one_out: {{of: {name}}} gives each sample its credit"
+            )
+
+
 def fits(part: compose.Weighted, repo: str, modality: str) -> None:
     """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
     method here makes a prompt's samples in one call, or from a source picture."""
@@ -250,8 +290,6 @@ def fits(part: compose.Weighted, repo: str, modality: str) -> None:
             raise BadInput(
                 f"reward {name} compares with the source of an edit, and these samples are made from nothing"
             )
-        if judge.spec.scope == "set":
-            raise BadInput(f"reward {name} judges whole sets; here each sample needs a score of its own")
 
 
 def grouped(
@@ -259,11 +297,12 @@ def grouped(
 ) -> None:
     """Raises BadInput for a reward that compares the samples of one prompt, unless all that optimise it score a prompt's
     samples in one call: methods that train on groups."""
-    if watch is not None and watch.spec.scope != "sample":
+    held = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
+    if odd := [n for n, spec in held.items() if spec.scope == "group"]:
         raise BadInput(
-            f"watch: {watch.spec.name} compares the samples of one prompt, which says nothing of how contestants differ"
+            f"watch: {odd[0]} compares the samples of one prompt, which says nothing of how contestants differ"
         )
-    if reward.spec.scope == "sample":
+    if reward.spec.scope != "group":
         return
     within = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]
     if within and (config.seeds < 2 or config.batch % config.seeds):

@@ -28,9 +28,9 @@ class Progress:
 
 @torch.no_grad()
 def judge(plan, made: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Every reward of the run, optimised and held out, on finished media: name -> [B]."""
-    scores = plan.reward.breakdown(media=made, prompts=prompts)
-    return scores | (plan.watch.breakdown(media=made, prompts=prompts) if plan.watch else {})
+    """Every reward of the run, optimised and held out, that scores samples, on finished media: name -> [B]."""
+    everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
+    return {n: r(media=made, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
 
 
 def number(value: torch.Tensor | float) -> float | None:

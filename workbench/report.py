@@ -24,8 +24,10 @@ from .findings import (
     failures,
     finished,
     headline,
+    listing,
     metrics,
     number,
+    of_sets,
     optimised,
     share,
     signed,
@@ -137,7 +139,10 @@ def write_report(run_dir: Path) -> Path:
     events = folder.events()
     made, names = samples(events), [c["name"] for c in finished(summary)]
     keys = selection(made, names)
-    shown = next((m for m, here in metrics(summary).items() if m != "oracle" and optimised(here)), None)
+    whole_sets = of_sets(summary)
+    shown = next(
+        (m for m, here in metrics(summary).items() if m not in ("oracle", *whole_sets) and optimised(here)), None
+    )
     if summary["modality"] == "image" and keys:
         write_atomic(run_dir / "grid.png", _sheet(run_dir, made, names, keys, shown))
     page = _page(run, summary, plots.curves(events), _gallery(run_dir, made, names, keys), shown)
@@ -160,6 +165,8 @@ def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, sh
         metrics=metrics(summary),
         places={m: digits(here.values()) for m, here in metrics(summary).items()},
         wins=wins(summary),
+        sets=of_sets(summary),
+        paid=any(map(optimised, metrics(summary).values())),
         costs=costs(summary),
         equal=EQUAL,
         several=bool(sources(summary)),
@@ -185,6 +192,10 @@ def table(summary: Mapping) -> Table:
     notes = ["95 % intervals; * this contestant optimised it"]
     if won:
         notes.append(f"wins %: samples that {called(won[0])} likes better than the base’s, a tie counting half")
+    if of_sets(summary):
+        notes.append(
+            f"{listing(of_sets(summary))}: one score of all samples as a set, its interval from halves of the prompts"
+        )
     out = Table(title=Text(summary["run"]), caption=Text("\n".join(notes + failures(summary))), caption_justify="left")
     heads = [*here, *(["wins %"] if won else []), "diversity", "calls", "judged", "seconds", "MB"]
     for head in ("contestant", *heads):

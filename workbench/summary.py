@@ -5,17 +5,22 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from pipelines import preflight
 
 from . import config as configs
-from . import evaluate, media, store
+from . import evaluate, judging, media, store
 from .cost import Cost
 from .methods import name_of
 from .stages import Matrix
+from .types import Media
 
 
 def summarise(plan, folder: store.RunFolder) -> dict:
     """The summary of what the run folder holds, exactly as the files say: a resumed run sums up like any other."""
     events, parts, made, repos = folder.events(), [], {}, configs.repos(plan.config)
+    sets: dict[str, dict[str, judging.Whole]] = {}  # contestant -> what rewards of whole sets say
     for name, method in plan.methods.items():
         failed = next((e["failed"] for e in events if e["contestant"] == name and "failed" in e), None)
         finals = [e for e in events if e["contestant"] == name and e.get("final")]
@@ -25,9 +30,10 @@ def summarise(plan, folder: store.RunFolder) -> dict:
             continue
         samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
-        part = head | evaluate.contestant(
-            samples, next(iter(made.values()), None), list(plan.reward.rewards) if "reward" in method.needs else []
-        )
+        optimised = list(plan.reward.rewards) if "reward" in method.needs else []
+        part = head | evaluate.contestant(samples, next(iter(made.values()), None), optimised)
+        sets[name] = wholes(plan, folder, samples)
+        part = judging.amended(part, sets[name], next(iter(sets.values())), optimised)
         files: dict[int, list] = {}
         for s in samples:
             files.setdefault(s["index"], []).append(folder.path / s["file"])
@@ -50,6 +56,19 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         "contestants": parts,
         "alarm": evaluate.alarm(parts, next(iter(plan.methods)), margins(plan)),
     }
+
+
+def wholes(plan, folder: store.RunFolder, samples: Sequence[Mapping]) -> dict[str, judging.Whole]:
+    """What the run's rewards of whole sets say of a contestant's samples, as the files are."""
+    size, where = plan.config.batch, preflight(next(iter(plan.pipelines.values())), device=plan.config.device)[0]
+
+    def chunks():
+        for low in range(0, len(samples), size):
+            few = Media.cat([media.read(folder.path / s["file"]) for s in samples[low : low + size]])
+            yield replace(few, data=few.data.to(where))
+
+    prompts = [s["prompt"] for s in samples]
+    return {name: judging.whole(reward, chunks(), prompts) for name, reward in judging.sets(plan).items()}
 
 
 def interference(plan, rows: Sequence[Mapping]) -> dict:

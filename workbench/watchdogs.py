@@ -9,7 +9,9 @@ from typing import Any
 
 import torch
 
-from . import evaluate, media
+from pipelines import sharding
+
+from . import evaluate, judging, media
 from .progress import judge, number
 from .summary import margins
 from .types import BadInput, Batch, Event, Media, derive
@@ -26,7 +28,7 @@ class Halted(RuntimeError):  # noqa: N818
 
 def look(plan, sampler, method, place: Path | None) -> list[dict]:
     """Samples of the watched prompts at their fixed seeds, by `method`, judged by every reward: the rows of a table. A few are
-    written into `place`."""
+    written into `place`. A reward of whole sets says the same in every row, and in each what one random half is worth."""
     rows = [(n, p, k) for n, p in enumerate(plan.held) for k in range(SEEDS)]
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     made, scores, size = [], {}, max(1, plan.config.batch // SEEDS) * SEEDS
@@ -41,14 +43,17 @@ def look(plan, sampler, method, place: Path | None) -> list[dict]:
         made.append(got)
     made, prompts = Media.cat(made), [p for _, p, _ in rows]
     scores = {name: torch.cat(parts) for name, parts in scores.items()}
-    total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
     categories = oracle.categories(prompts) if oracle else [None] * len(rows)
     if place is not None:
         _write(place, rows, made, scores)
+    wholes = {name: judging.whole(reward, made, prompts, len(rows)) for name, reward in judging.sets(plan).items()}
+    scores |= {name: torch.full((len(rows),), found.value) for name, found in wholes.items()}
+    total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
     spread = [evaluate.diversity([made.data[n * SEEDS : (n + 1) * SEEDS].cpu().numpy()]) for n in range(len(plan.held))]
     return [
         {"index": n, "k": k, "prompt": p, "category": categories[b], "reward": number(total[b]), "diversity": spread[n]}
         | {"scores": {name: number(values[b]) for name, values in scores.items()}}
+        | {"halves": {name: number(found.halves[b]) for name, found in wholes.items() if found.halves}}
         for b, (n, p, k) in enumerate(rows)
     ]
 
@@ -63,16 +68,21 @@ def _write(place: Path, rows: Sequence[tuple[int, str, int]], made: Media, score
 
 def verdict(plan, name: str, base: Sequence[Mapping], now: Sequence[Mapping]) -> tuple[dict[str, float], str | None]:
     """(held-out numbers, the hacking alarm's sentence or None) of the watched prompts, against what the base made of them."""
-    optimised = list(plan.reward.rewards)
-    parts = [
-        {"name": n}
-        | evaluate.contestant(rows, base if n != "base" else None, optimised)
-        | {"diversity": mean(rows, "diversity")}
-        for n, rows in (("base", base), (name, now))
-    ]
+    optimised, wholes = list(plan.reward.rewards), {n: _wholes(plan, rows) for n, rows in (("base", base), (name, now))}
+    parts = []
+    for n, rows in (("base", base), (name, now)):
+        part = evaluate.contestant(rows, base if n != "base" else None, optimised)
+        parts.append({"name": n, **judging.amended(part, wholes[n], wholes["base"], optimised)})
+        parts[-1]["diversity"] = mean(rows, "diversity")
     told = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
     told |= {"held diversity": parts[1]["diversity"], "held reward": mean(now, "reward")}
     return told, evaluate.alarm(parts, "base", margins(plan))
+
+
+def _wholes(plan, rows: Sequence[Mapping]) -> dict[str, judging.Whole]:
+    """What rewards of whole sets said of these rows."""
+    halves = {n: [evaluate.nan(r["halves"][n]) for r in rows if n in r.get("halves", {})] for n in judging.sets(plan)}
+    return {n: judging.Whole(evaluate.nan(rows[0]["scores"][n]), tuple(h), len(rows)) for n, h in halves.items()}
 
 
 def score(plan, rows: Sequence[Mapping], update: int) -> float:
@@ -135,6 +145,6 @@ def sound(policy: Any, event: Event, overflows: int, scaled: bool) -> int:
     overflows = 0 if math.isfinite(norm) else overflows + 1
     if overflows > (PATIENCE if scaled else 0):
         raise Halted("a gradient was not finite; lower the learning rate, or the gradient's `clip`")
-    if not all(bool(p.isfinite().all()) for p in policy.adapters.parameters):
+    if not sharding.finite(policy.adapters.parameters):
         raise Halted("a weight is not finite; lower the learning rate")
     return overflows

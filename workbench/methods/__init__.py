@@ -12,6 +12,7 @@ from .direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
 from .ditto import DITTO
 from .dno import DNO, BlackBoxDNO
 from .dpo import DPO
+from .dragon import DRAGON
 from .fk import FK
 from .grpo import GRPO
 from .guidance import Guidance
@@ -78,6 +79,7 @@ METHODS = {
     "rpo": RPO,
     "raft": RAFT,
     "rwr": RWR,
+    "dragon": DRAGON,
 }
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from itertools import pairwise
 from typing import Protocol
 
@@ -80,21 +80,26 @@ def built(
 
 
 @torch.no_grad()
-def of_sets(reward: Reward, media: Media, prompts: Sequence[str]) -> tuple[Score, Tensor]:
-    """F of any rows of these media, and the rows that can be judged.
+def of_sets(reward: Reward, media: Media | Iterable[Media], prompts: Sequence[str]) -> tuple[Score, Tensor]:
+    """F of any rows of these media, whole or in parts, and the rows that can be judged.
 
     A set reward that offers `features` and `of` (and a combination whose `rewards` all do) embeds the media once, so that a
-    set costs its statistics alone; another is called for each set.
+    set costs its statistics alone; another is called for each set. `embedded(media)` of a reward, name -> [N,D], does that
+    for all of them: where there are several processes, each its own share.
     """
+    chunks = [media] if isinstance(media, Media) else media
     parts, total = getattr(reward, "rewards", {"": reward}), getattr(reward, "total", lambda scores, _: scores[""])
+    if not embeds(reward):
+        whole = Media.cat(list(chunks))
 
-    def called(rows: Tensor) -> float:
-        return float(reward(media=media[rows.tolist()], prompts=[prompts[n] for n in rows.tolist()]))
+        def called(rows: Tensor) -> float:
+            return float(reward(media=whole[rows.tolist()], prompts=[prompts[n] for n in rows.tolist()]))
 
-    if not all(hasattr(part, "features") and hasattr(part, "of") for part in parts.values()):
-        return called, media.data.flatten(1).isfinite().all(1).nonzero().flatten().cpu()
-    points = {name: part.features(media) for name, part in parts.items()}
-    targets = {name: part.target(None, media.data.device) for name, part in parts.items()}
+        return called, whole.data.flatten(1).isfinite().all(1).nonzero().flatten().cpu()
+    look = getattr(reward, "embedded", lambda media: {name: part.features(media) for name, part in parts.items()})
+    seen = [look(chunk) for chunk in chunks]
+    points = {name: torch.cat([rows[name] for rows in seen]) for name in parts}
+    targets = {name: part.target(None, points[name].device) for name, part in parts.items()}
     points = {name: (x.cpu() if x.device.type == "mps" else x).double() for name, x in points.items()}
     fine = torch.stack([x.isfinite().all(1) for x in points.values()]).all(0)
 
@@ -103,3 +108,8 @@ def of_sets(reward: Reward, media: Media, prompts: Sequence[str]) -> tuple[Score
         return float(total(scores, [prompts[n] for n in rows.tolist()]))
 
     return remembered, fine.nonzero().flatten().cpu()
+
+
+def embeds(reward: Reward) -> bool:
+    """Whether a set reward embeds media once, however many sets of them it is asked about."""
+    return all(hasattr(r, "features") and hasattr(r, "of") for r in getattr(reward, "rewards", {"": reward}).values())

@@ -50,7 +50,8 @@ class DRAGON:
     lr: NonNegative = 1e-4
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a pair meets in an update; 0: all
-    share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
+    skip: NonNegative = 0.0  # share of the schedule, from its noisy end, where a pair says little and is loud
+    share: NonNegative = 1.0  # of the rest that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts, and in updates pairs, that go through the denoiser together; 0: all
 
@@ -66,7 +67,12 @@ class DRAGON:
 
     def calls(self, steps: int) -> int:
         """At most: pairs that don't differ cost nothing in an update."""
-        return self.group * ((self.steps or steps) + 2 * self.updates * matching.levels(self, steps)[1])
+        return self.group * (
+            (self.steps or steps) + 2 * self.updates * matching.levels(self, steps - self.skipped(steps))[1]
+        )
+
+    def skipped(self, steps: int) -> int:
+        return min(int(self.skip * steps), steps - 1)
 
     def copies(self) -> dict[str, float | None]:
         return {"reference": self.guidance}
@@ -88,11 +94,11 @@ class DRAGON:
         seeds, prompts = (tuple(many[n] for n in rows.tolist()) for many in (path.seeds, path.prompts))
         sides = replace(path, prompts=prompts, seeds=seeds, x=path.x[rows.to(path.x.device)])
         sign = torch.tensor([1.0, -1.0], dtype=torch.float64, device=path.x.device).repeat(len(found.up))
-        pairs, batch = replace(self, group=2), Batch(prompts[::2], seeds[::2])
+        pairs, batch, first = replace(self, group=2), Batch(prompts[::2], seeds[::2]), self.skipped(policy.steps)
         for u in range(self.updates):
             told = Counter()
-            for i, few, share in matching.meetings(pairs, sign, batch, policy.steps, u):
-                seen = matching.look(pairs, policy, sides, sign, batch, i, few, u)
+            for i, few, share in matching.meetings(pairs, sign, batch, policy.steps - first, u):
+                seen = matching.look(pairs, policy, sides, sign, batch, first + i, few, u)
                 policy.backward(loss := self.loss(seen).sum() * share / len(rows))
                 told.update(loss=loss.item(), agrees=agrees(seen) * share / len(rows))
             norm = policy.update()
