@@ -34,10 +34,11 @@ def parser() -> argparse.ArgumentParser:
 
     demo = command(
         "demo",
-        "Align the starter model with ReNO and best-of-n, and let an oracle judge. No GPU, no network, minutes.",
-        "workbench demo --fast",
+        "Align a starter model by best-of-n, by its noise and by a short fine-tuning, and let an oracle judge. No GPU, no network, minutes.",
+        "workbench demo --fast\n  workbench demo --modality music",
     )
-    demo.add_argument("--fast", action="store_true", help="a third of the prompts and one seed: a first look")
+    demo.add_argument("--modality", choices=["image", "music"], default="image", help="what is made [image]")
+    demo.add_argument("--fast", action="store_true", help="few prompts, one seed, little training: a first look")
     demo.add_argument("--new", action="store_true", help="start a fresh run even if an unfinished one could go on")
     runs(demo), as_json(demo)
 

@@ -20,9 +20,10 @@ from .watching import dry_run, stopping, watch
 
 
 def demo(args) -> int:
-    overrides = ["limit=14", "seeds=1"] if args.fast else []
-    command = "workbench demo --fast" if args.fast else "workbench demo"
-    return _run(configs.read(CONFIGS / "runs" / "demo.yaml", overrides), args, command)
+    command = f"workbench demo --modality {args.modality}" + " --fast" * args.fast
+    overrides = ["limit=14", "seeds=1", "train.updates=4"] if args.fast else []
+    name = "demo" if args.modality == "image" else f"demo-{args.modality}"
+    return _run(configs.read(CONFIGS / "runs" / f"{name}.yaml", overrides), args, command)
 
 
 def run(args) -> int:
