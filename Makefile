@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN    := .venv/bin
 RUNS   ?= runs
 PORT   ?= 7860
+# or music
+MODALITY ?= image
 
 .PHONY: install demo test app clean
 
@@ -16,7 +18,7 @@ install: .venv/installed
 	touch $@
 
 demo: install
-	$(BIN)/workbench demo --runs $(RUNS)
+	$(BIN)/workbench demo --modality $(MODALITY) --runs $(RUNS)
 
 test: install
 	$(BIN)/python -m pytest
