@@ -53,6 +53,16 @@ FAINT = """() => {
 }"""
 
 
+# keeps every picture that the stage shows before it shows a table
+WATCH = """() => {
+  const stage = document.querySelector('#wb-stage');
+  window.previews = [];
+  new MutationObserver(() => {
+    if (!stage.querySelector('table')) window.previews.push(...[...stage.querySelectorAll('.wb-card img')].map(i => i.src));
+  }).observe(stage, {childList: true, subtree: true, attributes: true});
+}"""
+
+
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     """`workbench app` as anybody starts it."""
@@ -106,15 +116,10 @@ def compared(app, browser):
     page.goto(app.url)
     page.wait_for_function("document.querySelector('#wb-stage')?.innerText.includes('Nothing compared yet')")
     page.wait_for_function("document.querySelector('#wb-compare textarea, textarea')?.value.includes('circle')")
+    page.evaluate(WATCH)
     page.get_by_role("button", name="Compare", exact=True).click()
-    page.wait_for_selector("#wb-stage .wb-card img")
-    assert page.locator("#wb-stage table").count() == 0, "a preview is seen before there is a result"
-    seen = set()
-    while not page.locator("#wb-stage table").count():
-        for source in page.eval_on_selector_all("#wb-stage .wb-card img", "found => found.map(i => i.src)"):
-            seen.add(source)
-        page.wait_for_timeout(100)
-    yield SimpleNamespace(page=page, previews=seen)
+    page.wait_for_selector("#wb-stage table")
+    yield SimpleNamespace(page=page, previews=set(page.evaluate("window.previews")))
     page.close()
 
 

@@ -32,7 +32,7 @@ METHODS = {NAMES[0]: {"name": "nft", "group": 2, "times": 1, "slow": 0.2, "lr": 
     NAMES[1]: {"name": "draft", "last": 2, "lr": 1e-3}
 }
 TRAIN = {
-    "updates": 3,
+    "updates": 2,
     "prompts": 3,
     "held": 1,
     "evaluate": 0,

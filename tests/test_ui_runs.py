@@ -23,7 +23,7 @@ from workbench.ui.overrides import harmless
 
 EVIL = "<img src=x onerror=alert(1)>{{evil}}${evil}"
 SMALL = ["limit=2", "seeds=1", "batch=1", "watch=[saturated_pixels]",
-         "contestants={base: sample, reno: {iterations: 100}}"]  # fmt: skip
+         "contestants={base: sample, reno: {iterations: 40}}"]  # fmt: skip
 
 OTHER = """
 import pathlib, sys, time
