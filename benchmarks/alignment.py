@@ -20,7 +20,6 @@ import os
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -29,9 +28,11 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.insert(0, str(ROOT))
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from workbench import config, evaluate, run, store  # noqa: E402
+from kept import finished, kept  # noqa: E402
+
+from workbench import config, evaluate, store  # noqa: E402
 
 LORA = "train.lora={rank: 32, alpha: 64, targets: all}"
 COMMON = [
@@ -94,8 +95,8 @@ SHARED = {
     "dpo": group(PAIRS, "{name: dpo, group: 12, times: 4, updates: 2, lr: 1.0e-3}"),
     "kto": group(PAIRS, "{name: kto, group: 12, beta: 100, times: 2, updates: 2, lr: 5.0e-4}"),
     "d3po": group(PAIRS, "{name: d3po, group: 12, lr: 3.0e-4}", *NOISY),
-    "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, lr: 2.0e-4}"),
-    "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, lr: 2.0e-4}"),
+    "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, share: 0.5, kl: 1, lr: 3.0e-4}"),
+    "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, share: 0.5, kl: 1, lr: 3.0e-4}"),
     "prdp": group(RANKS, "{name: prdp, group: 12, updates: 2, lr: 3.0e-4}", *NOISY),
     "parrot": group(
         RANKS, "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY, "reward={PAID: 1, sharpness: 1}"
@@ -138,32 +139,6 @@ def asked(table: str, name: str, seed: int) -> config.RunConfig:
 
 def slug(table: str, name: str) -> str:
     return f"{table}-{name.replace('-', 'negated-', 1) if name.startswith('-') else name}"
-
-
-def finished(runs: Path, wanted: config.RunConfig) -> store.RunFolder | None:
-    values = dataclasses.asdict(wanted)
-    return next(
-        (f for f in store.folders(runs) if f.read().get("config") == values and f.read().get("status") == "done"), None
-    )
-
-
-def trained(runs: Path, wanted: config.RunConfig) -> store.RunFolder:
-    """The folder of that run, which is made, continued, or finished already. Its `cpu.json` holds the seconds of processor that
-    it took. Raises BadInput, and RuntimeError where a contestant failed."""
-    if found := finished(runs, wanted):
-        return found
-    plan = run.plan(wanted, f"benchmarks, {wanted.name}")
-    folder = store.RunFolder.open(runs, wanted.name, dataclasses.asdict(wanted))
-    began, before = time.process_time(), folder.read("cpu.json").get("seconds", 0.0)
-    try:
-        for p in run.execute(plan, folder):
-            if p.failed:
-                raise RuntimeError(f"{wanted.name}, {p.contestant}: {p.failed}")
-            if p.phase in ("watch", "told"):
-                print(f"  {wanted.name} {p.batch}/{p.batches}: {p.note}", file=sys.stderr, flush=True)
-    finally:
-        folder.write("cpu.json", {"seconds": before + time.process_time() - began})
-    return folder
 
 
 # --- the table -------------------------------------------------------------------------------------------------------
@@ -224,7 +199,7 @@ def row(runs: Path, table: str, name: str, seeds: Sequence[int]) -> tuple[list[s
         shown(oracle["gain"], "+"),
         shown(held["after"]),
         f"{spent[0]['samples']:,}",
-        f"{statistics.mean(f.read('cpu.json')['seconds'] for f in folders) / 60:.1f}",
+        f"{statistics.mean(f.read('took.json')['cpu'] for f in folders) / 60:.1f}",
         f"{max(s['peak_mb'] for s in spent):,.0f}",
         f"{statistics.mean(s['distance'] for s in spent):.3f}",
         f"{statistics.mean(p['diversity'] for p in parts):.3f}",
@@ -301,7 +276,7 @@ def main() -> None:
     cells = [] if options.tables else [(seed, name) for seed in seeds for name in names]
     for seed, name in cells:
         if len(cells) == 1:
-            trained(options.runs, asked(options.table, name, seed))
+            kept(options.runs, asked(options.table, name, seed))
             return
         if not finished(
             options.runs, asked(options.table, name, seed)

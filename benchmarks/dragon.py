@@ -16,7 +16,6 @@ import argparse
 import dataclasses
 import random
 import sys
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -25,15 +24,16 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-sys.path.insert(
-    0, str(Path(__file__).resolve().parent.parent)
-)  # `rewards` is the package, not the file beside this one
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import pipelines
-from pipelines.starter import music_world
-from workbench import config, evaluate, judging, media, report, run, store
-from workbench.assets import CONFIGS, write_atomic
-from workbench.types import Media
+from kept import finished, kept  # noqa: E402
+
+import pipelines  # noqa: E402
+from pipelines.starter import music_world  # noqa: E402
+from workbench import config, evaluate, judging, media, report, run, store  # noqa: E402
+from workbench.assets import CONFIGS, write_atomic  # noqa: E402
+from workbench.types import Media  # noqa: E402
 
 TRAINED = "dragon"
 PAPER = 0.8145  # mean win rate of its twenty rewards
@@ -88,22 +88,9 @@ class Arm:
 
 def arm(path: Path, runs: Path, changes: Sequence[str], seed: int, go: bool) -> Arm | None:
     """The run of a config: made, continued, or finished already. None where it is not finished and not to go on."""
-    name = f"{path.stem}-{seed}"
-    asked = config.read(path, [*changes, f"seed={seed}", f"name={name}"])
-    plan = run.plan(asked, f"benchmarks/dragon.py {path.stem}")
-    wanted = dataclasses.asdict(asked)
-    done = [f for f in store.folders(runs) if f.read().get("config") == wanted and f.read().get("status") == "done"]
-    if not done and not go:
-        return None
-    folder = done[0] if done else store.RunFolder.open(runs, name, wanted)
-    cpu, wall = time.process_time(), time.monotonic()
-    for p in () if done else run.execute(plan, folder):
-        if p.phase in ("watch", "told") or p.failed:
-            print(f"  {name} {p.batch}/{p.batches}: {p.failed or p.note}", file=sys.stderr, flush=True)
-    if not done:
-        spent, now = folder.read("took.json"), {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
-        folder.write("took.json", {unit: spent.get(unit, 0.0) + seconds for unit, seconds in now.items()})
-    return Arm(path.stem, plan, folder) if folder.read().get("status") == "done" else None
+    asked = config.read(path, [*changes, f"seed={seed}", f"name={path.stem}-{seed}"])
+    folder = kept(runs, asked) if go else finished(runs, asked)
+    return Arm(path.stem, run.plan(asked, ""), folder) if folder else None
 
 
 # --- tables ----------------------------------------------------------------------------------------------------------

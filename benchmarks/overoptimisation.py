@@ -21,7 +21,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from alignment import LORA, trained  # noqa: E402
+from alignment import LORA  # noqa: E402
+from kept import kept  # noqa: E402
 
 from workbench import config, store  # noqa: E402
 from workbench.assets import write_atomic  # noqa: E402
@@ -68,7 +69,7 @@ def base(runs: Path, seed: int) -> store.RunFolder:
     ]
     asked += ["prompts=starter-image-train", "test=null", "train=null", "limit=48", "seeds=4", "batch=48"]
     told = ["pipeline=starter-image-base", f"seed={seed}", f"name=pushed-base-{seed}", *asked]
-    return trained(runs, config.read("train-nft", told))
+    return kept(runs, config.read("train-nft", told))
 
 
 def arm(runs: Path, name: str, seed: int, updates: int) -> store.RunFolder:
@@ -76,7 +77,7 @@ def arm(runs: Path, name: str, seed: int, updates: int) -> store.RunFolder:
     told = [*common(seed, f"pushed-{name}-{seed}"), *RECIPE, f"reward={reward}", "method={name: draft, lr: 1.0e-3}"]
     watch = [] if "starter_clip" not in reward else ["watch=[oracle]"]
     told += [f"train.updates={updates}", "train.evaluate=6", "limit=44", "seeds=1", "batch=44", *watch]
-    return trained(runs, config.read("train-nft", told))
+    return kept(runs, config.read("train-nft", told))
 
 
 def looks(folder: store.RunFolder) -> list[dict]:

@@ -1,0 +1,37 @@
+"""Runs that benchmarks keep in a folder: a finished one is read, one that was broken off goes on."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+import time
+from pathlib import Path
+
+from workbench import config, run, store
+
+
+def finished(runs: Path, asked: config.RunConfig) -> store.RunFolder | None:
+    wanted = dataclasses.asdict(asked)
+    return next(
+        (f for f in store.folders(runs) if f.read().get("config") == wanted and f.read().get("status") == "done"), None
+    )
+
+
+def kept(runs: Path, asked: config.RunConfig) -> store.RunFolder:
+    """The folder of that run, which is made, continued, or finished already; its `took.json` says how many seconds of processor and
+    of the clock it took. Raises BadInput, and RuntimeError where a contestant failed."""
+    if found := finished(runs, asked):
+        return found
+    plan = run.plan(asked, f"benchmarks, {asked.name}")
+    folder = store.RunFolder.open(runs, asked.name, dataclasses.asdict(asked))
+    before, cpu, wall = folder.read("took.json"), time.process_time(), time.monotonic()
+    try:
+        for p in run.execute(plan, folder):
+            if p.failed:
+                raise RuntimeError(f"{asked.name}, {p.contestant}: {p.failed}")
+            if p.phase in ("watch", "told"):
+                print(f"  {asked.name} {p.batch}/{p.batches}: {p.note}", file=sys.stderr, flush=True)
+    finally:
+        spent = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
+        folder.write("took.json", {unit: before.get(unit, 0.0) + seconds for unit, seconds in spent.items()})
+    return folder
