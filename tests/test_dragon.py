@@ -208,6 +208,7 @@ def test_a_sample_that_has_no_point_stands_on_neither_side():
 SETTINGS = {
     "kto": dict(objective="kto", beta=2.0),
     "dpo": dict(objective="dpo", beta=2.0),
+    "nft": dict(objective="nft", beta=0.5),
     "kto, anchored": dict(objective="kto", beta=2.0, anchor=0.5),
     "dpo, anchored": dict(objective="dpo", beta=2.0, anchor=1.0),
 }
@@ -227,13 +228,15 @@ def by_hand(method, policy, path, pairs):
                 m = level.a * (level.a * x0 + level.s * eps) / (level.a**2 + level.s**2)
                 live, base = LIVE[0] + (1 + LIVE[1]) * m - x0, m - x0
                 gain = np.mean(base**2 - live**2) / level.s**2
-                seen[n] = gain, -np.array([live.sum(), (live * m).sum()]) / level.s**2, np.mean(live**2)
+                seen[n] = gain, -np.array([live.sum(), (live * m).sum()]) / level.s**2, np.abs(live).mean() / level.s**2
         z = max(0.0, np.mean([gain for gain, *_ in seen.values()]))
         for up, down in pairs:
-            (g1, d1, _), (g2, d2, _) = seen[up], seen[down]
+            (g1, d1, e1), (g2, d2, e2) = seen[up], seen[down]
             if method.objective == "dpo":
                 steep = method.beta / 2 / (1 + math.exp(method.beta / 2 * (g1 - g2)))
                 total += -steep * (d1 - d2)
+            elif method.objective == "nft":  # live and old are alike: each row's own error, over its size
+                total += -(d1 / e1 - d2 / e2) / 2
             else:
                 for sign, g, d in ((1, g1, d1), (-1, g2, d2)):
                     u = 1 / (1 + math.exp(-sign * method.beta * (g - z)))

@@ -7,6 +7,8 @@ denoised, the loss is
 
     dpo   -log sigmoid( beta/2 (g(+) - g(-)) )                                       for a pair, both under the same noise;
     kto   1 - sigmoid( beta (g(+) - z) )  and  1 - sigmoid( beta (z - g(-)) ),       z = max(0, mean g), without gradient,
+    nft   |v+ - u|^2 for (+) and |v- - u|^2 for (-), relative to their size: DiffusionNFT's (nft.py), where what is improved on
+          is not the untrained model but the one that drew these samples; not of the paper;
 
 plus anchor |v - u|^2 on D+ (TangoFlux, arXiv:2412.21037). Errors are means over dimensions; beta belongs to that convention.
 Samples for learning may be drawn in fewer steps than those of use, at little loss (the paper's figure 3).
@@ -29,6 +31,7 @@ from .dpo import DPO
 from .given import agrees
 from .kto import KTO
 from .matching import Seen
+from .nft import NFT
 from .sets import Demonstrations
 from .training import NEEDS
 
@@ -44,8 +47,10 @@ class DRAGON:
     contrast: NonNegative = 0.0  # swaps raise F(D+) - contrast F(D-)
     sweeps: Count = 3  # of swaps, at most
     keep: NonNegative = 1.0  # share of the pairs that is learnt from: those that differ most
-    objective: Literal["kto", "dpo"] = "kto"
-    beta: NonNegative = 100.0  # higher stays nearer to the untrained model; too high, and kto is flat everywhere
+    objective: Literal["kto", "dpo", "nft"] = "kto"
+    beta: NonNegative = (
+        100.0  # higher stays nearer to the untrained model (too high, and kto is flat), or to the last one: nft's 1
+    )
     anchor: NonNegative = 0.0  # weight of D+'s own denoising loss
     lr: NonNegative = 1e-4
     updates: Count = 1  # per batch
@@ -75,11 +80,13 @@ class DRAGON:
         return min(int(self.skip * steps), steps - 1)
 
     def copies(self) -> dict[str, float | None]:
-        return {"reference": self.guidance}
+        return {"old" if self.objective == "nft" else "reference": self.guidance}
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
         for k, batch in enumerate(batches, getattr(batches, "first", 0)):
+            if self.objective == "nft":
+                policy.follow("old", 0.0)  # the model that these samples are of
             path = drawn(self, policy, batch)
             generator = torch.Generator().manual_seed(derive(batch.seeds[0], "demonstrations"))
             found, worth, told = built(self, reward, path, generator)
@@ -108,6 +115,8 @@ class DRAGON:
         """[n]; the denoising loss of D+ counts twice, for it is a mean over D+ and the rest one over both."""
         if self.objective == "dpo":
             told = DPO(beta=self.beta).loss(seen)
+        elif self.objective == "nft":
+            told = NFT(beta=self.beta, bound=1.0, kl=0.0).loss(seen)
         else:  # z is of all that meet here, not of a pair
             told = KTO(beta=self.beta).loss(replace(seen, group=torch.zeros_like(seen.group)))
         return told + 2 * self.anchor * (seen.weight > 0) * seen.error(seen.live)
