@@ -97,7 +97,7 @@ SHARED = {
     "d3po": group(PAIRS, "{name: d3po, group: 12, lr: 3.0e-4}", *NOISY),
     "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, share: 0.5, kl: 1, lr: 3.0e-4}"),
     "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, share: 0.5, kl: 1, lr: 3.0e-4}"),
-    "prdp": group(RANKS, "{name: prdp, group: 12, updates: 2, lr: 3.0e-4}", *NOISY),
+    "prdp": group(RANKS, "{name: prdp, group: 12, updates: 1, lr: 6.0e-4}", *NOISY),
     "parrot": group(
         RANKS, "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY, "reward={PAID: 1, sharpness: 1}"
     ),
