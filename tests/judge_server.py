@@ -108,10 +108,11 @@ class JudgeServer:
                     owner.busy += 1
                     owner.busiest = max(owner.busiest, owner.busy)
                 try:
-                    self.give(owner.answer(body, n))
+                    answer = owner.answer(body, n)
                 finally:
-                    with owner.lock:
+                    with owner.lock:  # before it is sent: whoever has it may ask again at once
                         owner.busy -= 1
+                self.give(answer)
 
             def give(self, answer):
                 if answer is Hang:

@@ -7,8 +7,7 @@ denoised, the loss is
 
     dpo   -log sigmoid( beta/2 (g(+) - g(-)) )                                       for a pair, both under the same noise;
     kto   1 - sigmoid( beta (g(+) - z) )  and  1 - sigmoid( beta (z - g(-)) ),       z = max(0, mean g), without gradient,
-    nft   |v+ - u|^2 for (+) and |v- - u|^2 for (-), relative to their size: DiffusionNFT's (nft.py), where what is improved on
-          is not the untrained model but the one that drew these samples; not of the paper;
+    nft   |v+ - u|^2 for (+), |v- - u|^2 for (-), of the model that drew them: DiffusionNFT's (nft.py), not of the paper;
 
 plus anchor |v - u|^2 on D+ (TangoFlux, arXiv:2412.21037). Errors are means over dimensions; beta belongs to that convention.
 Samples for learning may be drawn in fewer steps than those of use, at little loss (the paper's figure 3).
@@ -60,9 +59,7 @@ class DRAGON:
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts, and in updates pairs, that go through the denoiser together; 0: all
 
-    needs = NEEDS
-    scales = ""
-    paper = "arXiv:2504.15217"
+    needs, scales, paper = NEEDS, "", "arXiv:2504.15217"
     sets = True  # may optimise a reward that judges whole sets
     samples, same_eps, advantage = "train", True, "whole"
 
@@ -88,8 +85,8 @@ class DRAGON:
             if self.objective == "nft":
                 policy.follow("old", 0.0)  # the model that these samples are of
             path = drawn(self, policy, batch)
-            generator = torch.Generator().manual_seed(derive(batch.seeds[0], "demonstrations"))
-            found, worth, told = built(self, reward, path, generator)
+            draw = torch.Generator().manual_seed(derive(batch.seeds[0], "demonstrations"))
+            found, worth, told = built(self, reward, path, draw)
             told |= {"grad_norm": 0.0, "loss": 0.0, "taught": 2 * len(found.up) / len(worth)}
             if len(found.up):
                 told |= self.learn(policy, path, found)
