@@ -24,7 +24,9 @@ class ReFL:
 
     first: NonNegative = 0.75  # the step is drawn from here, as a share of the chain,
     end: NonNegative = 1.0  # to before here
-    enough: float = 2.0  # a reward above this teaches no more, in its own units (ImageReward's: 2); inf: no limit
+    enough: float = (
+        2.0  # a reward above this teaches no more, in its own units (ImageReward's: 2); a large number: no limit
+    )
     lr: NonNegative = 1e-5
 
     needs = NEEDS | {"stochastic"}

@@ -40,7 +40,7 @@ class SRPO:
     k_inverse: tuple[float, float] = (0.3, 0.01)  # of the inversion step
     first: NonNegative = 0.1  # levels are drawn from here, as a share of the schedule,
     end: NonNegative = 0.7  # to here: early ones break structure, late ones only repaint
-    enough: float = 0.7  # in the reward's units; inf: no limit
+    enough: float = 0.7  # in the reward's units; a large number: no limit
     lr: NonNegative = 5e-6
 
     needs = NEEDS | {"stochastic"}
