@@ -46,6 +46,7 @@ from .remote import Remote
 from .simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
 from .social import Social
 from .starter_music import StarterCLAP
+from .starter_video import StarterVideoCLIP
 from .vendi import Vendi
 from .video import Consistency, Frames, Motion
 
@@ -67,6 +68,7 @@ REWARDS: dict[str, type] = {
     "mps": MPS,
     # sound
     "starter_clap": StarterCLAP,
+    "starter_video_clip": StarterVideoCLIP,
     "clap": CLAPScore,
     "audiobox": Audiobox,
     "loudness": Loudness,

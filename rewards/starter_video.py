@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.types import BadInput, Media, RewardSpec
+from workbench.types import Media, RewardSpec
 
 from . import encoders
 from .backbone import OnEncoder
@@ -34,7 +34,7 @@ class StarterVideoCLIP(OnEncoder):
     """How well a clip of nine frames fits its prompt in content and in motion, by the embedded video CLIP: knows that world's
     words and no others. It was shown frozen, shuffled and broken clips too, so its gradient leads away from them.
 
-    Of a clip with more frames it sees nine, evenly spread. cos(clip, prompt), in [-1,1].
+    Of a clip with more or fewer frames it sees nine, evenly spread. cos(clip, prompt), in [-1,1].
     """
 
     model: str = "starter:video/clip"
@@ -52,10 +52,7 @@ class StarterVideoCLIP(OnEncoder):
     )
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        """[B]. Raises BadInput for fewer than nine frames."""
-        x = pixels(self.spec, media, prompts)
-        if x.shape[1] < ROWS**2:
-            raise BadInput(f"{self.spec.name} looks at nine frames of a clip, this one has {x.shape[1]}")
+        x = pixels(self.spec, media, prompts)  # [B,T,3,H,W]
         at = torch.linspace(0, x.shape[1] - 1, ROWS**2).round().long()
         scores = self.score(self.load(x.device), x[:, at.to(x.device)], prompts)
         return scores.masked_fill(x.detach().flatten(1).isnan().any(1), torch.nan)  # in any frame, seen or not

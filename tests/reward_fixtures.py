@@ -259,6 +259,7 @@ SMALL |= dict.fromkeys(("fad", "audio_kad", "audio_vendi"), lambda folder: {"mod
 SMALL |= {
     "clap": lambda folder: {"model": heard().clap_folder(folder)},
     "starter_clap": lambda folder: {},  # small as it is
+    "starter_video_clip": lambda folder: {},
     "audiobox": lambda folder: heard().audiobox_files(folder),
     "gated": lambda folder: {"of": "loudness"},
     "audio_exemplar": lambda folder: {"model": "logmel"},

@@ -19,7 +19,6 @@ LONG = {  # arguments that make a tiny pipeline's sounds 2400 samples long
     "LongCatAudioDiTPipeline": dict(audio_duration_s=0.05),
     "StableAudio3Pipeline": dict(duration=150.0),
 }
-ONLY = {"starter_video_clip": "LTXPipeline"}  # it looks at nine frames
 PROMPTS = ("slow rising flute", "fast organ", "high low", "falling organ")
 
 
@@ -33,7 +32,7 @@ def pairs(rewards: list[str], classes: list[str], each: int = 2) -> list[tuple[s
     """Every reward on some classes, every class with some rewards."""
     apart = len(classes) // each
     found = [(r, classes[(k + j * apart) % len(classes)]) for k, r in enumerate(rewards) for j in range(each)]
-    return list(dict.fromkeys((r, ONLY.get(r, name)) for r, name in found))
+    return list(dict.fromkeys(found))
 
 
 CASES = pairs(judging("audio"), tiny.AUDIO) + pairs(judging("video"), tiny.VIDEO)

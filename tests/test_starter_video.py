@@ -9,16 +9,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import WanPipeline
+from diffusers import DiffusionPipeline, WanPipeline
 from safetensors.torch import load_file
+from transformers import CLIPModel, CLIPTokenizer
 
+import pipelines
 from pipelines.starter import training, video_autoencoder, video_build, video_clip, video_generator, video_measure
 from pipelines.starter import video_world as world
 from pipelines.starter.tokens import new_tokenizer
 from pipelines.starter.training import Draw
 from pipelines.starter.video_oracle import DynamicDegree, VideoOracle, VideoOracleSoft, judge, read_clip
 from rewards import starter_video
-from workbench import data
+from workbench import assets, data
 from workbench.types import BadInput, Media, Reward
 
 
@@ -202,3 +204,64 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
 def test_an_unknown_stage_is_named():
     with pytest.raises(BadInput, match="'dream'"):
         video_build.build("unused", "unused", stages=["dream"])
+
+
+# --- what ships ------------------------------------------------------------------------------------------------------
+
+
+def test_the_base_makes_what_it_was_never_told_and_leaves_room():
+    prompts = video_measure.prompts(True, 8)
+    made = video_measure.generate(
+        DiffusionPipeline.from_pretrained(assets.resolve("starter:video/base")), prompts, seed=1, **video_build.BASE
+    )
+    right = video_measure.exact(made, prompts).mean()
+    assert 0.2 <= right <= 0.85
+    assert video_measure.exact(made.roll(1, 0), prompts).mean() <= 0.05
+
+
+def test_the_policy_of_the_config_is_the_pipeline_itself():
+    policy, prompts, seeds = pipelines.load("starter-video", device="cpu"), video_measure.prompts(True, 2)[:2], (3, 4)
+    made = policy.sample(prompts, seeds=seeds).media
+    plain = policy.pipe(
+        prompts, generator=[torch.Generator().manual_seed(s) for s in seeds], num_inference_steps=8, guidance_scale=3.0,
+        height=64, width=64, num_frames=9, max_sequence_length=12, output_type="pt",
+    ).frames  # fmt: skip
+    assert made.data.shape == (2, 9, 3, 64, 64) and made.rate == world.RATE
+    assert torch.allclose(made.data, plain.clamp(0, 1), atol=1e-5)
+
+
+def test_a_stochastic_step_is_replayed_as_it_was_drawn():
+    policy = pipelines.load("starter-video", device="cpu", kernel={"name": "flow-sde", "eta": 0.7})
+    prompts, seeds = video_measure.prompts(True, 2)[:2], (3, 4)
+    path = policy.sample(prompts, seeds=seeds)
+    step = policy.transition(path.x[:, 2], 2, prompts)
+    assert torch.allclose(step.log_prob(path.x[:, 3]), path.log_prob[:, 2], atol=1e-5)
+
+
+def test_the_encoder_prefers_the_truth_to_near_misses_in_words_and_in_clips():
+    draw, reward = Draw.at(31, "reward"), starter_video.StarterVideoCLIP()
+    prompts = video_measure.prompts(True, 12)
+    shown = [world.clip_for(world.parse(p), draw.python) for p in prompts]
+    x = world.render(shown, draw.torch)
+    near = [
+        video_clip.false_prompts(p, world.captions(s), draw.python, 1, held=True)[0]
+        for p, s in zip(prompts, shown, strict=True)
+    ]
+    wrong, _, _ = video_clip.near_misses(shown, draw, held=True)
+    own = reward(media=video(x), prompts=prompts)
+    assert (own > reward(media=video(x), prompts=near)).float().mean() >= 0.8
+    assert (own > reward(media=video(wrong), prompts=prompts)).float().mean() >= 0.8
+
+
+def test_the_reward_sees_as_the_encoder_was_trained_and_its_gradient_is_right(sample):
+    x, _, asked = sample
+    folder, reward = assets.resolve("starter:video/clip"), starter_video.StarterVideoCLIP()
+    clip, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
+    trained = video_clip.cosine(clip, tokenizer, x[:6], asked[:6])
+    assert torch.allclose(reward(media=video(x[:6]), prompts=asked[:6]), trained, atol=1e-4)
+    x = x[:2].clone().requires_grad_()
+    reward(media=video(x), prompts=asked[:2]).sum().backward()
+    step = x.grad / x.grad.norm()
+    with torch.no_grad():
+        ends = [reward(media=video(x + h * step), prompts=asked[:2]).double().sum() for h in (0.02, -0.02)]
+    assert ((ends[0] - ends[1]) / 0.04).item() == pytest.approx(x.grad.norm().item(), rel=0.05)

@@ -37,7 +37,7 @@ def parser() -> argparse.ArgumentParser:
         "Align a starter model by best-of-n, by its noise and by a short fine-tuning, and let an oracle judge. No GPU, no network, minutes.",
         "workbench demo --fast\n  workbench demo --modality music",
     )
-    demo.add_argument("--modality", choices=["image", "music"], default="image", help="what is made [image]")
+    demo.add_argument("--modality", choices=["image", "music", "video"], default="image", help="what is made [image]")
     demo.add_argument("--fast", action="store_true", help="few prompts, one seed, little training: a first look")
     demo.add_argument("--new", action="store_true", help="start a fresh run even if an unfinished one could go on")
     runs(demo), as_json(demo)
@@ -226,7 +226,9 @@ def parser() -> argparse.ArgumentParser:
         "starter", "Rebuild the embedded starter pack from nothing.", "workbench starter build --out /tmp/pack --fast"
     )
     starter.add_argument("action", choices=("build",))
-    starter.add_argument("--modality", choices=("image", "music"), default="image", help="which part of it [image]")
+    starter.add_argument(
+        "--modality", choices=("image", "music", "video"), default="image", help="which part of it [image]"
+    )
     starter.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
     starter.add_argument(
         "--work", type=Path, default=Path("starter-build"), help="checkpoints; an interrupted build goes on"

@@ -2,5 +2,6 @@
 
 from pipelines.starter.community import HiddenTaste
 from pipelines.starter.oracle import Oracle, OracleSoft
+from pipelines.starter.video_oracle import DynamicDegree
 
-ORACLES = (Oracle, OracleSoft, HiddenTaste)
+ORACLES = (Oracle, OracleSoft, HiddenTaste, DynamicDegree)

@@ -8,16 +8,17 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pipelines.starter import image_world, music_world
+from pipelines.starter import image_world, music_world, video_world
 from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft
 from pipelines.starter.music_oracle import MusicOracle, MusicOracleSoft
+from pipelines.starter.video_oracle import VideoOracle, VideoOracleSoft
 from workbench.types import BadInput, Media, Reward
 
 
 class Oracle:
     """1 where the media show exactly what the prompt asks for, else 0; NaN for a prompt that is not of their world."""
 
-    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracle(), "audio": MusicOracle()}
+    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracle(), "audio": MusicOracle(), "video": VideoOracle()}
     spec = replace(ImageOracle.spec, modalities=frozenset(worlds))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
@@ -28,13 +29,21 @@ class Oracle:
 
     def categories(self, prompts: Sequence[str]) -> list[str]:
         """Of each prompt in the world that it speaks of."""
-        kinds = ["image" if image_world.parse(p) or not music_world.parse(p) else "audio" for p in prompts]
-        worlds = [self.worlds[kind] for kind in kinds]
-        return [world.categories([prompt])[0] for world, prompt in zip(worlds, prompts, strict=True)]
+        return [self.worlds[_modality(prompt)].categories([prompt])[0] for prompt in prompts]
+
+
+def _modality(prompt: str) -> str:
+    """Of the world that a prompt is of; no two worlds share one."""
+    parsers = {"video": video_world.parse, "audio": music_world.parse, "image": image_world.parse}
+    return next((modality for modality, parse in parsers.items() if parse(prompt)), "image")
 
 
 class OracleSoft(Oracle):
     """The share of a prompt's requirements that the media meet; 1 only where `Oracle` says 1."""
 
-    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracleSoft(), "audio": MusicOracleSoft()}
+    worlds: ClassVar[dict[str, Reward]] = {
+        "image": ImageOracleSoft(),
+        "audio": MusicOracleSoft(),
+        "video": VideoOracleSoft(),
+    }
     spec = replace(Oracle.spec, name="oracle_soft")

@@ -35,8 +35,8 @@ class Plan:
     autoencoder: int = 5000
     decoder: int = 1200
     scenes: int = 10_000  # clips whose latents the generator sees
-    generator: int = 3600
-    clip: int = 1000
+    generator: int = 10_000
+    clip: int = 4000
     measured: int = 1000  # clips by which the oracle is measured
     clip_measured: int = 300
     prompts: int = 15  # a category

@@ -141,7 +141,7 @@ def starter(args) -> int:
 
     from ..assets import STARTER
 
-    where = {"image": "build", "music": "music_build"}[args.modality]
+    where = {"image": "build", "music": "music_build", "video": "video_build"}[args.modality]
     build = import_module(f"pipelines.starter.{where}").build
 
     if args.out is None and args.fast:
