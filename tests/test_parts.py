@@ -11,7 +11,7 @@ from workbench.methods import NRG, ReNO, Rewrite
 from workbench.parts import supplied
 from workbench.types import BadInput
 
-RUN = ["run", "demo", "limit=2", "seeds=1", "watch=[oracle]"]
+RUN = ["run", "methods-student", "limit=2", "seeds=1", "watch=[oracle]"]
 
 
 def test_a_method_without_parts_is_left_as_it_is():

@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from report_fixtures import compared, usual
+from report_fixtures import compared, contestant, summary_of, usual
 from rich.console import Console
 
 from workbench import media
@@ -166,6 +166,26 @@ def test_the_same_run_gives_the_same_report(run):
     assert (page_of(run), media.fingerprint(run / "grid.png")) == first
     size = media.read(run / "grid.png").data.shape
     assert size[2] > size[3] > 3 * 320  # eight rows, three columns of 160 pixels drawn twice as dense
+
+
+@pytest.mark.parametrize(("modality", "suffix", "data"), [
+    ("video", ".apng", torch.rand(1, 4, 3, 16, 16)), ("audio", ".wav", torch.rand(1, 1, 8000) - 0.5)])  # fmt: skip
+def test_clips_and_sounds_are_on_the_page_and_on_the_sheet(modality, suffix, data, tmp_path):
+    rows = []
+    (tmp_path / "media" / "base").mkdir(parents=True)
+    for k in range(2):
+        sample = Media(data.roll(k, -1), modality, 8000.0 if modality == "audio" else 8.0)
+        path = media.write(sample, tmp_path / "media" / "base" / f"0000-{k}{suffix}", meta={"prompt": "p"})
+        rows.append({"index": 0, "prompt": "p", "k": k, "seed": k, "category": None, "scores": {},
+                     "file": str(path.relative_to(tmp_path)), "sha256": media.fingerprint(path)})  # fmt: skip
+    event = {"contestant": "base", "batch": 0, "step": 0, "metrics": {}, "final": True, "cost": {}, "samples": rows}
+    (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
+    (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {"reward": "clip"}}))
+    (tmp_path / "summary.json").write_text(json.dumps(summary_of(contestant("base", 0.5, 0.2, 8), modality=modality)))
+    page = write_report(tmp_path).read_text()
+    assert {"video": "data:image/apng;base64,", "audio": "data:audio/wav;base64,"}[modality] in page
+    sheet = media.read(tmp_path / "grid.png").data
+    assert sheet.std() > 0.1 and media.read(tmp_path / rows[0]["file"]).modality == modality
 
 
 def test_a_run_without_oracle_pictures_or_command_still_reports(run):

@@ -89,11 +89,11 @@ def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page):
     client, place = page
     place.runs.mkdir(exist_ok=True)
     other = subprocess.Popen([sys.executable, "-c", OTHER, place.runs], stdout=subprocess.PIPE, text=True)
-    said, name = client.predict("demo", "\n".join(SMALL), api_name="/start")
+    said, name = client.predict("methods-student", "\n".join(SMALL), api_name="/start")
     assert "is starting" in said
     folder = processes.find(place.runs, name)
     with pytest.raises(BadInput, match="at work on this device"):
-        processes.start(place.runs, "demo", SMALL)
+        processes.start(place.runs, "methods-student", SMALL)
     with pytest.raises(BadInput, match="worked on already"):
         processes.resume(place.runs, name)
     seen = other.communicate(timeout=90)[0].split()

@@ -126,6 +126,23 @@ def strips(clips: Sequence[Media], labels: Sequence[str], columns: int = 6, side
     return media.grid(cells, rows=rows, columns=shares, side=side)
 
 
+def still(sample: Media) -> Media:
+    """A picture [1,3,H,W] that stands for one sample: itself; nine frames of a clip, three by three; a sound's log-mel spectrogram,
+    from its own loudest band down to black. Raises ValueError for sounds that aren't finite."""
+    if sample.modality == "audio":
+        _one(sample, sample.data[:, 0, 0])
+        if not sample.data.isfinite().all():
+            raise ValueError("the audio holds values that aren't finite: what made it has diverged")
+        mel = _mel(sample.data[0].float().cpu().mean(0)[None], round(sample.rate))
+        picture = np.array(_coloured(mel, float(mel.max())).resize((2 * MEL_HIGH, 2 * MEL_HIGH)))
+        return Media(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, "image")
+    if sample.modality == "video":
+        at = torch.linspace(0, sample.data.shape[1] - 1, 9).round().long()
+        frames = sample.data[0, at].unflatten(0, (3, 3))  # [row,column,3,H,W]
+        return Media(frames.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)[None], "image")
+    return sample
+
+
 def audition(folder: str | Path, sounds: Mapping[str, Media], meta: Mapping | None = None) -> dict[str, Path]:
     """Write sounds to be compared: `NAME.wav` as it is, `NAME.matched.wav` at one loudness (its story has the `gain` in
     decibels), and `sounds.png`; the paths by file name. Raises BadInput for a name that is no file's name."""

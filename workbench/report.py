@@ -11,7 +11,7 @@ import yaml
 from rich.table import Table
 from rich.text import Text
 
-from . import media, plots
+from . import listening, media, plots
 from .assets import write_atomic
 from .findings import (
     CONTROLS,
@@ -85,7 +85,7 @@ def _right(sample: Mapping) -> bool | None:
     return None if verdict is None else verdict >= 1
 
 
-MIME = {".png": "image/png", ".wav": "audio/wav"}
+MIME = {".png": "image/png", ".apng": "image/apng", ".wav": "audio/wav"}
 
 
 def _gallery(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
@@ -112,13 +112,13 @@ def _gallery(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tupl
 
 
 def _sheet(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]], shown: str | None) -> bytes:
-    """grid.png: the first rows of the same selection."""
+    """grid.png: the first rows of the same selection, clips as nine of their frames and sounds as spectrograms."""
     cells, captions = [], []
     for key in keys[:GRID_ROWS]:
         row = [made.get(n, {}).get(key) for n in names]
         files = [s and _file(run, s) for s in row]
         notes = [f"{shown} {number(s['scores'].get(shown), 3)}" if s and shown else "" for s in row]
-        cells.append([media.Cell(f and media.read(f), _right(s or {}), note)
+        cells.append([media.Cell(f and listening.still(media.read(f)), _right(s or {}), note)
                       for s, f, note in zip(row, files, notes, strict=True)])  # fmt: skip
         first = next(s for s in row if s)
         captions.append(" ".join(first["prompt"].split()) + (f"\n{first['category']}" if first.get("category") else ""))
@@ -126,7 +126,7 @@ def _sheet(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `grid.png` (pictures only) and the self-contained `report.html`; returns the latter's path.
+    """Write `grid.png` and the self-contained `report.html`; returns the latter's path.
 
     Reads run.json, summary.json, events.jsonl and media/. Raises BadInput when the folder isn't a run with a summary.
     """
@@ -143,7 +143,7 @@ def write_report(run_dir: Path) -> Path:
     shown = next(
         (m for m, here in metrics(summary).items() if m not in ("oracle", *whole_sets) and optimised(here)), None
     )
-    if summary["modality"] == "image" and keys:
+    if keys:
         write_atomic(run_dir / "grid.png", _sheet(run_dir, made, names, keys, shown))
     page = _page(run, summary, plots.curves(events), _gallery(run_dir, made, names, keys), shown)
     write_atomic(run_dir / "report.html", page)

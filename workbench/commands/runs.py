@@ -104,7 +104,9 @@ def _show(path: Path, summary: Mapping, as_json: bool) -> int:
                 out.print(_taught(c["name"], taught), soft_wrap=True)
         if summary.get("alarm"):
             out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
-        out.print(f"pictures  {path / 'grid.png'}\nreport    {path / 'report.html'}", soft_wrap=True)
+        for what, name in (("pictures", "grid.png"), ("report", "report.html")):
+            if (path / name).is_file():
+                out.print(f"{what:<10}{path / name}", soft_wrap=True)
     for c in failed:
         err.print(f"[red]{c['name']} failed:[/] {c['failed']} (see {path / ('failure-' + c['name'] + '.txt')})")
     return 1 if failed else 0
