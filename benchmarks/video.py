@@ -1,0 +1,115 @@
+"""What fine-tuning brings to the starter video model, and what InstructVideo's temporal attenuation does.
+
+    python benchmarks/video.py [instruct instruct-flat ...] [--seeds 0,1,2] [--runs runs/video] [--tables]
+
+Every config of configs/runs/video, or those that are named, becomes a run of its own for each seed: begun again it goes on, and a
+finished one is read. Base and trained make the held-out prompts from the same noises; intervals are 95 % bootstraps over prompts
+within their categories, the samples of all seeds together. Dynamic degree is the way that things really go, in percent of the
+picture's side: a still clip pleases every judge of frames. The second table has the reward of each frame, from the clips
+themselves: attenuation pays the middle frames most, and the others must follow by themselves.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
+
+from alignment import finals, pooled, shown  # noqa: E402
+from kept import finished, kept  # noqa: E402
+
+from rewards import REWARDS  # noqa: E402
+from workbench import config, evaluate, media, store  # noqa: E402
+from workbench.assets import CONFIGS  # noqa: E402
+from workbench.types import Media  # noqa: E402
+
+PLACE = CONFIGS / "runs" / "video"
+JUDGES = ("oracle", "dynamic_degree", "consistency")
+
+
+def asked(name: str, seed: int) -> config.RunConfig:
+    return config.read(PLACE / f"{name}.yaml", [f"seed={seed}", f"name={name}-{seed}"])
+
+
+def done(runs: Path, name: str, seeds: Sequence[int]) -> list[store.RunFolder]:
+    return [found for seed in seeds if (found := finished(runs, asked(name, seed)))]
+
+
+def table(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    head = ["run", "paid", "seeds", "reward, base", "trained", "oracle, base", "trained", "gain"]
+    head += ["dynamic degree, base", "gain", "consistency, gain", "CPU min"]
+    print("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
+    for name in names:
+        if not (folders := done(runs, name, seeds)):
+            continue
+        (paid,) = config.read(PLACE / f"{name}.yaml").reward
+        reward, oracle, degree, steady = (pooled(folders, judge) for judge in (paid, *JUDGES))
+        spent = sum(f.read("took.json")["cpu"] for f in folders) / len(folders) / 60
+        cells = [name, f"`{paid}`", str(len(folders)), shown(reward["base"]), shown(reward["after"])]
+        cells += [shown(oracle["base"]), shown(oracle["after"]), shown(oracle["gain"], "+")]
+        cells += [shown(degree["base"]), shown(degree["gain"], "+"), shown(steady["gain"], "+"), f"{spent:.1f}"]
+        print("| " + " | ".join(cells) + " |")
+
+
+@torch.no_grad()
+def by_frame(folder: store.RunFolder) -> tuple[torch.Tensor, list[int], list[str]]:
+    """[n,T]: what training has added to the picture CLIP's score of each frame of each clip; the prompts' numbers and categories."""
+    judge, scores, about = REWARDS["starter_clip"](), {}, {}
+    for who, s in finals(folder):
+        clip = media.read(folder.path / s["file"]).data[0]
+        key = s["index"], s["k"]
+        scores[who == "base", key] = judge(media=Media(clip, "image"), prompts=[s["prompt"]] * len(clip))
+        about[key] = s["category"]
+    gains = torch.stack([scores[False, key] - scores[True, key] for key in sorted(about)])
+    return gains, [index for index, _ in sorted(about)], [about[key] for key in sorted(about)]
+
+
+def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    print("\nGain of the picture CLIP in each frame; the last column is the spread of a row's means between frames.\n")
+    for n, name in enumerate(names):
+        if not (found := [by_frame(folder) for folder in done(runs, name, seeds)]):
+            continue
+        gains, prompts, kinds = torch.cat([g for g, _, _ in found]), *(sum((f[i] for f in found), []) for i in (1, 2))
+        if not n:
+            print(
+                f"| run | {' | '.join(map(str, range(1, gains.shape[1] + 1)))} | spread |\n|"
+                + "---|" * (gains.shape[1] + 2)
+            )
+        cells = [shown(evaluate.interval(column.tolist(), prompts, kinds), "+") for column in gains.T]
+        print(f"| {name} | {' | '.join(cells)} | {gains.mean(0).std():.4f} |")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = sorted(p.stem for p in PLACE.glob("*.yaml"))
+    parser.add_argument("names", nargs="*", metavar="RUN", help=f"of {', '.join(known)} [all]")
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--runs", type=Path, default=Path("runs/video"))
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    names, seeds = options.names or known, [int(s) for s in options.seeds.split(",")]
+    if unknown := sorted(set(names) - set(known)):
+        parser.error(f"no run {unknown[0]!r}; there are: {', '.join(known)}")
+    cells = [] if options.tables else [(seed, name) for seed in seeds for name in names]
+    if len(cells) == 1:
+        kept(options.runs, asked(names[0], seeds[0]))
+        return
+    for seed, name in cells:  # each in a process of its own: its memory, its imports
+        if not finished(options.runs, asked(name, seed)):
+            cell = [name, "--seeds", str(seed), "--threads", str(options.threads), "--runs", str(options.runs)]
+            subprocess.run([sys.executable, __file__, *cell], check=True)
+    table(options.runs, names, seeds)
+    frames(options.runs, [n for n in names if n in ("instruct", "instruct-flat", "vader")], seeds)
+
+
+if __name__ == "__main__":
+    main()
