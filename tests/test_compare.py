@@ -97,7 +97,8 @@ def test_the_scaling_curve_doubles_its_budget_and_ends_where_the_contestant_ends
 def test_a_run_that_is_cut_delivers_the_best_so_far(tmp_path, compared):
     args = [
         "run",
-        "demo",
+        "methods-student",
+        "contestants={base: sample, best_of_n: {n: 21}, reno: {iterations: 20}}",
         "limit=3",
         "seeds=2",
         "batch=6",
