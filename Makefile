@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 RUNS   ?= runs
 PORT   ?= 7860
-# or music
+# or music, or video
 MODALITY ?= image
 
 .PHONY: install demo test app clean

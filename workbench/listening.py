@@ -52,6 +52,12 @@ def _one(sound: Media, values: Tensor) -> float:
     return float(values[0])
 
 
+def _sane(sound: Media) -> None:
+    _one(sound, sound.data[:, 0, 0])
+    if not sound.data.isfinite().all():
+        raise ValueError("the audio holds values that aren't finite: what made it has diverged")
+
+
 def picture(sounds: Sequence[Media], labels: Sequence[str], width: int = 900) -> bytes:
     """PNG bytes: of each sound [1,C,L] its waveform and its log-mel spectrogram under each other.
 
@@ -61,9 +67,7 @@ def picture(sounds: Sequence[Media], labels: Sequence[str], width: int = 900) ->
     if len(sounds) != len(labels) or not sounds:
         raise ValueError(f"{len(labels)} labels don't fit {len(sounds)} sounds")
     for s in sounds:
-        _one(s, s.data[:, 0, 0])
-        if not s.data.isfinite().all():
-            raise ValueError("the audio holds values that aren't finite: what made it has diverged")
+        _sane(s)
     rate = min(max(round(s.rate) for s in sounds), 48000)
     longest = max(s.data.shape[-1] / s.rate for s in sounds)
     mono = [s.data[0].detach().float().cpu().mean(0) for s in sounds]
@@ -130,9 +134,7 @@ def still(sample: Media) -> Media:
     """A picture [1,3,H,W] that stands for one sample: itself; nine frames of a clip, three by three; a sound's log-mel spectrogram,
     from its own loudest band down to black. Raises ValueError for sounds that aren't finite."""
     if sample.modality == "audio":
-        _one(sample, sample.data[:, 0, 0])
-        if not sample.data.isfinite().all():
-            raise ValueError("the audio holds values that aren't finite: what made it has diverged")
+        _sane(sample)
         mel = _mel(sample.data[0].float().cpu().mean(0)[None], round(sample.rate))
         picture = np.array(_coloured(mel, float(mel.max())).resize((2 * MEL_HIGH, 2 * MEL_HIGH)))
         return Media(torch.from_numpy(picture).permute(2, 0, 1)[None] / 255, "image")
