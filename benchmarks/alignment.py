@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import os
 import statistics
-import subprocess
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -30,7 +29,7 @@ import torch  # noqa: E402
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kept import finished, kept  # noqa: E402
+from kept import all_kept, finished  # noqa: E402
 
 from workbench import config, evaluate, store  # noqa: E402
 
@@ -279,16 +278,13 @@ def main() -> None:
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no method {unknown[0]!r} in this table; there are: {', '.join(known)}")
     seeds = [int(s) for s in options.seeds.split(",")]
-    cells = [] if options.tables else [(seed, name) for seed in seeds for name in names]
-    for seed, name in cells:
-        if len(cells) == 1:
-            kept(options.runs, asked(options.table, name, seed))
-            return
-        if not finished(
-            options.runs, asked(options.table, name, seed)
-        ):  # each in a process of its own: its memory, its imports
-            cell = [options.table, f"--only={name}", "--seeds", str(seed), "--threads", str(options.threads)]
-            subprocess.run([sys.executable, __file__, *cell, "--runs", str(options.runs)], check=True)
+    cells = [
+        (asked(options.table, name, seed), [options.table, f"--only={name}", "--seeds", str(seed)])
+        for seed in seeds
+        for name in names
+    ]
+    if not options.tables and all_kept(__file__, options.runs, options.threads, cells):
+        return
     show(options.runs, options.table, names, seeds)
     if options.table == "rules":
         samples(options.runs, seeds)

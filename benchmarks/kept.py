@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 from workbench import config, run, store
@@ -35,3 +37,16 @@ def kept(runs: Path, asked: config.RunConfig) -> store.RunFolder:
         spent = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
         folder.write("took.json", {unit: before.get(unit, 0.0) + seconds for unit, seconds in spent.items()})
     return folder
+
+
+def all_kept(script: str, runs: Path, threads: int, cells: Sequence[tuple[config.RunConfig, Sequence[str]]]) -> bool:
+    """Each run that isn't finished, made by `script` in a process of its own (its memory, its imports) from the arguments beside it; an
+    only one is made here. Whether that was so: then this is such a process, and there is nothing to tell."""
+    if len(cells) == 1:
+        kept(runs, cells[0][0])
+        return True
+    for asked, arguments in cells:
+        if not finished(runs, asked):
+            shared = ["--threads", str(threads), "--runs", str(runs)]
+            subprocess.run([sys.executable, script, *arguments, *shared], check=True)
+    return False

@@ -12,7 +12,6 @@ themselves: attenuation pays the middle frames most, and the others must follow 
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +22,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from alignment import finals, pooled, shown  # noqa: E402
-from kept import finished, kept  # noqa: E402
+from kept import all_kept, finished  # noqa: E402
 
 from rewards import REWARDS  # noqa: E402
 from workbench import config, evaluate, media, store  # noqa: E402
@@ -99,14 +98,9 @@ def main() -> None:
     names, seeds = options.names or known, [int(s) for s in options.seeds.split(",")]
     if unknown := sorted(set(names) - set(known)):
         parser.error(f"no run {unknown[0]!r}; there are: {', '.join(known)}")
-    cells = [] if options.tables else [(seed, name) for seed in seeds for name in names]
-    if len(cells) == 1:
-        kept(options.runs, asked(names[0], seeds[0]))
+    cells = [(asked(name, seed), [name, "--seeds", str(seed)]) for seed in seeds for name in names]
+    if not options.tables and all_kept(__file__, options.runs, options.threads, cells):
         return
-    for seed, name in cells:  # each in a process of its own: its memory, its imports
-        if not finished(options.runs, asked(name, seed)):
-            cell = [name, "--seeds", str(seed), "--threads", str(options.threads), "--runs", str(options.runs)]
-            subprocess.run([sys.executable, __file__, *cell], check=True)
     table(options.runs, names, seeds)
     frames(options.runs, [n for n in names if n in ("instruct", "instruct-flat", "vader")], seeds)
 
