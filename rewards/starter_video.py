@@ -41,7 +41,7 @@ class StarterVideoCLIP(OnEncoder):
 
     spec = RewardSpec(
         "starter_video_clip",
-        "1",
+        "2",
         frozenset({"video"}),
         differentiable=True,
         needs=frozenset({"prompt"}),

@@ -15,8 +15,28 @@ os.environ["WORKBENCH_CACHE"] = _CACHE.name  # embedded references: never the us
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+# files that take longest, by their slowest parts: begun first, or one worker works on one of them long after the others are done
+LONG = (
+    "test_sharding",
+    "test_run",
+    "test_train_processes",
+    "test_controls",
+    "test_browser",
+    "test_ui_runs",
+    "test_train_kinds",
+    "test_train_run",
+    "test_starter_world",
+    "test_training_policy",
+    "test_ui_votes",
+    "test_app",
+    "test_starter_music",
+    "test_starter_video",
+)
+
 
 def pytest_collection_modifyitems(items):
+    place = {name: i for i, name in enumerate(LONG)}
+    items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
     for item in items:
         if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device, and torch finds none here"))

@@ -69,8 +69,13 @@ def test_noise_and_prompts_of_other_clips_score_zero(sample):
 
 def test_a_near_miss_is_read_as_wrong(sample):
     _, shown, asked = sample
-    wrong, _, _ = video_clip.near_misses(shown[:80], Draw.at(24, "wrong"))
+    plain = [kind for kind in video_clip.MISSES if kind != "melted"]
+    wrong, true, _ = video_clip.near_misses(shown[:80], Draw.at(24, "wrong"), plain)
     assert video_measure.exact(wrong, asked[:80]).mean() < 0.05
+    shows = [(clip, prompts[-1]) for clip, prompts in zip(wrong, true, strict=True) if prompts]
+    assert len(shows) > 30 and video_measure.exact(torch.stack([c for c, _ in shows]), [p for _, p in shows]).all()
+    melted, _, _ = video_clip.near_misses(shown[:80], Draw.at(24, "melted"), ["melted"])
+    assert video_measure.exact(melted, asked[:80]).mean() < 0.4  # some are bent where it doesn't show
 
 
 def test_the_soft_oracle_is_one_only_where_the_exact_one_is_and_falls_by_degrees(sample):
@@ -139,13 +144,27 @@ def test_the_prompt_lists_are_what_the_world_says_they_are():
 
 def test_the_strip_shows_the_frames_in_order_and_is_the_same_on_both_sides():
     x = torch.rand(2, 9, 3, 64, 64, generator=Draw.at(28, "strip").torch)
-    made = video_clip.strip(x)
-    assert made.shape == (2, 3, 96, 96)
-    for k in range(9):
-        top, left = 32 * (k // 3), 32 * (k % 3)
-        small = torch.nn.functional.avg_pool2d(x[:, k], 2)
-        assert torch.equal(made[:, :, top : top + 32, left : left + 32], small)
-    assert torch.equal(made, starter_video.strip(x, 32))
+    for side in (video_clip.COARSE, video_clip.SIDE):
+        made = video_clip.strip(x, side)
+        assert made.shape == (2, 3, 3 * side, 3 * side)
+        for k in range(9):
+            top, left = side * (k // 3), side * (k % 3)
+            small = torch.nn.functional.avg_pool2d(x[:, k], 64 // side)
+            assert torch.equal(made[:, :, top : top + side, left : left + side], small)
+        assert torch.equal(made, starter_video.strip(x, side))
+
+
+def test_an_encoder_of_whole_frames_begins_as_that_of_halved_ones():
+    tokenizer, x = new_tokenizer(video_generator.words()), torch.rand(2, 9, 3, 64, 64)
+    torch.manual_seed(0)
+    coarse = video_clip.new_clip(tokenizer, video_clip.COARSE).eval()
+    fine = video_clip.finer(coarse, tokenizer).eval()
+    with torch.no_grad():
+        seen = [
+            c.get_image_features(pixel_values=video_clip.strip(x, side)).pooler_output
+            for c, side in ((coarse, 32), (fine, 64))
+        ]
+    assert torch.allclose(*seen, atol=1e-5)
 
 
 def test_words_reach_the_transformer_as_the_pipeline_sends_them():

@@ -36,15 +36,16 @@ class Plan:
     decoder: int = 1200
     scenes: int = 10_000  # clips whose latents the generator sees
     generator: int = 10_000
-    clip: int = 4000
+    clip: tuple[int, int] = (4000, 1500)  # on frames at half their size, and on whole ones
     measured: int = 1000  # clips by which the oracle is measured
     clip_measured: int = 300
     prompts: int = 15  # a category
+    chosen: int = 8  # a category, of which the best of six clips is taken
     seeds: int = 2  # clips a prompt
     batch: int = 16
 
 
-MICRO = Plan(4, 3, 8, 3, 2, 10, 6, 1, 1, batch=4)
+MICRO = Plan(4, 3, 8, 3, (2, 2), 10, 6, 1, 1, 1, batch=4)
 
 
 @dataclass
@@ -93,7 +94,9 @@ def train_parts(workdir: Path, plan: Plan, told: dict, *, seed: int, last: int) 
             seed=seed, steps=plan.generator, scenes=plan.scenes, batch=plan.batch,
         )  # fmt: skip
     if last >= STAGES.index("clip"):
-        parts.clip, told["clip"] = train_clip(workdir, parts.tokenizer, seed=seed, steps=plan.clip, batch=plan.batch)
+        parts.clip, told["clip"] = train_clip(
+            workdir, parts.tokenizer, vae, seed=seed, steps=plan.clip, batch=plan.batch
+        )
     return parts
 
 
@@ -148,6 +151,9 @@ def measured(out: Path, plan: Plan, *, seed: int) -> dict:
         "base, held-out prompts, by steps": {
             n: measure.measure_generator(base, held, steps=n, **how)["overall"] for n in (1, 4, 16)
         },
+        "choosing, held-out prompts": measure.measure_choice(
+            base, held[: 6 * plan.chosen], clip, n=6, seed=seed + 1, steps=BASE["steps"], guidance=BASE["guidance"]
+        ),
         "bytes": sum(f.stat().st_size for f in out.rglob("*") if f.is_file()),
         "seconds": round(time.monotonic() - started, 1),
     }
