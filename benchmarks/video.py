@@ -48,7 +48,8 @@ def table(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     for name in names:
         if not (folders := done(runs, name, seeds)):
             continue
-        (paid,) = config.read(PLACE / f"{name}.yaml").reward
+        reward = config.read(PLACE / f"{name}.yaml").reward
+        paid = reward if isinstance(reward, str) else next(iter(reward))  # what stands first is what the run is about
         reward, oracle, degree, steady = (pooled(folders, judge) for judge in (paid, *JUDGES))
         spent = sum(f.read("took.json")["cpu"] for f in folders) / len(folders) / 60
         cells = [name, f"`{paid}`", str(len(folders)), shown(reward["base"]), shown(reward["after"])]
@@ -102,7 +103,7 @@ def main() -> None:
     if not options.tables and all_kept(__file__, options.runs, options.threads, cells):
         return
     table(options.runs, names, seeds)
-    frames(options.runs, [n for n in names if n in ("instruct", "instruct-flat", "vader")], seeds)
+    frames(options.runs, [n for n in names if n.startswith("instruct") or n == "vader"], seeds)
 
 
 if __name__ == "__main__":

@@ -15,22 +15,20 @@ os.environ["WORKBENCH_CACHE"] = _CACHE.name  # embedded references: never the us
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
-# files that take longest, by their slowest parts: begun first, or one worker works on one of them long after the others are done
+# files that take longest: begun first, or one worker works on one of them long after the others are done
 LONG = (
-    "test_sharding",
-    "test_run",
-    "test_train_processes",
-    "test_controls",
     "test_browser",
-    "test_ui_runs",
-    "test_train_kinds",
+    "test_sharding",
+    "test_train_processes",
+    "test_run",
+    "test_controls",
     "test_train_run",
-    "test_starter_world",
-    "test_training_policy",
-    "test_ui_votes",
-    "test_app",
-    "test_starter_music",
+    "test_ui_runs",
     "test_starter_video",
+    "test_training_policy",
+    "test_reward_to_noise",
+    "test_train_kinds",
+    "test_starter_music",
 )
 
 
