@@ -178,6 +178,8 @@ def pooled(folders: Sequence[store.RunFolder], judge: str) -> dict:
 
 
 def shown(estimate: dict, sign: str = "") -> str:
+    if estimate["ci95"] is None:  # a judge that could judge nothing
+        return "–"
     low, high = estimate["ci95"]
     return f"{estimate['mean']:{sign}.3f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
