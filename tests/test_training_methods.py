@@ -35,6 +35,7 @@ from workbench.methods.nft import NFT
 from workbench.methods.parrot import Parrot, undominated
 from workbench.methods.raft import RAFT
 from workbench.methods.refl import ReFL
+from workbench.methods.rwr import RWR
 from workbench.methods.srpo import SRPO
 from workbench.methods.training import judge, roll
 from workbench.methods.windowed import walk
@@ -269,6 +270,17 @@ def test_the_old_copy_of_nft_samples_and_follows():
         seen.append((policy.theta.detach().clone(), policy.copies["old"].clone()))
     assert torch.equal(*seen[0])
     torch.testing.assert_close(seen[1][1], 0.4 * seen[0][1] + 0.6 * seen[1][0])
+
+
+@pytest.mark.parametrize("cls", [RAFT, RWR])
+def test_what_the_base_made_is_learnt_from_however_far_training_is(cls):
+    def media(samples, live):
+        policy = set_weights(gaussian_policy(cls()), live=live)
+        return one(cls(group=G, lr=0.0, samples=samples), Value(), policy=policy)[1].media.data
+
+    near, far = (0.0, 0.0), (1.0, -1.0)
+    assert torch.equal(media("reference", near), media("reference", far))
+    assert not torch.equal(media("train", near), media("train", far))
 
 
 def test_online_dpo_renews_its_reference():

@@ -20,7 +20,8 @@ def gathered(method: Matching, policy: TrainablePolicy, reward: Reward, batch: B
     the method with groups of two."""
     if isinstance(batch, PairBatch):
         return replace(method, group=2), paired(policy, batch)
-    with policy.use(method.samples), policy.merged():  # no density of these chains is asked for
+    weights = policy.reference() if method.samples == "reference" else policy.use(method.samples)
+    with weights, policy.merged():  # no density of these chains is asked for
         path = roll(policy, batch, method.group, method.at_once)
     path = replace(path, x=path.x[:, -1:].clone())  # the chains themselves are not needed
     return method, judge(reward, path, method.group)

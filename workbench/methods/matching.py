@@ -56,7 +56,7 @@ class Matching(Protocol):
     at_once: int  # prompts whose groups go through the denoiser together; 0: all
     advantage: Advantage
     same_eps: bool  # the samples of a prompt meet the same noise
-    samples: str  # "train" or "old": which weights sample
+    samples: str  # "train", "old" or "reference": which weights sample
 
     def weigh(self, advantage: Tensor) -> Tensor: ...  # [N] -> [N]; NaN takes no part
     def copies(self) -> Mapping[str, float | None]: ...  # which of old and reference predict, and with what guidance

@@ -15,7 +15,7 @@ from torch import Tensor
 from ..types import BadInput, Count, Natural, NonNegative
 from . import matching
 from .matching import Seen
-from .training import NEEDS
+from .training import NEEDS, Learnt
 
 
 @dataclass(frozen=True)
@@ -31,11 +31,12 @@ class RAFT:
     share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose samples go through the denoiser together; 0: all
+    samples: Learnt = "train"  # whose are learnt from: its own of each round, or the base's
 
     needs = NEEDS
     scales = ""
     paper = "arXiv:2304.06767"
-    samples, same_eps, advantage = "train", False, "centre"
+    same_eps, advantage = False, "centre"
     __call__ = matching.train
 
     def __post_init__(self):

@@ -3,8 +3,9 @@ Liu et al. 2025, arXiv:2501.13918, Eq. 9.
 
     L = w |v - u|^2 + kl |v - v_ref|^2,        w = min(cap, exp(A / temperature)),
 
-with A the standardised reward. Bad samples are learnt from too, only less: it climbs slowly and does not diverge. As the
-temperature falls only the best remain (see raft).
+with A the standardised reward. Bad samples are learnt from too, only less. As the temperature falls only the best remain
+(see raft). On samples of its own, round after round, it comes to make plainer and plainer ones; the flow paper learns from a set
+that the base made once: `samples: reference`.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from torch import Tensor
 from ..types import Count, Natural, NonNegative
 from . import matching
 from .matching import Seen
-from .training import NEEDS, Advantage
+from .training import NEEDS, Advantage, Learnt
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,12 @@ class RWR:
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
     advantage: Advantage = "batch"
+    samples: Learnt = "train"  # whose are learnt from: its own of each round, or the base's
 
     needs = NEEDS
     scales = ""
     paper = "arXiv:2501.13918"
-    samples, same_eps = "train", False
+    same_eps = False
     calls, __call__ = matching.calls, matching.train
 
     def weigh(self, advantage: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from ..types import BadInput, Batch, Event, Media, Policy, Reward, Trajectory, d
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
+Learnt = Literal["train", "reference"]
 ADVANTAGES = {
     "batch": lambda r, group: zscore(r, group, "batch"),  # over the batch's deviation (Flow-GRPO)
     "group": zscore,  # over each group's own (DanceGRPO): tiny differences count in full
