@@ -24,12 +24,11 @@ from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-import torch  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kept import all_kept, finished  # noqa: E402
+from kept import all_kept, asked_for, finished, known  # noqa: E402
 
 from workbench import config, evaluate, store  # noqa: E402
 
@@ -269,17 +268,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--only", help="methods, separated by commas; all when not given")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--runs", type=Path, default=Path("runs/alignment"))
-    parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    known = list(TABLES[options.table][1])
-    names = options.only.split(",") if options.only else known
-    if unknown := sorted(set(names) - set(known)):
-        parser.error(f"no method {unknown[0]!r} in this table; there are: {', '.join(known)}")
-    seeds = [int(s) for s in options.seeds.split(",")]
+    options = asked_for(parser, "runs/alignment")
+    names = known(parser, options.only.split(",") if options.only else [], list(TABLES[options.table][1]))
+    seeds = options.seeds
     cells = [
         (asked(options.table, name, seed), [options.table, f"--only={name}", "--seeds", str(seed)])
         for seed in seeds

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 import subprocess
 import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
+
+import torch
 
 from workbench import config, run, store
 
@@ -37,6 +40,25 @@ def kept(runs: Path, asked: config.RunConfig) -> store.RunFolder:
         spent = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}
         folder.write("took.json", {unit: before.get(unit, 0.0) + seconds for unit, seconds in spent.items()})
     return folder
+
+
+def asked_for(parser: argparse.ArgumentParser, place: str) -> argparse.Namespace:
+    """What was asked on the command line, where every benchmark of kept runs understands --seeds, --runs, --tables and --threads."""
+    parser.add_argument("--seeds", default="0,1,2")
+    parser.add_argument("--runs", type=Path, default=Path(place))
+    parser.add_argument("--tables", action="store_true", help="train nothing")
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    options.seeds = [int(s) for s in options.seeds.split(",")]
+    return options
+
+
+def known(parser: argparse.ArgumentParser, names: Sequence[str], all_names: Sequence[str]) -> Sequence[str]:
+    """`names`, or all where none is given; an unknown one ends the program with a sentence."""
+    if unknown := sorted(set(names) - set(all_names)):
+        parser.error(f"nothing is named {unknown[0]!r}; there are: {', '.join(all_names)}")
+    return names or all_names
 
 
 def all_kept(script: str, runs: Path, threads: int, cells: Sequence[tuple[config.RunConfig, Sequence[str]]]) -> bool:

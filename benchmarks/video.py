@@ -5,8 +5,9 @@
 Every config of configs/runs/video, or those that are named, becomes a run of its own for each seed: begun again it goes on, and a
 finished one is read. Base and trained make the held-out prompts from the same noises; intervals are 95 % bootstraps over prompts
 within their categories, the samples of all seeds together. Dynamic degree is the way that things really go, in percent of the
-picture's side: a still clip pleases every judge of frames. The second table has the reward of each frame, from the clips
-themselves: attenuation pays the middle frames most, and the others must follow by themselves.
+picture's side: a still clip pleases every judge of frames. For the runs that a judge of frames pays, two more tables: how far the
+things of moving clips go that were right before and after, so that nothing but the way differs; and the reward of each frame, from
+the clips themselves: attenuation pays the middle frames most, and the others must follow by themselves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from alignment import finals, pooled, shown  # noqa: E402
-from kept import all_kept, finished  # noqa: E402
+from kept import all_kept, asked_for, finished, known  # noqa: E402
 
 from rewards import REWARDS  # noqa: E402
 from workbench import config, evaluate, media, store  # noqa: E402
@@ -31,6 +32,7 @@ from workbench.types import Media  # noqa: E402
 
 PLACE = CONFIGS / "runs" / "video"
 JUDGES = ("oracle", "dynamic_degree", "consistency")
+MOVING = ("move", "speed")  # what the world calls the prompts of which a thing goes straight on
 
 
 def asked(name: str, seed: int) -> config.RunConfig:
@@ -56,6 +58,33 @@ def table(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
         cells += [shown(oracle["base"]), shown(oracle["after"]), shown(oracle["gain"], "+")]
         cells += [shown(degree["base"]), shown(degree["gain"], "+"), shown(steady["gain"], "+"), f"{spent:.1f}"]
         print("| " + " | ".join(cells) + " |")
+
+
+def ways(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
+    print("\nHow far things go in moving clips that were right before and after.\n")
+    print("| run | clips | dynamic degree, base | gain | each seed |\n|---|---|---|---|---|")
+    for name in names:
+        base, gains, prompts, each = [], [], [], []
+        for folder in done(runs, name, seeds):
+            pairs: dict[tuple, dict] = {}
+            for who, s in finals(folder):
+                if s["category"] in MOVING and s["scores"]["oracle"] == 1:
+                    pairs.setdefault((s["index"], s["k"]), {})[who == "base"] = evaluate.nan(
+                        s["scores"]["dynamic_degree"]
+                    )
+            both = {key: found for key, found in pairs.items() if len(found) == 2}
+            base += [found[True] for found in both.values()]
+            mine = [found[False] - found[True] for found in both.values()]
+            gains, prompts = gains + mine, prompts + [index for index, _ in both]
+            each.append(evaluate.interval(mine, [index for index, _ in both])["mean"])
+        if each:
+            told = [
+                name,
+                str(len(base)),
+                shown(evaluate.interval(base, prompts)),
+                shown(evaluate.interval(gains, prompts), "+"),
+            ]
+            print("| " + " | ".join([*told, ", ".join(f"{gain:+.2f}" for gain in each)]) + " |")
 
 
 @torch.no_grad()
@@ -88,22 +117,17 @@ def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = sorted(p.stem for p in PLACE.glob("*.yaml"))
-    parser.add_argument("names", nargs="*", metavar="RUN", help=f"of {', '.join(known)} [all]")
-    parser.add_argument("--seeds", default="0,1,2")
-    parser.add_argument("--runs", type=Path, default=Path("runs/video"))
-    parser.add_argument("--tables", action="store_true", help="train nothing")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    options = parser.parse_args()
-    torch.set_num_threads(options.threads)
-    names, seeds = options.names or known, [int(s) for s in options.seeds.split(",")]
-    if unknown := sorted(set(names) - set(known)):
-        parser.error(f"no run {unknown[0]!r}; there are: {', '.join(known)}")
+    configs = sorted(p.stem for p in PLACE.glob("*.yaml"))
+    parser.add_argument("names", nargs="*", metavar="RUN", help=f"of {', '.join(configs)} [all]")
+    options = asked_for(parser, "runs/video")
+    names, seeds = known(parser, options.names, configs), options.seeds
     cells = [(asked(name, seed), [name, "--seeds", str(seed)]) for seed in seeds for name in names]
     if not options.tables and all_kept(__file__, options.runs, options.threads, cells):
         return
     table(options.runs, names, seeds)
-    frames(options.runs, [n for n in names if n.startswith("instruct") or n == "vader"], seeds)
+    of_frames = [n for n in names if "frames" in asked(n, 0).reward]
+    ways(options.runs, of_frames, seeds)
+    frames(options.runs, of_frames, seeds)
 
 
 if __name__ == "__main__":

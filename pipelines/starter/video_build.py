@@ -17,6 +17,7 @@ from diffusers import AutoencoderKLWan, DiffusionPipeline, WanTransformer3DModel
 from transformers import CLIPImageProcessor, CLIPModel, CLIPTokenizer, UMT5EncoderModel
 
 from pipelines.starter import video_measure as measure
+from pipelines.starter import video_world as world
 from pipelines.starter.build import _says_float32, _swap_in, write_json
 from pipelines.starter.tokens import new_tokenizer
 from pipelines.starter.video_autoencoder import train_autoencoder, train_decoder
@@ -101,10 +102,14 @@ def train_parts(workdir: Path, plan: Plan, told: dict, *, seed: int, last: int) 
 
 
 def write_prompts(folder: Path, *, test: int = 15, train: int = 60) -> None:
-    """`starter-video-{train,test}.txt`: up to so many prompts a category, in turns."""
+    """`starter-video-{train,test}.txt`: up to so many prompts a category, in turns; `-more`: the held-out ones that `test` leaves."""
+    held = measure.prompts(True, test)
     told = {
         "test": ("Held out, categories in turns: no part of the pack was ever told one of these prompts, nor shown a clip",
-                 "of which one is true; every part of each was seen in other company.", measure.prompts(True, test)),
+                 "of which one is true; every part of each was seen in other company.", held),
+        "more": ("The held-out prompts that the test list leaves out: to judge anew what was chosen by looking at that one.",
+                 "Without `pass`, of which the base gets none right.",
+                 [p for p in measure.prompts(True, 4 * test) if p not in held and world.category(p) != "pass"]),
         "train": ("Prompts of the video world that the pack was trained on, categories in turns.",
                   "Shares nothing with the test list.", measure.prompts(False, train)),
     }  # fmt: skip
