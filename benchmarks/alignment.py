@@ -93,8 +93,8 @@ SHARED = {
     "dpo": group(PAIRS, "{name: dpo, group: 12, times: 4, updates: 2, lr: 1.0e-3}"),
     "kto": group(PAIRS, "{name: kto, group: 12, beta: 100, times: 2, updates: 2, lr: 5.0e-4}"),
     "d3po": group(PAIRS, "{name: d3po, group: 12, lr: 3.0e-4}", *NOISY),
-    "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, share: 0.5, kl: 1, lr: 3.0e-4}"),
-    "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, share: 0.5, kl: 1, lr: 3.0e-4}"),
+    "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, lr: 6.0e-4, samples: reference}"),
+    "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, lr: 6.0e-4, samples: reference}"),
     "prdp": group(RANKS, "{name: prdp, group: 12, updates: 1, lr: 6.0e-4}", *NOISY),
     "parrot": group(
         RANKS, "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY, "reward={PAID: 1, sharpness: 1}"
