@@ -101,8 +101,9 @@ def slope(name, m, n, a, seen, s):
         return 2 * m.beta / 2 / (1 + math.exp(-m.beta / 2 * worse)) * mine * 2 * e / s**2
     if name == "kto":
         z = max(0, -np.mean(list(gain.values())))
-        u = 1 / (1 + math.exp(-a[n] * m.beta * (-gain[n] - z)))
-        return (m.liked if a[n] > 0 else m.disliked) * u * (1 - u) * a[n] * m.beta * 2 * e / s**2
+        y = np.sign(a[n])
+        u = 1 / (1 + math.exp(-y * m.beta * (-gain[n] - z)))
+        return (m.liked if y > 0 else m.disliked) * u * (1 - u) * a[n] * m.beta * 2 * e / s**2
     return a[n] * 2 * e / s**2 + m.kl * 2 * (e - er) / s**2  # raft, rwr
 
 
@@ -114,8 +115,9 @@ def hand_weights(name, m, r):
         return np.minimum(np.exp(a), m.cap) if name == "rwr" else a
     if name == "dgpo":
         return centred / r.std(1, keepdims=True)
-    if name == "kto":
-        return np.sign(centred)
+    if name == "kto":  # both sides of a prompt weigh alike, however many there are
+        y = np.sign(centred)
+        return np.array([[v * len(row) / 2 / (row == v).sum() for v in row] for row in y])
     rank = np.argsort(np.argsort(-r, 1), 1)
     if name == "raft":
         return np.where(rank < m.keep, 1.0, np.nan)

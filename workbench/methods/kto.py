@@ -6,7 +6,8 @@ than the reference it is denoised, and the baseline z = max(0, mean g), over a p
 
     L = w_y ( 1 - U( y beta (g - z) ) ),
 
-where the utility U is the sigmoid of prospect theory, or averse to losses (log sigmoid), or indifferent to them (linear). Errors
+where w_y lets the liked and the others of a prompt weigh alike however many there are of each, as KTO's authors advise
+(arXiv:2402.01306); else what every sample shares, the sampler's own error, would be learnt along. The utility U is the sigmoid of prospect theory, or averse to losses (log sigmoid), or indifferent to them (linear). Errors
 are means over dimensions, and beta belongs to that convention.
 """
 
@@ -35,8 +36,8 @@ class KTO:
     group: Count = 8  # samples a prompt
     beta: NonNegative = 1000.0
     utility: Literal["sigmoid", "averse", "linear"] = "sigmoid"
-    liked: NonNegative = 1.0  # weight of the liked
-    disliked: NonNegative = 1.0  # and of the others
+    liked: NonNegative = 1.0  # weight of all that are liked
+    disliked: NonNegative = 1.0  # and of all others
     lr: NonNegative = 3e-4
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
@@ -52,7 +53,11 @@ class KTO:
     calls, __call__ = matching.calls, matching.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
-        return advantage.sign().masked_fill((advantage == 0) | advantage.isnan(), torch.nan)  # the sign of NaN is 0
+        """y / (2 share of those with this y in the prompt's group), NaN for what is neither."""
+        y = advantage.view(-1, self.group).nan_to_num(0).sign()
+        each = [(y == side).sum(1, keepdim=True) for side in (1, -1)]
+        share = torch.where(y > 0, *each) / sum(each)
+        return (y / (2 * share)).masked_fill(y == 0, torch.nan).flatten()
 
     def copies(self) -> dict[str, float | None]:
         return {"reference": self.guidance}
@@ -63,5 +68,6 @@ class KTO:
     def loss(self, seen: Seen) -> Tensor:
         g = seen.error(seen.reference) - seen.error(seen.live)  # [n]
         z = losses.group_mean(g.detach(), seen.group).clamp(min=0)
-        worth = torch.where(seen.weight > 0, self.liked, self.disliked)
-        return worth * (1 - UTILITY[self.utility](seen.weight * self.beta * (g - z)))
+        y, weight = seen.weight.sign(), seen.weight.abs()
+        worth = weight * torch.where(y > 0, self.liked, self.disliked)
+        return worth * (1 - UTILITY[self.utility](y * self.beta * (g - z)))
