@@ -97,7 +97,10 @@ SHARED = {
     "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, lr: 6.0e-4, samples: reference}"),
     "prdp": group(RANKS, "{name: prdp, group: 12, updates: 1, lr: 6.0e-4}", *NOISY),
     "parrot": group(
-        RANKS, "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY, "reward={PAID: 1, sharpness: 1}"
+        RANKS,
+        "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}",
+        *NOISY,
+        "reward={PAID: 1, sharpness: 0.1}",
     ),
     "-nft": group(FORWARD, "{name: nft, group: 12, times: 1, updates: 2, lr: 1.5e-3, kl: 0}", "control=negated"),
 }
