@@ -1,5 +1,7 @@
 """Files keep what they are given: pixels, sound and story; what can't be read is refused by name."""
 
+from functools import partial
+
 import numpy as np
 import pytest
 import torch
@@ -186,3 +188,11 @@ def test_tiny_pictures_grow_by_whole_pixels(tmp_path):
     big = media.write(Media(torch.zeros(1, 3, 300, 600), "image"), tmp_path / "big.png")
     (tmp_path / "t.png").write_bytes(media.thumbnail(big, 100))
     assert media.read(tmp_path / "t.png").data.shape == (1, 3, 50, 100)
+
+
+def test_a_label_that_is_too_long_is_cut_in_its_name_and_keeps_its_number():
+    label = partial(media._Sheet(["base"], "", 160, 2).label, size=12, width=144)
+    assert label("starter_clip 0.512") == "starter_clip 0.512"
+    told = label("starter_video_clip_of_nine_frames -0.081")
+    assert told.startswith("starter_video") and told.endswith("… -0.081")
+    assert label("x" * 90).endswith("x…")

@@ -298,6 +298,15 @@ class _Sheet:
             out = [*out[: lines - 1], last.rstrip(" ,.;") + "…"]
         return out
 
+    def label(self, note, size, width):
+        """`note` on one line; where it is too long what it names is cut, and the number at its end stays."""
+        length, (name, _, number) = _font(size * self.scale, note).getlength, note.rpartition(" ")
+        if length(note) <= width * self.scale or not name:
+            return self.fit(note, size, width, 1)[0]
+        while name and length(f"{name}… {number}") > width * self.scale:
+            name = name[:-1]
+        return f"{name}… {number}"
+
     def draw(self, cells, rows):
         step = self.side + self.foot + self.gap
         size = (self.width * self.scale, (self.head + len(rows) * step + self.margin - self.gap) * self.scale)
@@ -337,4 +346,4 @@ class _Sheet:
             points = [((x + px) * s, (line + py) * s) for px, py in points]
             self.pen.line(points, fill=colour, width=2 * s, joint="curve")
         indent = 16 if cell.right is not None else 0
-        self.text(x + indent, line, self.fit(cell.note, 12, side - indent, 1)[0], 12, FAINT)
+        self.text(x + indent, line, self.label(cell.note, 12, side - indent), 12, FAINT)
