@@ -24,7 +24,6 @@ from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 
-
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 

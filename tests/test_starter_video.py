@@ -137,7 +137,8 @@ def test_the_hold_out_leaks_neither_through_clips_nor_through_words():
 
 def test_the_prompt_lists_are_what_the_world_says_they_are():
     train, test, more = (data.prompts(f"starter-video-{name}") for name in ("train", "test", "more"))
-    assert not any(map(world.held_out, train)) and all(map(world.held_out, test + more)) and not set(test) & set(more)
+    assert not any(map(world.held_out, train)) and all(map(world.held_out, test + more))
+    assert not set(train) & set(test) and not set(train) & set(more) and not set(test) & set(more)
     assert list(test) == video_measure.prompts(True, 15)
     assert {p for p in world.all_prompts() if world.held_out(p) and world.category(p) != "pass"} <= set(test + more)
     assert set(Counter(map(world.category, test[:12])).values()) == {2}

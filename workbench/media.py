@@ -301,11 +301,10 @@ class _Sheet:
     def label(self, note, size, width):
         """`note` on one line; where it is too long what it names is cut, and the number at its end stays."""
         length, (name, _, number) = _font(size * self.scale, note).getlength, note.rpartition(" ")
-        if length(note) <= width * self.scale or not name:
-            return self.fit(note, size, width, 1)[0]
-        while name and length(f"{name}… {number}") > width * self.scale:
+        while name and length(note) > width * self.scale:
             name = name[:-1]
-        return f"{name}… {number}"
+            note = f"{name}… {number}"
+        return self.fit(note, size, width, 1)[0]
 
     def draw(self, cells, rows):
         step = self.side + self.foot + self.gap

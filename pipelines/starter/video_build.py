@@ -109,7 +109,7 @@ def write_prompts(folder: Path, *, test: int = 15, train: int = 60) -> None:
                  "of which one is true; every part of each was seen in other company.", held),
         "more": ("The held-out prompts that the test list leaves out: to judge anew what was chosen by looking at that one.",
                  "Without `pass`, of which the base gets none right.",
-                 [p for p in measure.prompts(True, 4 * test) if p not in held and world.category(p) != "pass"]),
+                 [p for p in measure.prompts(True, len(world.all_prompts())) if p not in held and world.category(p) != "pass"]),
         "train": ("Prompts of the video world that the pack was trained on, categories in turns.",
                   "Shares nothing with the test list.", measure.prompts(False, train)),
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -15,13 +16,17 @@ if TYPE_CHECKING:
     from .matching import Matching, Seen
 
 
+def weights(policy: TrainablePolicy, name: str) -> AbstractContextManager:
+    """Within it the policy has these weights: the untrained ones ("reference"), or a copy of the adapter."""
+    return policy.reference() if name == "reference" else policy.use(name)
+
+
 def gathered(method: Matching, policy: TrainablePolicy, reward: Reward, batch: Batch) -> tuple[Matching, Judged]:
     """A batch as groups: G samples a prompt by the method's weights, judged; or each pair as two with rewards 1 and 0, and then
     the method with groups of two."""
     if isinstance(batch, PairBatch):
         return replace(method, group=2), paired(policy, batch)
-    weights = policy.reference() if method.samples == "reference" else policy.use(method.samples)
-    with weights, policy.merged():  # no density of these chains is asked for
+    with weights(policy, method.samples), policy.merged():  # no density of these chains is asked for
         path = roll(policy, batch, method.group, method.at_once)
     path = replace(path, x=path.x[:, -1:].clone())  # the chains themselves are not needed
     return method, judge(reward, path, method.group)

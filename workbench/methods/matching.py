@@ -20,7 +20,7 @@ from torch import Tensor
 from .. import losses
 from ..types import Batch, Event, Reward, TrainablePolicy, Trajectory, derive
 from .best import gaussian
-from .given import agrees, gathered
+from .given import agrees, gathered, weights
 from .steps import level
 from .training import Advantage
 
@@ -114,7 +114,7 @@ def look(method, policy, path: Trajectory, weight: Tensor, batch: Batch, i: int,
     x = policy.noised(x0, i, gaussian(seeds, x0.shape[1:], "eps", i, u).to(x0))
     found = {}
     for name, guidance in method.copies().items():
-        with torch.no_grad(), policy.reference() if name == "reference" else policy.use(name):
+        with torch.no_grad(), weights(policy, name):
             found[name] = policy.predict(x, i, prompts, guidance).x0
     live = policy.predict(x, i, prompts, method.guidance).x0
     return Seen(x0, level(policy, i)[1], weight[rows], group.to(x0.device), live, **found)
