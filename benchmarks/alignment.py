@@ -4,10 +4,12 @@
     python benchmarks/alignment.py learned                    # paid by the starter CLIP; the oracle is held out
     python benchmarks/alignment.py grpo --seeds 0             # the settings of Flow-GRPO of which the best is in the others
     python benchmarks/alignment.py rules --only nft,grpo --seeds 0
-    python benchmarks/alignment.py rules --tables             # the table of what is finished, trained nothing
+    python benchmarks/alignment.py rules --tables             # train nothing: the table of what is finished, or in the record
 
 Each cell is a run of its own (`workbench run` would make the same): trained on one set of prompts, judged on combinations
 that training never saw, beside the base and with its noises. What is finished in --runs is read, what was broken off goes on.
+The record (alignment.jsonl, written by --record) keeps the scores of every sample, so that tables can be made without the runs.
+Seed 0 is the one that settings were chosen by, and has no place in the tables.
 Intervals are 95 % bootstraps over the held-out prompts within their categories, the samples of all seeds of training together; the lowest and the highest
 seed are told too. `-nft` is the control: the same method paid to lower the reward must lower the oracle.
 """
@@ -19,7 +21,7 @@ import dataclasses
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -28,9 +30,11 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
 from kept import all_kept, asked_for, finished, known  # noqa: E402
+from outcome import Outcome, pooled, record, recorded, shown  # noqa: E402
 
-from workbench import config, evaluate, store  # noqa: E402
+from workbench import config  # noqa: E402
 
+RECORD = ROOT / "benchmarks" / "alignment.jsonl"  # the documentation's tables come from it
 LORA = "train.lora={rank: 32, alpha: 64, targets: all}"
 COMMON = [
     "pipeline=starter-image-base",
@@ -113,9 +117,9 @@ GRADIENTS = {
 }
 
 
-def long(recipe: Recipe, rounds: int = 90) -> Recipe:
-    """So many rounds of 144 samples, looked at on the way."""
-    more = (f"train.updates={rounds}", "train.prompts=12", "train.evaluate=5", "train.save=10")
+def long(recipe: Recipe, rounds: int) -> Recipe:
+    """So many rounds of 144 samples, looked at on the way, the last third of them with a falling learning rate."""
+    more = (f"train.updates={rounds}", "train.decay=0.33", "train.prompts=12", "train.evaluate=5", "train.held=48")
     return dataclasses.replace(recipe, train=(*recipe.train, *more))
 
 
@@ -123,7 +127,7 @@ def long(recipe: Recipe, rounds: int = 90) -> Recipe:
 GUIDED = group(FORWARD, "{name: crd, group: 12, times: 1, updates: 2, lr: 1.5e-3, kl: 0.3, anchor_guidance: 3.0}")
 
 
-LONG = {"nft-long": long(SHARED["nft"]), "grpo-long": long(SHARED["grpo"]), "crd-guided": long(GUIDED, 50)}
+LONG = {"grpo-long": long(SHARED["grpo"], 60), "crd-long": long(SHARED["crd"], 20), "crd-guided": long(GUIDED, 50)}
 GRPOS = {  # settings of which the best counts as well tuned
     f"grpo-{window}-{lr}": group(CHAIN, f"{{name: grpo, group: 12, window: {window}, width: 2, lr: {lr}}}", *NOISY)
     for window, lr in (("fast", "2.0e-4"), ("fast", "6.0e-4"), ("fast", "1.5e-3"), ("all", "2.0e-4"), ("all", "6.0e-4"))
@@ -135,12 +139,17 @@ TABLES = {  # what is optimised, and recipes
 }
 
 
+def told(table: str, name: str, seed: int) -> list[str]:
+    """What the cell of a table asks for that differs from `train-nft`."""
+    paid, recipes = TABLES[table]
+    more = [*COMMON, f"reward={paid}", f"watch=[{', '.join(sorted({'oracle', HELD[paid]}))}]"]
+    more += [o.replace("PAID", paid) for o in recipes[name].overrides()]
+    return [*more, f"seed={seed}", f"name={slug(table, name)}-{seed}"]
+
+
 def asked(table: str, name: str, seed: int) -> config.RunConfig:
     """The run that is a cell of a table."""
-    paid, recipes = TABLES[table]
-    told = [*COMMON, f"reward={paid}", f"watch=[{', '.join(sorted({'oracle', HELD[paid]}))}]"]
-    told += [o.replace("PAID", paid) for o in recipes[name].overrides()]
-    return config.read("train-nft", [*told, f"seed={seed}", f"name={slug(table, name)}-{seed}"])
+    return config.read("train-nft", told(table, name, seed))
 
 
 def slug(table: str, name: str) -> str:
@@ -150,68 +159,43 @@ def slug(table: str, name: str) -> str:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
-def finals(folder: store.RunFolder) -> Iterator[tuple[str, dict]]:
-    """(contestant, sample) of what the test prompts were answered with."""
-    for event in folder.events():
-        if event.get("final"):
-            yield from ((event["contestant"], sample) for sample in event["samples"])
-
-
-def pooled(folders: Sequence[store.RunFolder], judge: str) -> dict:
-    """{"base", "after", "gain"} of a judge over all seeds of training, each with an interval over prompts, and the mean of each."""
-    values = {"base": [], "after": [], "gain": []}
-    prompts, kinds, each = [], [], []
-    for folder in folders:
-        scores: dict[str, dict] = {"base": {}, "after": {}}
-        category: dict[int, str] = {}
-        for contestant, s in finals(folder):
-            category[s["index"]] = s["category"]
-            scores["base" if contestant == "base" else "after"][s["index"], s["k"]] = evaluate.nan(s["scores"][judge])
-        keys = sorted(scores["base"])
-        before, after = ([scores[who][key] for key in keys] for who in ("base", "after"))
-        values["base"] += before
-        values["after"] += after
-        values["gain"] += [b - a for a, b in zip(before, after, strict=True)]
-        prompts += [index for index, _ in keys]
-        kinds += [category[index] for index, _ in keys]
-        each.append(sum(after) / len(after))
-    return {what: evaluate.interval(found, prompts, kinds) for what, found in values.items()} | {"seeds": each}
-
-
-def shown(estimate: dict, sign: str = "") -> str:
-    if estimate["ci95"] is None:  # a judge that could judge nothing
-        return "–"
-    low, high = estimate["ci95"]
-    return f"{estimate['mean']:{sign}.3f} [{low:{sign}.2f}, {high:{sign}.2f}]"
+def outcomes(runs: Path, table: str, name: str, seeds: Sequence[int]) -> list[Outcome]:
+    """Of the seeds that are finished in `runs`, or else in the record."""
+    kept = recorded(RECORD)
+    found = [
+        Outcome.of(folder)
+        if (folder := finished(runs, asked(table, name, seed)))
+        else kept.get(tuple(told(table, name, seed)))
+        for seed in seeds
+    ]
+    return [outcome for outcome in found if outcome]
 
 
 def row(runs: Path, table: str, name: str, seeds: Sequence[int]) -> tuple[list[str], list[str]] | None:
     """The cells of a method, and those of its base."""
     paid, recipes = TABLES[table]
-    folders = [f for seed in seeds if (f := finished(runs, asked(table, name, seed)))]
-    if not folders:
+    if not (found := outcomes(runs, table, name, seeds)):
         return None
-    summed = [f.read("summary.json")["contestants"] for f in folders]
-    bases, parts = ([next(c for c in s if (c["name"] == "base") is base) for s in summed] for base in (True, False))
-    spent = [part["training"] for part in parts]
-    reward, oracle, held = (pooled(folders, judge) for judge in (paid, "oracle", HELD[paid]))
+    spent = [o.training for o in found]
+    reward, oracle, held = (pooled(found, judge) for judge in (paid, "oracle", HELD[paid]))
+    varied = [statistics.mean(o.diversity[side] for o in found) for side in (0, 1)]
     apart = oracle["after"]["ci95"][0] > oracle["base"]["ci95"][1]
     base = ["base", "", "", shown(reward["base"]), shown(oracle["base"]), "", "", shown(held["base"]), "", "", "", ""]
     return [
         name,
         recipes[name].family,
-        str(len(folders)),
+        str(len(found)),
         shown(reward["after"]),
         ("**{}**" if apart else "{}").format(shown(oracle["after"])),
         f"{min(oracle['seeds']):.2f} … {max(oracle['seeds']):.2f}",
         shown(oracle["gain"], "+"),
         shown(held["after"]),
         f"{spent[0]['samples']:,}",
-        f"{statistics.mean(f.read('took.json')['cpu'] for f in folders) / 60:.1f}",
+        f"{statistics.mean(o.cpu for o in found) / 60:.1f}",
         f"{max(s['peak_mb'] for s in spent):,.0f}",
         f"{statistics.mean(s['distance'] for s in spent):.3f}",
-        f"{statistics.mean(p['diversity'] for p in parts):.3f}",
-    ], [*base, f"{statistics.mean(b['diversity'] for b in bases):.3f}"]
+        f"{varied[1]:.3f}",
+    ], [*base, f"{varied[0]:.3f}"]
 
 
 def show(runs: Path, table: str, names: Sequence[str], seeds: Sequence[int]) -> None:
@@ -237,40 +221,42 @@ def show(runs: Path, table: str, names: Sequence[str], seeds: Sequence[int]) -> 
 # --- samples to the same reward --------------------------------------------------------------------------------------
 
 
-def curve(folder: store.RunFolder) -> list[tuple[int, float]]:
-    """[(samples drawn, reward on the prompts that are watched)] of a training."""
-    done = next(c["training"] for c in folder.read("summary.json")["contestants"] if "training" in c)
-    each = done["samples"] // done["updates"]
-    looks = [e for e in folder.events() if e.get("phase") == "watch"]
-    return [(each * e["step"], e["metrics"]["held reward"]) for e in looks]
+def there(outcome: Outcome, level: float) -> int | None:
+    """Samples drawn before the first look at which the watched prompts had that reward; None where they never had."""
+    return next((n for n, reward in outcome.watched if reward >= level), None)
 
 
-def samples(runs: Path, seeds: Sequence[int], rival: str = "grpo-long", mine: str = "nft-long") -> None:
-    """How many samples each drew until it had the reward at which the rival's training ends."""
-    print(
-        f"\n| seed | {rival} ends at | first there after | {mine} is there after | of the rival's whole | of its way there |"
-    )
-    print("|---|---|---|---|---|---|")
-    for seed in seeds:
-        found = [finished(runs, asked("rules", name, seed)) for name in (rival, mine)]
-        if not all(found):
+def samples(runs: Path, seeds: Sequence[int], rival: str = "grpo-long") -> None:
+    """What forward-process methods have with fewer samples than the rival's long training: on the test prompts, and when, as the
+    watched prompts tell, they had the mean reward of its last three looks (looks of table rows are too few for that)."""
+    print(f"\n| method | seeds | samples | fewer than {rival} | reward | more than {rival}'s | had its reward after |")
+    print("|" + "---|" * 7)
+    paid, recipes = TABLES["rules"]
+    rivals = {seed: found[0] for seed in seeds if (found := outcomes(runs, "rules", rival, [seed]))}
+    for name in [rival, *(n for n, r in recipes.items() if r.family == FORWARD and not n.startswith("-"))]:
+        mine = {s: o for s in rivals for o in outcomes(runs, "rules", name, [s])}
+        if not mine:
             continue
-        theirs, ours = map(curve, found)
-        end = theirs[-1][1]
-        least, first = (next((n for n, r in points if r >= end), None) for points in (theirs, ours))
-        told = (
-            ["never", "", ""]
-            if first is None
-            else [f"{first:,}", f"{theirs[-1][0] / max(1, first):.1f} x", f"{least / max(1, first):.1f} x"]
-        )
-        print(f"| {seed} | {end:.3f} | {least:,} | " + " | ".join(told) + " |")
+        pairs = [
+            dataclasses.replace(o, before={paid: rivals[seed].after[paid]}, after={paid: o.after[paid]})
+            for seed, o in mine.items()
+        ]
+        drawn, whole = (next(iter(found.values())).training["samples"] for found in (mine, rivals))
+        levels = [statistics.mean(reward for _, reward in rivals[seed].watched[-3:]) for seed in mine]
+        first = [there(o, level) for o, level in zip(mine.values(), levels, strict=True)]
+        when = ", ".join("never" if n is None else f"{n:,}" for n in first) if name in LONG else ""
+        reward = pooled(pairs, paid)
+        more = "" if name == rival else shown(reward["gain"], "+")
+        cells = [name, str(len(mine)), f"{drawn:,}", f"{whole / drawn:.1f} x", shown(reward["after"]), more, when]
+        print("| " + " | ".join(cells) + " |")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("table", choices=TABLES)
     parser.add_argument("--only", help="methods, separated by commas; all when not given")
-    options = asked_for(parser, "runs/alignment")
+    parser.add_argument("--record", action="store_true", help=f"also keep what is finished in {RECORD.name}")
+    options = asked_for(parser, "runs/alignment", seeds="1,2,3")
     names = known(parser, options.only.split(",") if options.only else [], list(TABLES[options.table][1]))
     seeds = options.seeds
     cells = [
@@ -280,6 +266,9 @@ def main() -> None:
     ]
     if not options.tables and all_kept(__file__, options.runs, options.threads, cells):
         return
+    if options.record:
+        runs = {(n, s): f for n in names for s in seeds if (f := finished(options.runs, asked(options.table, n, s)))}
+        record(RECORD, {tuple(told(options.table, *cell)): Outcome.of(folder) for cell, folder in runs.items()})
     show(options.runs, options.table, names, seeds)
     if options.table == "rules":
         samples(options.runs, seeds)

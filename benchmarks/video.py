@@ -2,8 +2,8 @@
 
     python benchmarks/video.py [instruct instruct-flat ...] [--seeds 0,1,2] [--runs runs/video] [--tables]
 
-Every config of configs/runs/video, or those that are named, becomes a run of its own for each seed: begun again it goes on, and a
-finished one is read. Base and trained make the held-out prompts from the same noises; intervals are 95 % bootstraps over prompts
+Every config of configs/runs/video and every variant below, or those that are named, becomes a run of its own for each seed: begun
+again it goes on, and a finished one is read. Base and trained make the held-out prompts from the same noises; intervals are 95 % bootstraps over prompts
 within their categories, the samples of all seeds together. Dynamic degree is the way that things really go, in percent of the
 picture's side: a still clip pleases every judge of frames. For the runs that a judge of frames pays, two more tables: how far the
 things of moving clips go that were right before and after, so that nothing but the way differs; and the reward of each frame, from
@@ -22,8 +22,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from alignment import finals, pooled, shown  # noqa: E402
 from kept import all_kept, asked_for, finished, known  # noqa: E402
+from outcome import Outcome, paired, pooled, shown  # noqa: E402
 
 from rewards import REWARDS  # noqa: E402
 from workbench import config, evaluate, media, store  # noqa: E402
@@ -31,12 +31,22 @@ from workbench.assets import CONFIGS  # noqa: E402
 from workbench.types import Media  # noqa: E402
 
 PLACE = CONFIGS / "runs" / "video"
+FLAT, GUIDED = (
+    "reward.frames.decay=0",
+    "pipeline=starter-video-4",
+)  # frames that count alike; the guided model, in four steps
+VARIANTS = {  # name: a config, and what is asked of it otherwise
+    "instruct-flat": ("instruct", [FLAT]),
+    "instruct-guided": ("instruct", [GUIDED]),
+    "instruct-guided-flat": ("instruct", [GUIDED, FLAT]),
+}
 JUDGES = ("oracle", "dynamic_degree", "consistency")
 MOVING = ("move", "speed")  # what the world calls the prompts of which a thing goes straight on
 
 
 def asked(name: str, seed: int) -> config.RunConfig:
-    return config.read(PLACE / f"{name}.yaml", [f"seed={seed}", f"name={name}-{seed}"])
+    file, changes = VARIANTS.get(name, (name, []))
+    return config.read(PLACE / f"{file}.yaml", [*changes, f"seed={seed}", f"name={name}-{seed}"])
 
 
 def done(runs: Path, name: str, seeds: Sequence[int]) -> list[store.RunFolder]:
@@ -50,11 +60,12 @@ def table(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     for name in names:
         if not (folders := done(runs, name, seeds)):
             continue
-        reward = config.read(PLACE / f"{name}.yaml").reward
+        reward = asked(name, seeds[0]).reward
         paid = reward if isinstance(reward, str) else next(iter(reward))  # what stands first is what the run is about
-        reward, oracle, degree, steady = (pooled(folders, judge) for judge in (paid, *JUDGES))
-        spent = sum(f.read("took.json")["cpu"] for f in folders) / len(folders) / 60
-        cells = [name, f"`{paid}`", str(len(folders)), shown(reward["base"]), shown(reward["after"])]
+        found = [Outcome.of(folder) for folder in folders]
+        reward, oracle, degree, steady = (pooled(found, judge) for judge in (paid, *JUDGES))
+        spent = sum(o.cpu for o in found) / len(found) / 60
+        cells = [name, f"`{paid}`", str(len(found)), shown(reward["base"]), shown(reward["after"])]
         cells += [shown(oracle["base"]), shown(oracle["after"]), shown(oracle["gain"], "+")]
         cells += [shown(degree["base"]), shown(degree["gain"], "+"), shown(steady["gain"], "+"), f"{spent:.1f}"]
         print("| " + " | ".join(cells) + " |")
@@ -66,17 +77,16 @@ def ways(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
     for name in names:
         base, gains, prompts, each = [], [], [], []
         for folder in done(runs, name, seeds):
-            pairs: dict[tuple, dict] = {}
-            for who, s in finals(folder):
-                if s["category"] in MOVING and s["scores"]["oracle"] == 1:
-                    pairs.setdefault((s["index"], s["k"]), {})[who == "base"] = evaluate.nan(
-                        s["scores"]["dynamic_degree"]
-                    )
-            both = {key: found for key, found in pairs.items() if len(found) == 2}
-            base += [found[True] for found in both.values()]
-            mine = [found[False] - found[True] for found in both.values()]
-            gains, prompts = gains + mine, prompts + [index for index, _ in both]
-            each.append(evaluate.interval(mine, [index for index, _ in both])["mean"])
+            both = [
+                (before["index"], *(evaluate.nan(s["scores"]["dynamic_degree"]) for s in (before, after)))
+                for before, after in paired(folder)
+                if before["category"] in MOVING and before["scores"]["oracle"] == after["scores"]["oracle"] == 1
+            ]
+            mine = [after - before for _, before, after in both]
+            base, gains = base + [before for _, before, _ in both], gains + mine
+            prompts += [index for index, *_ in both]
+            mean = evaluate.interval(mine, [index for index, *_ in both])["mean"]
+            each.append("–" if mean is None else f"{mean:+.2f}")
         if each:
             told = [
                 name,
@@ -84,20 +94,20 @@ def ways(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
                 shown(evaluate.interval(base, prompts)),
                 shown(evaluate.interval(gains, prompts), "+"),
             ]
-            print("| " + " | ".join([*told, ", ".join(f"{gain:+.2f}" for gain in each)]) + " |")
+            print("| " + " | ".join([*told, ", ".join(each)]) + " |")
 
 
 @torch.no_grad()
 def by_frame(folder: store.RunFolder) -> tuple[torch.Tensor, list[int], list[str]]:
     """[n,T]: what training has added to the picture CLIP's score of each frame of each clip; the prompts' numbers and categories."""
-    judge, scores, about = REWARDS["starter_clip"](), {}, {}
-    for who, s in finals(folder):
-        clip = media.read(folder.path / s["file"]).data[0]
-        key = s["index"], s["k"]
-        scores[who == "base", key] = judge(media=Media(clip, "image"), prompts=[s["prompt"]] * len(clip))
-        about[key] = s["category"]
-    gains = torch.stack([scores[False, key] - scores[True, key] for key in sorted(about)])
-    return gains, [index for index, _ in sorted(about)], [about[key] for key in sorted(about)]
+    judge, pairs = REWARDS["starter_clip"](), paired(folder)
+
+    def scores(sample: dict) -> torch.Tensor:  # [T]
+        clip = media.read(folder.path / sample["file"]).data[0]
+        return judge(media=Media(clip, "image"), prompts=[sample["prompt"]] * len(clip))
+
+    gains = torch.stack([scores(after) - scores(before) for before, after in pairs])
+    return gains, [before["index"] for before, _ in pairs], [before["category"] for before, _ in pairs]
 
 
 def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
@@ -117,7 +127,7 @@ def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    configs = sorted(p.stem for p in PLACE.glob("*.yaml"))
+    configs = sorted([*(p.stem for p in PLACE.glob("*.yaml")), *VARIANTS])
     parser.add_argument("names", nargs="*", metavar="RUN", help=f"of {', '.join(configs)} [all]")
     options = asked_for(parser, "runs/video")
     names, seeds = known(parser, options.names, configs), options.seeds
