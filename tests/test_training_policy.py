@@ -15,6 +15,7 @@ import torch
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
 from torch.nn.utils import parameters_to_vector
+from torch.utils._pytree import tree_leaves
 
 from pipelines import Lora
 from pipelines.training import EMA
@@ -272,6 +273,30 @@ def test_a_state_of_another_training_is_refused(pipe, policy):
     with pytest.raises(BadInput, match="the same rank and targets"):
         policy.load_state_dict(state)
     assert policy.adapters.hash() == before
+
+
+def test_eight_bit_moments_train_and_go_on_as_if_never_stopped(pipe):
+    """bitsandbytes' own optimiser; tensors of fewer than 4096 values it keeps in 32 bits."""
+    pytest.importorskip("bitsandbytes")
+
+    def fresh():
+        return trainable(SD, copy.deepcopy(pipe), lora=Lora(rank=256))
+
+    policy = fresh()
+    untrained = policy.adapters.hash()
+    policy.optimizer(1e-2, eight_bit=True)
+    train(policy, 2)
+    state = policy.state_dict()
+    moments = [m for m in tree_leaves(state["optimizer"]["state"]) if torch.is_tensor(m)]
+    assert any(m.dtype == torch.uint8 for m in moments)
+    file = io.BytesIO()
+    torch.save(state, file)
+    train(policy, 2)
+    resumed = fresh()
+    resumed.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    resumed.optimizer(1.0, eight_bit=True)
+    train(resumed, 2)
+    assert resumed.adapters.hash() == policy.adapters.hash() != untrained
 
 
 def test_eight_bit_moments_need_their_library(policy, monkeypatch):
