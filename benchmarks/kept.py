@@ -42,9 +42,9 @@ def kept(runs: Path, asked: config.RunConfig) -> store.RunFolder:
     return folder
 
 
-def asked_for(parser: argparse.ArgumentParser, place: str, seeds: str = "0,1,2") -> argparse.Namespace:
+def asked_for(parser: argparse.ArgumentParser, place: str, seeds: Sequence[int] = (0, 1, 2)) -> argparse.Namespace:
     """What was asked on the command line, where every benchmark of kept runs understands --seeds, --runs, --tables and --threads."""
-    parser.add_argument("--seeds", default=seeds)
+    parser.add_argument("--seeds", default=",".join(map(str, seeds)))
     parser.add_argument("--runs", type=Path, default=Path(place))
     parser.add_argument("--tables", action="store_true", help="train nothing")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())

@@ -172,6 +172,10 @@ class Policy:
         """x_i [B,*latent] = a_i x0 + s_i eps."""
         return schedule.noised(self._level(i), x0, eps)
 
+    def unit(self, i: int) -> float:
+        """How far x0 moves, seen from step i, where the denoiser's own output moves by one."""
+        return schedule.unit(self._level(i))
+
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         """Media of clean latents [B,*latent] by the pipeline's own tail, differentiable; the denoiser is not run."""
         return self.media(self.tail(latents, prompts))

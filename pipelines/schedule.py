@@ -74,6 +74,12 @@ def predicted(level: Level, x: Tensor, out: Tensor) -> Prediction:
     return Prediction(x0, eps, v)
 
 
+def unit(level: Level) -> float:
+    """|d x0 / d out|: errors of x0, over this, are errors of what the denoiser itself says. Clipping aside."""
+    x0 = CLEAN[level.prediction]
+    return abs(x0(level, 0.0, 1.0) - x0(level, 0.0, 0.0))
+
+
 def noised(level: Level, x0: Tensor, eps: Tensor) -> Tensor:
     return level.a * x0 + level.s * eps
 

@@ -78,6 +78,9 @@ class MixturePolicy:
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor:
         return schedule.noised(self.levels[i], x0, eps)
 
+    def unit(self, i: int) -> float:
+        return schedule.unit(self.levels[i])
+
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         return Media(latents.expand(-1, 3, -1, -1) if self.shape[0] == 1 else latents, self.modality)
 

@@ -54,6 +54,18 @@ def test_gdpo_does_not_care_about_the_scale_of_a_reward():
     assert (raw - scaled).abs().max() > 0.5
 
 
+def test_in_gdpo_a_group_of_equals_stays_out_wherever_the_batchs_mean_lies():
+    """A sample that one reward could not judge would else move the mean of the others of its group, and with it the batch's."""
+    a = torch.tensor([1.0, 2, 3, 4, 5, 5, 5, 5, 1, 3, 2, 9])
+    b = torch.tensor([4.0, 1, torch.nan, 2, 7, 7, 7, 7, 2, 2, 3, 1])
+    ours = gdpo({"a": a, "b": b}, {"a": 1.0, "b": 1.0}, group=4)
+    assert (ours[4:8] == 0).all() and ours.isnan().tolist() == b.isnan().tolist()
+    rest = torch.tensor([0, 1, 3])
+    alone = sum(zscore(part[rest], 3) for part in (a, b))
+    apart = ours[rest] - ours[rest].mean()
+    torch.testing.assert_close(apart / apart.norm(), alone / alone.norm())
+
+
 def test_groups_must_be_whole():
     with pytest.raises(ValueError, match="whole groups of 4"):
         zscore(torch.zeros(6), 4)

@@ -221,17 +221,15 @@ def test_a_reward_gradient_is_the_one_computed_by_hand(name):
 
 
 def test_srpo_sees_the_sample_through_one_step_and_the_true_noise():
-    """Up with the good words at level i + 1, down with the same words swapped at level i - 1, each by its own factor."""
+    """Up with the good words by the step from level j - 1, down with the same words swapped by the one from j + 1, each by its
+    own factor."""
     method = SRPO(good="good ", bad="bad ", k=(0.1, 0.3), k_inverse=(0.5, 0.2), enough=math.inf)
-    policy, event = one(method, Worded("good "), policy=gaussian_policy(method))
-    i, s = int(event.metrics["level"]), policy.levels
-    t = i / (policy.steps - 1)
-    last = s[i + 1] if i + 1 < policy.steps else None
-    push = [
-        1.0 if last is None else 1 - last.s * s[i].a / (s[i].s * last.a),
-        1 - s[i - 1].s * s[i].a / (s[i].s * s[i - 1].a),
-    ]
+    policy, event = one(method, Worded("good "), policy=gaussian_policy(method, steps=6))
+    j, s = int(event.metrics["level"]), policy.levels
+    t = j / (policy.steps - 1)
+    push = [1 - s[j].s * s[i].a / (s[i].s * s[j].a) for i in (j - 1, j + 1)]
     up, down = 1 + 0.1 + t * 0.2 - 0.3, 0.3 * (1 + 0.5 - t * 0.3) - 1
+    assert push[0] > 0 > push[1]
     np.testing.assert_allclose(policy.grads[0][0], -(up * push[0] + down * push[1]), rtol=1e-4)
 
 
@@ -248,7 +246,7 @@ def test_the_four_forward_losses_pull_alike_where_live_old_and_reference_agree()
     found = {}
     for cls, settings in ((NFT, {}), (AWM, dict(power=1.0, bound=5.0)), (CRD, {}), (DGPO, {})):
         live = predicted.clone().requires_grad_()
-        seen = Seen(x0, 1.0, a, torch.zeros(8, dtype=torch.int64), live, predicted, predicted)
+        seen = Seen(x0, 1.0, 1.0, a, torch.zeros(8, dtype=torch.int64), live, predicted, predicted)
         (found[cls],) = torch.autograd.grad(cls(**settings).loss(seen).sum(), live)
     expected = 2 / 3 * a[:, None] * (predicted - x0)
     for cls, factor in ((NFT, 1), (AWM, 1), (CRD, 1), (DGPO, 0.5)):
@@ -262,7 +260,7 @@ def test_one_sample_is_pulled_alike_whatever_the_size_of_its_error():
     a = torch.linspace(-2, 2, 6).double()
     for cls in (NFT, AWM, CRD, DGPO):
         live = predicted.clone().requires_grad_()
-        seen = Seen(x0, 0.7, a, torch.zeros(6, dtype=torch.int64), live, predicted, predicted)
+        seen = Seen(x0, 0.7, 0.7, a, torch.zeros(6, dtype=torch.int64), live, predicted, predicted)
         (grad,) = torch.autograd.grad(cls().loss(seen).sum(), live)
         cosine = torch.cosine_similarity(grad, a[:, None] * (predicted - x0), dim=1)
         torch.testing.assert_close(cosine, torch.ones(6).double(), rtol=1e-6, atol=1e-6)
@@ -280,7 +278,7 @@ def test_dpo_finds_the_shift_that_explains_the_preferences():
         total = 0.0
         for sign, share in ((1.0, sure), (-1.0, 1 - sure)):
             weight = sign * torch.cat([torch.ones(20), -torch.ones(20)]).double()
-            seen = Seen(eps[:, None], s, weight, group, reference + theta, None, reference)
+            seen = Seen(eps[:, None], s, s, weight, group, reference + theta, None, reference)
             total = total + (ours.loss(seen) * share.repeat(2)).sum() / 2
         return total / 20
 
@@ -294,14 +292,16 @@ def test_dpo_finds_the_shift_that_explains_the_preferences():
 def test_the_anchor_of_dpo_lets_no_margin_count_that_the_winner_pays_for():
     """Winner and loser both denoised worse, the loser more: plain DPO is content, the anchored one is not."""
     x0 = torch.tensor([[0.0], [1.0]]).double()
-    seen = Seen(x0, 1.0, torch.tensor([1.0, -1.0]).double(), torch.zeros(2, dtype=torch.int64), x0 - 0.0, None, x0)
+    seen = Seen(x0, 1.0, 1.0, torch.tensor([1.0, -1.0]).double(), torch.zeros(2, dtype=torch.int64), x0 - 0.0, None, x0)
     seen = replace(seen, live=torch.tensor([[0.5], [2.0]]).double())  # errors 0.25 and 1
     assert DPO(beta=2.0).loss(seen)[0] < math.log(2) < DPO(beta=2.0, anchor=4.0).loss(seen)[0]
 
 
 def test_at_the_reference_preferences_are_not_yet_learnt():
     zero = torch.zeros(4, 1).double()
-    seen = Seen(zero + 1, 1.0, torch.tensor([1.0, -1, 1, -1]).double(), torch.tensor([0, 0, 1, 1]), zero, zero, zero)
+    seen = Seen(
+        zero + 1, 1.0, 1.0, torch.tensor([1.0, -1, 1, -1]).double(), torch.tensor([0, 0, 1, 1]), zero, zero, zero
+    )
     torch.testing.assert_close(DPO().loss(seen), torch.full((4,), math.log(2)).double())
     torch.testing.assert_close(KTO().loss(seen), torch.full((4,), 0.5).double())
 

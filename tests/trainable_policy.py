@@ -37,6 +37,8 @@ class TrainableMixture(MixturePolicy):
     def update(self) -> float:
         grad = torch.zeros(2) if self.theta.grad is None else self.theta.grad.clone()
         self.grads.append(grad)
+        if self.theta.grad is None:
+            return 0.0
         self.steps_of.step()
         self.steps_of.zero_grad()
         self.updates += 1

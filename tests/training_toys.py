@@ -103,8 +103,8 @@ class Unsure:
 class Worded(Value):
     """Value, counting 0.3 as much for a prompt that does not begin with `word`."""
 
-    def __init__(self, word: str):
-        super().__init__()
+    def __init__(self, word: str, scale: float = 1.0):
+        super().__init__(scale)
         self.word = word
 
     def __call__(self, *, media, prompts, references=None):

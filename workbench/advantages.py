@@ -49,10 +49,15 @@ def leave_one_out(scores: Tensor, group: int) -> Tensor:
 def gdpo(scores: Mapping[str, Tensor], weights: Mapping[str, float], group: int) -> Tensor:
     """[B]: each reward z-scored in its prompt's group, weighted, summed, and the batch z-scored (GDPO, arXiv:2601.05242).
 
-    A large-scaled reward no longer drowns the others.
+    A large-scaled reward no longer drowns the others. A sample that one reward could not judge takes no part in any, and a
+    group that is equal in all stays 0, wherever the batch's mean lies.
     """
-    total = sum(weights[name] * zscore(values, group) for name, values in scores.items())
-    return zscore(total, len(total))
+    unjudged = sum(values.isnan() for values in scores.values()) > 0
+    total = sum(
+        weights[name] * zscore(values.masked_fill(unjudged, math.nan), group) for name, values in scores.items()
+    )
+    flat = (total.view(-1, group).nan_to_num(0) == 0).all(1).repeat_interleave(group)
+    return zscore(total, len(total)).masked_fill(flat & ~unjudged, 0.0)
 
 
 def _grouped(scores: Tensor, group: int) -> tuple[Tensor, Tensor]:

@@ -1,7 +1,7 @@
 """Pure functions of tensors that two or more training methods share. Rows are samples; nothing here knows a model.
 
-What a denoiser gets wrong is measured as an error of the velocity: the state x = a x0 + s eps is given, so an error in x0 is
-one of v times s (flow matching, v = eps - x0, and VP, v = a eps - s x0), or one of eps times s (VE).
+What a denoiser gets wrong is measured in its own output, as it was trained: the state x = a x0 + s eps is given, so x0 moves by a
+`unit` where the output moves by one. That is s for a velocity (v = eps - x0, or VP's v = a eps - s x0), s/a for eps, 1 for x0.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 
-def apart(ours: Tensor, theirs: Tensor, s: float) -> Tensor:
-    """[B] float64: |v - v'|^2, mean over latent dimensions, of two clean latents [B,*latent] seen from one state of noise
-    level s > 0. Against the true x0 it is the denoising loss."""
-    return ((ours.double() - theirs.double()) / s).square().flatten(1).mean(1)
+def apart(ours: Tensor, theirs: Tensor, unit: float) -> Tensor:
+    """[B] float64: mean over latent dimensions of the squared difference of two outputs of a denoiser, from the clean latents
+    [B,*latent] that they stand for, seen from one state. Against the true x0 it is the denoising loss."""
+    return ((ours.double() - theirs.double()) / unit).square().flatten(1).mean(1)
 
 
 def relative(ours: Tensor, clean: Tensor, floor: float = 1e-5) -> Tensor:

@@ -150,8 +150,8 @@ def _shuffled(found: tuple[str, ...], seed: int) -> list[str]:
 
 
 def factor(recipe: Recipe, number: int) -> float:
-    """Of the learning rate in batch `number`: up linearly, level, down linearly to a tenth."""
-    up = min(1.0, (number + 1) / recipe.warmup) if recipe.warmup else 1.0
+    """Of the learning rate in batch `number`: up linearly over `warmup` updates, level, down linearly to a tenth."""
+    up = min(1.0, (number // recipe.accumulate + 1) / recipe.warmup) if recipe.warmup else 1.0
     fall = recipe.decay * recipe.batches
     left = recipe.batches - number
     return up * (max(0.1, left / fall) if fall and left < fall else 1.0)

@@ -162,6 +162,8 @@ class Policy(Protocol):
 
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # [B,*latent]
 
+    def unit(self, i: int) -> float: ...  # how far x0 moves, at step i, where the denoiser's own output moves by one
+
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
 
     def encode(self, media: Media) -> Tensor: ...  # [B,*latent], what decode turns into these media; no gradient

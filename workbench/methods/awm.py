@@ -6,7 +6,8 @@ Policy gradient with the denoising loss in place of the log-probability, on the 
 
 power 1 is plain weighting by the noise level s; below 1 (a generalised Huber loss) no sample counts for much because the model
 is bad at it. One update a batch, so PPO's ratio is 1 and needs no clip. Pushing a loss UP has no bound: the anchor, an
-average of the weights that follows fast, holds back, and is not to be switched off.
+average of the weights that follows fast, holds back, and is not to be switched off. Two things are simpler than in the authors'
+code: levels are the sampler's own, its first one (pure noise) among them, and the average's decay is the same from the start.
 """
 
 from __future__ import annotations

@@ -9,7 +9,8 @@ Centring over a prompt's samples removes the constant, and R is fitted to the ou
     L = (a / beta) ( beta (R - mean R) - (R* - mean R*) )^2 + kl c |v - v_ref|^2,        c = 1e-3 + R* (1 - 1e-3),
 
 so that bad samples are hardly held to the reference. A prompt's samples meet the same noise levels: errors of different levels
-have no common constant. The gradient through the mean R is zero in sum, so R is centred without gradient.
+have no common constant. The older weights are those that R is measured from; samples are the live ones' own, where the paper keeps a
+third copy for that. The gradient through the mean R is zero in sum, so R is centred without gradient.
 """
 
 from __future__ import annotations

@@ -47,9 +47,9 @@ class D3PO:
             steps, judged, norm, total = noisy(path), judge(reward, path, self.group), 0.0, 0.0
             sign = DPO(group=self.group).weigh(judged.advantage("centre"))  # 1 best, -1 worst, else NaN
             pairs = torch.stack([(sign == 1).nonzero().flatten(), (sign == -1).nonzero().flatten()], 1)  # [P,2]
-            for _ in range(self.updates if len(pairs) else 0):
+            for _ in range(self.updates):  # also where nothing is taught: what other batches gathered may be due
                 total = 0.0
-                for i in steps:
+                for i in steps if len(pairs) else ():
                     for few in pairs.split(self.at_once or len(batch)):
                         score = self.log_ratio(policy, path, i, few.flatten()).view(-1, 2)
                         loss = losses.preference(self.beta * (score[:, 0] - score[:, 1])).sum()

@@ -90,6 +90,8 @@ class DRAGON:
             told |= {"grad_norm": 0.0, "loss": 0.0, "taught": 2 * len(found.up) / len(worth)}
             if len(found.up):
                 told |= self.learn(policy, path, found)
+            else:
+                told["grad_norm"] = policy.update()  # what other batches gathered may be due
             yield Event(k, told, path.media, path.prompts, path.seeds, {"reward": worth})
 
     def learn(self, policy: TrainablePolicy, path: Trajectory, found: Demonstrations) -> dict[str, float]:

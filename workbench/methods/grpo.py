@@ -6,7 +6,8 @@ gives rho_i = p(x_{i+1} | x_i) / p_old(x_{i+1} | x_i), and
 
     L = mean over samples and trained steps of  max(-A rho, -A clip(rho, 1 - c, 1 + c)) + kl KL(p || p_ref).
 
-The tiny clip belongs to the mean; so does kl, by the exact KL of a step (the paper's 0.04 leaves out the step's length, ~0.1).
+The tiny clip belongs to the mean; so does kl, by the exact KL of a step (the paper's 0.04 leaves out the step's length, ~0.1)
+and the raw ratio: beside `guard` the same kl holds back 1 to 10 times as much, the more the lower the noise.
 
 ratio guard   mean(eps (mu - mu_old)) as log-ratio and steps weighted by one over their length (GRPO-Guard, arXiv:2510.22319):
               the raw one falls short of 1, the more so the lower the noise
@@ -67,16 +68,16 @@ class GRPO:
             steps, judged = self.steps(path, batch), judge(reward, path, self.group)
             a, norm, far, old = self.worth(judged), 0.0, torch.zeros(1), {}
             taught = (~a.isnan()).nonzero().flatten()
-            for _ in range(self.updates if len(taught) else 0):
+            for _ in range(self.updates):  # also where nothing is taught: what other batches gathered may be due
                 told = []
-                for i in steps:
+                for i in steps if len(taught) else ():
                     scale = pace(policy, i, steps) if self.ratio == "guard" else 1.0
                     for rows in taught.split((self.at_once or len(batch)) * self.group):
                         log_ratio, kl = self.compare(policy, path, i, rows, old)
                         loss = scale * losses.clipped_surrogate(log_ratio, a[rows], self.clip) + self.kl * kl
                         policy.backward(loss.sum() / (len(taught) * len(steps)))
                         told.append(log_ratio.detach())
-                norm, far = policy.update(), torch.cat(told)
+                norm, far = policy.update(), torch.cat(told) if told else far
             clipped = ((far.exp() - 1).abs() > self.clip).double().mean().item()
             yield judged.event(k, a, norm, log_ratio=far.abs().max().item(), clipped=clipped)
 

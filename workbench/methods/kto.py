@@ -8,7 +8,8 @@ than the reference it is denoised, and the baseline z = max(0, mean g), over a p
 
 where w_y lets the liked and the others of a prompt weigh alike however many there are of each, as KTO's authors advise
 (arXiv:2402.01306); else what every sample shares, the sampler's own error, would be learnt along. The utility U is the sigmoid
-of prospect theory, or averse to losses (log sigmoid), or indifferent to them (linear). Errors are means over dimensions, and
+of prospect theory, or averse to losses (log sigmoid), or indifferent to them (linear). With pairs the baseline is the pair's own
+mean, so each is judged beside the other. Errors are means over dimensions, and
 beta belongs to that convention.
 """
 

@@ -31,6 +31,7 @@ class Seen:
 
     x0: Tensor  # [n,*latent]
     s: float  # noise level
+    unit: float  # how far x0 moves where the denoiser's output moves by one
     weight: Tensor  # [n] float64, the method's own
     group: Tensor  # [n], which prompt
     live: Tensor  # [n,*latent], with gradient
@@ -38,10 +39,10 @@ class Seen:
     reference: Tensor | None = None
 
     def error(self, predicted: Tensor) -> Tensor:  # [n]: the denoising loss of a prediction
-        return losses.apart(predicted, self.x0, self.s)
+        return losses.apart(predicted, self.x0, self.unit)
 
-    def drift(self, other: Tensor | None) -> Tensor | float:  # [n]: |v - v'|^2, their KL but for a factor
-        return 0.0 if other is None else losses.apart(self.live, other, self.s)
+    def drift(self, other: Tensor | None) -> Tensor | float:  # [n]: of two predictions
+        return 0.0 if other is None else losses.apart(self.live, other, self.unit)
 
 
 class Matching(Protocol):
@@ -78,11 +79,11 @@ def train(method: Matching, policy: TrainablePolicy, reward: Reward, batches: It
     if "old" in method.copies():
         policy.follow("old", 1.0)  # begins at the live weights, unless a resumed run brings it along
     for k, batch in enumerate(batches, getattr(batches, "first", 0)):
-        (now, judged), norm, told = gathered(method, policy, reward, batch), 0.0, {"loss": 0.0}
+        now, judged = gathered(method, policy, reward, batch)
         weight = now.weigh(judged.advantage(now.advantage))  # [N]
         taught = int((~weight.isnan()).sum())
-        for u in range(now.updates if taught else 0):
-            told = Counter()
+        for u in range(now.updates):  # also where nothing is taught: what other batches gathered may be due
+            told = Counter(loss=0.0)
             for i, rows, share in meetings(now, weight, batch, policy.steps, u):
                 seen = look(now, policy, judged.path, weight, batch, i, rows, u)
                 policy.backward(loss := now.loss(seen).sum() * share / taught)
@@ -117,4 +118,4 @@ def look(method, policy, path: Trajectory, weight: Tensor, batch: Batch, i: int,
         with torch.no_grad(), weights(policy, name):
             found[name] = policy.predict(x, i, prompts, guidance).x0
     live = policy.predict(x, i, prompts, method.guidance).x0
-    return Seen(x0, level(policy, i)[1], weight[rows], group.to(x0.device), live, **found)
+    return Seen(x0, level(policy, i)[1], policy.unit(i), weight[rows], group.to(x0.device), live, **found)

@@ -65,6 +65,8 @@ class PRDP:
                         for part, weight in zip(parts, pull[:, t].split([len(p) for p in parts]), strict=True):
                             policy.backward((weight * step_density(policy, path, i, part)).sum())
                     norm, total = policy.update(), loss.item()
+            else:
+                norm = policy.update()  # what other batches gathered may be due
             yield judged.event(k, a, norm, loss=total)
 
 

@@ -23,7 +23,6 @@ from torch import Tensor
 from .. import losses
 from ..types import Batch, Count, Event, Media, Natural, NonNegative, Reward, TrainablePolicy, derive
 from .best import gaussian
-from .steps import level
 from .subject import Compared, plain
 from .training import NEEDS
 
@@ -100,14 +99,10 @@ class RPO:
         eps, found = gaussian(seeds, x0.shape[1:], "eps").to(x0), {}
         for i in sorted(set(where.tolist())):
             rows = (where == i).nonzero().flatten()
-            x, asked, s = (
-                policy.noised(x0[rows], i, eps[rows]),
-                [prompts[n] for n in rows.tolist()],
-                level(policy, i)[1],
-            )
+            x, asked = policy.noised(x0[rows], i, eps[rows]), [prompts[n] for n in rows.tolist()]
             with torch.no_grad(), policy.reference():
-                base = losses.apart(policy.predict(x, i, asked, self.guidance).x0, x0[rows], s)
-            live = losses.apart(policy.predict(x, i, asked, self.guidance).x0, x0[rows], s)
+                base = losses.apart(policy.predict(x, i, asked, self.guidance).x0, x0[rows], policy.unit(i))
+            live = losses.apart(policy.predict(x, i, asked, self.guidance).x0, x0[rows], policy.unit(i))
             found |= {n: (a, b) for n, a, b in zip(rows.tolist(), live, base, strict=True)}
         return tuple(torch.stack([found[n][k] for n in range(len(x0))]) for k in (0, 1))
 

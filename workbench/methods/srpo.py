@@ -1,7 +1,7 @@
 """SRPO: semantic relative preference optimisation with Direct-Align. Shen et al. 2025, arXiv:2509.06942, Eq. 4-9.
 
-A finished sample is noised with noise eps that is known, so one step at any level i, however noisy, is enough to see a clean
-latent again: from x_i the model steps to a neighbouring level j, and the true noise takes it the rest of the way,
+A finished sample is noised again with the noise eps that it was made of. As that is known, one step to any level j, however noisy, is
+enough to see a clean latent again: where the model steps to x_j, the true noise takes it the rest of the way,
 
     x0 = (x_j - s_j eps) / a_j.
 
@@ -9,21 +9,20 @@ What is judged is relative: the same picture under the prompt with words that ar
 
     r = (1 + k) R(x0, good words + c) - R(x0, bad words + c).
 
-A denoising step (j = i + 1) climbs r; an inversion step (j = i - 1, back into noise) climbs it with the words swapped, so that
-what both wordings like alike, the reward's own bias, is taken back. For rewards that read the prompt (CLIP and its kin); what
+A denoising step, from level j - 1, climbs r; an inversion step, from j + 1 back into noise, climbs it with the words swapped, so
+that what both wordings like alike, the reward's own bias, is taken back. For rewards that read the prompt (CLIP and its kin); what
 exceeds `enough` teaches no more.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from ..types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive
-from .best import gaussian
 from .direct import NEEDS
 from .steps import level
 from .training import roll
@@ -36,10 +35,10 @@ class SRPO:
 
     good: str = "Natural-lighting. "  # put before the prompt
     bad: str = "Oil painting. "
-    k: tuple[float, float] = (0.1, 0.25)  # of the denoising step, from the noisy end to the clean one
-    k_inverse: tuple[float, float] = (0.3, 0.01)  # of the inversion step
-    first: NonNegative = 0.1  # levels are drawn from here, as a share of the schedule,
-    end: NonNegative = 0.7  # to here: early ones break structure, late ones only repaint
+    k: tuple[float, float] = (0.25, 0.1)  # of the denoising step, from the noisy end to the clean one
+    k_inverse: tuple[float, float] = (0.01, 0.3)  # of the inversion step
+    first: NonNegative = 0.1  # j is drawn from here, as a share of the schedule,
+    end: NonNegative = 0.7  # to here: early levels break structure, late ones only repaint
     enough: float = 0.7  # in the reward's units; a large number: no limit
     lr: NonNegative = 5e-6
 
@@ -61,17 +60,17 @@ class SRPO:
         for step, batch in enumerate(batches, getattr(batches, "first", 0)):
             with policy.merged():
                 path = roll(policy, batch, 1)
-            low = max(1, round(self.first * policy.steps))  # an inversion step ends one level earlier
-            count = max(1, round(self.end * policy.steps) - low)
-            i = min(low + derive(batch.seeds[0], "level") % count, policy.steps - 1)
-            t, x0 = i / max(1, policy.steps - 1), path.x[:, -1].float()
-            for j, ks, words in (
-                (i + 1, self.k, (self.good, self.bad)),
-                (i - 1, self.k_inverse, (self.bad, self.good)),
+            j, x0 = self.where(policy, batch), path.x[:, -1].float()
+            t = j / max(1, policy.steps - 1)
+            eps = path.x[:, 0].float() / level(policy, 0)[1]
+            for i, ks, words in (
+                (j - 1, self.k, (self.good, self.bad)),
+                (j + 1, self.k_inverse, (self.bad, self.good)),
             ):
-                if j < i and not level(policy, j)[0]:
-                    continue  # pure noise holds nothing of x0
-                media = policy.decode(align(policy, x0, i, j, batch), batch.prompts)
+                if i == policy.steps:
+                    continue  # where the noise ends, nothing steps back into it
+                x = align(policy, x0, eps, i, j, batch.prompts)
+                media = policy.decode(x, batch.prompts)
                 wanted, other = (reward(media=media, prompts=[w + p for p in batch.prompts]) for w in words)
                 r = (1 + ks[0] + t * (ks[1] - ks[0])) * wanted - other
                 rows = r.detach() < self.enough  # NaN is not
@@ -79,16 +78,20 @@ class SRPO:
                     policy.backward(-r[rows].sum() / r.isfinite().sum())
             with torch.no_grad():
                 plain = reward(media=path.media, prompts=batch.prompts)
-            shown = {"reward": plain.nanmean().item(), "grad_norm": policy.update(), "level": float(i)}
+            shown = {"reward": plain.nanmean().item(), "grad_norm": policy.update(), "level": float(j)}
             yield Event(step, shown, path.media, batch.prompts, path.seeds, {"reward": plain})
 
+    def where(self, policy: Policy, batch: Batch) -> int:
+        """The level j of a batch. The step from j - 1 does not begin in pure noise, which holds nothing of x0."""
+        found = [j for j in range(1, policy.steps) if level(policy, j - 1)[0] > 1e-6]
+        if not found:
+            raise BadInput("pipeline: srpo needs a level between noise and data; take one of three steps or more")
+        share = [j for j in found if self.first * policy.steps <= j < self.end * policy.steps] or found[:1]
+        return share[derive(batch.seeds[0], "level") % len(share)]
 
-def align(policy: Policy, x0: Tensor, i: int, j: int, batch: Batch) -> Tensor:
-    """[B,*latent]: x0 as seen again after one step of the model from level i to j. Direct-Align, Eq. 5."""
-    eps = gaussian(batch.seeds, x0.shape[1:], "align").to(x0)
-    seen = policy.predict(policy.noised(x0, i, eps), i, batch.prompts)
-    if j == policy.steps:
-        return seen.x0
-    x = policy.noised(seen.x0, j, seen.eps)
+
+def align(policy: Policy, x0: Tensor, eps: Tensor, i: int, j: int, prompts: Sequence[str]) -> Tensor:
+    """[B,*latent]: x0, noised by eps, as seen again after one step of the model from level i to j. Direct-Align, Eq. 5."""
+    seen = policy.predict(policy.noised(x0, i, eps), i, prompts)
     a, s = level(policy, j)
-    return (x - s * eps) / a
+    return (policy.noised(seen.x0, j, seen.eps) - s * eps) / a

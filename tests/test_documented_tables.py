@@ -1,0 +1,23 @@
+"""The documentation's tables of trainings are those that the recorded scores give."""
+
+from __future__ import annotations
+
+import sys
+
+import pytest
+
+from workbench.assets import ROOT
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+import alignment  # noqa: E402
+
+
+@pytest.mark.parametrize("table", ["rules", "learned"])
+def test_the_tables_of_fine_tuning_in_the_documentation_come_from_the_record(table, tmp_path, capsys):
+    alignment.show(tmp_path, table, list(alignment.TABLES[table][1]), alignment.SEEDS)
+    if table == "rules":
+        alignment.samples(tmp_path, alignment.SEEDS)
+    rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+    told = (ROOT / "docs" / "training.md").read_text().replace("−", "-")
+    assert len(rows) > 20
+    assert [row for row in rows if row not in told] == []
