@@ -276,7 +276,8 @@ class Adapters:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Raises BadInput where the state belongs to other layers or another rank; then nothing has been loaded."""
+        """Live values and copies as they were, and no other copy. Raises BadInput where the state belongs to other layers or
+        another rank; then nothing has been loaded."""
         for values in state.values():
             if {k: v.shape for k, v in values.items()} != {k: p.shape for k, p in self.live.items()}:
                 odd = sorted(set(values) ^ set(self.live)) or [
@@ -288,6 +289,7 @@ class Adapters:
                 )
         for key, p in self.live.items():
             sharding.local(p).copy_(sharding.part(state[LIVE][key], p))
+        self.forget(set(state))
         for name, values in state.items():
             if name != LIVE:
                 self.copies[name] = {key: sharding.part(values[key], p).clone() for key, p in self.live.items()}

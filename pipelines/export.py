@@ -33,8 +33,14 @@ WAN = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_out.0": "o", "to_q":
     "add_v_proj": "v_img",
     "ffn.net.0.proj": "ffn.0",
     "ffn.net.2": "ffn.2",
-    "condition_embedder.text_embedder.linear_": "text_embedding.",
-    "condition_embedder.time_embedder.linear_": "time_embedding.",
+    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
+    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
+    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
+    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
+    "condition_embedder.time_proj": "time_projection.1",
+    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
+    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
+    "proj_out": "head.head",
 }
 COMFY: dict[str, tuple[str, str, dict[str, str]]] = {
     "UNet2DConditionModel": ("lora_unet_", "_", {}),
@@ -247,6 +253,10 @@ def _merged(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], fo
         weight.data = (weight.float() + delta).to(weight.dtype)
     whole.save_pretrained(folder / "merged" / name, safe_serialization=True)
     again = type(whole).from_pretrained(folder / "merged" / name, torch_dtype=whole.dtype).to(whole.device)
+    found = again.state_dict()
+    for key, value in whole.state_dict().items():
+        if not torch.equal(found[key], value):
+            raise Mismatch(f"{name}.{key}: other weights were loaded back than were merged; not exported")
     setattr(pipe, name, strip(again.eval()))
     return f'pipe.{name} = type(pipe.{name}).from_pretrained("{{folder}}/merged/{name}")'
 

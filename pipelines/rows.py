@@ -34,7 +34,7 @@ class Rows:
         self.settings: dict[str, Any] = {}  # of the optimiser, besides what the method says
         self.rate = 0.0  # the method's learning rate
         self.optimizer_: torch.optim.Optimizer | None = None
-        self._gathered = 0
+        self.gathered = 0  # rounds since the last step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
@@ -200,8 +200,8 @@ class Rows:
 
     def update(self) -> float:
         """Steps at every `accumulate`-th call; 0 at the others."""
-        self._gathered += 1
-        return self.policy.update() if self._gathered % self.accumulate == 0 else 0.0
+        self.gathered = (self.gathered + 1) % self.accumulate
+        return 0.0 if self.gathered else self.policy.update()
 
 
 def _once(part: Callable, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:

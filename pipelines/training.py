@@ -21,6 +21,7 @@ from .adapters import Adapters, Lora, strip
 from .policy import Policy
 
 EMA = "ema"
+COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes on goes on counting
 
 
 def world(device: torch.device) -> Any:
@@ -61,6 +62,7 @@ class TrainablePolicy(Policy):
     ):
         super().__init__(pipe, **policy)
         self.clip, self.ema, self.source, self.updates = clip, ema, source, 0
+        self.overflows = 0  # gradients in a row that were not finite
         denoisers = {name: seams.modules(pipe)[name] for name in sorted(self.anatomy.denoisers)}
         lora, self._world = lora or Lora(), world(self.device)
         half = any(p.dtype == torch.float16 for module in denoisers.values() for p in module.parameters())
@@ -83,6 +85,11 @@ class TrainablePolicy(Policy):
     def sharded(self) -> bool:
         """Whether each process holds a part of the weights."""
         return self.adapters.sharded
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a loss scaler looks for its scale: then gradients may overflow at times."""
+        return self._scaler.is_enabled()
 
     @property
     def leads(self) -> bool:
@@ -156,6 +163,7 @@ class TrainablePolicy(Policy):
             self._scaler.step(self._optimizer)
         self._scaler.update()
         self._optimizer.zero_grad()
+        self.overflows = 0 if finite else self.overflows + 1
         if not finite:
             return math.nan
         self.updates += 1
@@ -213,7 +221,7 @@ class TrainablePolicy(Policy):
         kept = sharding.whole(kept) if self.sharded else copy.deepcopy(kept)
         return {
             "optimizer": kept,
-            "counts": {"updates": self.updates, "nfe": self.nfe, "decodes": self.decodes},
+            "counts": {key: getattr(self, key) for key in COUNTS},
         }
 
     def load_learner(self, state: Mapping[str, Any]) -> None:
@@ -223,11 +231,14 @@ class TrainablePolicy(Policy):
             kept = {**kept, "state": own}
         self._resumed = kept if self.sharded else copy.deepcopy(kept)
         self._go_on()
-        self.updates, self.nfe, self.decodes = (state["counts"][key] for key in ("updates", "nfe", "decodes"))
+        for key in COUNTS:
+            setattr(self, key, state["counts"][key])
 
     def afresh(self) -> None:
-        """Forget the optimiser, and all copies but the average."""
+        """Forget the optimiser, gradients that wait for it, and all copies but the average."""
         self._optimizer = self._resumed = None
+        for p in self.adapters.parameters:
+            p.grad = None
         self.adapters.forget({EMA})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import peft
 import pytest
 import tiny
 import torch
+from diffusers.loaders.single_file_utils import convert_wan_transformer_to_diffusers
 from safetensors import safe_open
 from safetensors.torch import load_file
 from tiny import PROMPTS, SEEDS
@@ -210,6 +211,18 @@ def test_diffusers_own_converter_of_such_files_reads_the_comfyui_file(name, tmp_
     fresh.load_lora_weights(str(tmp_path / "lora"), weight_name="comfyui.safetensors")
     assert torch.allclose(picture(tiny.policy(name, fresh)), picture(policy), atol=1e-4)
     assert not torch.allclose(picture(tiny.policy(name)), picture(policy), atol=1e-3)
+
+
+def test_whatever_layer_of_wan_is_trained_is_called_as_the_model_itself_calls_it(tmp_path):
+    """As diffusers' converter of the model's own checkpoints has it."""
+    policy = trainable(WAN, kernel=None, lora=Lora(rank=2, targets="linear"))
+    nudge(policy)
+    export(policy, tmp_path / "lora")
+    (module,) = policy.adapters.denoisers.values()
+    file = load_file(tmp_path / "lora" / "comfyui.safetensors")
+    named = {key.removesuffix(".alpha").removeprefix("diffusion_model.") for key in file if key.endswith(".alpha")}
+    back = convert_wan_transformer_to_diffusers({f"{key}.weight": torch.zeros(1) for key in named})
+    assert set(back) == {f"{key}.weight" for key in layers(module)} and any("time_proj" in key for key in back)
 
 
 def test_two_experts_are_both_trained_and_both_exported(tmp_path):

@@ -222,13 +222,13 @@ def test_a_training_that_cannot_work_is_refused_in_a_sentence_before_weights_loa
     assert "\n" not in str(error.value)
 
 
-def event(norm=1.0, scores=(0.1, 0.2), **metrics):
-    return Event(0, {"grad_norm": norm, **metrics}, scores={"reward": torch.tensor(scores)})
+def event(scores=(0.1, 0.2), **metrics):
+    return Event(0, {"grad_norm": 1.0, **metrics}, scores={"reward": torch.tensor(scores)})
 
 
 class Weights:
-    def __init__(self, *values):
-        self.adapters = self
+    def __init__(self, *values, overflows=0):
+        self.adapters, self.overflows = self, overflows
         self.parameters = [torch.tensor(values)]
 
 
@@ -261,15 +261,14 @@ def train_method(updates):
 
 
 def test_what_is_not_a_number_stops_the_training():
-    good = Weights(1.0, 2.0)
-    assert watchdogs.sound(good, event(), 3, scaled=False) == 0
+    watchdogs.sound(Weights(1.0, 2.0), scaled=False)
     with pytest.raises(watchdogs.Halted, match="gradient was not finite"):
-        watchdogs.sound(good, event(norm=float("nan")), 0, scaled=False)
-    assert watchdogs.sound(good, event(norm=float("nan")), 4, scaled=True) == 5  # a loss scaler finds its scale
+        watchdogs.sound(Weights(1.0, 2.0, overflows=1), scaled=False)
+    watchdogs.sound(Weights(1.0, 2.0, overflows=watchdogs.PATIENCE), scaled=True)  # a loss scaler finds its scale
     with pytest.raises(watchdogs.Halted):
-        watchdogs.sound(good, event(norm=float("nan")), watchdogs.PATIENCE, scaled=True)
+        watchdogs.sound(Weights(1.0, 2.0, overflows=watchdogs.PATIENCE + 1), scaled=True)
     with pytest.raises(watchdogs.Halted, match="weight is not finite"):
-        watchdogs.sound(Weights(1.0, float("inf")), event(), 0, scaled=False)
+        watchdogs.sound(Weights(1.0, float("inf")), scaled=False)
 
 
 def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_checkpoint_kept(home, tmp_path):
@@ -344,6 +343,38 @@ def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(calm,
     ours, theirs = told(folder, "train"), told(whole, "train")
     assert all(a["reward"] == pytest.approx(b["reward"], abs=1e-3) for a, b in zip(ours, theirs[:1], strict=True))
     assert lessons.shelf(plan, folder, "nft").finished["micro"] == 1
+
+
+def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
+    """Gradients of the round that did not fit, moments, the average, lines of the log: all are those of the checkpoint."""
+    plan = planned(home, train={"updates": 3, "evaluate": 0, "save": 1, "ema": 0.5})
+
+    def load(*args, **settings):
+        policy = pipelines.load(*args, **settings)
+        if "train" in settings:
+            step, full = policy.update, []
+
+            def update():
+                if policy.updates == 2 and not full:
+                    full.append(True)
+                    raise torch.OutOfMemoryError("full")  # with all gradients of the round there
+                return step()
+
+            policy.update = update
+        return policy
+
+    kept = {}
+    for name, loader in (("calm", pipelines.load), ("full", load)):
+        folder = folder_of(plan, tmp_path / name)
+        said = go(plan, folder, load=loader)
+        assert any("out of memory" in p.note for p in said) == (name == "full")
+        assert [e["step"] for e in folder.events() if e.get("phase") == "train"] == [1, 2, 3]
+        kept[name] = lessons.shelf(plan, folder, "nft").newest()[1]["policy"]["adapters"]
+    for copy_of in ("train", "ema"):
+        calm, full = (torch.cat([v.flatten() for v in kept[name][copy_of].values()]) for name in ("calm", "full"))
+        assert (calm - full).norm() < 0.02 * (
+            calm - torch.cat([v.flatten() for v in kept["calm"]["old"].values()])
+        ).norm()
 
 
 def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):

@@ -88,6 +88,11 @@ class Shelf:
             damaged.append(update)
         return 0, None, damaged
 
+    def reached(self) -> int:
+        """The newest update that can be read; -1 where none can."""
+        update, state, _ = self.newest()
+        return update if state is not None else -1
+
     def __iter__(self) -> Iterator[int]:
         """The updates that there are checkpoints of, damaged ones too."""
         return iter(sorted(int(p.stem) for p in self.home.glob("*.pt") if p.stem.isdigit()))

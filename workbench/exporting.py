@@ -100,9 +100,7 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         *(f"- {n} {run['rewards'].get(n, '')}: held out" for n in (plan.watch.rewards if plan.watch else ())),
         "",
         "## Data",
-        f"{_taught(plan)}, {len(plan.held)} watched meanwhile, "
-        f"{summary['prompts']} judged in the end ({_source(config.test if config.test is not None else config.prompts)}), "
-        f"{summary['seeds']} noise(s) each; seed {config.seed}.",
+        f"{_taught(plan)}, {len(plan.held)} watched meanwhile, {_judged(config, summary)}; seed {config.seed}.",
         "",
         "## Settings",
         "```yaml",
@@ -121,6 +119,13 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         "",
     ]
     write_atomic(out / CARD, "\n".join(lines))
+
+
+def _judged(config, summary: Mapping) -> str:
+    if not summary:
+        return "none judged in the end"
+    source = _source(config.test if config.test is not None else config.prompts)
+    return f"{summary['prompts']} judged in the end ({source}), {summary['seeds']} noise(s) each"
 
 
 def _results(plan, summary: Mapping, name: str) -> list[str]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .methods.demonstrations import embeds, of_sets
-from .types import Media, Reward, derive
+from .types import BadInput, Media, Reward, derive
 
 HALVES = 100  # random halves of the prompts
 LEAST = 8  # prompts, under which halves of them say nothing
@@ -38,13 +38,23 @@ class Judging:
         return self.total(self.breakdown(media=media, prompts=prompts), prompts)
 
     def breakdown(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> dict[str, Tensor]:
-        asked = [self.other.get(p, p) for p in prompts]
+        asked = [self.asked(p) for p in prompts]
 
         def some(n: list[int]) -> dict[str, Tensor]:
             self.judged += len(n)
             return self.reward.breakdown(media=media[n], prompts=[asked[k] for k in n])
 
         return self.rows.judge(some, len(media)) if self.single else some([*range(len(media))])
+
+    def asked(self, prompt: str) -> str:
+        """What the reward is told that this prompt is; a method's own words before it stay. Raises BadInput for a prompt that
+        is not of the list, where prompts are shuffled: the control would be judged by the truth."""
+        if not self.other or prompt in self.other:
+            return self.other.get(prompt, prompt)
+        known = max((p for p in self.other if prompt.endswith(p)), key=len, default=None)
+        if known is None:
+            raise BadInput(f"control: shuffled can't be had of a method that asks the reward about {prompt!r}")
+        return prompt.removesuffix(known) + self.other[known]
 
     def embedded(self, media: Media) -> dict[str, Tensor]:
         """name -> [N,D], what rewards of whole sets see in each sample."""

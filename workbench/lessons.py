@@ -78,17 +78,14 @@ def rewind(plan, folder: store.RunFolder) -> set[tuple[str, int]]:
         return folder.rewind()
     events = folder.events()
     done = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
-    reached = {name: shelf(plan, folder, name).newest()[0] for name in plan.trained} if events else {}
-    kept = [
-        e
-        for e in events
-        if (
+    reached = {name: shelf(plan, folder, name).reached() for name in plan.trained} if events else {}
+    folder.keep(
+        lambda e: (
             e["step"] <= reached[e["contestant"]]
             if "phase" in e or "alarm" in e
             else (e["contestant"], e.get("batch")) in done
         )
-    ]
-    store.write_atomic(folder.path / "events.jsonl", "".join(map(store.line, kept)))
+    )
     return done
 
 
@@ -121,12 +118,12 @@ def while_training(plan, name: str) -> pipelines.PipelineConfig:
     return replace(base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})})
 
 
-def policy_of(plan, name: str, load):
-    """The policy of contestant `name`, ready to be trained."""
+def policy_of(plan, name: str, load, **changes: str):
+    """The policy of contestant `name`, ready to be trained; `changes` of device, dtype and attention."""
     config, recipe = plan.config, plan.recipe
     settings = {"lora": recipes.adapter(recipe), "clip": recipe.clip, "ema": recipe.ema, "blocks": recipe.checkpointing}
     settings["shard"] = recipe.shard
-    where = {key: getattr(config, key) for key in ("device", "dtype", "attention")}
+    where = {key: getattr(config, key) for key in ("device", "dtype", "attention")} | changes
     return load(while_training(plan, name), **where, train=settings)
 
 
@@ -147,5 +144,6 @@ def put_best(policy, kept: Shelf, method) -> tuple[str, int]:
 
 def best(plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
     """(policy, the name of its best weights, after which update they were taken) of a finished training."""
-    policy = policy_of(plan, name, load)
+    shards = {"dtype": "fp32"} if plan.recipe.shard else {}  # what they are trained in, and one process has no shards
+    policy = policy_of(plan, name, load, **shards)
     return policy, *put_best(policy, shelf(plan, folder, name), plan.methods[name])

@@ -63,9 +63,9 @@ class Staged(Training):
         if step.task not in self.under_way:
             task.number = step.turn
             self.under_way[step.task] = task.method(task.rows, task.judge, Batches(task))
-        task.cost, task.samples, task.overflows = self.cost, self.samples, self.overflows
+        task.cost, task.samples = self.cost, self.samples
         event = task.round(self.under_way[step.task])
-        self.cost, self.samples, self.overflows = task.cost, task.samples, task.overflows
+        self.cost, self.samples = task.cost, task.samples
         self.number += event is not None
         return event
 
@@ -109,8 +109,9 @@ class Staged(Training):
         return super().state() | {"tasks": learners, "matrix": self.matrix}
 
     def load(self, state: Mapping[str, Any]) -> None:
+        self.afresh()
         super().load(state)
-        self.matrix, self.under_way = list(state["matrix"]), {}
+        self.matrix = list(state["matrix"])
         for task, learner in zip(self.tasks, state["tasks"], strict=True):
             task.policy.load_learner(learner)
             task.rows.micro = self.rows.micro

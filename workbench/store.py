@@ -10,7 +10,7 @@ import json
 import os
 import sqlite3
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -161,11 +161,13 @@ class RunFolder:
 
     def rewind(self) -> set[tuple[str, int]]:
         """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""
-        events = self.events()
-        done = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
-        kept = [e for e in events if (e["contestant"], e.get("batch")) in done]
-        write_atomic(self.path / "events.jsonl", "".join(map(line, kept)))
+        done = {(e["contestant"], e["batch"]) for e in self.events() if e.get("final") and not e.get("stopped")}
+        self.keep(lambda event: (event["contestant"], event.get("batch")) in done)
         return done
+
+    def keep(self, wanted: Callable[[dict], bool]) -> None:
+        """Forget all other events."""
+        write_atomic(self.path / "events.jsonl", "".join(line(e) for e in self.events() if wanted(e)))
 
     def append(self, event: Mapping) -> None:
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as f:

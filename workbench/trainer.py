@@ -30,7 +30,7 @@ from .progress import Progress, number
 from .types import Batch, Event, PairBatch, derive
 from .watchdogs import Halted
 
-TOLD = ("alarm", "ended", "overflows", "looked")  # of a training, in its checkpoints
+TOLD = ("alarm", "ended", "looked")  # of a training, in its checkpoints
 
 
 class Batches:
@@ -79,7 +79,7 @@ class Training:
         self.memory: dict[str, Any] = {}  # the method's own
         self.base: list[dict] = []  # the watched prompts before training
         self.best: dict[str, Any] = {}
-        self.alarm, self.ended, self.overflows, self.looked = "", "", 0, -1
+        self.alarm, self.ended, self.looked = "", "", -1
 
     @property
     def update(self) -> int:
@@ -117,9 +117,12 @@ class Training:
                 yield from self.look()
                 self.save()
             while not self.over(stop):
+                full = False
                 try:
                     yield from self.rounds(stop)
                 except torch.OutOfMemoryError:
+                    full = True  # acted on outside: in here the traceback still holds the round's activations
+                if full:
                     yield self.shrink()
             if stop.is_set():
                 return
@@ -158,7 +161,7 @@ class Training:
         if self.number == 0:
             watchdogs.first(event, self.method)
         self.number += 1
-        self.overflows = watchdogs.sound(self.policy, event, self.overflows, self.policy._scaler.is_enabled())
+        watchdogs.sound(self.policy, self.policy.scaled)
         return event
 
     def over(self, stop: threading.Event) -> bool:
@@ -192,14 +195,16 @@ class Training:
             raise Halted(f"the processes have different weights {when}; they no longer train one model")
 
     def shrink(self) -> Progress:
-        """Half the rows at once, from the newest checkpoint on."""
+        """Half the rows at once, from the newest checkpoint on, as if nothing had come after it."""
         rows = self.rows.micro or 2 * self.recipe.prompts * getattr(self.method, "group", 1)
         if self.rows.world.num_processes > 1 or rows <= 1:
             raise Halted("the GPU's memory is full; set train.micro to fewer rows, or checkpointing: true")
         self.rows.micro = min(rows // 2, 64)
         torch.cuda.empty_cache()
-        _, state, _ = self.shelf.newest()
+        update, state, _ = self.shelf.newest()
         self.load(state)
+        if self.leads:
+            self.folder.keep(lambda event: event["contestant"] != self.name or event.get("step", 0) <= update)
         return self.progress(
             "told", note=f"out of memory: {self.rows.micro} rows at once from here, recomputing activations"
         )
@@ -216,6 +221,7 @@ class Training:
         self.base = self.base or rows
         told, alarm = watchdogs.verdict(self.plan, self.name, self.base, rows)
         score = watchdogs.score(self.plan, rows, self.update)
+        (alarm, score), *_ = self.share((alarm, score))  # judges elsewhere may fail one process alone
         if not self.best or score > self.best["score"]:
             self.best = {"update": self.update, "score": score}
         told |= (
@@ -231,7 +237,12 @@ class Training:
         """What is delivered with the weights as they are, looked at. The branch that HyperNoise reads is not merged."""
         method = delivers(self.method)
         with nullcontext() if hasattr(self.method, "delivers") else self.policy.merged():
-            return watchdogs.look(plan, self.sampler, method, place)
+            try:
+                return watchdogs.look(plan, self.sampler, method, place)
+            except torch.OutOfMemoryError:
+                raise Halted(
+                    f"the GPU's memory is full where watched prompts are sampled, {plan.config.batch} at once; set batch to fewer"
+                ) from None
 
     def alarmed(self, alarm: str) -> Iterator[Progress]:
         if alarm and alarm != self.alarm:
@@ -296,10 +307,12 @@ class Training:
                 self.shelf.choose(**self.best)
 
     def load(self, state: Mapping[str, Any]) -> None:
+        self.policy.afresh()
         self.policy.load_state_dict(state["policy"])
+        self.rows.gathered = 0
         _randomise(state["ranks"][min(self.rows.world.process_index, len(state["ranks"]) - 1)])
         self.number, self.samples, self.cost = state["number"], state["samples"], Cost(**state["cost"])
-        self.rows.micro = self.rows.micro or state["micro"]
+        self.rows.micro = min(filter(None, (self.rows.micro, state["micro"])), default=0)
         self.base, self.best, self.memory = state["base"], dict(state["best"]), dict(state["memory"])
         for key in TOLD:
             setattr(self, key, state["told"][key])

@@ -95,6 +95,10 @@ def score(plan, rows: Sequence[Mapping], update: int) -> float:
         return float(update)
     values = [evaluate.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
     values = [v for v in values if not math.isnan(v)]
+    if not values and not update:
+        raise BadInput(
+            f"train.best: {by} could judge none of the watched prompts, so it can't pick the best weights; name another judge"
+        )
     return sum(values) / len(values) if values else -math.inf
 
 
@@ -139,12 +143,9 @@ def replayed(policy: Any, prompts: Sequence[str]) -> float:
     return far
 
 
-def sound(policy: Any, event: Event, overflows: int, scaled: bool) -> int:
-    """How many gradients in a row were not finite by now. Raises Halted for too many, and for weights that are not finite."""
-    norm = event.metrics.get("grad_norm", 0.0)
-    overflows = 0 if math.isfinite(norm) else overflows + 1
-    if overflows > (PATIENCE if scaled else 0):
+def sound(policy: Any, scaled: bool) -> None:
+    """Raises Halted where too many gradients in a row were not finite, and for weights that are not finite."""
+    if policy.overflows > (PATIENCE if scaled else 0):
         raise Halted("a gradient was not finite; lower the learning rate, or the gradient's `clip`")
     if not sharding.finite(policy.adapters.parameters):
         raise Halted("a weight is not finite; lower the learning rate")
-    return overflows
