@@ -23,7 +23,7 @@ from . import installing, schedule, seams, transitions
 from .config import ONE_BY_ONE, OPTIONAL, PipelineConfig, check_call, read, refuse
 from .drift import mend
 from .policy import Policy
-from .training import TrainablePolicy, world
+from .training import COUNTS, TrainablePolicy, world
 
 attention_problem = kernels.problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -46,12 +46,11 @@ def load(
     loads, for whatever can be seen to be wrong.
     """
     config = replace(read(config), **overrides)
-    where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention)
+    where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention, train=train)
     kernel = transitions.kernel(**config.kernel) if config.kernel else None
     make = partial(_ready, config, kind, where, chosen)
-    trained = train is not None and _trainable(train, kind, where, config)
     pipe = make({})
-    policy = (partial(TrainablePolicy, source=make, **train) if trained else Policy)(
+    policy = (Policy if train is None else partial(TrainablePolicy, source=make, **train))(
         pipe,
         modality=config.modality,
         rate=config.rate,
@@ -84,16 +83,21 @@ def sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:
     for found in ("anatomy", "_remembers", "levels", "_tail", "_outlet"):  # of the other config
         vars(twin).pop(found, None)
     vars(twin).update(vars(beside(policy, config)))
-    twin.load_learner({"optimizer": None, "counts": {"updates": 0, "nfe": 0, "decodes": 0}})
+    twin.load_learner({"optimizer": None, "counts": dict.fromkeys(COUNTS, 0)})
     twin._optimizer = None
     return twin
 
 
 def preflight(
-    config: PipelineConfig, *, device: str = "auto", dtype: str | torch.dtype | None = None, attention: str = "auto"
+    config: PipelineConfig,
+    *,
+    device: str = "auto",
+    dtype: str | torch.dtype | None = None,
+    attention: str = "auto",
+    train: Mapping[str, Any] | None = None,
 ) -> tuple[torch.device, torch.dtype, str]:
     """Device, dtype and attention kernels that `load` will use. Raises BadInput for whatever can be seen to be wrong
-    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder."""
+    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder, what is trained."""
     refuse(config.pipeline, config.name or config.repo)
     check_call(config, config.name or config.repo)
     where, kind = _device(device), _dtype(dtype, config, device)
@@ -102,10 +106,14 @@ def preflight(
         installing.find(config.lora)
     if local := config.folder:
         folders.check(local, config.pipeline, config.components, OPTIONAL.get(config.pipeline, ()))
+    if config.kernel:
+        transitions.kernel(**config.kernel)
+    if train is not None:
+        _trainable(train, kind, where, config)
     return where, kind, chosen
 
 
-def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> bool:
+def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> None:
     """Checks the settings, and finds this process's own GPU where several were launched, before any weight loads."""
     if config.lora:
         raise BadInput(
@@ -119,7 +127,6 @@ def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.devic
             f"targets: weights are trained in float32, and this pipeline loads in {dtype}; use dtype: fp32, "
             "or bf16 and train.shard with several processes"
         )
-    return True
 
 
 def _ready(

@@ -247,7 +247,11 @@ def test_stages_train_one_model_judge_every_task_after_each_and_go_on_where_they
             None,
             r"stages\[0\] \(a\): train: no contestant of this run is trained",
         ),
-        ([{"name": "a", "updates": 1, "method": "hypernoise"}], None, "leaves no weights that another"),
+        (
+            [{"name": "a", "updates": 1, "method": "hypernoise"}],
+            {"lora": {"rank": 2, "targets": "all"}},
+            "leaves no weights that another",
+        ),
         (
             [{"name": "a", "updates": 1, "method": "draft", "reward": "oracle", "watch": []}],
             None,

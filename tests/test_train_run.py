@@ -345,6 +345,28 @@ def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(calm,
     assert lessons.shelf(plan, folder, "nft").finished["micro"] == 1
 
 
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"method": {"name": "grpo", "group": 2}}, "grpo: no step of the sampler is random.*kernel: {name: flow-sde}"),
+        ({"method": {"name": "prdp", "group": 2}}, "prdp: no step of the sampler is random"),
+        ({"method": {"name": "d3po", "group": 2}}, "d3po: no step of the sampler is random"),
+        (
+            {"method": {"name": "parrot", "group": 2, "window": "fast"}},
+            "parrot chooses between rewards and was given one",
+        ),
+        ({"method": "hypernoise", "train": {"updates": 1}}, "targets: all"),
+        ({"train": {"updates": 1, "policy": {"kernel": {"name": "flow-sda"}}}}, "flow-sda"),
+        ({"train": {"updates": 1, "policy": {"call": {"prompt": "a cat"}}}}, "prompt"),
+        ({"dtype": "bf16", "train": {"updates": 1, "lora": {"targets": "weights"}}}, "trained in float32"),
+    ],
+)
+def test_what_a_method_cannot_work_with_is_said_before_anything_loads(home, change, sentence, monkeypatch):
+    monkeypatch.setattr(pipelines, "load", None)
+    with pytest.raises(BadInput, match=sentence):
+        planned(home, **change)
+
+
 def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
     """Gradients of the round that did not fit, moments, the average, lines of the log: all are those of the checkpoint."""
     plan = planned(home, train={"updates": 3, "evaluate": 0, "save": 1, "ema": 0.5})

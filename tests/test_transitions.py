@@ -10,6 +10,7 @@ import torch
 
 from pipelines import schedule
 from pipelines.transitions import CPS, KERNELS, Ancestral, FlowSDE, kernel
+from workbench import losses
 from workbench.types import BadInput
 
 SHAPE = (2, 4, 8, 8)
@@ -67,6 +68,16 @@ def test_the_clean_sample_is_the_schedulers_own(name):
         assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
         if "sample" not in name:
             assert (wrong - theirs).abs().max() > 1e-3 * theirs.abs().max()
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if "ddpm" not in name])
+def test_errors_of_a_prediction_are_those_of_the_denoisers_own_output(name):
+    """So a loss on noise that is published for an epsilon network is that loss here; of x0, and of v, likewise."""
+    for level in schedule.levels(ready(CASES[name][0])):
+        x, ours, theirs = torch.randn(3, *SHAPE).double().unbind()
+        clean = [schedule.clean(level, x, out) for out in (ours, theirs)]
+        own = (ours - theirs).square().flatten(1).mean(1)
+        torch.testing.assert_close(losses.apart(*clean, schedule.unit(level)), own, rtol=1e-6, atol=1e-9)
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -13,7 +13,7 @@ import pipelines
 from rewards import compose
 
 from . import config as configs
-from . import data, preference_data, recipe, stages
+from . import data, lessons, preference_data, recipe, stages
 from .cost import Budget
 from .judges import judges
 from .methods import METHODS, name_of, trains
@@ -140,6 +140,8 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
     asked = recipe.read(
         config.train, methods, list(plan.watch.rewards) if plan.watch else [], list(plan.reward.rewards)
     )
+    for name, method in methods.items():
+        trainable(replace(plan, recipe=asked), name, method)
     train, held, apart = recipe.setting_apart(found, asked, config.seed)
     if plan.pairs is not None:  # which bring prompts of their own: all of these may be watched
         train, held, apart = (), tuple(sorted(found, key=lambda p: derive(config.seed, "held", p))[: asked.held]), True
@@ -152,6 +154,18 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
         known = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
         lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {known}")
     return replace(plan, recipe=asked, train=train, held=held, checks=lines)
+
+
+def trainable(plan: Plan, name: str, method: Any) -> None:
+    """Raises BadInput where the pipeline as it trains, its LoRA or the reward are not what the method can work with."""
+    pipeline, lora = lessons.while_training(plan, name), recipe.adapter(plan.recipe)
+    where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
+    pipelines.preflight(pipeline, **where, train={"lora": lora, "shard": plan.recipe.shard})
+    if hasattr(method, "check"):
+        try:
+            method.check(pipeline, plan.reward, lora)
+        except BadInput as error:
+            raise BadInput(f"contestants.{name}: {error}") from None
 
 
 def paired(config: configs.RunConfig, methods: Mapping[str, Any], modality: str) -> preference_data.Pairs | None:

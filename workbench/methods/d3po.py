@@ -18,7 +18,7 @@ import torch
 from .. import losses
 from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy
 from .dpo import DPO
-from .training import NEEDS, judge, noisy, roll
+from .training import NEEDS, judge, noisy, random, roll
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class D3PO:
     needs = NEEDS
     scales = ""
     paper = "arXiv:2311.13231"
+
+    check = staticmethod(random)
 
     def calls(self, steps: int) -> int:
         """At most, and for a kernel that is random at all steps but the last."""

@@ -87,11 +87,9 @@ class DRAGON:
             path = drawn(self, policy, batch)
             draw = torch.Generator().manual_seed(derive(batch.seeds[0], "demonstrations"))
             found, worth, told = built(self, reward, path, draw)
-            told |= {"grad_norm": 0.0, "loss": 0.0, "taught": 2 * len(found.up) / len(worth)}
-            if len(found.up):
-                told |= self.learn(policy, path, found)
-            else:
-                told["grad_norm"] = policy.update()  # what other batches gathered may be due
+            told |= {"loss": 0.0, "taught": 2 * len(found.up) / len(worth)}
+            # without pairs, what other batches gathered may still be due
+            told |= self.learn(policy, path, found) if len(found.up) else {"grad_norm": policy.update()}
             yield Event(k, told, path.media, path.prompts, path.seeds, {"reward": worth})
 
     def learn(self, policy: TrainablePolicy, path: Trajectory, found: Demonstrations) -> dict[str, float]:

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from .. import losses
 from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory, derive
-from .training import NEEDS, Advantage, Judged, judge, noisy, roll
+from .training import NEEDS, Advantage, Judged, judge, noisy, random, roll
 from .windowed import pace, walk
 
 
@@ -51,6 +51,10 @@ class GRPO:
     advantage: Advantage = "batch"
 
     needs, scales, paper = NEEDS, "", "arXiv:2505.05470"
+
+    def check(self, pipeline, reward, lora) -> None:
+        if self.window in ("all", "random"):
+            random(pipeline, reward, lora)
 
     def calls(self, steps: int) -> int:
         """At most, and for a kernel that is random at all steps but the last."""

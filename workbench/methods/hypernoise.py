@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..types import Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, Trajectory
+from ..types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, Trajectory
 from .direct import NEEDS, taught
 
 
@@ -31,6 +31,12 @@ class HyperNoise:
 
     def calls(self, steps: int) -> int:
         return steps + 1
+
+    def check(self, pipeline, reward, lora) -> None:
+        if lora.targets == "attention":
+            raise BadInput(
+                "the correction of the noise is read behind the denoiser's last layer; set train.lora: {targets: all}"
+            )
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)

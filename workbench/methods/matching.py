@@ -3,8 +3,7 @@
     a batch   G samples a prompt by any solver; only the clean latents x0 and the advantages A are kept
     an update for some levels i: x_i = a_i x0 + s_i eps, and the method's loss on what live, old and reference weights predict
 
-No log-probabilities, no noise in the sampler. A prompt's samples meet the same levels, prompts different ones. Pairs of media
-(PairBatch) stand in for samples: groups of two, encoded, with rewards 1 and 0.
+A prompt's samples meet the same levels, prompts different ones. Pairs of media (PairBatch) are groups of two with rewards 1, 0.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ class Seen:
 
     x0: Tensor  # [n,*latent]
     s: float  # noise level
-    unit: float  # how far x0 moves where the denoiser's output moves by one
+    unit: float  # of x0's errors: where the denoiser's output moves by one
     weight: Tensor  # [n] float64, the method's own
     group: Tensor  # [n], which prompt
     live: Tensor  # [n,*latent], with gradient

@@ -24,6 +24,8 @@ from ..types import BadInput, Count, NonNegative
 from .grpo import GRPO
 from .training import Judged
 
+ALONE = "reward: parrot chooses between rewards and was given one; name two, or use grpo"
+
 
 @dataclass(frozen=True)
 class Parrot(GRPO):
@@ -35,9 +37,14 @@ class Parrot(GRPO):
 
     paper = "arXiv:2401.05675"
 
+    def check(self, pipeline, reward, lora) -> None:
+        super().check(pipeline, reward, lora)
+        if len(reward.rewards) < 2:
+            raise BadInput(ALONE)
+
     def worth(self, judged: Judged) -> Tensor:
         if len(judged.parts) < 2:
-            raise BadInput("reward: parrot chooses between rewards and was given one; name two, or use grpo")
+            raise BadInput(ALONE)
         a = judged.reward.new_full(judged.reward.shape, torch.nan)
         for low in range(0, len(a), self.group):
             rows = slice(low, low + self.group)

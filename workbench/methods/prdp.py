@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory
-from .training import NEEDS, judge, noisy, roll
+from .training import NEEDS, judge, noisy, random, roll
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class PRDP:
     needs = NEEDS
     scales = ""
     paper = "arXiv:2402.08714"
+
+    check = staticmethod(random)
 
     def calls(self, steps: int) -> int:
         """At most, and for a kernel that is random at all steps but the last."""

@@ -16,6 +16,7 @@ from ..advantages import centre, gdpo, leave_one_out, zscore
 from ..types import BadInput, Batch, Event, Media, Policy, Reward, Trajectory, derive
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known
+DETERMINISTIC = "no step of the sampler is random; set train.policy: {kernel: {name: flow-sde}}"
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
 Learnt = Literal["train", "reference"]
 ADVANTAGES = {
@@ -96,5 +97,11 @@ def judge(reward: Reward, path: Trajectory, group: int) -> Judged:
 def noisy(path: Trajectory) -> tuple[int, ...]:
     """The steps that have a density. Raises BadInput where there is none."""
     if not path.stochastic:
-        raise BadInput("pipeline: no step of this policy is random; set its kernel, e.g. kernel: flow-sde")
+        raise BadInput(DETERMINISTIC)
     return path.stochastic
+
+
+def random(pipeline, reward, lora) -> None:
+    """The check of methods that learn from all random steps of the sampler. Raises BadInput."""
+    if not pipeline.kernel:
+        raise BadInput(DETERMINISTIC)
