@@ -413,6 +413,8 @@ def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):
 def test_rates_rise_and_fall_as_the_recipe_says():
     plan = recipe.Recipe(updates=10, warmup=2, decay=0.5)
     assert [round(recipe.factor(plan, n), 2) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    gathered = recipe.Recipe(updates=3, accumulate=2, warmup=2)  # updates count, not what gathers into them
+    assert [recipe.factor(gathered, n) for n in range(6)] == [0.5, 0.5, 1, 1, 1, 1]
 
 
 def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, home):

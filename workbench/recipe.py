@@ -34,7 +34,7 @@ class Recipe:
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: NonNegative = 1e-4
     betas: tuple[float, ...] = (0.9, 0.999)
-    warmup: Natural = 0  # rounds over which the learning rate rises to the method's
+    warmup: Natural = 0  # updates over which the learning rate rises to the method's
     decay: NonNegative = 0.0  # share of the rounds, at the end, over which it falls to a tenth
     clip: NonNegative = 1.0  # largest norm of the gradient; 0: no limit
     ema: NonNegative = 0.0  # decay of the average that is evaluated and exported in place of the weights; 0: none
