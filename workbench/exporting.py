@@ -89,7 +89,7 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         *_results(plan, summary, name),
         "",
         f"Trained for {training['updates']} rounds ({training['samples']:,} samples, {training['seconds'] / 60:.1f} minutes); these are "
-        f"the weights after round {training['best']}. Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
+        f"the weights {'of the end' if plan.stages else 'after round ' + str(training['best'])}. Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
         *([f"\n**Alarm in training:** {training['alarm']}"] if training["alarm"] else []),
         "",
         "## Rewards",
