@@ -56,6 +56,9 @@ class Weighted:
         self.rewards: dict[str, Reward] = dict(zip(names, weights, strict=True))
         self.weights: dict[str, float] = dict(zip(names, weights.values(), strict=True))
         self.spec = _joint({name: reward.spec for name, reward in self.rewards.items()})
+        if len(names) == 1 and self.spec.typical:
+            typical = tuple(sorted(self.weights[names[0]] * value for value in self.spec.typical))
+            self.spec = replace(self.spec, typical=typical)
         self.last: dict[str, Tensor] = {}
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:

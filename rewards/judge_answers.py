@@ -23,8 +23,16 @@ class Answer(Protocol):
 
 
 def spoken(reply: Reply) -> str:
-    """The answer without the thoughts before it."""
-    return reply.content.rpartition("</think>")[2]
+    """The answer without the thoughts before it; nothing where it was cut while it thought."""
+    thoughts, end, answer = reply.content.rpartition("</think>")
+    return "" if "<think>" in answer else answer
+
+
+def finished(reply: Reply, wanted: str) -> str:
+    """What was said, where prose that breaks off may be read as another answer. Raises Failed."""
+    if reply.finish == "length":
+        raise unreadable(reply, wanted)
+    return spoken(reply)
 
 
 def unreadable(reply: Reply, wanted: str) -> Failed:
@@ -116,7 +124,7 @@ class Lines:
     def read(self, reply: Reply) -> tuple[float, ...]:
         values = []
         for name, pattern in zip(self.dimensions, self.patterns, strict=True):
-            found = re.findall(pattern + NUMBER, spoken(reply))
+            found = re.findall(pattern + NUMBER, finished(reply, name))
             if not found:
                 raise unreadable(reply, name)
             values.append(within(float(found[-1]), self.low, self.high, name))
@@ -135,7 +143,7 @@ class Verdict:
     request = {"max_tokens": 2048}
 
     def read(self, reply: Reply) -> tuple[float, ...]:
-        text = spoken(reply)
+        text = finished(reply, "which one is better")
         text = (re.findall(r"<answer>(.*?)</answer>", text, re.S) or [text])[-1]
         outcomes = ((self.first, 1.0), (self.second, 0.0), (self.tie, 0.5))
         said = [value for pattern, value in outcomes if re.search(pattern, text, re.I)]

@@ -242,12 +242,13 @@ def report(right: Tensor, cluster: Tensor, by: str, ties: int = 0, dropped: int 
 
     The interval is Clopper and Pearson's (doi:10.1093/biomet/26.4.404), exact at any number of votes, for as many votes as
     would be independent: N over the design effect, the variance between clusters over that of independent votes, at
-    least 1, times `reuse`. Where all votes are right or all wrong no variance shows, and each cluster counts as one vote.
+    least 1, times `reuse`. Where all votes are right or all wrong, or there are too few clusters to vary, no variance shows, and
+    each cluster counts as one vote.
     """
     n, p = len(right), right.mean().item()
     index = torch.unique(cluster, return_inverse=True)[1]
     count = int(index.max()) + 1
-    if 0 < p < 1:
+    if 0 < p < 1 and count >= FOLDS:
         excess = torch.zeros(count, dtype=torch.float64).index_add_(0, index, right - p)
         between = excess.square().sum().item() / n**2 * count / max(count - 1, 1)
         design = max(1.0, between / (p * (1 - p) / n)) * reuse

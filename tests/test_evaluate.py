@@ -67,17 +67,19 @@ def test_diversity_is_the_distance_between_samples_of_one_prompt():
     assert evaluate.diversity([[same]]) is None
 
 
-def contest(reward_gain, judge_gain, diversity=0.3):
+def contest(reward_gain, judge_gain, diversity=0.3, weight=1.0):
     start = rows([0.5] * 20, oracle=[0.5] * 20)
     after = rows([0.5 + reward_gain] * 20, oracle=[0.5 + judge_gain] * 20)
-    base = {"name": "base", "diversity": 0.3} | evaluate.contestant(start, None, ["clip"])
-    return [base, {"name": "reno", "diversity": diversity} | evaluate.contestant(after, start, ["clip"])]
+    base = {"name": "base", "diversity": 0.3} | evaluate.contestant(start, None, {"clip": weight})
+    return [base, {"name": "reno", "diversity": diversity} | evaluate.contestant(after, start, {"clip": weight})]
 
 
 @pytest.mark.parametrize(
     ("parts", "rings"),
     [
         (contest(0.2, -0.1), True),
+        (contest(-0.2, -0.1, weight=-1.0), True),
+        (contest(0.2, -0.1, weight=-1.0), False),
         (contest(0.2, 0.0, diversity=0.1), True),
         (contest(0.2, 0.1), False),
         (contest(0.2, -0.01), False),

@@ -16,33 +16,33 @@ RIVAL = "best_of_n"  # what any cleverer search has to beat
 NOUN = {"image": "picture", "video": "clip", "audio": "sound"}
 
 
-def number(x: float | None, digits: int = 2) -> str:
-    """0.83, 12.3, 2,000; a true minus sign; a dash for what wasn't measured."""
+def number(x: float | None, digits: int | None = None) -> str:
+    """0.83, 12.3, 2,000, or so many digits; a true minus sign; a dash for what wasn't measured."""
     if x is None or not math.isfinite(x):
         return "–"
-    digits = 0 if abs(x) >= 100 else min(digits, 1) if abs(x) >= 10 else digits
+    digits = digits if digits is not None else 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
     return f"{round(x, digits) + 0.0:,.{digits}f}".replace("-", "−")
 
 
 def whole(x: float | None) -> str:
     """A count per sample: 64, 1,600, 2.5."""
-    return number(x, 1 if _finite(x) and abs(x - round(x)) >= 0.05 else 0)
+    return number(x, 1 if _finite(x) and abs(x) < 100 and abs(x - round(x)) >= 0.05 else 0)
 
 
 def share(x: float) -> str:
     return f"{number(100 * x, 0)} %"
 
 
-def signed(x: float, digits: int = 2) -> str:
+def signed(x: float, digits: int | None = None) -> str:
     text = number(x, digits)
     return text if text[0] == "−" else "+" + text
 
 
 def digits(estimates: Iterable[Mapping]) -> int:
-    """Decimals that show a tenth of the narrowest interval: two to four."""
+    """Decimals that show a tenth of the narrowest interval: none to four."""
     widths = [e["ci95"][1] - e["ci95"][0] for e in estimates if e.get("ci95")]
-    narrow = min((w for w in widths if w > 0), default=1.0)
-    return max(2, min(4, 1 - math.floor(math.log10(narrow))))
+    narrow = min((w for w in widths if w > 0), default=0.1)
+    return max(0, min(4, 1 - math.floor(math.log10(narrow))))
 
 
 def estimate(part: Mapping) -> dict | None:
@@ -139,13 +139,30 @@ def headline(summary: Mapping) -> list[str]:
         _compared(summary),
         *_origins(summary),
     ]
-    out += [*_details(summary, judge), *_between(summary, judge), *interference(summary)]
+    out += [*_details(summary, judge), *_between(summary, judge), *interference(summary), *unjudged(summary)]
     if optimised(here):
-        held = "the oracle too was optimised" if judge == "oracle" else "every reward here was optimised by someone"
+        silent = [n for c in finished(summary) for n, part in c.get("rewards", {}).items() if n not in table]
+        held = (
+            "the oracle too was optimised"
+            if judge == "oracle"
+            else f"of what was held out, {listing(list(dict.fromkeys(silent)))} judged nothing"
+            if silent
+            else "every reward here was optimised by someone"
+        )
         out.append(
             f"Beware: {held}, so a rise shows that optimising works, not that the {NOUN[summary['modality']]}s are better."
         )
     return out + failures(summary)
+
+
+def unjudged(summary: Mapping) -> list[str]:
+    """What judges left out: means of different contestants may then be of different samples."""
+    missing: dict[str, list[str]] = {}
+    for c in finished(summary):
+        for name, part in c.get("rewards", {}).items():
+            if (left := c.get("samples", 0) - part.get("n", 0)) > 0 and not part.get("set"):
+                missing.setdefault(name, []).append(f"{left} of {c['samples']} samples of {c['name']}")
+    return [f"{called(name)} could not judge {listing(told)}." for name, told in missing.items()]
 
 
 def called(metric: str) -> str:
@@ -362,12 +379,17 @@ def interference(summary: Mapping) -> list[str]:
     for after, row in zip(told["after"][1:], told[kind]["gained"], strict=True):
         gains = [f"{task} {signed(x, 3)}" for task, x in zip(told["tasks"], row, strict=True) if x is not None]
         said.append(f"stage {after}: {listing(gains)}")
-    lost = [f"{task} {number(x, 3)}" for task, x in told[kind]["forgotten"].items() if x and x > 0]
-    out = [f"What each stage brought the tasks, by their {named}: {'; '.join(said)}."]
-    return [
-        *out,
-        f"Of that was forgotten by the end: {listing(lost)}." if lost else "Nothing was forgotten by the end.",
+    forgotten = told[kind]["forgotten"]
+    lost = [f"{task} {number(x, 3)}" for task, x in forgotten.items() if x and x > 0]
+    unknown = [task for task, x in forgotten.items() if x is None]
+    out = [
+        f"What each stage brought the tasks, by their {named}: {'; '.join(said)}. These are means, without intervals."
     ]
+    if lost:
+        out.append(f"Of that was lost by the end: {listing(lost)}.")
+    elif not unknown:
+        out.append("Nothing was lost by the end.")
+    return [*out, f"What was lost of {listing(unknown)} is not known: it could not be judged."] if unknown else out
 
 
 CONTROLS = {

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from . import evaluate
 from .methods.demonstrations import embeds, of_sets
 from .types import BadInput, Media, Reward, derive
 
@@ -112,11 +113,11 @@ def whole(reward: Reward, media: Media | Iterable[Media], prompts: Sequence[str]
 
 
 def amended(
-    part: Mapping, found: Mapping[str, Whole], base: Mapping[str, Whole] | None, optimised: Sequence[str]
+    part: Mapping, found: Mapping[str, Whole], base: Mapping[str, Whole] | None, optimised: Mapping[str, float]
 ) -> dict:
     """A contestant's part of a summary (evaluate.contestant) with the rewards of whole sets: their value, and what it is more than
     the base's. No sample wins or loses by them."""
-    told = {n: w.estimate() | {"optimised": n in optimised} for n, w in found.items()}
+    told = {n: w.estimate() | evaluate.aim(n, optimised) for n, w in found.items()}
     out = {**part, "rewards": part["rewards"] | told}
     if "versus_base" in part:
         out["versus_base"] = part["versus_base"] | {n: w.estimate((base or {}).get(n)) for n, w in found.items()}

@@ -6,9 +6,9 @@ import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from .evaluate import FEW
 from .findings import base_of, costs, digits, estimate, finished, metrics, optimised
 
-FEW = 10  # prompts: a bootstrap over fewer is too sure of itself
 ROOM = 28  # letters beside each other along the narrowest axis
 
 

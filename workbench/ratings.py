@@ -19,11 +19,12 @@ from scipy.sparse.csgraph import connected_components
 
 from rewards.votes import interval
 
+from .evaluate import FEW
+
 RESAMPLES = 1000
 PRIOR = 1 / 3.0**2  # precision of the Gaussian prior on a strength
 POINTS = 400 / np.log(10)  # of a rating, for one log-odds
 SCORE = {"left": 1.0, "right": 0.0, "tie": 0.5, "bad": np.nan}
-FEW = 10  # prompts: a bootstrap over fewer is too sure of itself
 LISTED = 30  # votes below which a rating is only a first guess
 
 

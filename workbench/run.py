@@ -76,7 +76,10 @@ def execute(
 
 def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
     done, started = lessons.rewind(plan, folder), folder.read()
-    kept = started or record(plan)
+    kept = record(plan)
+    if started:
+        same_judges(folder, started, kept)
+        kept = started
     folder.write("run.json", kept | {"status": "running"})
     status = "failed"
     try:
@@ -105,6 +108,16 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         if status:
             folder.write("run.json", kept | {"status": status})
             store.sync(folder.path.parent, folder)
+
+
+def same_judges(folder: store.RunFolder, started: dict, now: dict) -> None:
+    """Raises BadInput where a run would go on with another version of what has judged a part of it."""
+    for name, version in started["rewards"].items():
+        if now["rewards"].get(name, version) != version:
+            raise BadInput(
+                f"{folder.path}: {name} was {version!r} when this run began and is {now['rewards'][name]!r} now, so its scores "
+                "could not be compared; start anew with --new"
+            )
 
 
 def _make(

@@ -30,7 +30,7 @@ def summarise(plan, folder: store.RunFolder) -> dict:
             continue
         samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
-        optimised = list(plan.reward.rewards) if "reward" in method.needs else []
+        optimised = plan.reward.weights if "reward" in method.needs else {}
         part = head | evaluate.contestant(samples, next(iter(made.values()), None), optimised)
         sets[name] = wholes(plan, folder, samples)
         part = judging.amended(part, sets[name], next(iter(sets.values())), optimised)

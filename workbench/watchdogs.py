@@ -68,7 +68,7 @@ def _write(place: Path, rows: Sequence[tuple[int, str, int]], made: Media, score
 
 def verdict(plan, name: str, base: Sequence[Mapping], now: Sequence[Mapping]) -> tuple[dict[str, float], str | None]:
     """(held-out numbers, the hacking alarm's sentence or None) of the watched prompts, against what the base made of them."""
-    optimised, wholes = list(plan.reward.rewards), {n: _wholes(plan, rows) for n, rows in (("base", base), (name, now))}
+    optimised, wholes = plan.reward.weights, {n: _wholes(plan, rows) for n, rows in (("base", base), (name, now))}
     parts = []
     for n, rows in (("base", base), (name, now)):
         part = evaluate.contestant(rows, base if n != "base" else None, optimised)
