@@ -112,10 +112,10 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
 
 def same_judges(folder: store.RunFolder, started: dict, now: dict) -> None:
     """Raises BadInput where a run would go on with another version of what has judged a part of it."""
-    for name, version in started["rewards"].items():
-        if now["rewards"].get(name, version) != version:
+    for name, then in started["rewards"].items():
+        if now["rewards"].get(name, then) != then:
             raise BadInput(
-                f"{folder.path}: {name} was {version!r} when this run began and is {now['rewards'][name]!r} now, so its scores "
+                f"{folder.path}: {name} was {then!r} when this run began and is {now['rewards'][name]!r} now, so its scores "
                 "could not be compared; start anew with --new"
             )
 
