@@ -12,11 +12,16 @@ import math
 import pytest
 import safetensors.torch
 import torch
+from mixture_policy import Value
 from test_methods import Mean, Unsure
+from training_toys import gaussian_policy
 
+from pipelines.transitions import Ancestral
 from workbench.methods.best import Best, gaussian
-from workbench.methods.ditto import DITTO, climb
+from workbench.methods.best_of_n import BestOfN
+from workbench.methods.ditto import DITTO
 from workbench.methods.dno import DNO, BlackBoxDNO, implausibility
+from workbench.methods.reno import climb
 from workbench.methods.reuse import Reuse
 from workbench.methods.sample import Sample
 from workbench.methods.search_over_paths import SearchOverPaths, redenoised, survivors
@@ -352,3 +357,36 @@ def test_noise_that_is_not_there_is_said_in_a_sentence(tmp_path):
 def test_more_numbers_in_a_vector_than_in_the_noise_are_refused():
     with pytest.raises(BadInput, match="subvector: this pipeline's noise has 48 numbers"):
         finals(DNO(subvector=49))
+
+
+class Seen(Value):
+    """Keeps what it was shown."""
+
+    def __init__(self):
+        super().__init__()
+        self.shown = []
+
+    def __call__(self, *, media, prompts, references=None):
+        self.shown.append(media.data)
+        return super().__call__(media=media, prompts=prompts)
+
+
+@pytest.mark.parametrize("method", [BestOfN(n=64), SearchOverPaths(paths=64, rounds=0)], ids=["best_of_n", "paths"])
+def test_where_every_step_is_random_candidates_are_as_different_as_samples_are(method):
+    """With the later draws of the base's sample they would be copies of it: a step that renews all noise forgets the first."""
+    policy, reward = gaussian_policy(kernel=Ancestral(1.0)), Seen()
+    *_, event = method(policy, reward, [Batch(("x",), (3,))])
+    found = torch.cat([data[:, 0].flatten(1) for data in reward.shown])
+    apart = policy.sample(["x"] * 64, seeds=range(64)).media.data[:, 0].flatten(1)
+    assert found.std(0).mean() > 0.7 * apart.std(0).mean()
+    assert event.latents is None, "no noise alone makes it"
+
+
+def test_noise_whose_sample_could_not_be_judged_stays_where_it_is():
+    """Also under the momentum of earlier steps, and under the regulariser, which knows nothing of samples."""
+    z = gaussian((3, 4), SHAPE, "noise").requires_grad_()
+    optimizer = torch.optim.SGD([z], lr=1.0, momentum=0.9, nesterov=True)
+    climb(optimizer, z, z.flatten(1).sum(1), 0.1)
+    moved = z.detach().clone()
+    climb(optimizer, z, torch.stack([z[0].sum(), z[1].sum() * math.nan]), 0.1)
+    assert torch.equal(z[1].detach(), moved[1]) and not torch.equal(z[0].detach(), moved[0])

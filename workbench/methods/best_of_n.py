@@ -32,7 +32,11 @@ class BestOfN:
         for batch in batches:
             best = Best(batch)
             for j in range(self.n):
-                z = policy.noise(batch.seeds if j == 0 else [derive(s, "candidate", j) for s in batch.seeds])
-                media = policy.sample(batch.prompts, seeds=batch.seeds, noise=z).media
-                best.take(media, reward(media=media, prompts=batch.prompts), z)
+                seeds = (
+                    batch.seeds if j == 0 else [derive(s, "candidate", j) for s in batch.seeds]
+                )  # of all that is drawn
+                z = policy.noise(seeds)
+                path = policy.sample(batch.prompts, seeds=seeds, noise=z)
+                alone = None if path.stochastic else z  # with later draws no noise alone makes the sample
+                best.take(path.media, reward(media=path.media, prompts=batch.prompts), alone)
                 yield best.event(step=j, final=j == self.n - 1)

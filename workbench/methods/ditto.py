@@ -8,16 +8,14 @@ checkpointed by the policy, so memory grows by a latent a step and not by a netw
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from ..types import Batch, Event, Natural, NonNegative, Policy, Reward
-from .best import Best, rows
-from .reno import clip_per_sample, norm_nll
+from .best import Best
+from .reno import climb, norm_nll
 
 
 @dataclass(frozen=True)
@@ -51,14 +49,3 @@ class DITTO:
                 yield best.event(step, final=last, reward_now=r.detach().nanmean().item(), norm=norm)
                 if not last:
                     climb(optimizer, z, r - self.regularise * norm_nll(z))
-
-
-def climb(optimizer: torch.optim.Optimizer, z: Tensor, gain: Tensor, clip: float = math.inf) -> None:
-    """One step of z [B,...] up its `gain` [B], each row's gradient clipped by its own norm. A row whose gain or gradient is
-    not finite stands still: momentum does not move it either."""
-    (grad,) = torch.autograd.grad(-gain.sum(), z)
-    moves, before = gain.detach().isfinite() & grad.flatten(1).isfinite().all(1), z.detach().clone()
-    z.grad = rows(moves, clip_per_sample(grad, clip), torch.zeros_like(grad))
-    optimizer.step()
-    with torch.no_grad():
-        z.copy_(rows(moves, z, before))

@@ -22,7 +22,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from ..types import Batch, Event, Media, Natural, NonNegative, Policy, Reward, Transition, derive
+from ..types import BadInput, Batch, Event, Media, Natural, NonNegative, Policy, Reward, Transition, derive
 from .steps import level
 from .tilt import base_step, capped, finished, renoised, still, tilted, unit, within
 
@@ -92,4 +92,9 @@ class Guidance:
         delta = g * (s * capped(a, s, self.cap) if self.through == "denoiser" else s**2 / (a**2 + s**2))
         if self.normalise == "none":
             return delta
-        return delta / (self.top - r).clamp_min(1e-6).sqrt().view(-1, *[1] * (g.dim() - 1))
+        if (r >= self.top).any():
+            raise BadInput(
+                f"guidance: normalise: residual divides by sqrt(top - reward), top is {self.top:g} and a reward {float(r.nan_to_num().max()):g}; "
+                "set top above the reward's highest value"
+            )
+        return delta / (self.top - r).sqrt().view(-1, *[1] * (g.dim() - 1))

@@ -10,6 +10,7 @@ has seen noise. Made for one-step generators; with several steps the gradient go
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..types import Batch, Event, Natural, NonNegative, Policy, Reward
-from .best import Best
+from .best import Best, rows
 
 
 @dataclass(frozen=True)
@@ -56,10 +57,7 @@ class ReNO:
                 yield best.event(step, final=last, reward_now=r.detach().nanmean().item(), norm=norm)
                 if last:
                     break
-                loss = self.regularise * norm_nll(z) - r  # [B]
-                (z.grad,) = torch.autograd.grad(loss.sum(), z)
-                z.grad = clip_per_sample(z.grad, self.clip)
-                optimizer.step()
+                climb(optimizer, z, r - self.regularise * norm_nll(z), self.clip)
 
 
 def norm_nll(z: Tensor) -> Tensor:
@@ -69,9 +67,20 @@ def norm_nll(z: Tensor) -> Tensor:
     return 0.5 * norm.square() - (d - 1) * norm.log()
 
 
+def climb(optimizer: torch.optim.Optimizer, z: Tensor, gain: Tensor, clip: float = math.inf) -> None:
+    """One step of z [B,...] up its `gain` [B], each row's gradient clipped by its own norm. A row whose gain or gradient is
+    not finite stands still: momentum does not move it either."""
+    (grad,) = torch.autograd.grad(-gain.sum(), z)
+    moves, before = gain.detach().isfinite() & grad.flatten(1).isfinite().all(1), z.detach().clone()
+    z.grad = rows(moves, clip_per_sample(grad, clip), torch.zeros_like(grad))
+    optimizer.step()
+    with torch.no_grad():
+        z.copy_(rows(moves, z, before))
+
+
 def clip_per_sample(grad: Tensor, bound: float) -> Tensor:
-    """Scale each row of grad [B,*latent] to a norm of at most `bound`, so that batching changes nothing. A row that is
-    not finite (the reward could not judge its sample) stands still."""
+    """Scale each row of grad [B,*latent] to a norm of at most `bound`, so that batching changes nothing; 0 for a row that is
+    not finite."""
     norm = grad.flatten(1).norm(dim=1).view(-1, *[1] * (grad.dim() - 1))  # [B,1,...]
     clipped = grad * (bound / (norm + 1e-6)).clamp(max=1.0)
     return torch.where(norm.isfinite(), clipped, torch.zeros_like(grad))

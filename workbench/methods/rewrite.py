@@ -18,7 +18,6 @@ from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from ..types import BadInput, Batch, Event, Media, Natural, NonNegative, Policy, Prediction, Reward, derive
 from .best import Best
@@ -58,11 +57,11 @@ class Rewrite:
                 said = [words[j] if j < len(words) else p for words, p in zip(wordings, batch.prompts, strict=True)]
                 again = [j > 0 and (self.fresh or j >= len(words)) for words in wordings]
                 seeds = [derive(s, "wording", j) if new else s for s, new in zip(batch.seeds, again, strict=True)]
-                z = policy.noise(seeds)
-                media = self.make(policy, batch, said, z) if j else plain(policy, batch, batch.prompts, z)
+                media = self.make(policy, batch, said, seeds) if j else plain(policy, batch.prompts, seeds)
                 r = reward(media=media, prompts=batch.prompts)  # [B], by the original prompts
                 better = best.take(media, r).cpu()
-                kept |= better & torch.tensor([a != b for a, b in zip(said, batch.prompts, strict=True)])
+                other = torch.tensor([a != b for a, b in zip(said, batch.prompts, strict=True)])
+                kept = torch.where(better, other, kept)
                 yield best.event(j, final=j == self.n, reworded=kept.float().mean().item())
 
     def wordings(self, policy: Policy, batch: Batch) -> list[list[str]]:
@@ -77,9 +76,9 @@ class Rewrite:
         found = dict(zip(distinct, self.expander.expand(distinct, self.n, policy.modality), strict=True))
         return [[p, *found[p][: self.n]] for p in batch.prompts]
 
-    def make(self, policy: Policy, batch: Batch, said: Sequence[str], z: Tensor) -> Media:
-        """Media of the wordings `said` [B] from the noise z [B,*latent]."""
-        return plain(policy, batch, said, z)
+    def make(self, policy: Policy, batch: Batch, said: Sequence[str], seeds: Sequence[int]) -> Media:
+        """Media of the wordings `said` [B] from the noise of the seeds [B]."""
+        return plain(policy, said, seeds)
 
 
 @dataclass(frozen=True)
@@ -94,17 +93,17 @@ class Centred(Rewrite):
     def calls(self, steps: int) -> int:
         return (2 * self.n + 1) * steps
 
-    def make(self, policy: Policy, batch: Batch, said: Sequence[str], z: Tensor) -> Media:
+    def make(self, policy: Policy, batch: Batch, said: Sequence[str], seeds: Sequence[int]) -> Media:
         """By deterministic first-order steps; see Rewrite."""
-        x = policy.start(z)
+        x = policy.start(policy.noise(seeds))
         for i in range(policy.steps):
             p = mixed(policy.predict(x, i, batch.prompts), policy.predict(x, i, said), self.share)
             x = onward(policy, i, p)
         return policy.decode(x, batch.prompts)
 
 
-def plain(policy: Policy, batch: Batch, said: Sequence[str], z: Tensor) -> Media:
-    return policy.sample(said, seeds=batch.seeds, noise=z).media
+def plain(policy: Policy, said: Sequence[str], seeds: Sequence[int]) -> Media:
+    return policy.sample(said, seeds=seeds).media
 
 
 def mixed(one: Prediction, other: Prediction, share: float) -> Prediction:

@@ -48,8 +48,8 @@ class SearchOverPaths:
             clean: list[Tensor] = []  # candidates [B,*latent] in the order of their birth, and
             scores: list[Tensor] = []  # what the reward says of them, each [B]
             for k in range(self.paths):
-                z = policy.noise(batch.seeds if k == 0 else [derive(s, "path", k) for s in batch.seeds])
-                chain = policy.sample(batch.prompts, seeds=batch.seeds, noise=z)
+                seeds = batch.seeds if k == 0 else [derive(s, "path", k) for s in batch.seeds]
+                chain = policy.sample(batch.prompts, seeds=seeds)
                 scores.append(reward(media=chain.media, prompts=batch.prompts))
                 clean.append(chain.x[:, -1].float())
                 best.take(chain.media, scores[-1])
