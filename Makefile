@@ -1,4 +1,4 @@
-# Every target sets itself up: a bare machine needs Python >= 3.10, pip and make.
+# Every target sets itself up: a bare machine needs Python >= 3.11, pip and make.
 PYTHON ?= python3
 BIN    := .venv/bin
 RUNS   ?= runs
@@ -11,7 +11,7 @@ MODALITY ?= image
 install: .venv/installed
 
 .venv/installed: pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit("Python 3.10 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 10) else None'
+	@$(PYTHON) -c 'import sys; sys.exit("Python 3.11 or newer is needed, this is " + sys.version.split()[0] + "; try: make PYTHON=python3.12") if sys.version_info < (3, 11) else None'
 	$(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --upgrade pip
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -e '.[dev]'
