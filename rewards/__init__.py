@@ -26,7 +26,7 @@ from .frechet import Frechet
 from .harmonic import Subject
 from .hps import HPS
 from .imagereward import ImageReward
-from .judge import Judge, JudgePairs, JudgeRegions
+from .judge import TRANSPORT, Judge, JudgePairs, JudgeRegions
 from .judge_named import (
     EditScore,
     IXCReward,
@@ -141,9 +141,9 @@ def find(name: str, registry: Mapping[str, type] = REWARDS, where: str = "reward
 
 
 def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
-    """An instance of `cls`. Raises BadInput."""
+    """An instance of `cls`, whose version names the settings that are not the usual ones. Raises BadInput."""
     if dataclasses.is_dataclass(cls):
-        return strict.build(cls, settings, where)
+        return versioned(strict.build(cls, settings, where))
     if settings:
         raise BadInput(f"{where}: takes no settings, got {', '.join(settings)}")
     return cls()
@@ -162,3 +162,21 @@ def release() -> None:
     )
     for cache in (encoders._load, exemplar._target, judge_client.client, *heads):
         cache.cache_clear()
+
+
+# settings that say how a score is got, or what the version tells by content
+HOW = TRANSPORT | {"dtype", "checkpoint", "rows", "of", "path", "person", "unproven", "names", "token_env", "wire"}
+
+
+def versioned(reward: Reward) -> Reward:
+    """The same, its version telling what was set: scores of other weights or another target are not its scores."""
+    changed = [
+        f"{f.name}={value}"
+        for f in dataclasses.fields(reward)
+        if f.init and f.name not in HOW and (value := getattr(reward, f.name)) != f.default
+        if f.default is not dataclasses.MISSING and str(value) not in reward.spec.version
+    ]
+    if changed:
+        spec = dataclasses.replace(reward.spec, version=" ".join([reward.spec.version, *changed]))
+        object.__setattr__(reward, "spec", spec)
+    return reward

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import reward_fixtures as fixtures
@@ -98,7 +98,9 @@ def test_the_sum_says_of_itself_what_all_its_parts_allow():
     assert spec.scope == "sample"
     assert Weighted({build("brightness"): 1.0, build("contrast"): 1.0}).spec.differentiable
     assert Weighted({build("brightness"): 1.0, OfGroups(): 1.0}).spec.scope == "group"
-    assert Weighted({build("clip"): 3.0}).spec is REWARDS["clip"].spec
+    one, three = (Weighted({build("clip"): weight}).spec for weight in (1.0, 3.0))
+    assert one == REWARDS["clip"].spec == replace(three, typical=one.typical)
+    assert three.typical == pytest.approx(tuple(3 * x for x in one.typical))
 
 
 def test_rewards_that_can_not_be_added_are_refused():

@@ -265,7 +265,7 @@ def test_the_alarm_hears_a_set_reward_rise_only_when_it_rose_for_sure(home):
     assert watchdogs.verdict(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
     assert watchdogs.verdict(plan, "dragon", base, base)[1] is None
     plan.recipe.__dict__["best"] = "frechet"
-    assert watchdogs.score(plan, sure, 4) == -2.0
+    assert watchdogs.score(plan, sure, sure, 4) == -2.0
 
 
 # --- noise levels ----------------------------------------------------------------------------------------------------

@@ -90,3 +90,24 @@ def contest(reward_gain, judge_gain, diversity=0.3, weight=1.0):
 )
 def test_the_alarm_rings_when_the_optimised_reward_rises_and_a_held_out_judge_or_diversity_falls(parts, rings):
     assert bool(evaluate.alarm(parts, "base", {"oracle": 0.02})) is rings
+
+
+@pytest.mark.parametrize("prompts", [6, 8, 10])
+def test_few_prompts_claim_a_difference_no_oftener_than_one_time_in_twenty(prompts):
+    """Two samples of each, no true difference. As plain percentiles they would claim one in every eighth to twelfth table."""
+    rng, false, runs = np.random.default_rng(0), 0, 400
+    clusters = np.repeat(np.arange(prompts), 2)
+    for _ in range(runs):
+        values = np.repeat(rng.normal(size=prompts), 2) + rng.normal(size=2 * prompts)
+        low, high = evaluate.interval(values, clusters)["ci95"]
+        false += low > 0 or high < 0
+    assert 0.01 < false / runs < 0.07
+
+
+def test_five_prompts_that_all_agree_show_nothing():
+    assert evaluate.interval([0.2] * 10, np.repeat(np.arange(5), 2)) == {
+        "mean": pytest.approx(0.2),
+        "ci95": None,
+        "n": 10,
+    }
+    assert evaluate.interval([0.2] * 12, np.repeat(np.arange(6), 2))["ci95"] == pytest.approx([0.2, 0.2])

@@ -207,3 +207,18 @@ def test_a_training_in_stages_is_told_as_what_each_brought_and_what_was_forgotte
     assert "Of that was forgotten by the end: edit 0.040." in said
     told["forgotten"] = {"edit": 0.0, "draw": 0.0}
     assert "Nothing was forgotten by the end." in headline(summary) and "stage" not in " ".join(headline(usual()))
+
+
+def test_what_a_judge_left_out_is_said_and_a_silent_one_is_not_taken_for_none():
+    summary = usual()
+    for c in summary["contestants"]:
+        if "failed" not in c:
+            c["samples"] = 40
+            c["rewards"] = {
+                n: {**part, "n": 40} | ({"mean": None, "ci95": None, "n": 0} if not part["optimised"] else {})
+                for n, part in c["rewards"].items()
+            }
+            c.pop("oracle", None)
+    said = " ".join(headline(summary))
+    assert "could not judge 40 of 40 samples of base" in said and "judged nothing" in said
+    assert "every reward here was optimised" not in said

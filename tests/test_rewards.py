@@ -398,3 +398,12 @@ def test_the_reward_written_out_on_the_page_works_as_an_outside_package(tmp_path
     assert scored(reward, picture(GREY)).item() == 0.0
     with pytest.raises(BadInput, match="did you mean 'strength'"):
         build("mine:Warmth", strenght=1)
+
+
+def test_a_reward_with_other_settings_is_another_version_and_how_it_is_computed_is_not():
+    """So base scores of one are refused for the other, and a run does not go on under it."""
+    assert build("hps").spec.version == build("hps", dtype="float16").spec.version == "v2.1"
+    assert build("hps", model="x/HPSv2.0").spec.version == "v2.1 model=x/HPSv2.0"
+    assert build("loudness", target=-20.0).spec.version != build("loudness").spec.version
+    own = "judge", {"url": "http://localhost:1", "key": "MY_KEY", "model": "m", "timeout": 3.0}
+    assert "KEY" not in build(own[0], **own[1]).spec.version and "model=m" in build(own[0], **own[1]).spec.version

@@ -386,10 +386,10 @@ def interference(summary: Mapping) -> list[str]:
         f"What each stage brought the tasks, by their {named}: {'; '.join(said)}. These are means, without intervals."
     ]
     if lost:
-        out.append(f"Of that was lost by the end: {listing(lost)}.")
+        out.append(f"Of that was forgotten by the end: {listing(lost)}.")
     elif not unknown:
-        out.append("Nothing was lost by the end.")
-    return [*out, f"What was lost of {listing(unknown)} is not known: it could not be judged."] if unknown else out
+        out.append("Nothing was forgotten by the end.")
+    return [*out, f"What was forgotten of {listing(unknown)} is not known: it could not be judged."] if unknown else out
 
 
 CONTROLS = {

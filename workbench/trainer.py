@@ -220,7 +220,7 @@ class Training:
             distance = self.policy.adapters.distance() if self.update else 0.0
         self.base = self.base or rows
         told, alarm = watchdogs.verdict(self.plan, self.name, self.base, rows)
-        score = watchdogs.score(self.plan, rows, self.update)
+        score = watchdogs.score(self.plan, rows, self.base, self.update)
         (alarm, score), *_ = self.share((alarm, score))  # judges elsewhere may fail one process alone
         if not self.best or score > self.best["score"]:
             self.best = {"update": self.update, "score": score}

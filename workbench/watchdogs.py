@@ -85,21 +85,26 @@ def _wholes(plan, rows: Sequence[Mapping]) -> dict[str, judging.Whole]:
     return {n: judging.Whole(evaluate.nan(rows[0]["scores"][n]), tuple(h), len(rows)) for n, h in halves.items()}
 
 
-def score(plan, rows: Sequence[Mapping], update: int) -> float:
+def score(plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
     """By what the best weights are picked: `train.best`, else the first judge of `watch`, else the reward; a control, whose
-    reward is not the reward, ends with its last weights."""
+    reward is not the reward, ends with its last weights. Where less than half as many samples could be judged as of the base,
+    these are not the best, whatever the few are worth."""
     by = plan.recipe.best or (
         "last" if plan.config.control != "none" else next(iter(plan.watch.rewards), "") if plan.watch else "reward"
     )
     if by == "last":
         return float(update)
-    values = [evaluate.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
-    values = [v for v in values if not math.isnan(v)]
+
+    def judged(rows: Sequence[Mapping]) -> list[float]:
+        found = [evaluate.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
+        return [value for value in found if not math.isnan(value)]
+
+    values = judged(rows)
     if not values and not update:
         raise BadInput(
             f"train.best: {by} could judge none of the watched prompts, so it can't pick the best weights; name another judge"
         )
-    return sum(values) / len(values) if values else -math.inf
+    return sum(values) / len(values) if values and 2 * len(values) >= len(judged(base)) else -math.inf
 
 
 def mean(rows: Sequence[Mapping], key: str) -> float:
