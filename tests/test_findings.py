@@ -222,3 +222,8 @@ def test_what_a_judge_left_out_is_said_and_a_silent_one_is_not_taken_for_none():
     said = " ".join(headline(summary))
     assert "could not judge 40 of 40 samples of base" in said and "judged nothing" in said
     assert "every reward here was optimised" not in said
+
+
+def test_fewer_prompts_than_can_show_anything_are_told():
+    said = " ".join(headline(usual() | {"prompts": 4})).replace("\xa0", " ")
+    assert "fewer than 6 prompts can show no difference at 95 %, so there are no intervals." in said

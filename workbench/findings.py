@@ -9,6 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 
+from .evaluate import FEWEST
+
 SPELT = 4  # more differences than this are left to the plots
 EQUAL = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
 PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
@@ -200,7 +202,9 @@ def _outcome(summary: Mapping, judge: str) -> str:
 def _compared(summary: Mapping) -> str:
     names = listing([c["name"] for c in finished(summary)])
     prompts, seeds = count(summary["prompts"], "prompt"), count(summary["seeds"], "seed")
-    return f"{names} answered the same {prompts} with {seeds} each; brackets hold 95 % intervals."
+    few = f"fewer than {FEWEST} prompts can show no difference at 95 %, so there are no intervals"
+    shown = "brackets hold 95 % intervals" if summary["prompts"] >= FEWEST else few
+    return f"{names} answered the same {prompts} with {seeds} each; {shown}."
 
 
 def _details(summary: Mapping, judge: str) -> list[str]:
