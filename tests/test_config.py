@@ -61,6 +61,13 @@ def test_each_mistake_in_a_setting_is_answered_by_one_sentence_that_names_it(tmp
     assert "\n" not in str(caught.value)
 
 
+def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp_path):
+    """What looks at a config looks at mappings: a page's filter, and what says which pipelines and files are read."""
+    text = GOOD.replace("method: {name: reno, lr: 1e-1}", "contestants: {a: !!pairs [name: reno, lr: 0.1]}")
+    with pytest.raises(BadInput, match="contestants.a: expected a method's name or a mapping"):
+        config.contestants(config.read(write(tmp_path, text)), METHODS)
+
+
 @pytest.mark.parametrize(
     ("text", "sentence"),
     [

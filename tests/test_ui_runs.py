@@ -188,9 +188,23 @@ def test_an_override_that_names_a_file_an_address_or_an_absurd_number_is_one_sen
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["contestants.reno=!!pairs [name: rewrite, expander: {url: 'http://10.0.0.1/', model: m, key: SECRET}]",
+     "contestants.reno=!!pairs [name: reuse, noise: /etc/passwd]", "contestants.reno=!!omap [noise: /etc/passwd]",
+     "contestants.reno=[[name, reuse], [noise, /etc/passwd]]", "contestants=!!set {/etc/passwd}",
+     "contestants.reno.noise=!!binary L2V0Yy9wYXNzd2Q=", "contestants.reno.noise=2026-01-01",
+     "reward=!!pairs [clip: {model: /x}]", "prompts=!!pairs [a: /etc/passwd]", "seeds=!!pairs [a: 1e9]",
+     "seed=0x" + "f" * 280],
+)  # fmt: skip
+def test_nothing_that_yaml_can_make_of_a_text_is_let_through_unseen(text):
+    with pytest.raises(BadInput, match="from here"):
+        harmless([text])
+
+
 @pytest.mark.parametrize("text", ["seeds=4", "contestants.reno.iterations=50", "prompts=[a red circle, 'any <text>, /even this']",
                                   "prompts=starter-image-test", "pipeline=starter-image", "reward={starter_clip: 1, brightness: 0.2}",
-                                  "train.updates=10", "device=cpu"])  # fmt: skip
+                                  "train.updates=10", "device=cpu", "test=null", "curve=true"])  # fmt: skip
 def test_what_a_page_may_set_passes(text):
     harmless([text])
 

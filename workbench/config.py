@@ -120,6 +120,8 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
         where = f"contestants.{name}" if config.contestants is not None else "method"
         if not NAME.fullmatch(str(name)):
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
+        if not isinstance(block, (Mapping, str, type(None))):  # dict() would take a list of pairs, looked at by nobody
+            raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
         settings.pop("pipeline", None), settings.pop("lora", None)  # see `repos` and `loras`
         method = settings.pop("name", name)

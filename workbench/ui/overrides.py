@@ -44,14 +44,20 @@ def _look(value: Any, where: tuple[str, ...]) -> None:
         for key, inner in value.items():
             _word(str(key), ".".join((*where, str(key)))[:60])
             _look(inner, (*where, str(key)))
-    elif isinstance(value, list):
+    elif isinstance(value, (list, tuple)):  # YAML's !!pairs are tuples, and whoever asks can make a mapping of them
         for inner in value:
             if where not in LISTS or not isinstance(inner, str):  # a prompt is any text
                 _look(inner, (*where, "[]"))
     elif isinstance(value, str) and not _number(value):
         _text(value, where)
-    elif isinstance(value, (int, float, str)) and not abs(float(value)) <= MOST.get(place, HUGE):
-        raise BadInput(f"override {place}: {value!s:.20} is out of range; at most {MOST.get(place, HUGE):g} from here")
+    elif isinstance(value, (int, float, str)):
+        size = abs(float(value) if isinstance(value, str) else value)  # a whole number may be too large for a float
+        if not size <= MOST.get(place, HUGE):
+            most = MOST.get(place, HUGE)
+            raise BadInput(f"override {place}: {value!s:.20} is out of range; at most {most:g} from here")
+    elif value is not None:  # what nobody has thought of is not let through
+        kind = type(value).__name__
+        raise BadInput(f"override {place}: from here no {kind}, only numbers, plain words, lists and mappings")
 
 
 def _number(text: str) -> bool:
