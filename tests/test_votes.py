@@ -53,6 +53,30 @@ def test_nobody_is_asked_twice_before_everything_was_asked_once(runs):
     assert len(others) == everything, "what ada has seen is new to bob"
 
 
+def test_a_pair_that_a_rater_voted_on_is_never_asked_again_taken_back_or_not(tmp_path):
+    """The answer to the vote told who is who. A pair that was only skipped comes again."""
+    run(tmp_path, names=("base", "reno"), prompts=("a red circle", "a blue square"))
+    first = vote(tmp_path)
+    votes.undo(tmp_path, first["battle"], "undo-key-1")
+    skipped = {ask(tmp_path)[1].prompt for _ in range(4)}
+    assert len(skipped) == 1, "the other pair, again and again"
+    vote(tmp_path)
+    assert ask(tmp_path) is None and len(votes.effective(tmp_path)) == 1
+    assert ask(tmp_path, "bob") is not None, "what ada has voted on is new to bob"
+
+
+def test_a_pair_that_was_asked_twice_before_its_vote_takes_one(tmp_path):
+    """As two windows do: the answer in one gives away what the other still asks."""
+    run(tmp_path, names=("base", "reno"), prompts=("a red circle",))
+    here, there, bobs = ask(tmp_path)[0], ask(tmp_path)[0], ask(tmp_path, "bob")[0]
+    told = votes.record(tmp_path, here, "left", "key-of-here")
+    with pytest.raises(BadInput, match="told who these two are"):
+        votes.record(tmp_path, there, "right", "key-of-there")
+    assert votes.record(tmp_path, here, "left", "key-of-here") == told, "a repeated call is still answered"
+    votes.record(tmp_path, bobs, "right", "key-of-bob")
+    assert [v.choice for v in votes.effective(tmp_path)] == ["left", "right"]
+
+
 def test_contestants_that_are_least_known_are_asked_about_most(runs):
     """Base and reno have met a hundred times, best_of_n nobody: about it is asked from then on."""
     before = Counter(frozenset(side.contestant for side in (pair.left, pair.right))

@@ -14,7 +14,7 @@ import numpy as np
 
 from . import ratings, store
 from .types import BadInput
-from .votes import MODALITY, STANDING, Pair, Side, modality_of, now, pipeline_of, pseudonym, writing
+from .votes import MODALITY, STANDING, Pair, Side, modality_of, now, pipeline_of, pseudonym, voted, writing
 
 TRIES = 16  # pairs looked at before it is said that none can be shown
 RECENT = 1000  # votes that decide what is asked next: more would cost time and change little
@@ -81,7 +81,8 @@ def ask(runs: Path, rater: str, show: Callable[[Pair], object], modality: str = 
     """(battle, pair, what `show` made of the pair) of the next battle for a rater; None when there is nothing to vote on.
 
     Two contestants of one run on the same prompt and seed: label pairs are drawn in proportion to what another vote would
-    tell (ratings.gain), a pair of media that this rater has not met before one that they have. `show` returns None for a
+    tell (ratings.gain), a pair of media that this rater has not met before one that they have skipped. One that they have
+    voted on is never asked again, even when the vote was taken back: they were told who it is. `show` returns None for a
     pair that can't be shown. modality, run (its number, 0 for all): only of these. Raises BadInput.
     """
     who, rng = pseudonym(rater), rng or np.random.default_rng()
@@ -147,13 +148,14 @@ def _worth(db: sqlite3.Connection, meetings: Sequence[tuple[Entry, Entry]]) -> n
 
 def _media(db: sqlite3.Connection, a: Entry, b: Entry, who: str, seen: bool, rng) -> list[Pair]:
     """A few pairs of media of two contestants that this rater has, or has not, been shown, in random order; equal files
-    tell nothing and are left out."""
+    tell nothing and are left out, and so is what this rater has voted on."""
     met = "SELECT 1 FROM battles WHERE asker = :who AND left_artefact = {} AND right_artefact = {}"
     rows = db.execute(
         "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS b_sha "
         "FROM artefacts a JOIN artefacts b ON b.run = a.run AND b.contestant = :b AND b.position = a.position "
         "AND b.k = a.k AND b.prompt = a.prompt WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 "
         f"AND (EXISTS ({met.format('a.id', 'b.id')}) OR EXISTS ({met.format('b.id', 'a.id')})) = :seen "
+        f"AND NOT {voted(':who', 'a.id', 'b.id')} "
         "ORDER BY RANDOM() LIMIT 8",
         {"run": a.run, "a": a.contestant, "b": b.contestant, "who": who, "seen": int(seen)},
     ).fetchall()

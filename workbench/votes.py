@@ -123,7 +123,7 @@ def record(runs: Path, battle: str, choice: str, key: str, reason: str = "", dwe
     """Append one vote and, once it is safely on disk, tell who the two were (see `_reveal`).
 
     key: chosen by whoever asks, the same when it asks again: the same key is one vote and one answer. A battle takes one
-    vote, for its answer gives the names away. Raises BadInput.
+    vote, for its answer gives the names away, and so do two media one vote of a rater. Raises BadInput.
     """
     if choice not in CHOICES:
         raise BadInput(f"choice: {str(choice)[:40]!r} is none of {', '.join(CHOICES)}")
@@ -140,6 +140,9 @@ def record(runs: Path, battle: str, choice: str, key: str, reason: str = "", dwe
         if kept is None:
             if db.execute("SELECT 1 FROM votes WHERE battle = ?", (battle,)).fetchone():
                 raise BadInput("this pair has its vote already; ask for the next one")
+            sides = {"who": asked["asker"], "a": asked["left_artefact"], "b": asked["right_artefact"]}
+            if db.execute(f"SELECT 1 WHERE {voted(':who', ':a', ':b')}", sides).fetchone():
+                raise BadInput("you were told who these two are when you voted on them before; ask for the next pair")
             kept = db.execute(
                 "INSERT INTO votes (battle, choice, key, reason, dwell_left, dwell_right, rater, created) "
                 "VALUES (?,?,?,?,?,?,?,?) RETURNING id",
@@ -167,6 +170,17 @@ def undo(runs: Path, battle: str, key: str) -> dict:
                 (battle, key, asked["asker"], now(), vote["id"]),
             ).fetchone()["id"]
     return {"vote": kept, "battle": battle, "undone": True}
+
+
+def voted(asker: str, one: str, other: str) -> str:
+    """SQL: whether a rater has voted on two artefacts, either way round; a vote that was taken back is one too, for it was
+    answered with the names."""
+    rows = (
+        "EXISTS (SELECT 1 FROM battles past JOIN votes said ON said.battle = past.id AND said.undoes IS NULL "
+        f"WHERE past.asker = {asker} AND past.left_artefact = {left} AND past.right_artefact = {right})"
+        for left, right in ((one, other), (other, one))
+    )
+    return f"({' OR '.join(rows)})"
 
 
 def _check_key(key: str) -> None:

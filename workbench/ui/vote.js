@@ -1,6 +1,8 @@
 // Draws what the server says (props.value) and answers with triggers: 'ask', 'decide' and 'undo'. What comes from people
 // or runs is only ever set as text. Buttons sleep until both media have loaded, and were heard or seen for a while.
 const WATCHED = {image: 0, video: 3, audio: 5}; // seconds that each side must have had
+const DONE = 'Nothing left to vote on: there is no pair here that you have not voted on. New comparisons bring new pairs; under ' +
+  '“What to vote on” there may be others.';
 const root = () => element.querySelector('.mw-vote');
 const $ = (what) => root().querySelector(what);
 let shown = false, now = null, key = '', phase = 'wait', busy = 0, loaded = {}, spent = {}, ticking = null, last = null, asked = 0, held = 0;
@@ -89,6 +91,7 @@ function text(tag, words, name) {
 
 function reveal(value) {
   phase = 'revealed';
+  localStorage.setItem('workbench-voted', '1');
   root().querySelectorAll('audio').forEach(a => a.pause());
   for (const side of ['left', 'right']) {
     const told = value[side], table = document.createElement('table'), pane = $(`[data-side=${side}]`);
@@ -108,7 +111,7 @@ const drawn = {
   battle,
   revealed: reveal,
   undone() { phase = 'undone'; say('Taken back. The names are known now, so this pair is not asked again: N goes on.'); },
-  empty(value) { phase = 'empty'; $('.mw-vote-round').hidden = true; say(value.told); },
+  empty(value) { phase = 'empty'; $('.mw-vote-round').hidden = true; say(localStorage.getItem('workbench-voted') ? DONE : value.told); },
   refused(value) { say(value.told, 6000); if (phase === 'wait') busy = Date.now() + 8000; },
 };
 
