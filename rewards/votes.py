@@ -98,7 +98,7 @@ def read(path: str | Path, model: str = "starter:image/clip", device: torch.devi
 def rows(file: Path) -> Iterator[tuple[str, dict]]:
     """(file and line, vote) of each line. Raises BadInput, naming file and line."""
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028, an end of line to splitlines()
     except (OSError, UnicodeDecodeError):
         raise BadInput(f"{file}: can't be read as text; give a file of votes, one JSON object a line") from None
     for number, line in enumerate(lines, 1):

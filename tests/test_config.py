@@ -98,6 +98,12 @@ def test_prompt_lists_are_read_without_comments_blanks_and_repetitions(tmp_path)
     assert data.prompts(str(tmp_path / "p.txt")) == data.prompts(str(tmp_path / "p.jsonl")) == ("a cat", "a dog")
 
 
+def test_a_prompt_in_json_may_hold_any_character(tmp_path):
+    """U+2028 ends a line of a text, though not of JSON lines."""
+    (tmp_path / "p.jsonl").write_bytes('{"prompt": "a\u2028cat"}\r\n{"prompt": "a\x85dog"}\r\n'.encode())
+    assert data.prompts(str(tmp_path / "p.jsonl")) == ("a\u2028cat", "a\x85dog")
+
+
 @pytest.mark.parametrize(
     ("name", "content", "sentence"),
     [

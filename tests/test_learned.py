@@ -211,6 +211,13 @@ def test_a_wrong_vote_is_one_sentence_about_its_line(text, says, tmp_path):
         votes.read(tmp_path / "none.jsonl")
 
 
+def test_a_prompt_of_a_vote_may_hold_any_character(tmp_path):
+    """U+2028 ends a line of a text, though not of JSON lines."""
+    text = line(prompt="a-cat").replace("a-cat", "a\u2028cat")
+    (tmp_path / "votes.jsonl").write_text(text + "\n" + text, encoding="utf-8")
+    assert votes.read(tmp_path / "votes.jsonl").prompts == ("a\u2028cat",) * 2
+
+
 def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path):
     from PIL import Image
 

@@ -49,7 +49,7 @@ def _read(path: Path, where: str) -> list[str]:
     if path.suffix != ".jsonl":
         return [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, which splitlines() takes for an end
         try:
             found += [json.loads(line)["prompt"].strip()] if line.strip() else []
         except (ValueError, KeyError, TypeError, AttributeError):
