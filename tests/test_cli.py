@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from workbench import cli
 from workbench.assets import ROOT, STARTER
@@ -171,6 +172,13 @@ def test_score_answers_bad_input_in_one_sentence(tmp_path, capsys, monkeypatch, 
         Image.new("RGB", (8, 8), "white").save("picture.png")
     code, _, err = call(capsys, "score", *arguments)
     assert code == 2 and sentence in err
+
+
+def test_score_shows_texts_in_brackets_as_they_are(tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Image.new("RGB", (8, 8), "white").save("b[final].png")
+    code, out, _ = call(capsys, "score", "b[final].png", "--reward", "brightness", "--prompt", "a cat [/b] :cat:")
+    assert code == 0 and "b[final].png" in out and "a cat [/b] :cat:" in out
 
 
 def test_score_goes_on_past_a_corrupt_file_and_says_so(tmp_path, capsys):

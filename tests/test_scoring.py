@@ -9,6 +9,7 @@ import pytest
 import torch
 from judge_server import Status
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 from reward_fixtures import media_for, small_settings
 from scipy.io import wavfile
 
@@ -168,6 +169,28 @@ def test_the_prompt_that_a_file_carries_is_used_unless_another_is_given(tmp_path
         score(tmp_path / "x.png", rewards=(reward,), prompt=prompt) for prompt in (None, "a red circle", "a cat")
     )
     assert own["prompt"] == "a red circle" and own["starter_clip"] == same["starter_clip"] != other["starter_clip"]
+
+
+def test_what_other_programs_keep_as_a_prompt_is_none(tmp_path):
+    """ComfyUI writes its whole graph into a text chunk of this name."""
+    for name in ("comfy.png", "odd.png", "deep.png"):
+        info = PngInfo()
+        info.add_text("prompt", '{"3": {"class_type": "KSampler"}}' if name == "comfy.png" else "a cat")
+        if name != "comfy.png":
+            info.add_text("workbench", "[1,2]" if name == "odd.png" else '{"prompt": ["a cat"]}')
+        picture(tmp_path / name, pnginfo=info)
+    (tmp_path / "comfy.png").rename(tmp_path / "comfy.unknown")
+    names = [tmp_path / name for name in ("comfy.unknown", "deep.png", "odd.png")]
+    assert [(row["prompt"], row["brightness"]) for row in score(*names)] == [(None, 1.0)] * 3
+    with pytest.raises(BadInput, match="the file carries none; give --prompt TEXT"):
+        score(*names, rewards=("starter_clip",))
+
+
+@pytest.mark.parametrize(("modality", "shape"), [("image", (3, 8, 8)), ("video", (2, 3, 8, 8)), ("audio", (1, 800))])
+def test_the_prompt_that_the_workbench_wrote_is_read_from_every_kind_of_file(tmp_path, modality, shape):
+    path = media.write(Media(torch.rand(1, *shape), modality, 8.0), tmp_path / "x", meta={"prompt": "a [red] circle"})
+    (row,) = score(path, rewards=(LOUD if modality == "audio" else "brightness",))
+    assert row["prompt"] == "a [red] circle"
 
 
 @pytest.mark.parametrize(

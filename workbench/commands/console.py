@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 # A table is cut to the terminal's width, but a pipe or a file has none.
 out = Console(highlight=False, width=None if sys.stdout.isatty() else 140)
@@ -18,9 +19,11 @@ class Failed(RuntimeError):
 
 
 def table(rows: Sequence[Mapping], title: str | None = None) -> Table:
+    """Cells and columns are shown as they are: brackets in a prompt or a file's name are no markup."""
     drawn = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
     for column in rows[0] if rows else ():
-        drawn.add_column(column, overflow="fold")
+        drawn.add_column(Text(str(column)), overflow="fold")
     for row in rows:
-        drawn.add_row(*("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values()))
+        words = ("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
+        drawn.add_row(*map(Text, words))
     return drawn
