@@ -83,6 +83,29 @@ def test_whoever_leaves_early_stops_the_job_and_frees_the_desk(desk):
     assert wait(desk.submit("next", counting(1)))[-1] == 0 and job.state == "stopped"
 
 
+def test_whoever_leaves_while_the_job_waits_takes_it_out_of_the_queue(desk):
+    first, began = desk.submit("long", counting(10_000)), []
+    second = desk.submit("left", lambda stop: iter([began.append("left")]))
+    third = desk.submit("patient", counting(1))
+    watching = second.watch(0.01)
+    next(watching)
+    watching.close()
+    assert desk.ahead(third) == 1 and second not in desk.queue() and second.state == "stopped"
+    desk.stop(first)
+    assert wait(third)[-1] == 0 and not began and second.began == 0
+
+
+def test_a_queue_full_of_jobs_that_nobody_waits_for_takes_another(desk):
+    jobs = [desk.submit("long", counting(10_000)) for _ in range(desks.WAITING + 1)]
+    for job in jobs[1:]:
+        watching = job.watch(0.01)
+        next(watching)
+        watching.close()
+    last = desk.submit("next", counting(1))
+    desk.stop(jobs[0])
+    assert wait(last)[-1] == 0
+
+
 def test_a_failure_reaches_the_watcher_and_the_desk_goes_on(desk, capsys):
     def broken(stop):
         yield 1

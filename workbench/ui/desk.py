@@ -78,6 +78,7 @@ class Desk:
         from workbench.types import BadInput  # and torch with it: not before the page stands
 
         with self._more:
+            self._drop()
             if len(self._jobs) > WAITING:
                 raise BadInput(f"{WAITING} jobs wait already; try again when some are done")
             job = Job(title, work)
@@ -88,24 +89,30 @@ class Desk:
     def ahead(self, job: Job) -> int:
         """How many jobs come before this one."""
         with self._more:
+            self._drop()
             return self._jobs.index(job) if job in self._jobs else 0
 
     def stop(self, job: Job) -> None:
         """Ask it to stop; one that still waits is over at once."""
         job.stop.set()
         with self._more:
-            if job.state == "waiting" and job in self._jobs:
-                self._jobs.remove(job)
-                job.change(state="stopped", ended=time.monotonic())
+            self._drop()
 
     def queue(self) -> list[Job]:
         with self._more:
+            self._drop()
             return list(self._jobs)
+
+    def _drop(self) -> None:
+        """Those that were asked to stop while they waited, as by a tab that closed: they are over and never begin."""
+        for job in [job for job in self._jobs if job.state == "waiting" and job.stop.is_set()]:
+            self._jobs.remove(job)
+            job.change(state="stopped", ended=time.monotonic())
 
     def _run(self) -> None:
         while True:
             with self._more:
-                self._more.wait_for(lambda: self._jobs)
+                self._more.wait_for(lambda: self._drop() or self._jobs)
                 job = self._jobs[0]
                 job.change(state="working", began=time.monotonic())
             try:
