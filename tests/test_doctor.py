@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import make_dataclass
+from importlib.metadata import distributions
 
 import pytest
 from judge_server import completion, pictures, pixels, question
@@ -69,3 +70,14 @@ def test_a_reward_on_an_encoder_that_is_not_here_is_missing_and_not_broken(name,
 @pytest.mark.parametrize(("name", "key"), [("social", "model"), ("learned", "path"), ("remote", "names")])
 def test_a_reward_that_needs_a_setting_is_missing_and_named_with_it(name, key):
     assert doctor.verdict(REWARDS[name]) == ("missing", f"not set up: {name}: the key {key!r} is missing")
+
+
+def test_a_folder_by_the_name_of_an_optional_package_is_not_that_package(monkeypatch, tmp_path):
+    """wandb logs into a folder `wandb`, and `python -m` looks for modules in the working directory."""
+    optional = ("xformers", "bitsandbytes", "av", "wandb")
+    for name in optional:
+        (tmp_path / name).mkdir()
+    monkeypatch.syspath_prepend(tmp_path)
+    states = {what: state for what, state, _ in doctor._packages(tmp_path)}
+    here = {found.metadata["Name"] for found in distributions()}
+    assert {name: states[name] for name in optional} == {n: "ok" if n in here else "missing" for n in optional}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import platform
 import random
@@ -42,10 +41,10 @@ def _packages(runs: Path) -> Iterator[tuple]:
         except PackageNotFoundError:
             yield name, "broken", "not installed; run: make install"
     for name, extra in (("xformers", "gpu"), ("bitsandbytes", "gpu"), ("av", "film"), ("wandb", "track")):
-        if importlib.util.find_spec(name) is None:
-            yield name, "missing", f"optional; pip install 'media-alignment-workbench[{extra}]'"
-        else:
+        try:  # not find_spec: a folder of this name, such as the one that wandb logs into, looks like a module to it
             yield name, "ok", version(name)
+        except PackageNotFoundError:
+            yield name, "missing", f"optional; pip install 'media-alignment-workbench[{extra}]'"
 
 
 def _devices(runs: Path) -> Iterator[tuple]:
