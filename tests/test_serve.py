@@ -156,10 +156,12 @@ class Trap:
         return (exec, ("raise SystemExit",))
 
 
-def npz(entry: bytes, name: str = "data.npy", compression: int = zipfile.ZIP_STORED) -> bytes:
+def npz(
+    entry: bytes, name: str = "data.npy", compression: int = zipfile.ZIP_STORED, ask: bytes = ASK.encode()
+) -> bytes:
     out = io.BytesIO()
     with zipfile.ZipFile(out, "w", compression) as archive:
-        archive.writestr("ask.npy", npy(np.frombuffer(ASK.encode(), np.uint8)))
+        archive.writestr("ask.npy", npy(np.frombuffer(ask, np.uint8)))
         archive.writestr(name, entry)
     return out.getvalue()
 
@@ -188,6 +190,8 @@ WHOLE = npy(np.zeros((1, 3, 4, 4), np.float32))
         (pack({}, {"data": np.zeros((1, 3, 4, 4), np.float32)}), "`ask`"),
         (asked(prompts=None), "`ask`"),
         (asked(rate="fast"), "`ask`"),
+        (asked(rate=10**400), "`ask`"),
+        (npz(WHOLE, ask=b"[" * 100_000), "`ask`"),
     ],
 )
 def test_a_body_that_is_not_what_it_should_be_is_400_and_never_unpickled(url, body, says):
@@ -200,6 +204,7 @@ def test_a_body_that_is_not_what_it_should_be_is_400_and_never_unpickled(url, bo
     [
         ({"rewards": ["brightnes"]}, 404, "did you mean 'brightness'"),
         ({"modality": "smell"}, 422, "unknown modality"),
+        ({"modality": ["image"]}, 422, "unknown modality ['image']"),
         ({"modality": "audio", "rate": 8000.0}, 422, "brightness judges image and video, not audio"),
         ({"modality": "video", "rate": 8.0}, 422, "video data are [B,T,3,H,W], got [1, 3, 4, 4]"),
         ({"modality": "video"}, 422, "a rate of 0"),
@@ -211,6 +216,11 @@ def test_a_body_that_is_not_what_it_should_be_is_400_and_never_unpickled(url, bo
 def test_a_question_that_has_no_answer_is_a_4xx_with_one_sentence(url, change, status, says):
     reply = post(url, asked(**change))
     assert reply.status_code == status and says in reply.json()["error"]
+
+
+def test_data_that_are_one_number_are_a_4xx_with_one_sentence(url):
+    reply = post(url, npz(npy(np.array(0.5, np.float32))))
+    assert reply.status_code == 422 and reply.json()["error"] == "image data are [B,3,H,W], got one number"
 
 
 def test_a_request_that_is_too_large_is_413_whether_or_not_it_says_so(url):

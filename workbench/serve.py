@@ -106,11 +106,13 @@ def question(body: bytes, rewards: Mapping[str, Reward]) -> Question:
         ask = json.loads(arrays["ask"].tobytes())
         modality, rate, prompts, names = ask["modality"], float(ask["rate"]), ask["prompts"], ask["rewards"]
         data = arrays["data"]
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
         told = "modality, rate, prompts and rewards"
         raise Refused(400, f"the npz must hold `data`, and `ask`, a JSON with {told} ({error!r})") from None
-    if modality not in SHAPE:
-        raise Refused(422, f"unknown modality {modality!r}; known: {', '.join(SHAPE)}")
+    if not isinstance(modality, str) or modality not in SHAPE:
+        raise Refused(422, f"unknown modality {modality!r:.80}; known: {', '.join(SHAPE)}")
+    if not data.ndim:
+        raise Refused(422, f"{modality} data are {SHAPE[modality]}, got one number")
     for values in (prompts, names):
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
             raise Refused(422, "prompts and rewards are lists of texts")
