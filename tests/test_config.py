@@ -53,11 +53,17 @@ def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
         ("seeds=[", "not valid YAML"),
         ("prompts=7", "prompts"),
         ("contestants={x: reno}", "not both"),
+        ("seeds.x=3", "seeds is 1, and nothing can be set inside that"),
+        ("watch.x=1", "watch is .'oracle'., and nothing"),
+        ("prompts.a=1", "prompts is .'a red circle'., and nothing"),
+        ("watch=[{oracle: {}}]", "watch: a list has names of rewards only, got {'oracle': {}}"),
+        ("pipeline=" + "x" * 300, r"pipeline: x+… \(305 letters\) can't be looked for"),
     ],
 )
 def test_each_mistake_in_a_setting_is_answered_by_one_sentence_that_names_it(tmp_path, change, sentence):
+    text = GOOD + "seeds: 1\nwatch: [oracle]\n"
     with pytest.raises(BadInput, match=sentence) as caught:
-        config.contestants(config.read(write(tmp_path, GOOD), [change]), METHODS)
+        config.contestants(config.read(write(tmp_path, text), [change]), METHODS)
     assert "\n" not in str(caught.value)
 
 
@@ -66,6 +72,36 @@ def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp
     text = GOOD.replace("method: {name: reno, lr: 1e-1}", "contestants: {a: !!pairs [name: reno, lr: 0.1]}")
     with pytest.raises(BadInput, match="contestants.a: expected a method's name or a mapping"):
         config.contestants(config.read(write(tmp_path, text)), METHODS)
+
+
+@pytest.mark.parametrize(
+    ("block", "sentence"),
+    [
+        ("{reno: 5}", "contestants.reno: expected a method's name or a mapping of its settings, got 5"),
+        ("{reno: [1]}", "contestants.reno: expected a method's name or a mapping"),
+        ("{a: {name: [x]}}", r"contestants.a: unknown method \['x'\]"),
+        ("{a: {name: reno, pipeline: 5}}", "contestants.a.pipeline: expected a name, a folder or a hub id, got 5"),
+        ("{a: {name: reno, pipeline: [x]}}", "contestants.a.pipeline: expected a name"),
+        ("{a: {name: reno, pipeline: null}}", "contestants.a.pipeline: expected a name"),
+        ("{a: {name: reno, pipeline: %s}}" % ("x" * 300), "contestants.a.pipeline: x+… .*can't be looked for"),
+    ],
+)
+def test_a_contestant_that_can_not_be_is_one_sentence_that_names_it(tmp_path, block, sentence):
+    text = GOOD.replace("method: {name: reno, lr: 1e-1}", f"contestants: {block}")
+    with pytest.raises(BadInput, match=sentence):
+        config.contestants(config.read(write(tmp_path, text)), METHODS)
+
+
+@pytest.mark.parametrize("prompts", [[1, 2], ["a cat", None], [{"prompt": "a cat"}], "x" * 300, "y/" * 3000])
+def test_prompts_that_can_not_be_are_one_sentence(prompts):
+    with pytest.raises(BadInput, match="^test: ") as caught:
+        data.prompts(prompts, "test")
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
+
+
+def test_a_config_of_a_name_that_no_file_can_have_is_one_sentence():
+    with pytest.raises(BadInput, match="config: x+… .*can't be looked for"):
+        config.read("x" * 300)
 
 
 @pytest.mark.parametrize(

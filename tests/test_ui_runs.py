@@ -215,6 +215,10 @@ def test_what_the_config_itself_refuses_is_said_before_a_process_starts(page):
     for config, text, said in [
         ("demo", "seedz=4", "unknown key"),
         ("demo", "contestants.reno.iterations=lots", "whole number"),
+        ("demo", "seeds.x=3", "nothing can be set inside that"),
+        ("demo", "prompts=[1, 2]", "a prompt is a text, got 1"),
+        ("demo", "contestants.reno=[1]", "expected a method"),
+        ("demo", "watch=[{oracle: {}}]", "names of rewards only"),
     ]:
         shown, _ = client.predict(config, text, api_name="/start")
         assert said in shown and "wb-bad" in shown

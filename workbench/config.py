@@ -73,12 +73,22 @@ def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
 def locate(path: str | Path) -> Path:
     bundled = CONFIGS / "runs"
     for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
-        if candidate.is_file():
+        if is_file(candidate, "config"):
             return candidate
     known = [p.stem for p in bundled.glob("*.yaml")]
     raise BadInput(
         f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {nearest(str(path), known)}"
     )
+
+
+def is_file(path: str | Path, where: str) -> bool:
+    """Whether there is this file. Raises BadInput for what the system can't even look for, such as a name of over 255
+    letters."""
+    try:
+        return Path(path).is_file()
+    except OSError as error:
+        told = f"{str(path)[:60]}… ({len(str(path))} letters)" if len(str(path)) > 60 else str(path)
+        raise BadInput(f"{where}: {told} can't be looked for ({error.strerror}); give another") from None
 
 
 def override(values: dict, text: str) -> None:
@@ -89,6 +99,8 @@ def override(values: dict, text: str) -> None:
     *parents, leaf = key.split(".")
     for parent in parents:
         inner = values.get(parent)
+        if not isinstance(inner, (Mapping, str, type(None))):
+            raise BadInput(f"override {text!r}: {parent} is {inner!r:.60}, and nothing can be set inside that")
         values[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         values = values[parent]
     try:
@@ -100,6 +112,11 @@ def override(values: dict, text: str) -> None:
 def check(config: RunConfig) -> RunConfig:
     if not NAME.fullmatch(config.name):
         raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
+    is_file(f"{config.pipeline}.yaml", "pipeline")  # there need not be one, but it must be possible to look
+    if isinstance(config.watch, list) and (odd := [name for name in config.watch if not isinstance(name, str)]):
+        raise BadInput(
+            f"watch: a list has names of rewards only, got {odd[0]!r}; write a mapping {{name: {{setting: value}}}}"
+        )
     if config.stages is not None:
         if config.contestants is not None or config.pairs is not None:
             raise BadInput(
@@ -123,9 +140,12 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
         if not isinstance(block, (Mapping, str, type(None))):  # dict() would take a list of pairs, looked at by nobody
             raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
-        settings.pop("pipeline", None), settings.pop("lora", None)  # see `repos` and `loras`
+        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see `repos` and `loras`
+        if not isinstance(repo, str):
+            raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
+        is_file(f"{repo}.yaml", f"{where}.pipeline")  # as in `check`
         method = settings.pop("name", name)
-        if method not in methods:
+        if not isinstance(method, str) or method not in methods:
             raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")
         made[str(name)] = build(methods[method], settings, where)
     return made

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from .assets import CONFIGS
+from .config import is_file
 from .strict import nearest
 from .types import BadInput, Batch, derive
 
@@ -18,6 +19,8 @@ def prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, .
     or has no prompt in it.
     """
     if not isinstance(source, str):
+        if odd := [p for p in source if not isinstance(p, str)]:
+            raise BadInput(f"{where}: a prompt is a text, got {odd[0]!r:.60}; put quotes around it")
         found = [p.strip() for p in source]
     else:
         found = _read(_locate(source, where), where)
@@ -30,7 +33,7 @@ def prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, .
 def _locate(source: str, where: str) -> Path:
     bundled = CONFIGS / "prompts"
     for path in (Path(source), bundled / source, bundled / f"{source}.txt", CONFIGS.parent / source):
-        if path.is_file():
+        if is_file(path, where):
             return path
     if Path(source).is_dir():
         raise BadInput(f"{where}: {source} is a folder; name a .txt or .jsonl file")
