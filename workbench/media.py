@@ -133,7 +133,7 @@ class Found:
     """What is in one media file."""
 
     media: Media  # one row
-    story: dict  # what `write` embedded, exactly; for a PNG from elsewhere its text chunks; {} when there is nothing
+    story: dict  # what `write` embedded, exactly; {} for a file from elsewhere: what others call a prompt may be a whole graph
     notes: tuple[str, ...] = ()  # what reading changed, or what is odd about it, in words
 
 
@@ -187,8 +187,8 @@ def _picture(path: Path) -> Found:
             frames.append(frame[None])
             notes |= dict.fromkeys(changed)
             spent.append(image.info.get("duration", 0) or 0)
-        text = dict(getattr(image, "text", {}))
-    story = json.loads(text["workbench"]) if "workbench" in text else text
+        told = json.loads(getattr(image, "text", {}).get("workbench", "{}"))
+    story = told if isinstance(told, dict) else {}
     if len(frames) == 1:
         return Found(Media(frames[0], "image"), story, tuple(notes))
     if min(spent) <= 0:

@@ -7,12 +7,11 @@ from pathlib import Path
 
 import torch
 import yaml
-from PIL import Image
 from torch import Tensor
 
 from rewards import configured, find
 
-from . import media, pictures
+from . import media
 from .judges import judges
 from .types import BadInput, Media, Reward
 
@@ -82,7 +81,7 @@ def score(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> li
         except BadInput as error:
             row["error"] = str(error)
             continue
-        row["prompt"] = prompt if prompt is not None else _carried(path, found.story)
+        row["prompt"] = prompt if prompt is not None else _carried(found.story)
         row["note"] = "; ".join(found.notes)
         wanting = _wanting(rewards, found.media, row["prompt"], path)
         refused += [wanting] if wanting else []
@@ -125,16 +124,10 @@ def _expand(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             yield path, "" if path.exists() else f"{path}: no such file or folder"
 
 
-def _carried(path: Path, story: object) -> str | None:
-    """The prompt that the workbench wrote into a file. In a PNG from elsewhere `story` is whatever its text chunks say, and
-    other programs keep other things by the name of `prompt`: ComfyUI its whole graph."""
-    words = story.get("prompt") if isinstance(story, Mapping) else None
-    if not isinstance(words, str):
-        return None
-    if path.suffix.lower() in media.READABLE - pictures.SUFFIXES:  # a story in a clip's or a sound's comment is ours
-        return words
-    with Image.open(path) as image:
-        return words if "workbench" in getattr(image, "text", {}) else None
+def _carried(story: dict) -> str | None:
+    """The prompt that the workbench wrote into a file."""
+    words = story.get("prompt")
+    return words if isinstance(words, str) else None
 
 
 def _wanting(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:

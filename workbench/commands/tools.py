@@ -37,7 +37,7 @@ def _check(name: str, as_json: bool) -> int:
     for claim, held, seen in check(pipelines.load(name)):
         rows.append({"claim": claim, "holds": held, "seen": seen})
         if not as_json:
-            out.print(f"{'[green]✓[/]' if held else '[red]✗[/]'} {claim}: {seen}")
+            out.print(f"{'[green]✓[/]' if held else '[red]✗[/]'} {escape(f'{claim}: {seen}')}")
     if as_json:
         print(json.dumps(rows))
     return 0 if all(row["holds"] for row in rows) else 1
