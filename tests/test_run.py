@@ -241,3 +241,46 @@ def test_a_stop_comes_between_two_calls_of_the_denoiser_and_what_has_nothing_to_
 
     assert not [p for p in run.execute(plan, folder, stop, load) if p.event]
     assert 0 < policies[0].nfe < 2 * 8 and folder.read()["status"] == "stopped"
+
+
+def begun(tmp_path, *prompts):
+    """A run of a prompt file, stopped after its first batch: the words that go on with it, the file and the run folder."""
+    file, path = tmp_path / "prompts.txt", tmp_path / "test.yaml"
+    file.write_text("\n".join(prompts))
+    asked = BASE | {"prompts": str(file), "method": "sample", "batch": 1}
+    path.write_text(yaml.safe_dump(asked))
+    plan, stop = run.plan(config.read(path)), threading.Event()
+    folder = store.RunFolder.open(tmp_path / "runs", "test", dataclasses.asdict(plan.config))
+    for progress in run.execute(plan, folder, stop):
+        if progress.event.final:
+            stop.set()
+    assert [e["batch"] for e in folder.events() if e.get("final")] == [0]
+    return ["run", str(path), "--runs", str(tmp_path / "runs"), "--json"], file, folder
+
+
+def test_a_run_does_not_go_on_with_a_prompt_file_that_was_edited_meanwhile(tmp_path, capsys):
+    command, file, folder = begun(tmp_path, "a red circle", "a blue square")
+    before = (folder.path / "events.jsonl").read_bytes()
+    file.write_text("a green triangle\na blue square")
+    for again in (command, ["run", str(folder.path)]):
+        assert cli.main(again) == 2
+        said = capsys.readouterr().err.splitlines()[-1]
+        assert said.startswith("workbench: ") and "prompts have changed" in said and "--new" in said
+    assert (folder.path / "events.jsonl").read_bytes() == before, "what is refused stays as it was"
+    assert cli.main([*command, "--new"]) == 0 and len(store.folders(tmp_path / "runs")) == 2
+
+
+def test_a_run_that_began_before_prompts_were_digested_goes_on(tmp_path, capsys):
+    command, _, folder = begun(tmp_path, "a red circle", "a blue square")
+    folder.write("run.json", {k: v for k, v in folder.read().items() if k != "prompts"})
+    assert cli.main(command) == 0 and folder.read()["status"] == "done"
+
+
+def test_the_digest_of_a_run_follows_what_it_makes_and_not_where_that_is_written(tmp_path):
+    (tmp_path / "one.txt").write_text("a red circle\na blue square")
+    (tmp_path / "two.txt").write_text("# the same\na red circle\na blue square\n")
+    one, two, other = (
+        run.digest(run.plan(settings(method="sample", prompts=p)))
+        for p in (str(tmp_path / "one.txt"), str(tmp_path / "two.txt"), ["a blue square", "a red circle"])
+    )
+    assert one == two != other

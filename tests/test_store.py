@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workbench import store
+from workbench import compare, store
 from workbench.types import BadInput
 
 RUN = {
@@ -46,6 +46,15 @@ def test_an_unfinished_run_of_the_same_config_is_found_again_and_any_other_is_no
     assert store.RunFolder.open(tmp_path, "mine", RUN["config"], fresh=True).path != folder.path
     folder.write("run.json", RUN | {"status": "done"})
     assert store.RunFolder.open(tmp_path, "mine", RUN["config"]).path != folder.path
+
+
+def test_settings_that_are_tuples_are_found_again_as_the_lists_that_json_makes_of_them(tmp_path):
+    _, contestants = compare.blocks(["srpo"], "starter-image-teacher", None)
+    assert any(isinstance(v, tuple) for v in contestants["srpo"].values()), "or this shows nothing"
+    asked = {"pipeline": "starter-image-teacher", "contestants": contestants}
+    folder = store.RunFolder.open(tmp_path, "mine", asked)
+    folder.write("run.json", RUN | {"config": asked})
+    assert store.RunFolder.open(tmp_path, "mine", asked).path == folder.path
 
 
 def test_rewinding_forgets_unfinished_batches_torn_lines_and_failures(folder):

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import hashlib
+import json
 import platform
 import random
 import shutil
@@ -75,11 +77,12 @@ def execute(
 
 
 def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
-    done, started = lessons.rewind(plan, folder), folder.read()
-    kept = record(plan)
-    if started:
+    started, kept = folder.read(), record(plan)
+    if started:  # before anything is forgotten: what is refused stays as it was
+        same_prompts(folder, started, kept)
         same_judges(folder, started, kept)
         kept = started
+    done = lessons.rewind(plan, folder)
     folder.write("run.json", kept | {"status": "running"})
     status = "failed"
     try:
@@ -108,6 +111,16 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         if status:
             folder.write("run.json", kept | {"status": status})
             store.sync(folder.path.parent, folder)
+
+
+def same_prompts(folder: store.RunFolder, started: dict, now: dict) -> None:
+    """Raises BadInput where the prompt files that a run goes on with are not what they were when it began. A run from before
+    the digest was kept goes on."""
+    if started.get("prompts", now["prompts"]) != now["prompts"]:
+        raise BadInput(
+            f"{folder.path}: its prompts have changed since this run began, so what it has made could not be compared with "
+            "what is missing; start anew with --new"
+        )
 
 
 def same_judges(folder: store.RunFolder, started: dict, now: dict) -> None:
@@ -234,12 +247,20 @@ def record(plan: Plan) -> dict:
         "config": config,
         "methods": {n: {"name": name_of(m)} | dataclasses.asdict(m) for n, m in plan.methods.items()},
         "rewards": {n: r.spec.version for n, r in everyone.items()},
+        "prompts": digest(plan),
         "seed": plan.config.seed,
         "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
         | {"python": platform.python_version()},
         "git": _revision(),
         "device": plan.config.device,
     }
+
+
+def digest(plan: Plan) -> str:
+    """SHA-256 of what a run samples and trains on: its config names prompt files, and files are edited."""
+    asked = {"rows": [*map(list, plan.rows)], "train": [*plan.train], "held": [*plan.held]}
+    asked |= {"stages": [[*task.train] for task in plan.tasks]}
+    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
 
 
 def _revision() -> str:

@@ -113,8 +113,9 @@ class RunFolder:
         raise BadInput(f"can't make a run folder in {runs}: it is not a folder; choose another with --runs")
 
     def matches(self, name: str, config: Mapping) -> bool:
+        """Whether this is an unfinished run of that name and config, tuples being lists as JSON has them."""
         run = self.read()
-        return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
+        return (run.get("name"), run.get("config")) == (name, json.loads(dump(config))) and run.get("status") != "done"
 
     @contextmanager
     def alone(self) -> Iterator[None]:
