@@ -8,7 +8,7 @@ import pytest
 
 from workbench import cli, compare
 from workbench.cost import Budget, Cost
-from workbench.methods import METHODS, BestOfN, ReNO, Sample
+from workbench.methods import METHODS, BestOfN, ReNO, Sample, trains
 from workbench.types import BadInput
 
 ASKED = ["--reward", "starter_clip", "--watch", "oracle", "--prompts", "starter-image-test"]
@@ -39,6 +39,22 @@ def test_base_and_best_of_n_are_always_among_the_contestants():
     assert blocks["starter-image-teacher"] == {"name": "sample", "pipeline": "starter-image-teacher"}
 
 
+def test_a_clock_makes_methods_longer_and_never_their_batches_larger():
+    """A call of the denoiser under way can't be stopped, so what is a row of it stays as it was asked for."""
+    names = [n for n, m in METHODS.items() if m.scales and not trains(m())]
+    blocks = compare.blocks(names, "starter-image-teacher", None, timed=True)[1]
+    longer = {n for n in names if blocks[n][METHODS[n].scales] != getattr(METHODS[n](), METHODS[n].scales)}
+    assert longer == {"best_of_n", "zero_order", "search_over_paths", "reno", "dno", "dno_black_box", "ditto"}
+    for name in longer:
+        assert METHODS[name](**{k: v for k, v in blocks[name].items() if k != "name"}).calls(8) > compare.FAR / 2
+    assert (blocks["fk"]["particles"], blocks["svdd"]["candidates"], blocks["beam"]["width"]) == (4, 20, 2)
+
+
+def test_with_calls_and_a_clock_nobody_gets_more_than_the_calls():
+    blocks = compare.blocks(["fk"], "starter-image-teacher", 64, timed=True)[1]
+    assert blocks["fk"]["particles"] == blocks["best_of_n"]["n"] == 8
+
+
 def test_a_method_runs_on_the_pipeline_after_its_at_sign():
     _, blocks = compare.blocks(["{best_of_n: {n: 3}}@starter-image-teacher"], "starter-image", None)
     assert blocks["best_of_n"] == {"name": "best_of_n", "n": 3, "pipeline": "starter-image-teacher"}
@@ -52,6 +68,9 @@ def test_a_method_runs_on_the_pipeline_after_its_at_sign():
         (["ren@starter-image"], "did you mean 'reno'"),
         (["{reno: {iteration: 3}}@starter-image"], "did you mean 'iterations'"),
         (["{reno: [@starter-image"], "not valid YAML"),
+        (["[reno]"], "names no single method"),
+        (["{reno: {iterations: 1}, fk: {}}"], "names no single method"),
+        (["x" * 300], "is no pipeline, method or run folder"),
     ],
 )
 def test_what_is_no_contestant_is_one_sentence(contestants, sentence, capsys):

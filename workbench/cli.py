@@ -73,7 +73,10 @@ def parser() -> argparse.ArgumentParser:
     compare.add_argument("--watch", action="append", default=[], metavar="NAME", help="held out; as in `score`")
     compare.add_argument("--calls", type=int, metavar="N", help="denoiser calls a sample, a guided call counted once")
     compare.add_argument(
-        "--seconds", type=float, metavar="S", help="seconds a sample; what is cut delivers its best so far"
+        "--seconds",
+        type=float,
+        metavar="S",
+        help="seconds a sample; what is cut delivers its best so far, and particles stay as many as they are",
     )
     for name, default in {"seeds": 1, "limit": 0, "batch": 16, "seed": 0}.items():
         compare.add_argument(f"--{name}", type=int, default=default, help=f"as in a config [{default}]")

@@ -6,6 +6,7 @@ stands for what that run aligned or trained. The base and best-of-n at the budge
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -22,11 +23,13 @@ from .strict import build, nearest
 from .types import BadInput
 
 FAR = 100_000  # denoiser calls: what a contestant that is to be stopped by the clock is made to last for
+LASTS = ("iterations", "rounds")  # settings by which a method takes one more turn, rather than a larger one
 
 
 def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed: bool = False) -> tuple[str, dict]:
     """(pipeline of the base, contestant blocks of a RunConfig). `calls` are denoiser calls a sample, a guided one counted
-    once: a method's own measure of effort (particles, iterations, candidates) is set to the most that they allow.
+    once: a method's own measure of effort (particles, iterations, candidates) is set to the most that they allow. Without them,
+    what is `timed` is made to last longer than any clock, where it can be: see `lasts`.
 
     Raises BadInput for what is neither a pipeline, nor a method, nor a run folder, or can't work within the budget.
     """
@@ -40,12 +43,21 @@ def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed:
             methods[_free(name, methods)] = (method, repo or home)
     steps = {repo: pipelines.read(repo).steps for repo in {repo for _, repo in methods.values()}}
     if calls or timed:
-        methods = {n: (fit(m, steps[repo], calls or FAR, n), repo) for n, (m, repo) in methods.items()}
+        methods = {
+            n: (fit(m, steps[repo], calls or FAR, n) if calls or lasts(m) else m, repo)
+            for n, (m, repo) in methods.items()
+        }
     if not any(name_of(method) == "best_of_n" for method, _ in methods.values()):
-        most = FAR if timed else max(method.calls(steps[repo]) for method, repo in methods.values())
+        most = FAR if timed and not calls else max(method.calls(steps[repo]) for method, repo in methods.values())
         if most >= 2 * steps[home]:
             methods["best_of_n"] = (METHODS["best_of_n"](n=most // steps[home]), home)
     return home, {n: _block(m) | ({"pipeline": repo} if repo != home else {}) for n, (m, repo) in methods.items()}
+
+
+def lasts(method) -> bool:
+    """Whether more of its scaling setting makes a method last longer. Particles, candidates and the width of a beam are rows of
+    one batch, and wordings are asked for all at once: those calls would be larger, and a clock can't stop one under way."""
+    return method.scales in LASTS or name_of(method) == "best_of_n"
 
 
 def fit(method, steps: int, calls: int, where: str):
@@ -73,7 +85,7 @@ def fit(method, steps: int, calls: int, where: str):
 
 def _read(text: str) -> list[tuple[str, object, str | None]]:
     """(name, method, pipeline or None) of each contestant that `text` stands for."""
-    if (Path(text) / "run.json").is_file():
+    if os.path.isfile(Path(text) / "run.json"):  # which unlike Path's takes a text that is no path for no file
         kept = build(configs.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json")
         made, repos = configs.contestants(kept, METHODS), configs.repos(kept)
         if trained := [name for name, method in made.items() if trains(method)]:
@@ -89,12 +101,14 @@ def _read(text: str) -> list[tuple[str, object, str | None]]:
         ((name, settings),) = value.items()
     else:
         name, settings = value, {}
+    if isinstance(name, (list, Mapping)):
+        raise BadInput(f"compare: {text!r} names no single method; write it like '{{reno: {{iterations: 20}}}}'")
     if name in METHODS:
         return [(name, build(METHODS[name], settings or {}, str(name)), repo)]
     if at or isinstance(value, Mapping):
         raise BadInput(f"compare: unknown method {name!r}; {nearest(str(name), METHODS)}")
     known = [p.stem for p in (CONFIGS / "pipelines").glob("*.yaml")]
-    if text not in known and not Path(text).is_dir() and "/" not in text:
+    if text not in known and not os.path.isdir(text) and "/" not in text:
         raise BadInput(f"compare: {text!r} is no pipeline, method or run folder; {nearest(text, [*known, *METHODS])}")
     return [(Path(text).name, METHODS["sample"](), text)]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -28,7 +29,7 @@ def demo(args) -> int:
 
 def run(args) -> int:
     folder = Path(args.config)
-    if not (folder / "run.json").is_file():
+    if not os.path.isfile(folder / "run.json"):
         return _run(
             configs.read(args.config, args.override),
             args,
