@@ -21,8 +21,9 @@ import yaml
 import pipelines
 from workbench import cli, config, findings, media, run, store
 from workbench.assets import ROOT
-from workbench.methods import METHODS
-from workbench.types import BadInput, Event
+from workbench.methods import METHODS, trains
+from workbench.parts import supplied
+from workbench.types import BadInput, Batch, Event
 
 PROMPTS = "configs/prompts/starter-image-test.txt"
 BASE = {"pipeline": "starter-image", "reward": "starter_clip", "watch": ["oracle"], "prompts": PROMPTS, "name": "test"}
@@ -241,6 +242,63 @@ def test_a_stop_comes_between_two_calls_of_the_denoiser_and_what_has_nothing_to_
 
     assert not [p for p in run.execute(plan, folder, stop, load) if p.event]
     assert 0 < policies[0].nfe < 2 * 8 and folder.read()["status"] == "stopped"
+
+
+def test_what_the_budget_cuts_in_mid_chain_is_said_to_be_no_sample(tmp_path):
+    folder = execute(
+        tmp_path,
+        pipeline="starter-image-teacher",
+        contestants={"base": "sample", "fk": {"particles": 2}, "best_of_n": {"n": 3}},
+        budget={"nfe": 20},
+        limit=2,
+    )
+    summary = folder.read("summary.json")
+    base, fk, best = summary["contestants"]
+    assert fk["nfe"] < 2 * 2 * 8 * 2 and best["nfe"] == 2 * 8 * 2, "both were cut, and only one of them in mid-chain"
+    assert "fk was cut by the budget in mid-chain: 2 of its 2 samples" in fk["predicted"]
+    assert "predicted" not in base and "predicted" not in best
+    assert [e["contestant"] for e in folder.events() if e.get("predicted")] == ["fk"]
+    assert (
+        fk["predicted"] in findings.headline(summary) and fk["predicted"] in (folder.path / "report.html").read_text()
+    )
+
+
+class Mean:
+    """A judge of noisy latents that likes them bright."""
+
+    objectives = ("mean",)
+
+    def check(self, shape):
+        pass
+
+    def __call__(self, x, a, s, prompts):
+        return x.flatten(1).mean(1, keepdim=True)
+
+
+# each with one chain at a time, so that what it has called before it shows something tells how far that is
+ONE = {
+    "nrg": {"model": Mean(), "every": 1},
+    "fk": {"particles": 1},
+    "das": {"particles": 1},
+    "svdd": {"candidates": 1},
+    "beam": {"width": 1, "branches": 1},
+}
+UNTRAINED = [name for name, cls in METHODS.items() if not trains(cls) and name != "corrected"]  # that one needs a LoRA
+
+
+@pytest.fixture(scope="module")
+def teacher():
+    plan = run.plan(settings(pipeline="starter-image-teacher", method="sample"))
+    return pipelines.load("starter-image-teacher", device="cpu"), plan.reward
+
+
+@pytest.mark.parametrize("name", UNTRAINED)
+def test_a_method_shows_predictions_if_and_only_if_it_is_known_for_it(teacher, name):
+    policy, reward = teacher
+    method, before = supplied(METHODS[name](**ONE.get(name, {}))), policy.nfe
+    next(method(policy, reward, [Batch(("a red circle",), (7,))]))
+    chain = 2 * policy.steps  # rows of a whole one, guided
+    assert (policy.nfe - before < chain) is (name in run.PREDICT)
 
 
 def begun(tmp_path, *prompts):

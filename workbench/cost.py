@@ -59,6 +59,7 @@ class Meter:
 
     def __init__(self, policy, reward):
         self.policy, self.reward, self.cost = policy, reward, Cost()
+        self.cut = False  # whether the budget ended the work, and not the method
 
     def __enter__(self):
         _reset_peak()

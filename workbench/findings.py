@@ -367,7 +367,8 @@ def _origins(summary: Mapping) -> list[str]:
 
 
 def failures(summary: Mapping) -> list[str]:
-    return [f"{c['name']} failed: {c['failed'].rstrip('.')}." for c in summary["contestants"] if "failed" in c]
+    failed = [f"{c['name']} failed: {c['failed'].rstrip('.')}." for c in summary["contestants"] if "failed" in c]
+    return failed + [c["predicted"] for c in finished(summary) if "predicted" in c]  # cut before it was a sample
 
 
 def interference(summary: Mapping) -> list[str]:

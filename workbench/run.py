@@ -56,6 +56,10 @@ __all__ = [
 ]
 
 
+# Methods whose media on the way are what the denoiser predicts of a chain that is not at its end. All others show samples.
+PREDICT = frozenset({"fk", "svdd", "beam", "das", "guidance", "nrg"})
+
+
 class DiskFull(OSError):
     """The disk filled up in the middle of a run; nothing is half-written, and the run can go on."""
 
@@ -91,7 +95,7 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         missing = [n for n in ready.methods if any((n, b) not in done for b in range(plan.batches))]
         if missing and not stop.is_set():
             yield from _make(ready, folder, missing, done, stop, load)
-        summary = summarise(plan, folder)
+        summary = unfinished(summarise(plan, folder), folder.events())
         folder.write("summary.json", summary)
         report.write_report(folder.path)
         for name in ready.methods:
@@ -149,7 +153,7 @@ def _make(
             if (name, number) in done:
                 yield Progress(name, number, plan.batches)
                 continue
-            meter.cost, judged_at = Cost(), 0.0
+            meter.cost, meter.cut, judged_at = Cost(), False, 0.0
             try:
                 for event in metered(method, policy, optimised, batch, meter, plan.budget, stop):
                     metrics = {key: _number(value) for key, value in event.metrics.items()}
@@ -158,6 +162,7 @@ def _make(
                     if event.final:
                         entry |= {"final": True, "samples": _keep(plan, folder, name, number, rows, event)}
                         entry |= {"stopped": True} if stop.is_set() else {}
+                        entry |= {"predicted": True} if meter.cut and name_of(plan.methods[name]) in PREDICT else {}
                     elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
                         judged_at = meter.cost.nfe
                         seen = judge(plan, media.quantise(event.media.detach()), event.prompts)
@@ -207,10 +212,23 @@ def metered(
         cut = cut or bool(budget and budget.full(spent, meter.cost, len(batch)))
         if cut and not event.final and event.media is not None:
             events.close()
+            meter.cut = True
             yield replace(event, final=True)
             return
         spent, best = meter.cost, best if event.media is None else event
         yield event
+
+
+def unfinished(summary: dict, events: Sequence[dict]) -> dict:
+    """The summary, with a sentence for each contestant that the budget cut before its chains were at their end."""
+    for c in summary["contestants"]:
+        cut = [e for e in events if e.get("predicted") and e["contestant"] == c["name"]]
+        if cut and "failed" not in c:
+            c["predicted"] = (
+                f"{c['name']} was cut by the budget in mid-chain: {sum(e['rows'] for e in cut)} of its {c['samples']} samples are "
+                "predictions of where a chain was going, often blurred, and say little of what the method makes when it ends."
+            )
+    return summary
 
 
 def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Sequence, event: Event) -> list[dict]:
