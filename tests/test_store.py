@@ -145,3 +145,21 @@ def test_a_damaged_run_file_is_named(folder):
     (folder.path / "run.json").write_text(json.dumps(RUN)[:20])
     with pytest.raises(BadInput, match="damaged"):
         folder.read()
+
+
+def test_a_file_of_json_that_is_no_record_is_called_damaged(folder):
+    (folder.path / "run.json").write_text("[1, 2]")
+    with pytest.raises(BadInput, match="damaged"):
+        folder.read()
+
+
+def test_an_index_that_another_program_holds_is_named(tmp_path, monkeypatch):
+    with store.index(tmp_path):
+        pass
+    real = sqlite3.connect
+    other = real(tmp_path / "workbench.db", isolation_level=None)
+    other.execute("BEGIN EXCLUSIVE")
+    monkeypatch.setattr(store.sqlite3, "connect", lambda path, timeout, **how: real(path, timeout=0, **how))
+    with pytest.raises(BadInput, match="another program holds the index"), store.index(tmp_path):
+        pass
+    other.close()

@@ -86,6 +86,8 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         same_prompts(folder, started, kept)
         same_judges(folder, started, kept)
         kept = started
+    with store.index(folder.path.parent):  # one that is damaged is said before anything is made
+        pass
     done = lessons.rewind(plan, folder)
     folder.write("run.json", kept | {"status": "running"})
     status = "failed"
@@ -113,8 +115,9 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         raise
     finally:
         if status:
+            # the index first: a run that is killed in between, or finds the index locked, is not done, and goes on to it
+            store.sync(folder.path.parent, folder, status)
             folder.write("run.json", kept | {"status": status})
-            store.sync(folder.path.parent, folder)
 
 
 def same_prompts(folder: store.RunFolder, started: dict, now: dict) -> None:

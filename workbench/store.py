@@ -49,7 +49,8 @@ SCHEMA = (
 def index(runs: Path) -> Iterator[sqlite3.Connection]:
     """The index of a folder of runs, migrated to the newest schema; committed on success, rolled back on error."""
     runs.mkdir(parents=True, exist_ok=True)
-    db = sqlite3.connect(runs / "workbench.db", timeout=30, isolation_level=None)
+    path = runs / "workbench.db"
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
     db.row_factory = sqlite3.Row
     try:
         db.execute("PRAGMA journal_mode=WAL")
@@ -58,9 +59,7 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
         if version > len(SCHEMA):
-            raise BadInput(
-                f"{runs / 'workbench.db'} was written by a newer workbench (schema {version}); update this one"
-            )
+            raise BadInput(f"{path} was written by a newer workbench (schema {version}); update this one")
         for step in SCHEMA[version:]:
             for statement in filter(str.strip, step.split(";")):
                 db.execute(statement)
@@ -68,12 +67,29 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
             db.execute(f"PRAGMA user_version={len(SCHEMA)}")
         yield db
         db.execute("COMMIT")
+    except sqlite3.DatabaseError as error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise _plainly(path, error) from error
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise
     finally:
         db.close()
+
+
+def _plainly(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it is."""
+    said = str(error)  # Python 3.10 has no sqlite_errorcode
+    if "not a database" in said or "malformed" in said:
+        return BadInput(
+            f"{path} is damaged ({said}); put a copy of it back, or move it away: each run is indexed again by "
+            "`workbench run FOLDER`, but the votes in it are lost"
+        )
+    if "locked" in said:
+        return BadInput(f"{path}: another program holds the index of the runs; close it and run the same command again")
+    return error
 
 
 def dump(value) -> str:
@@ -140,11 +156,16 @@ class RunFolder:
         """A JSON file of the run, or {} when it isn't there yet."""
         path = self.path / file
         try:
-            return json.loads(path.read_text(encoding="utf-8"))
-        except FileNotFoundError:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
             return {}
+        except OSError as error:
+            raise BadInput(f"{path}: can't be read ({error.strerror}); name a run folder") from None
         except ValueError:
-            raise BadInput(f"{path} is damaged; remove the run folder, or start anew with --new") from None
+            found = None
+        if not isinstance(found, dict):
+            raise BadInput(f"{path} is damaged; remove the run folder, or start anew with --new")
+        return found
 
     def write(self, file: str, value: Mapping) -> None:
         write_atomic(self.path / file, dump(value))
@@ -188,12 +209,12 @@ def folders(runs: Path) -> list[RunFolder]:
     return [RunFolder(p) for p in sorted(found, key=lambda p: p.name, reverse=True)]
 
 
-def sync(runs: Path, folder: RunFolder) -> None:
-    """Bring the index up to what the run folder says; safe to repeat."""
+def sync(runs: Path, folder: RunFolder, status: str = "") -> None:
+    """Bring the index up to what the run folder says, or will say of its `status`; safe to repeat."""
     run, summary = folder.read(), folder.read("summary.json")
     versions = run.get("rewards", {})
     with index(runs) as db:
-        values = (folder.path.name, run["name"], run["created"], run["status"], run["config"]["pipeline"])
+        values = (folder.path.name, run["name"], run["created"], status or run["status"], run["config"]["pipeline"])
         (number,) = db.execute(
             "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES (?,?,?,?,?,?) "
             "ON CONFLICT (folder) DO UPDATE SET status=excluded.status RETURNING id",
