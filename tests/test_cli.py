@@ -13,7 +13,7 @@ import torch
 import yaml
 from PIL import Image
 
-from workbench import cli
+from workbench import cli, commands
 from workbench.assets import ROOT, STARTER
 
 GOOD = {
@@ -210,3 +210,69 @@ def test_help_is_instant_and_teaches_every_command():
         with pytest.raises(SystemExit) as caught:
             cli.main([command, "--help"])
         assert caught.value.code == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "override"),
+    [
+        (("run", "demo", "--dry-run", "seeds=4"), ["seeds=4"]),
+        (("run", "demo", "seed=1", "--runs", "x", "seeds=4", "--json", "limit=2"), ["seed=1", "seeds=4", "limit=2"]),
+        (("suite", "geneval", "--prompts", "p", "--pipeline", "q", "--out", "o", "batch=8"), ["batch=8"]),
+        (("social", "curate", "log.csv", "--out", "p", "window=3"), ["window=3"]),
+    ],
+)
+def test_overrides_may_stand_after_a_flag(arguments, override):
+    assert cli.parsed([*arguments]).override == override
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("run", "demo", "--dry-run", "seeds"),
+        ("run", "demo", "--dry-rum=yes"),
+        ("report", "runs/mine", "--json", "seeds=4"),
+    ],
+)
+def test_what_is_no_override_is_still_refused(arguments, capsys):
+    with pytest.raises(SystemExit) as caught:
+        cli.main([*arguments])
+    assert caught.value.code == 2 and f"unrecognized arguments: {arguments[-1]}" in capsys.readouterr().err
+
+
+def test_a_file_where_a_run_folder_should_be_is_refused_in_one_sentence(tmp_path, capsys):
+    path = config(tmp_path)
+    for command in ("report", "export"):
+        code, _, err = call(capsys, command, path)
+        assert code == 2 and str(path) in err and err.count("\n") == 1
+    code, _, err = call(capsys, "report", tmp_path / ("x" * 300))
+    assert code == 2 and "can't be read" in err and err.count("\n") == 1
+
+
+def test_a_damaged_index_is_named_before_anything_is_made(tmp_path, capsys, no_weights):
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "workbench.db").write_text("not a database at all " * 100)
+    for more in ((), ("--dry-run",)):
+        code, out, err = call(capsys, "run", config(tmp_path), "--runs", tmp_path / "runs", *more)
+        said = err.splitlines()[-1]
+        assert code == 2 and "workbench.db is damaged" in said and said.startswith("workbench: ")
+
+
+def test_brackets_in_what_a_run_says_are_shown_as_they_are(tmp_path, capsys):
+    """rich would take them for markup: it eats [what it knows], and breaks on [/what closes nothing]."""
+    place = tmp_path / "[bold]runs"
+    place.mkdir()
+    (place / "report.html").write_text("")
+    spent = {"samples": 1, "nfe": 1, "reward_calls": 0, "decodes": 1, "seconds": 1.0, "peak_mb": 1.0, "diversity": None}
+    base = {"name": "base", "method": "sample", "rewards": {"oracle": {"mean": 0.5, "ci95": None}}} | spent
+    lost = {"name": "fk", "method": "fk", "failed": "ValueError: no [/red] in [bold]"}
+    summary = {"run": "r", "modality": "image", "prompts": 1, "seeds": 1, "contestants": [base, lost]}
+    assert commands.runs._show(place, summary | {"alarm": "the [/dim] judge fell"}, False) == 1
+    out, err = capsys.readouterr()
+    assert "the [/dim] judge fell" in out and f"{place}/report.html" in out
+    assert "fk failed: ValueError: no [/red] in [bold]." in out
+    assert "no [/red] in [bold]" in err and "[bold]runs/failure-fk.txt" in err.replace("\n", "")
+
+
+def test_a_table_shows_brackets_as_they_are(capsys):
+    commands.console.out.print(commands.console.table([{"file": "[bold]one[/red].png", "score": 0.5}]))
+    assert "[bold]one[/red].png" in capsys.readouterr().out

@@ -342,3 +342,29 @@ def test_the_digest_of_a_run_follows_what_it_makes_and_not_where_that_is_written
         for p in (str(tmp_path / "one.txt"), str(tmp_path / "two.txt"), ["a blue square", "a red circle"])
     )
     assert one == two != other
+
+
+def test_a_run_is_called_done_only_when_it_can_be_voted_on(tmp_path, monkeypatch, capsys):
+    """Killed, or locked out, between the two it goes on and is indexed."""
+    command, _, folder = begun(tmp_path, "a red circle", "a blue square")
+
+    def locked(*_):
+        raise BadInput("another program holds the index")
+
+    monkeypatch.setattr(store, "sync", locked)
+    assert cli.main(command) == 2 and folder.read()["status"] == "running"
+    monkeypatch.undo()
+    assert cli.main(command) == 0 and folder.read()["status"] == "done"
+    with store.index(folder.path.parent) as db:
+        assert [row["status"] for row in db.execute("SELECT status FROM runs")] == ["done"]
+        assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 2
+
+
+def test_a_run_folder_can_be_run_anew_beside_itself(tmp_path, capsys):
+    _, _, folder = begun(tmp_path, "a red circle", "a blue square")
+    before = (folder.path / "events.jsonl").read_bytes()
+    assert cli.main(["run", str(folder.path), "--new"]) == 0
+    new, old = (f for f in store.folders(tmp_path / "runs"))
+    new, old = (new, old) if old.path == folder.path else (old, new)
+    assert old.path == folder.path and (folder.path / "events.jsonl").read_bytes() == before
+    assert new.read()["status"] == "done" and new.read()["command"].endswith("--new")

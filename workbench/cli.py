@@ -243,8 +243,20 @@ def parser() -> argparse.ArgumentParser:
     return top
 
 
+def parsed(argv: list[str] | None) -> argparse.Namespace:
+    """The arguments, overrides standing anywhere: argparse fills a list of them once, and leaves over those after a flag."""
+    top = parser()
+    args, left = top.parse_known_args(argv)
+    late = [word for word in left if "=" in word and not word.startswith("-") and hasattr(args, "override")]
+    if odd := [word for word in left if word not in late]:
+        top.error(f"unrecognized arguments: {' '.join(odd)}")
+    if late:
+        args.override = [*args.override, *late]
+    return args
+
+
 def main(argv: list[str] | None = None) -> int:
-    args = parser().parse_args(argv)
+    args = parsed(argv)
     from . import commands
     from .types import BadInput
 

@@ -41,7 +41,7 @@ def run(args) -> int:
     if args.override:
         raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
     kept = build(configs.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
-    return _run(kept, args, f"workbench run {shlex.quote(args.config)}", folder)
+    return _run(kept, args, f"workbench run {shlex.quote(args.config)}" + " --new" * args.new, folder)
 
 
 def compare(args) -> int:
@@ -74,7 +74,8 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
         return dry_run(driver, plan, runs, args.json)
     asked = dataclasses.asdict(config)
     place = lessons.together(
-        lambda: folder or store.RunFolder.open(runs, config.name, asked, args.new).path, config.device
+        lambda: folder if folder and not args.new else store.RunFolder.open(runs, config.name, asked, args.new).path,
+        config.device,
     )
     try:
         with stopping() as stop:
@@ -99,24 +100,25 @@ def _show(path: Path, summary: Mapping, as_json: bool) -> int:
     else:
         out.print(reports.table(summary))
         for sentence in findings.headline(summary):
-            out.print(sentence)
+            out.print(sentence, markup=False)
         for c in summary["contestants"]:
             if taught := c.get("training"):
                 out.print(_taught(c["name"], taught), soft_wrap=True)
         if summary.get("alarm"):
-            out.print(f"[bold red]Alarm:[/] {summary['alarm']}")
+            out.print(f"[bold red]Alarm:[/] {escape(summary['alarm'])}")
         for what, name in (("pictures", "grid.png"), ("report", "report.html")):
             if (path / name).is_file():
-                out.print(f"{what:<10}{path / name}", soft_wrap=True)
+                out.print(f"{what:<10}{path / name}", soft_wrap=True, markup=False)
     for c in failed:
-        err.print(f"[red]{c['name']} failed:[/] {c['failed']} (see {path / ('failure-' + c['name'] + '.txt')})")
+        why = escape(f"{c['failed']} (see {path / ('failure-' + c['name'] + '.txt')})")
+        err.print(f"[red]{c['name']} failed:[/] {why}")
     return 1 if failed else 0
 
 
 def _taught(name: str, cost: Mapping) -> str:
     told = f"{name} was trained for {cost['updates']} rounds on {cost['samples']:,} samples: {cost['seconds'] / 60:.1f} minutes, "
     told += f"{cost['peak_mb']:,.0f} MB, weights of round {cost['best']}, {cost['distance']:.3g} from the base"
-    told += f"; it ended because {cost['ended']}" if cost["ended"] else ""
+    told += f"; it ended because {escape(cost['ended'])}" if cost["ended"] else ""
     return told + (f"; [red]alarm[/]: {escape(cost['alarm'])}" if cost["alarm"] else "")
 
 
@@ -176,7 +178,7 @@ def export(args) -> int:
     for line in told.lines():
         out.print(escape(line), soft_wrap=True)
     if args.push:
-        out.print(f"pushed to {args.push}", soft_wrap=True)
+        out.print(f"pushed to {args.push}", soft_wrap=True, markup=False)
     return 0
 
 

@@ -109,7 +109,7 @@ def dry_run(driver, plan, runs: Path, as_json: bool) -> int:
         time = f"≈ {r['seconds']:.0f} s" if r["seconds"] else "not yet known: no finished run to go by"
         drawn = f"{r['samples']:,}" if r.get("samples") else "–"
         memory = f"≈ {r['peak_mb']:,.0f} MB" if r.get("peak_mb") else "–" if "samples" not in r else "not yet known"
-        settings = ", ".join(f"{k} {v}" for k, v in r["settings"].items())
+        settings = escape(", ".join(f"{k} {v}" for k, v in r["settings"].items()))
         table.add_row(
             r["contestant"], f"{r['denoiser_calls']:,}", *([drawn, memory] if plan.trained else []), time, settings
         )
