@@ -276,3 +276,13 @@ def test_brackets_in_what_a_run_says_are_shown_as_they_are(tmp_path, capsys):
 def test_a_table_shows_brackets_as_they_are(capsys):
     commands.console.out.print(commands.console.table([{"file": "[bold]one[/red].png", "score": 0.5}]))
     assert "[bold]one[/red].png" in capsys.readouterr().out
+
+
+def test_what_cannot_be_pushed_is_refused_before_anything_is_exported(tmp_path, capsys, no_weights):
+    for asked, sentence in (
+        (["--push", "a/b/c"], "--push a/b/c"),
+        (["--private"], "--push"),
+        (["--push", ""], "--push"),
+    ):
+        code, _, err = call(capsys, "export", tmp_path, *asked)
+        assert code == 2 and sentence in err and err.count("\n") == 1 and "run.json" not in err

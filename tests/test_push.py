@@ -13,12 +13,14 @@ import pytest
 SCRIPT = """
 import sys
 from pathlib import Path
-from workbench.exporting import push
+from workbench.exporting import Unreached, push
 from workbench.types import BadInput
 try:
-    push(Path(sys.argv[1]), sys.argv[2])
+    push(Path(sys.argv[1]), sys.argv[2], private="private" in sys.argv)
 except BadInput as error:
     sys.exit(f"refused: {error}")
+except Unreached as error:
+    sys.exit(f"unreached: {error}")
 """
 
 
@@ -28,8 +30,15 @@ class Hub(BaseHTTPRequestHandler):
     def do_POST(self):
         told = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.server.asked.append(self.path)
+        if self.path == "/api/repos/create":
+            self.server.told.append(json.loads(told))
+        if self.server.broken:
+            return self.answer(500, {"error": "Internal error"})
         mine = self.headers.get("Authorization") == "Bearer secret"
         self.answer(401 if not mine else 200, self.reply(told) if mine else {"error": "Invalid username or password."})
+
+    def do_GET(self):
+        self.answer(200, {"id": "me/mine", "private": self.server.private})
 
     def reply(self, told: str) -> dict:
         if self.path == "/api/repos/create":
@@ -63,6 +72,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address, server.files, server.asked = f"http://127.0.0.1:{server.server_port}", {}, []
+    server.told, server.private, server.broken = [], False, False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -77,11 +87,15 @@ def export(tmp_path):
     return folder
 
 
-def push(hub, folder, token):
+def push(hub, folder, token, *more):
     env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "NO_PROXY": "127.0.0.1"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
     return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), "me/mine"], env=env, capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", SCRIPT, str(folder), "me/mine", *more],
+        env=env,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -97,3 +111,29 @@ def test_a_hub_that_refuses_is_quoted_in_one_sentence_and_the_export_stays(hub, 
     (said,) = [line for line in done.stderr.splitlines() if line.startswith("refused")]
     assert done.returncode == 1 and "--push me/mine" in said and f"exported to {export}" in said
     assert not hub.files and (export / "README.md").is_file()
+
+
+@pytest.mark.parametrize("how", ["refuses connections", "breaks down"])
+def test_a_hub_that_cannot_be_reached_is_a_failure_and_no_bad_input(hub, export, how):
+    hub.broken = how == "breaks down"
+    if how == "refuses connections":
+        hub.shutdown(), hub.server_close()
+    done = push(hub, export, "secret")
+    (said,) = [line for line in done.stderr.splitlines() if line.startswith("unreached")]
+    assert "--push me/mine" in said and f"exported to {export}" in said and "Traceback" not in done.stderr
+
+
+def test_a_private_push_makes_a_private_repository(hub, export):
+    hub.private = True
+    assert push(hub, export, "secret", "private").returncode == 0 and hub.files
+    assert push(hub, export, "secret").returncode == 0
+    assert hub.told[0].get("private") or hub.told[0].get("visibility") == "private", (
+        "as this version of the hub says it"
+    )
+    assert not {"private", "visibility"} & hub.told[1].keys(), "who does not ask gets what the hub's own settings say"
+
+
+def test_a_private_push_does_not_go_into_a_public_repository(hub, export):
+    done = push(hub, export, "secret", "private")
+    assert done.returncode == 1 and "refused: --push me/mine: is there already, and public" in done.stderr
+    assert not hub.files

@@ -123,6 +123,21 @@ def test_export_writes_the_weights_again_on_demand(calm, tmp_path, capsys):
         exporting.push(tmp_path / "again", "nobody/nothing")
 
 
+def test_an_export_that_was_not_pushed_is_pushed_by_the_same_command(calm, tmp_path, capsys):
+    """The hub is out of reach here; what counts is that the export is neither refused nor made again."""
+    _, folder, _ = calm
+    command = ["export", str(folder.path), "--out", str(tmp_path / "mine"), "--push", "nobody/nothing"]
+    made = []
+    for _ in range(2):
+        assert cli.main(command) == 2 and f"exported to {tmp_path / 'mine'}" in capsys.readouterr().err
+        made.append({p: p.stat().st_mtime_ns for p in (tmp_path / "mine").rglob("*")})
+    assert made[0] == made[1] and made[0]
+    assert cli.main([*command, "--comfy"]) == 2 and "never written over" in capsys.readouterr().err
+    (tmp_path / "theirs").mkdir()
+    assert cli.main([*command[:3], str(tmp_path / "theirs"), *command[4:]]) == 2
+    assert "never written over" in capsys.readouterr().err
+
+
 def test_a_stopped_training_goes_on_to_the_bits_of_an_undisturbed_one_even_from_an_older_checkpoint(calm, tmp_path):
     """Stopped twice, then its newest checkpoint is damaged, which is said; each time another policy is loaded."""
     plan, whole, _ = calm

@@ -175,7 +175,8 @@ def parser() -> argparse.ArgumentParser:
     export.add_argument("--out", type=Path, metavar="DIR", help="a folder that is not there yet [RUN/export-NAME]")
     export.add_argument("--comfy", action="store_true", help="with a file for ComfyUI, where it knows the model")
     export.add_argument("--merged", action="store_true", help="with the whole denoiser, the LoRA in its weights")
-    export.add_argument("--push", metavar="REPO", help="upload it to this hub repository")
+    export.add_argument("--push", metavar="REPO", help="upload it to this hub repository; again, if it did not arrive")
+    export.add_argument("--private", action="store_true", help="with --push: the repository is private")
     as_json(export)
 
     report = command(

@@ -18,6 +18,7 @@ from .strict import build, nearest
 from .types import BadInput
 
 CARD, GRID = "README.md", "grid.png"
+EXPORTS = "exports.json"  # in the run folder: where its weights were exported to again, and how
 
 
 @dataclass(frozen=True)
@@ -44,9 +45,9 @@ class Told:
         return [*(str(f) for f in e.files), *e.load, checked, *e.notes]
 
 
-def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged: bool) -> Told:
-    """Export the best weights of a training run anew. Raises BadInput for a run that trained nothing, or a folder that is
-    there."""
+def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged: bool, reuse: bool = False) -> Told:
+    """Export the best weights of a training run anew. With `reuse`, what this has exported there before in the same way is
+    taken as it is. Raises BadInput for a run that trained nothing, or a folder that is there."""
     folder = store.RunFolder(run)
     kept = folder.read()
     if not kept:
@@ -61,6 +62,16 @@ def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged:
     if name not in done:
         raise BadInput(f"{run}: no trained contestant {name!r}; {nearest(name, done)}")
     out = out or run / f"export-{name}"
+    known, place = folder.read(EXPORTS), str(out.resolve())
+    how = {
+        "contestant": name,
+        "comfy": comfy,
+        "merged": merged,
+        "best": lessons.shelf(plan, folder, name).finished["best"],
+    }
+    same = reuse and how.items() <= known.get(place, {}).items()
+    if same and (told := _as_told(out, known[place]["told"])) is not None:
+        return told
     if out.exists():
         raise BadInput(f"{out}: exists already, and an export is never written over; name another with --out")
     policy, weights, best = lessons.best(plan, folder, name)
@@ -68,7 +79,20 @@ def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged:
     base = plan.pipelines[name]
     told = pipelines.export(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
     card(plan, folder, name, out)
-    return Told(out, replace(told, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
+    made = Told(out, replace(told, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
+    rows = made.rows() | {"files": [p.relative_to(out).as_posix() for p in made.exported.files]}
+    folder.write(EXPORTS, folder.read(EXPORTS) | {place: how | {"told": rows}})
+    return made
+
+
+def _as_told(out: Path, rows: Mapping) -> Told | None:
+    """An export as it was told of when it was made; None where a file of it is missing."""
+    files = tuple(out / name for name in rows["files"])
+    if not all(f.is_file() for f in files):
+        return None
+    return Told(
+        out, pipelines.Exported(files, tuple(rows["load"]), rows["difference"], rows["effect"], tuple(rows["notes"]))
+    )
 
 
 def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
@@ -170,16 +194,47 @@ def _given(recipe) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(recipe).items()}
 
 
-def push(folder: Path, repo: str) -> None:
-    """Upload an export to a hub repository, which is made if it is not there. Raises BadInput where that is refused."""
+class Unreached(RuntimeError):
+    """The hub did not answer, or broke down. The export is there, and the same command pushes it."""
+
+
+def check_repo(repo: str) -> None:
+    """Raises BadInput for what can't name a hub repository."""
+    from huggingface_hub.utils import validate_repo_id
+
+    try:
+        validate_repo_id(repo)
+    except ValueError as error:
+        raise BadInput(f"--push {repo}: {_first(error)}") from None
+
+
+def push(folder: Path, repo: str, private: bool = False) -> None:
+    """Upload an export to a hub repository, which is made if it is not there. Raises BadInput where that is refused, and
+    Unreached where the hub does not answer. What is to be `private` is not put into a repository that is public."""
     from huggingface_hub import HfApi
     from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 
     try:
         api = HfApi()
-        api.create_repo(repo, exist_ok=True)
-        api.upload_folder(folder_path=str(folder), repo_id=repo)
-    except (HfHubHTTPError, OfflineModeIsEnabled, ValueError, OSError) as error:
-        raise BadInput(
-            f"--push {repo}: {next(iter(str(error).strip().splitlines()), 'refused')}; exported to {folder}"
+        api.create_repo(repo, exist_ok=True, private=private or None)
+        public = private and not api.repo_info(repo).private
+        if not public:
+            api.upload_folder(folder_path=str(folder), repo_id=repo)
+    except (OfflineModeIsEnabled, ValueError) as error:
+        raise BadInput(f"--push {repo}: {_first(error)}; exported to {folder}") from error
+    # the hub's own error is one of its HTTP client's, whichever that is in this version, and so are a refused connection's
+    except (OSError, *HfHubHTTPError.__bases__) as error:
+        code = getattr(getattr(error, "response", None), "status_code", 0)
+        if 400 <= code < 500 and code not in (408, 429):  # those two ask for another try
+            raise BadInput(f"--push {repo}: {_first(error)}; exported to {folder}") from error
+        raise Unreached(
+            f"--push {repo}: {_first(error)}; exported to {folder}, the same command pushes it from there"
         ) from error
+    if public:
+        raise BadInput(
+            f"--push {repo}: is there already, and public; make it private there, or name another; exported to {folder}"
+        )
+
+
+def _first(error: Exception) -> str:
+    return next(iter(str(error).strip().splitlines()), "refused")
