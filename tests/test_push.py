@@ -13,7 +13,7 @@ import pytest
 SCRIPT = """
 import sys
 from pathlib import Path
-from workbench.exporting import Unreached, push
+from workbench.hub import Unreached, push
 from workbench.types import BadInput
 try:
     push(Path(sys.argv[1]), sys.argv[2], private="private" in sys.argv)

@@ -12,7 +12,7 @@ import yaml
 from train_fixtures import GRPO, NFT, SDE, folder_of, go, planned, told, weights
 
 import pipelines
-from workbench import checkpoints, cli, exporting, lessons, media, recipe, run, watchdogs
+from workbench import checkpoints, cli, hub, lessons, media, recipe, run, watchdogs
 from workbench.types import BadInput, Event
 
 
@@ -120,7 +120,7 @@ def test_export_writes_the_weights_again_on_demand(calm, tmp_path, capsys):
     assert cli.main(["export", str(folder.path), "--out", str(tmp_path / "again")]) == 2
     assert "never written over" in capsys.readouterr().err
     with pytest.raises(BadInput, match="offline|refused|hub|mode|resolve|onnect"):
-        exporting.push(tmp_path / "again", "nobody/nothing")
+        hub.push(tmp_path / "again", "nobody/nothing")
 
 
 def test_an_export_that_was_not_pushed_is_pushed_by_the_same_command(calm, tmp_path, capsys):

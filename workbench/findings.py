@@ -143,14 +143,11 @@ def headline(summary: Mapping) -> list[str]:
     ]
     out += [*_details(summary, judge), *_between(summary, judge), *interference(summary), *unjudged(summary)]
     if optimised(here):
-        silent = [n for c in finished(summary) for n, part in c.get("rewards", {}).items() if n not in table]
+        silent = list(dict.fromkeys(n for c in finished(summary) for n in c.get("rewards", {}) if n not in table))
         held = (
-            "the oracle too was optimised"
-            if judge == "oracle"
-            else f"of what was held out, {listing(list(dict.fromkeys(silent)))} judged nothing"
-            if silent
-            else "every reward here was optimised by someone"
+            f"{listing(silent)}, held out, judged nothing" if silent else "every reward here was optimised by someone"
         )
+        held = "the oracle too was optimised" if judge == "oracle" else held
         out.append(
             f"Beware: {held}, so a rise shows that optimising works, not that the {NOUN[summary['modality']]}s are better."
         )

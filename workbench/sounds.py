@@ -51,6 +51,10 @@ def _wav(path: Path) -> tuple[Tensor, float, dict]:
         samples = samples / float(-np.iinfo(samples.dtype).min)
     content = path.read_bytes()
     at = content.rfind(b"INFOICMT")
-    story = json.loads(content[at + 12 :].rstrip(b"\0")) if at > 0 else {}
+    try:
+        story = json.loads(content[at + 12 :].rstrip(b"\0")) if at > 0 else {}
+    except ValueError:  # a comment of somebody else's
+        story = {}
+    story = story if isinstance(story, dict) else {}
     samples = samples[:, None] if samples.ndim == 1 else samples
     return torch.from_numpy(samples.astype(np.float32)).T.contiguous(), float(rate), story

@@ -167,18 +167,18 @@ def suite(args) -> int:
 
 
 def export(args) -> int:
-    from .. import exporting
+    from .. import exporting, hub
 
     if args.push is not None:
-        exporting.check_repo(args.push)
+        hub.check_repo(args.push)
     elif args.private:
         raise BadInput("--private: says how a new hub repository is made; name one with --push")
     wanted = {"comfy": args.comfy, "merged": args.merged, "reuse": args.push is not None}
     told = exporting.again(args.run, args.contestant, args.out, **wanted)
     if args.push:
         try:
-            exporting.push(told.folder, args.push, args.private)
-        except exporting.Unreached as error:
+            hub.push(told.folder, args.push, args.private)
+        except hub.Unreached as error:
             raise Failed(str(error)) from error
     if args.json:
         print(json.dumps(told.rows(), ensure_ascii=False))
