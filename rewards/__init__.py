@@ -6,6 +6,7 @@ Their `spec` can be read without loading anything; weights load on first use, on
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import importlib
 from collections.abc import Mapping
 from typing import Any
@@ -171,12 +172,16 @@ HOW = TRANSPORT | {"dtype", "checkpoint", "rows", "of", "path", "person", "unpro
 def versioned(reward: Reward) -> Reward:
     """The same, its version telling what was set: scores of other weights or another target are not its scores."""
     changed = [
-        f"{f.name}={value}"
+        f"{f.name}={_short(value) if f.name == 'reference' else value}"
         for f in dataclasses.fields(reward)
         if f.init and f.name not in HOW and (value := getattr(reward, f.name)) != f.default
         if f.default is not dataclasses.MISSING and str(value) not in reward.spec.version
-    ]
+    ]  # references are places, which are told apart and not told
     if changed:
         spec = dataclasses.replace(reward.spec, version=" ".join([reward.spec.version, *changed]))
         object.__setattr__(reward, "spec", spec)
     return reward
+
+
+def _short(value: Any) -> str:
+    return hashlib.sha256(str(value).encode()).hexdigest()[:8]

@@ -142,12 +142,12 @@ def test_original_prompt_centred_guidance_is_parrots_formula():
 
 def test_its_ends_are_the_original_and_the_wording_and_the_same_prompt_twice_is_plain_guidance():
     made = policy(guidance=2.0)
-    said, z = ["1", "2"], made.noise(SEEDS)
+    said = ["1", "2"]
     batch = Batch(PROMPTS, SEEDS)
-    media = {share: Centred(share=share).make(made, batch, said, z).data for share in (0.0, 0.5, 1.0)}
+    media = {share: Centred(share=share).make(made, batch, said, SEEDS).data for share in (0.0, 0.5, 1.0)}
     assert torch.equal(media[0.0], made.sample(PROMPTS, seeds=SEEDS).media.data)
     assert torch.equal(media[1.0], made.sample(said, seeds=SEEDS).media.data)
-    assert torch.equal(Centred(share=0.5).make(made, batch, PROMPTS, z).data, media[0.0])
+    assert torch.equal(Centred(share=0.5).make(made, batch, PROMPTS, SEEDS).data, media[0.0])
     assert ((media[0.5] - media[0.0]) * (media[1.0] - media[0.0]) > 0).all()
 
 
