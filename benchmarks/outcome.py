@@ -6,7 +6,7 @@ import dataclasses
 import itertools
 import json
 import statistics
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -65,19 +65,22 @@ def _short(value: float | None) -> float | None:
     return None if value is None else round(value, 3)
 
 
-def pooled(outcomes: Sequence[Outcome], judge: str) -> dict:
-    """{"base", "after", "gain"} of a judge over all seeds of training, each with an interval over prompts, and the mean of each."""
-    kinds = [kind for o in outcomes for kind, samples in zip(o.kinds, o.after[judge], strict=True) for _ in samples]
-    prompts = [n for o in outcomes for n, samples in enumerate(o.after[judge]) for _ in samples]
-    each = [_flat(o.after[judge]) for o in outcomes]
-    before, after = sum((_flat(o.before[judge]) for o in outcomes), []), sum(each, [])
+def pooled(outcomes: Sequence[Outcome], judge: str, but: Collection[str] = ()) -> dict:
+    """{"base", "after", "gain"} of a judge over all seeds of training and all prompts `but` those of some kinds, each with an
+    interval over prompts, and the mean of each seed."""
+    places = [[n for n, kind in enumerate(o.kinds) if kind not in but] for o in outcomes]
+    rows = [(o, n) for o, found in zip(outcomes, places, strict=True) for n in found for _ in o.after[judge][n]]
+    prompts, kinds = [n for _, n in rows], [o.kinds[n] for o, n in rows]
+    each = [_flat(o.after[judge], found) for o, found in zip(outcomes, places, strict=True)]
+    before = sum((_flat(o.before[judge], found) for o, found in zip(outcomes, places, strict=True)), [])
+    after = sum(each, [])
     values = {"base": before, "after": after, "gain": [b - a for a, b in zip(before, after, strict=True)]}
     intervals = {what: evaluate.interval(found, prompts, kinds) for what, found in values.items()}
     return intervals | {"seeds": [statistics.mean(found) for found in each]}
 
 
-def _flat(by_prompt: Sequence[Sequence[float | None]]) -> list[float]:
-    return [evaluate.nan(value) for samples in by_prompt for value in samples]
+def _flat(by_prompt: Sequence[Sequence[float | None]], places: Sequence[int]) -> list[float]:
+    return [evaluate.nan(value) for n in places for value in by_prompt[n]]
 
 
 def shown(estimate: Mapping, sign: str = "") -> str:

@@ -96,7 +96,7 @@ def test_the_card_says_what_was_trained_on_what_judged_by_whom_and_how_to_repeat
         "oracle 1: held out",
         "4 rounds",
         "seed 0",
-        "prompts that were not trained on",
+        "over prompts, 1 of the 2 were trained on too",
     ):
         assert said in card, said
     assert (folder.path / "export" / "grid.png").is_file()

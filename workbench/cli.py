@@ -55,7 +55,7 @@ def parser() -> argparse.ArgumentParser:
 
     compare = command(
         "compare",
-        "Contestants on the same prompts, seeds and budget, under every judge. The base and best-of-n are always among them.",
+        "Contestants on the same prompts, seeds and budget, under every judge. The base is always among them, and best-of-n where the budget holds two samples.",
         "workbench compare reno fk@starter-image-teacher --pipeline starter-image --calls 32 --seeds 3 \\\n"
         "      --reward starter_clip --watch oracle --prompts starter-image-test",
     )

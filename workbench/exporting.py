@@ -165,9 +165,18 @@ def _results(plan, summary: Mapping, name: str) -> list[str]:
         lines.append(f"| {judge}{' (optimised)' if row['optimised'] else ''} | " + " | ".join(cells) + " |")
     said = findings.headline(summary)
     alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
-    return [*lines, "", "Means with 95 % intervals on prompts that were not trained on." if plan.config.test is not None or plan.pairs else
-            "Means with 95 % intervals, on prompts that were trained on too.", "", *said, *alarm, "",
-            f"![before and after]({GRID})"]  # fmt: skip
+    seen = 0 if plan.pairs is not None else planning.trained_on(plan.rows, plan.train)
+    whose = f"{seen} of the {summary['prompts']} were trained on too" if seen else "none of which was trained on"
+    return [
+        *lines,
+        "",
+        f"Means with 95 % intervals over prompts, {whose}.",
+        "",
+        *said,
+        *alarm,
+        "",
+        f"![before and after]({GRID})",
+    ]
 
 
 def _cell(row: Mapping) -> str:

@@ -150,10 +150,17 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
         part.check_own([*train, *held])
     lines = [*plan.checks, *recipe.told(asked, held, apart, train if plan.pairs is None else plan.pairs)]
+    if config.test is not None and plan.pairs is None and (seen := trained_on(plan.rows, train)):
+        lines.append(f"warning: {seen} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
     if config.test is None:
         known = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
         lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {known}")
     return replace(plan, recipe=asked, train=train, held=held, checks=lines)
+
+
+def trained_on(rows: Sequence[tuple], train: Sequence[str]) -> int:
+    """How many of the prompts that are judged in the end are among those to train on."""
+    return len({row[1] for row in rows} & set(train))
 
 
 def trainable(plan: Plan, name: str, method: Any) -> None:

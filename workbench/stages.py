@@ -1,7 +1,7 @@
 """Training in stages, each on a task of its own, every task watched after each: PDTR, Skywork UniPic 2.0 (arXiv:2509.04548).
 
 stages:
-  - {name: edit, pipeline: kontext, prompts: edits.txt, reward: {editscore: 1.0}, method: {name: grpo}, updates: 200}
+  - {name: edit, pipeline: kontext, prompts: edits.txt, reward: {clip: 1.0}, method: {name: grpo}, updates: 200}
   - {name: draw, prompts: prompts.txt, reward: {oracle: 1.0}, method: nft, updates: 100, rehearse: 0.2}
 
 The weights go on from stage to stage. What a stage leaves out it takes from the run. `rehearse` is the share of its batches that are
