@@ -5,7 +5,7 @@ from __future__ import annotations
 import yaml
 
 from .assets import CONFIGS
-from .config import settings_of
+from .config import bundled_runs, settings_of
 from .judges import judges
 from .methods import METHODS
 
@@ -48,11 +48,11 @@ def methods() -> list[dict]:
 
 def configs() -> list[dict]:
     found = []
-    for path in sorted((CONFIGS / "runs").glob("*.yaml")):
+    for name, path in bundled_runs():
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
         about = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        found.append({"name": path.stem, "pipeline": values["pipeline"], "what": about})
+        found.append({"name": name, "pipeline": values["pipeline"], "what": about})
     return found
 
 

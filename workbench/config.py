@@ -75,10 +75,16 @@ def locate(path: str | Path) -> Path:
     for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
         if is_file(candidate, "config"):
             return candidate
-    known = [p.stem for p in bundled.glob("*.yaml")]
+    known = [name for name, _ in bundled_runs()]
     raise BadInput(
         f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {nearest(str(path), known)}"
     )
+
+
+def bundled_runs() -> list[tuple[str, Path]]:
+    """(name, file) of the run configs that come with the workbench: `demo`, `train/sd35-nft`."""
+    home = CONFIGS / "runs"
+    return sorted((p.relative_to(home).with_suffix("").as_posix(), p) for p in home.rglob("*.yaml"))
 
 
 def is_file(path: str | Path, where: str) -> bool:
