@@ -76,8 +76,10 @@ class Storm:
         async with httpx.AsyncClient(timeout=60) as client:
             while self.left > 0:
                 self.left -= 1
-                asked = await self.insist(client, me, "battle", me, 0, "")
                 choice, key = random.choice(CHOICES), f"{self.name}-{number}-{self.left}"
+                asked = await self.insist(
+                    client, me, "battle", key, 0, ""
+                )  # by a new person: nobody is asked a pair twice
                 self.sent[key] = choice
                 sessions = (me, again) if random.random() < AGAIN else (me,)
                 vote = (asked["battle"], choice, key, "", 1.5, 2.0)

@@ -135,6 +135,8 @@ def read(source: str | Path | PipelineConfig) -> PipelineConfig:
     """
     if isinstance(source, PipelineConfig):
         return source
+    if any(len(part) > 255 for part in Path(source).parts):  # no file can be called that, nor looked for
+        raise BadInput(f"no pipeline {str(source)[:60]!r}… ({len(str(source))} letters); see: workbench list pipelines")
     if exported := _exported(Path(source).expanduser()):
         return exported
     named = PLACE / f"{source}.yaml"

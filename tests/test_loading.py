@@ -18,7 +18,7 @@ from tiny import PROMPTS, SEEDS
 
 import pipelines
 from pipelines import attention, folder, schedule
-from pipelines.config import MODALITIES, PLACE, REFUSED, names
+from pipelines.config import MODALITIES, PLACE, REFUSED, names, read
 from workbench.assets import STARTER
 from workbench.types import BadInput
 
@@ -336,3 +336,8 @@ def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved)
         policy.transition(policy.start(policy.noise(SEEDS)), 0, PROMPTS)
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):
         pipelines.load(config, device="cpu", scheduler={"class": "HeunDiscreteScheduler"}, kernel={"name": "cps"})
+
+
+def test_a_name_that_no_file_could_have_is_refused_in_a_sentence():
+    with pytest.raises(BadInput, match="300 letters"):
+        read("x" * 300)

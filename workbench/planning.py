@@ -120,7 +120,9 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
         f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
     ]
     if budget:
-        checks.append(f"at most {budget} a sample; a contestant that is cut delivers the best it has")
+        checks.append(
+            f"at most {budget} a sample; a contestant that is cut delivers the best it has, in mid-chain a prediction, marked as such"
+        )
     planned = Plan(config, methods, made, reward, watch, rows, checks, command, budget, pairs=pairs)
     return to_train(planned, found) if training else planned
 
