@@ -277,7 +277,7 @@ def test_a_state_of_another_training_is_refused(pipe, policy):
 
 def test_eight_bit_moments_train_and_go_on_as_if_never_stopped(pipe):
     """bitsandbytes' own optimiser; tensors of fewer than 4096 values it keeps in 32 bits."""
-    pytest.importorskip("bitsandbytes")
+    pytest.importorskip("bitsandbytes", reason="of the extra `gpu`; it trains on CPUs too")
 
     def fresh():
         return trainable(SD, copy.deepcopy(pipe), lora=Lora(rank=256))
