@@ -116,7 +116,9 @@ GRADIENTS = {
     "instruct_video": Recipe(GRADIENT, "{name: instruct_video, lr: 1.0e-3}", (*SINGLE,)),
     "srpo": Recipe(GRADIENT, "{name: srpo, good: '', bad: 'two ', enough: 100, lr: 5.0e-4}", (*SINGLE,)),
     "direct_align": Recipe(  # SRPO without words: its steps back into noise climb down, so both climb the plain reward
-        GRADIENT, "{name: srpo, good: '', bad: '', k: [1, 1], k_inverse: [-1, -1], enough: 100, lr: 1.0e-3}", (*SINGLE,)
+        GRADIENT,
+        "{name: srpo, good: '', bad: '', k: [1, 1], k_inverse: [-1, -1], known: fresh, enough: 100, lr: 1.0e-3}",
+        (*SINGLE,),
     ),
 }
 

@@ -220,10 +220,11 @@ def test_a_reward_gradient_is_the_one_computed_by_hand(name):
     np.testing.assert_allclose(policy.grads[0], [-3.0, -3.0 * m.mean().item()], rtol=1e-4)
 
 
-def test_srpo_sees_the_sample_through_one_step_and_the_true_noise():
+@pytest.mark.parametrize("known", ["own", "fresh"])
+def test_srpo_sees_the_sample_through_one_step_and_the_true_noise(known):
     """Up with the good words by the step from level j - 1, down with the same words swapped by the one from j + 1, each by its
     own factor."""
-    method = SRPO(good="good ", bad="bad ", k=(0.1, 0.3), k_inverse=(0.5, 0.2), enough=math.inf)
+    method = SRPO(good="good ", bad="bad ", k=(0.1, 0.3), k_inverse=(0.5, 0.2), known=known, enough=math.inf)
     policy, event = one(method, Worded("good "), policy=gaussian_policy(method, steps=6))
     j, s = int(event.metrics["level"]), policy.levels
     t = j / (policy.steps - 1)

@@ -1,6 +1,6 @@
 """SRPO: semantic relative preference optimisation with Direct-Align. Shen et al. 2025, arXiv:2509.06942, Eq. 4-9.
 
-A finished sample is noised again with the noise eps that it was made of. As that is known, one step to any level j, however noisy, is
+A finished sample is noised again with a noise eps, that which it was made of or another. As that is known, one step to any level j, however noisy, is
 enough to see a clean latent again: where the model steps to x_j, the true noise takes it the rest of the way,
 
     x0 = (x_j - s_j eps) / a_j.
@@ -18,11 +18,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive
+from .best import gaussian
 from .direct import NEEDS
 from .steps import level
 from .training import roll
@@ -39,6 +41,9 @@ class SRPO:
     k_inverse: tuple[float, float] = (0.01, 0.3)  # of the inversion step
     first: NonNegative = 0.1  # j is drawn from here, as a share of the schedule,
     end: NonNegative = 0.7  # to here: early levels break structure, late ones only repaint
+    known: Literal["own", "fresh"] = (
+        "own"  # the noise: what the sample was made of, as in the authors' code, or any other
+    )
     enough: float = 0.7  # in the reward's units; a large number: no limit
     lr: NonNegative = 5e-6
 
@@ -62,7 +67,7 @@ class SRPO:
                 path = roll(policy, batch, 1)
             j, x0 = self.where(policy, batch), path.x[:, -1].float()
             t = j / max(1, policy.steps - 1)
-            eps = path.x[:, 0].float() / level(policy, 0)[1]
+            eps = self.noise(policy, path.x[:, 0].float(), batch)
             for i, ks, words in (
                 (j - 1, self.k, (self.good, self.bad)),
                 (j + 1, self.k_inverse, (self.bad, self.good)),
@@ -80,6 +85,12 @@ class SRPO:
                 plain = reward(media=path.media, prompts=batch.prompts)
             shown = {"reward": plain.nanmean().item(), "grad_norm": policy.update(), "level": float(j)}
             yield Event(step, shown, path.media, batch.prompts, path.seeds, {"reward": plain})
+
+    def noise(self, policy: Policy, first: Tensor, batch: Batch) -> Tensor:
+        """[B,*latent], of samples that began in `first`."""
+        if self.known == "own":
+            return first / level(policy, 0)[1]
+        return gaussian(batch.seeds, first.shape[1:], "align").to(first)
 
     def where(self, policy: Policy, batch: Batch) -> int:
         """The level j of a batch. The step from j - 1 does not begin in pure noise, which holds nothing of x0."""
