@@ -7,7 +7,8 @@
     python benchmarks/alignment.py rules --tables             # train nothing: the table of what is finished, or in the record
 
 Each cell is a run of its own (`workbench run` would make the same): trained on one set of prompts, judged on combinations
-that training never saw (74 prompts; the 12 of single things in the list were, and are left out), beside the base and with its noises. What is finished in --runs is read, what was broken off goes on.
+that training never saw (74 prompts; the 12 of single things in the list were, and are left out), beside the base and with its
+noises. What is finished in --runs is read, what was broken off goes on.
 The record (alignment.jsonl, written by --record) keeps the scores of every sample, so that tables can be made without the runs.
 Intervals are 95 % bootstraps over the held-out prompts within their categories, the samples of all seeds of training together; the lowest and the highest
 seed are told too. `-nft` is the control: the same method paid to lower the reward must lower the oracle.
@@ -21,6 +22,7 @@ import os
 import statistics
 import sys
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
@@ -165,9 +167,15 @@ def slug(table: str, name: str) -> str:
 # --- the table -------------------------------------------------------------------------------------------------------
 
 
+@cache
+def written() -> dict[tuple[str, ...], Outcome]:
+    """The record, read once: every cell asks."""
+    return recorded(RECORD)
+
+
 def outcomes(runs: Path, table: str, name: str, seeds: Sequence[int]) -> list[Outcome]:
     """Of the seeds that are finished in `runs`, or else in the record."""
-    kept = recorded(RECORD)
+    kept = written()
     found = [
         Outcome.of(folder)
         if (folder := finished(runs, asked(table, name, seed)))

@@ -1,7 +1,8 @@
 """Contestants named on the command line become one run: same prompts, same seeds, same budget, every judge.
 
 A contestant is a pipeline (plain sampling), a method, a method with settings, either of them `@PIPELINE`, or a run folder, which
-stands for what that run aligned or trained. The base is always among them, and so is best-of-n at the budget of the largest contestant where that holds two samples.
+stands for what that run aligned or trained. The base is always among them, and so is best-of-n at the budget of the largest
+contestant where that holds two samples.
 """
 
 from __future__ import annotations

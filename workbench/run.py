@@ -56,10 +56,6 @@ __all__ = [
 ]
 
 
-# Methods whose media on the way are what the denoiser predicts of a chain that is not at its end. All others show samples.
-PREDICT = frozenset({"fk", "svdd", "beam", "das", "guidance", "nrg"})
-
-
 class DiskFull(OSError):
     """The disk filled up in the middle of a run; nothing is half-written, and the run can go on."""
 
@@ -165,7 +161,7 @@ def _make(
                     if event.final:
                         entry |= {"final": True, "samples": _keep(plan, folder, name, number, rows, event)}
                         entry |= {"stopped": True} if stop.is_set() else {}
-                        entry |= {"predicted": True} if meter.cut and name_of(plan.methods[name]) in PREDICT else {}
+                        entry |= {"predicted": True} if meter.cut and getattr(method, "predicts", False) else {}
                     elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
                         judged_at = meter.cost.nfe
                         seen = judge(plan, media.quantise(event.media.detach()), event.prompts)

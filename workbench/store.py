@@ -81,7 +81,7 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
 
 def _plainly(path: Path, error: sqlite3.DatabaseError) -> Exception:
     """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it is."""
-    said = str(error)  # Python 3.10 has no sqlite_errorcode
+    said = str(error)
     if "not a database" in said or "malformed" in said:
         return BadInput(
             f"{path} is damaged ({said}); put a copy of it back, or move it away: each run is indexed again by "

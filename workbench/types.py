@@ -243,6 +243,9 @@ class Method(Protocol):
 
     `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward don't
     provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
+
+    Where it has them, the driver also asks: `predicts` (True: media before the final event are predictions of a chain that is
+    under way, not samples), and of one that trains `check(pipeline, reward, lora)`, which raises BadInput before anything loads.
     """
 
     needs: ClassVar[frozenset[str]]

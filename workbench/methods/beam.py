@@ -25,6 +25,7 @@ class Beam:
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = "width"
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = ""
 
     def calls(self, steps: int) -> int:

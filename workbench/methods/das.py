@@ -38,6 +38,7 @@ class DAS:
 
     needs = frozenset({"latents", "stochastic", "reward", "differentiable"})
     scales = "particles"
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.05803"
 
     def calls(self, steps: int) -> int:

@@ -52,6 +52,7 @@ class FK:
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = "particles"
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.06848"
 
     def __post_init__(self):

@@ -43,6 +43,7 @@ class Guidance:
 
     needs = frozenset({"latents", "stochastic", "reward", "differentiable"})
     scales = ""
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2302.07121, arXiv:2209.14687"
 
     def calls(self, steps: int) -> int:

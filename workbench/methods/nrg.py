@@ -53,6 +53,7 @@ class NRG:
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = ""
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.13918"
 
     def __post_init__(self):

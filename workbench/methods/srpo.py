@@ -1,7 +1,8 @@
 """SRPO: semantic relative preference optimisation with Direct-Align. Shen et al. 2025, arXiv:2509.06942, Eq. 4-9.
 
-A finished sample is noised again with a noise eps, that which it was made of or another. As that is known, one step to any level j, however noisy, is
-enough to see a clean latent again: where the model steps to x_j, the true noise takes it the rest of the way,
+A finished sample is noised again with a noise eps, that which it was made of or another. As that is known, one step to any
+level j, however noisy, is enough to see a clean latent again: where the model steps to x_j, the true noise takes it the rest of
+the way,
 
     x0 = (x_j - s_j eps) / a_j.
 

@@ -31,6 +31,7 @@ class SVDD:
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = "candidates"
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2408.08252"
 
     def calls(self, steps: int) -> int:
