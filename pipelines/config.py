@@ -18,6 +18,7 @@ from .folder import class_in, component_class
 from .schedule import FAMILIES
 
 PLACE = CONFIGS / "pipelines"
+LONGEST = 1000  # letters of a source; Linux can't look for paths of over 4,096, macOS for those of over 1,024
 
 # Pipelines that can't be policies, and why.
 REFUSED = {
@@ -135,7 +136,7 @@ def read(source: str | Path | PipelineConfig) -> PipelineConfig:
     """
     if isinstance(source, PipelineConfig):
         return source
-    if any(len(part) > 255 for part in Path(source).parts):  # no file can be called that, nor looked for
+    if len(str(source)) > LONGEST or any(len(part) > 255 for part in Path(source).parts):  # can't even be looked for
         raise BadInput(f"no pipeline {str(source)[:60]!r}… ({len(str(source))} letters); see: workbench list pipelines")
     if exported := _exported(Path(source).expanduser()):
         return exported

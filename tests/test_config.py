@@ -57,7 +57,6 @@ def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
         ("watch.x=1", "watch is .'oracle'., and nothing"),
         ("prompts.a=1", "prompts is .'a red circle'., and nothing"),
         ("watch=[{oracle: {}}]", "watch: a list has names of rewards only, got {'oracle': {}}"),
-        ("pipeline=" + "x" * 300, r"pipeline: x+… \(305 letters\) can't be looked for"),
     ],
 )
 def test_each_mistake_in_a_setting_is_answered_by_one_sentence_that_names_it(tmp_path, change, sentence):
@@ -83,7 +82,6 @@ def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp
         ("{a: {name: reno, pipeline: 5}}", "contestants.a.pipeline: expected a name, a folder or a hub id, got 5"),
         ("{a: {name: reno, pipeline: [x]}}", "contestants.a.pipeline: expected a name"),
         ("{a: {name: reno, pipeline: null}}", "contestants.a.pipeline: expected a name"),
-        ("{a: {name: reno, pipeline: %s}}" % ("x" * 300), "contestants.a.pipeline: x+… .*can't be looked for"),
     ],
 )
 def test_a_contestant_that_can_not_be_is_one_sentence_that_names_it(tmp_path, block, sentence):

@@ -194,6 +194,12 @@ def test_a_wrong_name_gets_the_nearest_one():
         pipelines.read("missing.yaml")
 
 
+@pytest.mark.parametrize("source", ["x" * 300, "x" * 300 + ".yaml", "y/" * 3000])
+def test_a_name_that_no_file_can_have_is_one_sentence(source):
+    with pytest.raises(BadInput, match=r"no pipeline '[xy/]{60}'… \(\d+ letters\)"):
+        pipelines.read(source)
+
+
 def test_refused_pipelines_are_named_for_a_reason_and_none_is_supported_too():
     assert not set(REFUSED) & set(MODALITIES)
     assert all(REFUSED.values())

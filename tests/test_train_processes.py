@@ -16,6 +16,7 @@ import train_fixtures as small
 import yaml
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
+from torch.nn.utils import parameters_to_vector
 from train_fixtures import NFT, folder_of, go, planned, told, weights
 
 from pipelines import Rows
@@ -26,6 +27,14 @@ from workbench.assets import ROOT
 @pytest.fixture(scope="module")
 def pipe():
     return tiny.build(SD)
+
+
+def loss_of(policy, seed):
+    return policy.sample(PROMPTS, seeds=(seed, seed + 1), grad=1).media.data.square().mean()
+
+
+def values(policy):
+    return parameters_to_vector(policy.adapters.parameters).detach()[:50]
 
 
 def gradient(policy, rows, loss):
@@ -73,6 +82,54 @@ def test_gradients_of_several_rounds_gather_into_one_update(pipe):
         assert (norm > 0) is (policy.adapters.hash() != before) is (n == 2)
 
 
+def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
+    """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them used."""
+    context, port = torch.multiprocessing.get_context("spawn"), free_port()  # OpenMP does not survive a fork
+    queue = context.Queue()
+    workers = [context.Process(target=work, args=(rank, port, pipe, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    told = dict(queue.get(timeout=120) for _ in workers)
+    for worker in workers:
+        worker.join(timeout=60)
+    alone = trainable(SD, copy.deepcopy(pipe))
+    alone.optimizer(1e-2)
+    for seed in (1, 3):
+        alone.backward(loss_of(alone, seed) / 2)
+    norm = alone.update()
+    assert told[0]["hash"] == told[1]["hash"]
+    assert told[0]["norm"] == pytest.approx(norm, rel=1e-4)
+    assert torch.allclose(torch.tensor(told[0]["values"]), values(alone), atol=1e-5)
+    assert told[0]["unused"] is told[1]["unused"] is True and told[0]["shared"] == told[1]["shared"] == 0.5
+
+
+def work(rank, port, pipe, queue):
+    from accelerate import PartialState
+
+    torch.set_num_threads(1)
+    PartialState._reset_state()
+    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    policy = trainable(SD, copy.deepcopy(pipe))
+    policy.optimizer(1e-2)
+    policy.backward(loss_of(policy, 1 + 2 * rank))
+    norm = policy.update()
+    told = {"hash": policy.adapters.hash(), "norm": norm, "values": values(policy).tolist()}
+    first, second = policy.adapters.parameters[:2]
+    if rank == 0:
+        first.grad = torch.ones_like(first)
+    policy._average()
+    told |= {"unused": second.grad is None, "shared": float(first.grad.mean())}
+    queue.put((rank, told))
+    torch.distributed.destroy_process_group()
+
+
+def free_port():
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
 def test_two_processes_train_the_model_that_one_would(tmp_path):
     """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the first writes."""
     settings = dict(method=NFT, train={"updates": 2, "prompts": 3, "evaluate": 0, "held": 1}, limit=1)
@@ -81,9 +138,7 @@ def test_two_processes_train_the_model_that_one_would(tmp_path):
     go(plan, alone)
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(small.asked(tmp_path, **settings)))
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(s.getsockname()[1])}
+    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
     command = [sys.executable, "-m", "workbench", "run", str(path), "--runs", str(tmp_path / "runs")]
     each = [
         subprocess.Popen(

@@ -5,8 +5,6 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
-import socket
 import weakref
 
 import pytest
@@ -373,50 +371,3 @@ def test_whole_weights_can_be_trained_too(pipe):
     with policy.reference():
         assert torch.equal(policy.sample(PROMPTS, seeds=SEEDS).media.data, before)
     assert not torch.equal(policy.sample(PROMPTS, seeds=SEEDS).media.data, before)
-
-
-def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
-    """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them used."""
-    context, port = torch.multiprocessing.get_context("spawn"), _free_port()  # OpenMP does not survive a fork
-    queue = context.Queue()
-    workers = [context.Process(target=_work, args=(rank, port, pipe, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    told = dict(queue.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
-    alone = trainable(SD, copy.deepcopy(pipe))
-    alone.optimizer(1e-2)
-    for seed in (1, 3):
-        alone.backward(loss_of(alone, (seed, seed + 1)) / 2)
-    norm = alone.update()
-    assert told[0]["hash"] == told[1]["hash"]
-    assert told[0]["norm"] == pytest.approx(norm, rel=1e-4)
-    assert torch.allclose(torch.tensor(told[0]["values"]), values(alone)[:50], atol=1e-5)
-    assert told[0]["unused"] is told[1]["unused"] is True and told[0]["shared"] == told[1]["shared"] == 0.5
-
-
-def _work(rank, port, pipe, queue):
-    from accelerate import PartialState
-
-    torch.set_num_threads(1)
-    PartialState._reset_state()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    policy = trainable(SD, copy.deepcopy(pipe))
-    policy.optimizer(1e-2)
-    norm = train(policy, 1 + 2 * rank)
-    told = {"hash": policy.adapters.hash(), "norm": norm, "values": values(policy)[:50].tolist()}
-    first, second = policy.adapters.parameters[:2]
-    if rank == 0:
-        first.grad = torch.ones_like(first)
-    policy._average()
-    told |= {"unused": second.grad is None, "shared": float(first.grad.mean())}
-    queue.put((rank, told))
-    torch.distributed.destroy_process_group()
-
-
-def _free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]

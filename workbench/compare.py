@@ -24,13 +24,12 @@ from .strict import build, nearest
 from .types import BadInput
 
 FAR = 100_000  # denoiser calls: what a contestant that is to be stopped by the clock is made to last for
-LASTS = ("iterations", "rounds")  # settings by which a method takes one more turn, rather than a larger one
 
 
 def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed: bool = False) -> tuple[str, dict]:
     """(pipeline of the base, contestant blocks of a RunConfig). `calls` are denoiser calls a sample, a guided one counted
     once: a method's own measure of effort (particles, iterations, candidates) is set to the most that they allow. Without them,
-    what is `timed` is made to last longer than any clock, where it can be: see `lasts`.
+    what is `timed` is made to last longer than any clock, where more effort makes it last (`Method.lasts`).
 
     Raises BadInput for what is neither a pipeline, nor a method, nor a run folder, or can't work within the budget.
     """
@@ -45,7 +44,7 @@ def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed:
     steps = {repo: pipelines.read(repo).steps for repo in {repo for _, repo in methods.values()}}
     if calls or timed:
         methods = {
-            n: (fit(m, steps[repo], calls or FAR, n) if calls or lasts(m) else m, repo)
+            n: (fit(m, steps[repo], calls or FAR, n) if calls or getattr(m, "lasts", False) else m, repo)
             for n, (m, repo) in methods.items()
         }
     if not any(name_of(method) == "best_of_n" for method, _ in methods.values()):
@@ -53,12 +52,6 @@ def blocks(texts: Sequence[str], pipeline: str | None, calls: int | None, timed:
         if most >= 2 * steps[home]:
             methods["best_of_n"] = (METHODS["best_of_n"](n=most // steps[home]), home)
     return home, {n: _block(m) | ({"pipeline": repo} if repo != home else {}) for n, (m, repo) in methods.items()}
-
-
-def lasts(method) -> bool:
-    """Whether more of its scaling setting makes a method last longer. Particles, candidates and the width of a beam are rows of
-    one batch, and wordings are asked for all at once: those calls would be larger, and a clock can't stop one under way."""
-    return method.scales in LASTS or name_of(method) == "best_of_n"
 
 
 def fit(method, steps: int, calls: int, where: str):

@@ -118,7 +118,6 @@ def override(values: dict, text: str) -> None:
 def check(config: RunConfig) -> RunConfig:
     if not NAME.fullmatch(config.name):
         raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
-    is_file(f"{config.pipeline}.yaml", "pipeline")  # there need not be one, but it must be possible to look
     if isinstance(config.watch, list) and (odd := [name for name in config.watch if not isinstance(name, str)]):
         raise BadInput(
             f"watch: a list has names of rewards only, got {odd[0]!r}; write a mapping {{name: {{setting: value}}}}"
@@ -149,7 +148,6 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
         repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see `repos` and `loras`
         if not isinstance(repo, str):
             raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
-        is_file(f"{repo}.yaml", f"{where}.pipeline")  # as in `check`
         method = settings.pop("name", name)
         if not isinstance(method, str) or method not in methods:
             raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")

@@ -245,7 +245,8 @@ class Method(Protocol):
     provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
 
     Where it has them, the driver also asks: `predicts` (True: media before the final event are predictions of a chain that is
-    under way, not samples), and of one that trains `check(pipeline, reward, lora)`, which raises BadInput before anything loads.
+    under way, not samples), `lasts` (True: more of what `scales` says means more turns, between which a clock can stop it, and
+    not larger calls), and of one that trains `check(pipeline, reward, lora)`, which raises BadInput before anything loads.
     """
 
     needs: ClassVar[frozenset[str]]

@@ -22,6 +22,7 @@ class BestOfN:
 
     needs = frozenset({"latents", "reward"})
     scales = "n"
+    lasts = True
     paper = ""
 
     def calls(self, steps: int) -> int:

@@ -28,6 +28,7 @@ class DITTO:
 
     needs = frozenset({"latents", "reward", "differentiable"})
     scales = "iterations"
+    lasts = True
     paper = "arXiv:2401.12179"
 
     def calls(self, steps: int) -> int:

@@ -35,6 +35,7 @@ class DNO:
     noises: Literal["first", "all"] = "first"  # all: also what each step of the ancestral (eta = 1) chain adds
     needs = frozenset({"latents", "reward", "differentiable"})
     scales = "iterations"
+    lasts = True
     paper = "arXiv:2405.18881"
 
     def calls(self, steps: int) -> int:

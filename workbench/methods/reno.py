@@ -33,6 +33,7 @@ class ReNO:
 
     needs = frozenset({"latents", "reward", "differentiable"})
     scales = "iterations"
+    lasts = True
     paper = "arXiv:2406.04312"
 
     def calls(self, steps: int) -> int:

@@ -32,6 +32,7 @@ class SearchOverPaths:
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = "rounds"
+    lasts = True
     paper = "arXiv:2501.09732"
 
     def calls(self, steps: int) -> int:

@@ -28,6 +28,7 @@ class ZeroOrder:
 
     needs = frozenset({"latents", "reward"})
     scales = "iterations"
+    lasts = True
     paper = "arXiv:2501.09732"
 
     def calls(self, steps: int) -> int:
