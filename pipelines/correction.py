@@ -69,7 +69,7 @@ def outlet(policy: Any) -> Outlet:
     Raises BadInput where the denoiser's last layer has no LoRA: alone, the one before it would not silence the denoiser.
     """
     found = adapted(policy)
-    order, spent, x, said = [], policy.nfe, policy.start(policy.noise([0])), None
+    order, spent, x, said = [], policy.nfe, policy.start(policy.noise([0])).float(), None
     hooks = [layer.register_forward_hook(lambda own, *_: order.append(own)) for layer in found]
     try:
         with torch.no_grad():

@@ -349,9 +349,10 @@ class Policy:
         return [_generator(0) for _ in prompts]
 
     def media(self, out: Any) -> Media:
-        """What the pipeline returned, as Media: float32 unless it is float64."""
+        """What the pipeline returned, as Media: float32 unless it is float64, and on the policy's device, where judges follow:
+        some pipelines bring sounds to the CPU."""
         data = out[0]
-        data = data if isinstance(data, Tensor) else torch.from_numpy(data)
+        data = (data if isinstance(data, Tensor) else torch.from_numpy(data)).to(self.device)
         data = data if data.dtype == torch.float64 else data.float()
         if self.modality == "audio":
             data = (data[:, None] if data.dim() == 2 else data).clamp(-1, 1)

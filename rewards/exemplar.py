@@ -254,7 +254,7 @@ class ReferenceReward(SetReward):
         if references is None:
             raise BadInput(f"{self.spec.name} compares with a set: set `reference` to a folder of examples or a .txt")
         with torch.no_grad():
-            return self.prepare(self.features(references))
+            return self.prepare(self.features(replace(references, data=references.data.to(device))))
 
     def prepare(self, found: Any) -> Any:
         """Rows [N,D], or Moments, as `of` wants them."""

@@ -122,15 +122,6 @@ def test_half_precision_media_score_as_their_values_do_in_float32(name, kind):
         assert gradient.dtype == kind and gradient.isfinite().all()
 
 
-@pytest.mark.gpu
-@pytest.mark.parametrize("name", REWARDS)
-def test_a_reward_scores_on_the_device_of_the_media_as_on_the_cpu(name):
-    reward, media = small(name), batch_for(REWARDS[name].spec, 3)
-    there = scored(reward, Media(media.data.cuda(), media.modality, media.rate))
-    assert there.is_cuda
-    torch.testing.assert_close(there.cpu(), scored(reward, media), rtol=1e-2, atol=1e-2)
-
-
 @pytest.mark.parametrize("name", REWARDS)
 def test_what_a_reward_loads_is_frozen_and_in_eval_mode(name):
     """Whatever networks hang on what `load` gives back."""

@@ -28,4 +28,4 @@ def nudge(policy: TrainablePolicy, size: float = 0.3, seed: int = 0) -> None:
     """Other values for what is trained, as training would leave them."""
     generator = torch.Generator().manual_seed(seed)
     for p in policy.adapters.parameters:
-        p.add_(size * torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5)
+        p.add_((size * torch.randn(p.shape, generator=generator) / p.shape[-1] ** 0.5).to(p.device))

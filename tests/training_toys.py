@@ -51,6 +51,7 @@ CHAINS = {
     "ddpo": DDPO(),
     "d3po": D3PO(group=G),
     "prdp": PRDP(group=G, updates=1),
+    "prdp:fast": PRDP(group=G, updates=1, window="fast", width=2),
 }
 DIRECT = {
     "draft": DRaFT(),

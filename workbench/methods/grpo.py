@@ -28,7 +28,7 @@ from torch import Tensor
 from .. import losses
 from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory, derive
 from .training import NEEDS, Advantage, Judged, judge, noisy, random, roll
-from .windowed import pace, walk
+from .windowed import branch, pace, walk
 
 
 @dataclass(frozen=True)
@@ -102,12 +102,11 @@ class GRPO:
     def roll(self, policy, batch: Batch, k: int) -> Trajectory:
         if self.window in ("all", "random"):
             return roll(policy, batch, self.group, self.at_once, self.same_noise)
-        last = max(0, policy.steps - 1 - self.width)  # where the window ends before the last step, which is not random
-        first = (
-            k // self.dwell % (last + 1) if self.window == "mix" else derive(batch.seeds[0], "branch") % (last // 2 + 1)
-        )
-        same = self.same_noise or self.window == "fast"
-        return walk(policy, batch, self.group, range(first, min(first + self.width, policy.steps)), same, self.at_once)
+        if self.window == "fast":
+            return branch(policy, batch, self.group, self.width, self.at_once)
+        first = k // self.dwell % max(1, policy.steps - self.width)  # the last step is not random
+        steps = range(first, min(first + self.width, policy.steps))
+        return walk(policy, batch, self.group, steps, self.same_noise, self.at_once)
 
     def steps(self, path: Trajectory, batch: Batch) -> list[int]:
         known = noisy(path)

@@ -10,18 +10,24 @@ is gained by leaving the vicinity of the old weights. Supervised, so stable wher
 prompt cancels. L depends on the weights through rhat alone: its gradient in each step's log-ratio is found first, and then spent
 on one step at a time, so memory does not grow with the steps. Log-densities are means over dimensions; beta and clip belong to
 that convention, and beta to the reward's scale.
+
+Not in the paper: window `fast`, where a prompt's samples are one up to a branch point and random for a few steps alone, as in
+Flow-GRPO-Fast. What cancels is then the constant of prompt and branch point; the many late steps, whose log-ratios are large and
+whose choices are small, are left out of rhat, and an update costs a fraction.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from ..types import Batch, Count, Event, Natural, NonNegative, Reward, TrainablePolicy, Trajectory
 from .training import NEEDS, judge, noisy, random, roll
+from .windowed import branch
 
 
 @dataclass(frozen=True)
@@ -31,6 +37,8 @@ class PRDP:
     group: Count = 16  # samples a prompt; all their pairs are compared
     beta: NonNegative = 10.0  # of the KL to the reference: higher stays nearer
     clip: NonNegative = 1e-4  # how far a step's log-ratio may go in a batch
+    window: Literal["all", "fast"] = "all"  # random steps: the kernel's, or a few from a branch point on
+    width: Count = 4  # window fast: random steps
     lr: NonNegative = 1e-4
     updates: Count = 4  # per batch
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
@@ -39,16 +47,19 @@ class PRDP:
     scales = ""
     paper = "arXiv:2402.08714"
 
-    check = staticmethod(random)
+    def check(self, pipeline, reward, lora) -> None:
+        if self.window == "all":
+            random(pipeline, reward, lora)
 
     def calls(self, steps: int) -> int:
         """At most, and for a kernel that is random at all steps but the last."""
-        return self.group * (steps + (1 + 2 * self.updates) * (steps - 1))
+        some = steps - 1 if self.window == "all" else self.width
+        return self.group * (steps + (1 + 2 * self.updates) * some)
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
         for k, batch in enumerate(batches, getattr(batches, "first", 0)):
-            path = roll(policy, batch, self.group, self.at_once)
+            path = self.draw(policy, batch)
             steps, judged, norm, total = noisy(path), judge(reward, path, self.group), 0.0, 0.0
             a = judged.advantage("centre")
             rows = (~a.isnan()).nonzero().flatten()
@@ -70,6 +81,11 @@ class PRDP:
             else:
                 norm = policy.update()  # what other batches gathered may be due
             yield judged.event(k, a, norm, loss=total)
+
+    def draw(self, policy, batch: Batch) -> Trajectory:
+        if self.window == "fast":
+            return branch(policy, batch, self.group, self.width, self.at_once)
+        return roll(policy, batch, self.group, self.at_once)
 
 
 def difference_loss(now: Tensor, old: Tensor, reward: Tensor, group: Tensor, settings: PRDP) -> Tensor:

@@ -7,9 +7,17 @@ from dataclasses import replace
 
 import torch
 
-from ..types import Batch, Media, Policy, Trajectory
+from ..types import Batch, Media, Policy, Trajectory, derive
 from .steps import glide, later, level
 from .training import spread
+
+
+def branch(policy: Policy, batch: Batch, group: int, width: int, at_once: int = 0) -> Trajectory:
+    """`group` samples a prompt that are one up to a step of the first half, drawn a batch, and random for `width` steps from
+    there on (Flow-GRPO-Fast)."""
+    last = max(0, policy.steps - 1 - width)  # where the window ends before the last step, which is not random
+    first = derive(batch.seeds[0], "branch") % (last // 2 + 1)
+    return walk(policy, batch, group, range(first, min(first + width, policy.steps)), True, at_once)
 
 
 @torch.no_grad()
