@@ -161,11 +161,11 @@ class Rows:
 
         shares = [len(s) for s in torch.arange(n).tensor_split(self.world.num_processes)]
         most = max(shares)
-        sent = own.detach()
+        sent = own.detach().to(self.world.device)  # NCCL takes nothing from the CPU
         if len(sent) < most:
             sent = torch.cat([sent, sent[-1:].expand(most - len(sent), *sent.shape[1:])])
         everyone = gather(sent.contiguous()).split(most)
-        parts = [rows[:share] for rows, share in zip(everyone, shares, strict=True)]
+        parts = [rows[:share].to(own.device) for rows, share in zip(everyone, shares, strict=True)]
         parts[self.world.process_index] = own[: shares[self.world.process_index]]
         return torch.cat(parts)
 
