@@ -101,7 +101,7 @@ SHARED = {
     "d3po": group(PAIRS, "{name: d3po, group: 12, lr: 3.0e-4}", *NOISY),
     "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, lr: 6.0e-4, samples: reference}"),
     "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, lr: 6.0e-4, samples: reference}"),
-    "prdp": group(RANKS, "{name: prdp, group: 12, updates: 1, lr: 6.0e-4}", *NOISY),
+    "prdp": group(RANKS, "{name: prdp, group: 12, window: fast, width: 2, updates: 1, lr: 1.2e-3}", *NOISY),
     "parrot": group(
         RANKS,
         "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}",
