@@ -6,7 +6,6 @@ for the length of a `with`; the policy before training is the one with its adapt
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping
@@ -99,6 +98,11 @@ def strip(module: nn.Module) -> nn.Module:
     return module.requires_grad_(False)
 
 
+def here(value: Tensor) -> Tensor:
+    """A copy on the CPU: what is saved should not need the GPU's memory twice."""
+    return value.detach().to("cpu", copy=True)
+
+
 class Adapters:
     """The trained part of a pipeline's denoisers, by name, and its copies.
 
@@ -118,6 +122,7 @@ class Adapters:
         self.live = self._found()
         if shard is not None:
             self._loaded = self.hash()  # of the whole: the parts of two different models would make a third
+            self.live = {}  # it would hold every whole parameter until the last is cut
             for module in self.denoisers.values():
                 sharding.shard(module, shard)
             self.live = self._found()
@@ -268,7 +273,8 @@ class Adapters:
         alone, where they are sharded: any number of processes may go on with them."""
         copies = {name: values for name, values in self.copies.items() if name != BASE}
         if not self.sharded:
-            return copy.deepcopy({LIVE: {key: p.detach() for key, p in self.live.items()}, **copies})
+            everyone = {LIVE: self.live, **copies}
+            return {name: {key: here(v) for key, v in values.items()} for name, values in everyone.items()}
         state = {LIVE: self.whole()}
         for name, values in copies.items():
             state[name] = {key: sharding.whole(sharding.joined(v, self.live[key])) for key, v in values.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -47,6 +48,11 @@ def load(
     """
     config = replace(read(config), **overrides)
     where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention, train=train)
+    if where.type == "cuda":
+        if where.index is not None:
+            torch.cuda.set_device(where)  # what asks for the current one, such as a peak of memory, means this one
+        # adapters and judges are float32 beside half-precision weights, and need not cost fifteen times as much
+        torch.set_float32_matmul_precision("highest" if kind == torch.float32 else "high")
     kernel = transitions.kernel(**config.kernel) if config.kernel else None
     make = partial(_ready, config, kind, where, chosen)
     pipe = make({})
@@ -266,6 +272,8 @@ def _device(device: str) -> torch.device:
         raise BadInput(f"device: {device!r} is not one; known: auto, cpu, cuda, cuda:1, ...") from error
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device: torch sees {torch.cuda.device_count()} GPUs here, so {device} can't be used; try: cpu")
+    if where.type == "cuda" and where.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        raise BadInput(f"device: {device} would put every process on one GPU; with accelerate launch use: auto")
     return where
 
 

@@ -47,13 +47,12 @@ class Rows:
         def part(rows: list[int], noise: Tensor | None) -> tuple[Tensor, ...]:
             own = [prompts[n] for n in rows], [seeds[n] for n in rows]
             path = self.policy.sample(own[0], seeds=own[1], noise=noise, grad=grad)
-            told.append(path)
+            random.append(path.stochastic)  # and no tensor: what recomputes a part would hold its own outcome, for good
             return path.x, path.log_prob, path.media.data
 
-        told: list[Trajectory] = []
+        random: list[tuple[int, ...]] = []
         x, log_prob, data = self._share(part, prompts, noise, grad > 0)
-        media = replace(told[0].media, data=data)
-        return Trajectory(tuple(prompts), x, log_prob, told[0].stochastic, media, tuple(seeds))
+        return Trajectory(tuple(prompts), x, log_prob, random[0], self._media(data), tuple(seeds))
 
     def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition:
         def part(rows: list[int], x: Tensor) -> tuple[Tensor, ...]:
@@ -74,12 +73,12 @@ class Rows:
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         def part(rows: list[int], latents: Tensor) -> tuple[Tensor, ...]:
-            told.append(self.policy.decode(latents, [prompts[n] for n in rows]))
-            return (told[-1].data,)
+            return (self.policy.decode(latents, [prompts[n] for n in rows]).data,)
 
-        told: list[Media] = []
-        (data,) = self._share(part, prompts, latents)
-        return replace(told[0], data=data)
+        return self._media(*self._share(part, prompts, latents))
+
+    def _media(self, data: Tensor) -> Media:
+        return Media(data, self.policy.modality, self.policy.rate)
 
     def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
         def part(rows: list[int], noise: Tensor) -> tuple[Tensor, ...]:
@@ -95,10 +94,11 @@ class Rows:
         return self._share(part, [None] * len(media), media.data)[0]
 
     def judge(self, score: Callable[[list[int]], dict[str, Tensor]], n: int) -> dict[str, Tensor]:
-        """name -> [n] of what `score` says of some of n rows, each process judging its own."""
+        """name -> [n] of what `score` says of some of n rows, each process judging its own, `micro` at a time."""
         rows = self.mine(n)
-        scores = score(rows)
-        return {name: self._gather(values, n) for name, values in scores.items()}
+        size = self.micro or len(rows)
+        told = [score(rows[k : k + size]) for k in range(0, len(rows), size)]
+        return {name: self._gather(torch.cat([some[name] for some in told]), n) for name in told[0]}
 
     def mine(self, n: int, process: int | None = None) -> list[int]:
         """The rows of this process, or another, at least one: what nobody needs is computed and dropped."""
@@ -164,8 +164,10 @@ class Rows:
         sent = own.detach().to(self.world.device)  # NCCL takes nothing from the CPU
         if len(sent) < most:
             sent = torch.cat([sent, sent[-1:].expand(most - len(sent), *sent.shape[1:])])
-        everyone = gather(sent.contiguous()).split(most)
-        parts = [rows[:share].to(own.device) for rows, share in zip(everyone, shares, strict=True)]
+        everyone = gather(sent.contiguous()).to(own.device)
+        if not own.requires_grad and min(shares) == most:
+            return everyone
+        parts = [rows[:share] for rows, share in zip(everyone.split(most), shares, strict=True)]
         parts[self.world.process_index] = own[: shares[self.world.process_index]]
         return torch.cat(parts)
 

@@ -9,18 +9,23 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map
 
 from workbench.types import BadInput
 
 from . import seams, sharding
-from .adapters import Adapters, Lora, strip
+from .adapters import Adapters, Lora, here, strip
 from .policy import Policy
 
 EMA = "ema"
+PATIENCE = timedelta(
+    hours=3
+)  # for each other: one may write a large checkpoint, or wait for a judge; NCCL's own are 10 minutes
 COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes on goes on counting
 
 
@@ -28,7 +33,7 @@ def world(device: torch.device) -> Any:
     """The processes that were launched together, an accelerate.PartialState; each one's current GPU becomes its own."""
     from accelerate import PartialState
 
-    return PartialState(cpu=device.type == "cpu")
+    return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
 class TrainablePolicy(Policy):
@@ -218,7 +223,7 @@ class TrainablePolicy(Policy):
     def learner(self) -> dict[str, Any]:
         """What of its state is not shared with a `sibling`: optimiser and counts."""
         kept = self._optimizer.state_dict() if self._optimizer else self._resumed
-        kept = sharding.whole(kept) if self.sharded else copy.deepcopy(kept)
+        kept = sharding.whole(kept) if self.sharded else tree_map(lambda v: here(v) if torch.is_tensor(v) else v, kept)
         return {
             "optimizer": kept,
             "counts": {key: getattr(self, key) for key in COUNTS},

@@ -19,6 +19,7 @@ from test_methods_on_models import SETTINGS, method_of
 from test_training_models import Level
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
+from torch.utils._pytree import tree_leaves
 
 from pipelines import Lora
 from rewards import REWARDS
@@ -84,7 +85,11 @@ def test_a_pipeline_samples_learns_and_goes_on_from_its_state(name):
             path = policy.sample(PROMPTS, seeds=SEEDS, grad=1)
             policy.backward(path.media.data.square().mean())
             assert policy.update() > 0
-            policy.load_state_dict(policy.state_dict())
+            state = policy.state_dict()
+            assert {v.device.type for v in tree_leaves(state) if torch.is_tensor(v)} == {"cpu"}, (
+                "it needs no GPU memory"
+            )
+            policy.load_state_dict(state)
         with torch.no_grad():
             path, i = policy.sample(PROMPTS, seeds=SEEDS), path.stochastic[0]
         law = policy.transition(path.x[:, i], i, PROMPTS)

@@ -313,6 +313,13 @@ def test_a_wrong_argument_of_load_gets_one_sentence(saved, arguments, sentence):
         pipelines.load(config, **{"device": "cpu", **arguments})
 
 
+def test_a_gpu_by_number_is_refused_where_several_processes_would_share_it(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(BadInput, match="cuda:1 would put every process on one GPU.* use: auto"):
+        pipelines.preflight(pipelines.read("starter-image"), device="cuda:1")
+
+
 def test_a_scheduler_setting_takes_effect_even_where_diffusers_would_drop_it(saved):
     config = tiny.config("StableDiffusionPipeline", saved["StableDiffusionPipeline"])
     policy = pipelines.load(config, device="cpu", scheduler={"prediction_type": "v_prediction"})

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -174,6 +175,30 @@ def test_a_contestant_that_breaks_is_reported_and_the_others_go_on(tmp_path, mon
     assert "out of luck" in (folder.path / "failure-broken.txt").read_text()
     assert "out of luck" in (folder.path / "report.html").read_text() and folder.read()["status"] == "failed"
     assert any("out of luck" in sentence for sentence in findings.headline(folder.read("summary.json")))
+
+
+def test_one_pipeline_is_in_memory_at_a_time(tmp_path):
+    loaded, alive = [], []
+
+    def load(*args, **how):
+        alive.append(sum(policy() is not None for policy in loaded))
+        policy = pipelines.load(*args, **how)
+        loaded.append(weakref.ref(policy))
+        return policy
+
+    plan = run.plan(
+        settings(
+            method=None,
+            contestants={"one": "sample", "two": {"name": "sample", "pipeline": "starter-image-teacher"}},
+            limit=2,
+        )
+    )
+    list(
+        run.execute(
+            plan, store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True), None, load
+        )
+    )
+    assert alive == [0, 0]
 
 
 def test_a_disk_that_fills_up_stops_the_run_with_nothing_half_written_and_it_can_go_on(tmp_path, monkeypatch, capsys):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import gc
 import json
 import os
 import socket
 import subprocess
 import sys
+import weakref
 
 import pytest
 import tiny
@@ -69,6 +71,35 @@ def test_a_row_at_a_time_recomputed_gives_the_gradient_of_all_at_once(pipe, what
     before = policy.nfe
     few.backward(loss(few))  # every prompt is known by now
     assert policy.nfe - before == once, "what is recomputed in the backward pass is not counted"
+
+
+@pytest.mark.parametrize("what", ["sample", "decode"])
+def test_what_a_part_recomputes_is_let_go_after_its_backward_pass(pipe, what):
+    """A part that kept its own outcome would never be freed: autograd's nodes are not seen by Python's garbage collector."""
+    policy = trainable(SD, copy.deepcopy(pipe))
+    denoiser = weakref.ref(policy.pipe.unet)
+    rows = Rows(policy, micro=1)
+    if what == "sample":
+        media = rows.sample(PROMPTS, seeds=SEEDS, grad=1).media
+    else:
+        x = policy.sample(PROMPTS, seeds=SEEDS).x[:, 1].detach()
+        media = rows.decode(rows.predict(x, 1, PROMPTS).x0, PROMPTS)
+    made = weakref.ref(media.data)
+    rows.backward(media.data.square().mean())
+    del media, rows, policy
+    gc.collect()
+    assert made() is None and denoiser() is None
+
+
+def test_judges_see_as_many_rows_at_once_as_the_denoiser(pipe):
+    seen, policy = [], trainable(SD, copy.deepcopy(pipe))
+
+    def score(rows):
+        seen.append(rows)
+        return {"a": torch.tensor([float(n) for n in rows])}
+
+    assert Rows(policy, micro=2).judge(score, 5)["a"].tolist() == Rows(policy).judge(score, 5)["a"].tolist()
+    assert seen == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
 
 
 def test_gradients_of_several_rounds_gather_into_one_update(pipe):

@@ -60,14 +60,15 @@ class Meter:
     def __init__(self, policy, reward):
         self.policy, self.reward, self.cost = policy, reward, Cost()
         self.cut = False  # whether the budget ended the work, and not the method
+        self.gpu = policy.device.type == "cuda"
 
     def __enter__(self):
-        _reset_peak()
+        _reset_peak(self.gpu)
         self._start = (self.policy.nfe, self.reward.judged, self.policy.decodes, time.perf_counter())
         return self
 
     def __exit__(self, *_):
-        if torch.cuda.is_available():
+        if self.gpu:
             torch.cuda.synchronize()
         nfe, judged, decodes, start = self._start
         self.cost += Cost(
@@ -75,12 +76,12 @@ class Meter:
             self.reward.judged - judged,
             self.policy.decodes - decodes,
             time.perf_counter() - start,
-            _peak_mb(),
+            _peak_mb(self.gpu),
         )
 
 
-def _reset_peak() -> None:
-    if torch.cuda.is_available():
+def _reset_peak(gpu: bool) -> None:
+    if gpu:
         torch.cuda.reset_peak_memory_stats()
     elif sys.platform == "linux":
         try:
@@ -89,8 +90,8 @@ def _reset_peak() -> None:
             return
 
 
-def _peak_mb() -> float:
-    if torch.cuda.is_available():
+def _peak_mb(gpu: bool) -> float:
+    if gpu:
         return torch.cuda.max_memory_allocated() / 2**20
     if sys.platform == "linux":
         status = Path("/proc/self/status").read_text()

@@ -29,10 +29,11 @@ def together(open_folder: Callable[[], Path], device: str) -> Path:
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return open_folder()
     import torch
-    from accelerate import PartialState
     from accelerate.utils import broadcast_object_list
 
-    PartialState(cpu=device == "cpu" or not torch.cuda.is_available())
+    from pipelines.training import world
+
+    world(torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"))
     told = [None]
     if leads():
         try:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import gc
 import hashlib
 import json
 import platform
@@ -139,11 +140,13 @@ def same_judges(folder: store.RunFolder, started: dict, now: dict) -> None:
 def _make(
     plan: Plan, folder: store.RunFolder, missing: Sequence[str], done: set, stop: threading.Event, load
 ) -> Iterator[Progress]:
-    config, loaded, policy = plan.config, None, None
+    config, loaded, policy, meter = plan.config, None, None, None
     optimised = Counted(controlled(plan.reward, config, [r[1] for r in plan.rows]))
     for name in missing:
         if plan.pipelines[name] is not loaded:
-            policy = None  # one pipeline in memory at a time
+            policy = meter = None  # one pipeline in memory at a time
+            gc.collect()
+            torch.cuda.empty_cache()
             loaded = plan.pipelines[name]
             policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
             policy.stop = stop

@@ -155,6 +155,7 @@ class Live:
         """What the desk does."""
 
         def loading(*args, **how):
+            self._policy = None  # or the last one would be in memory beside it
             self._policy = load(*args, **how)
             self._mark = self._policy.nfe
             return self._policy
