@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import warnings
+from collections.abc import Collection
 from functools import cache
 from typing import Any
 
@@ -13,6 +14,31 @@ from workbench.strict import nearest
 from workbench.types import BadInput
 
 BACKENDS = ("sdpa", "xformers", "flash")
+FIXED = {  # pipelines whose denoisers call torch's attention whatever diffusers is told
+    "StableDiffusionPipeline",
+    "StableDiffusionXLPipeline",
+    "StableDiffusion3Pipeline",
+    "LatentConsistencyModelPipeline",
+    "PixArtAlphaPipeline",
+    "PixArtSigmaPipeline",
+    "SanaPipeline",
+    "SanaSprintPipeline",
+    "CogVideoXPipeline",
+    "TextToVideoSDPipeline",
+    "AnimateDiffPipeline",
+    "AudioLDM2Pipeline",
+    "MusicLDMPipeline",
+    "StableAudioPipeline",
+}
+MASKED = {  # those whose denoisers mask attention, some only where prompts differ in length
+    "QwenImagePipeline",
+    "ZImagePipeline",
+    "LTXPipeline",
+    "HunyuanVideoPipeline",
+    "HunyuanVideo15Pipeline",
+    "LongCatAudioDiTPipeline",
+}
+_FIXED = "in diffusers its attention is torch's own, whatever is asked for"
 
 
 @cache
@@ -23,25 +49,55 @@ def problem(backend: str) -> str:
     return {"sdpa": lambda: "", "xformers": _xformers, "flash": _flash}[backend]()
 
 
-def choose(backend: str, device: torch.device) -> str:
-    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work."""
+def choose(backend: str, device: torch.device, dtype: torch.dtype | None = None, pipeline: str = "") -> str:
+    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work: here, on that
+    device, in that dtype, or for that class of pipelines, as far as they are told."""
     if backend == "auto":
         return "sdpa (auto: torch picks flash or memory-efficient kernels itself)"
     if reason := problem(backend):
         raise BadInput(f"attention: {backend} can't work here: {reason}; use: auto")
     if device.type == "cpu" and backend != "sdpa":
         raise BadInput(f"attention: {backend} has no CPU kernels, and the pipeline runs on the CPU; use: auto")
+    if backend == "flash":
+        _fits(pipeline, {dtype})
     return backend
 
 
 def install(pipe: Any, backend: str) -> None:
-    """Make the pipeline's networks use `backend`; sdpa is what diffusers does by itself."""
+    """Make the pipeline's networks use `backend`; sdpa is what diffusers does by itself. Raises BadInput where a network would
+    go on without it or could not run."""
     if backend == "xformers":
         pipe.enable_xformers_memory_efficient_attention()
     if backend == "flash":
-        for name in ("transformer", "transformer_2", "unet"):
-            if (part := getattr(pipe, name, None)) is not None:
-                part.set_attention_backend("flash")
+        parts = [p for n in ("transformer", "transformer_2", "unet") if (p := getattr(pipe, n, None)) is not None]
+        for part in parts:
+            _fits(type(pipe).__name__, {p.dtype for p in part.parameters() if p.is_floating_point()})
+        for part in parts:
+            _flashed(part, type(pipe).__name__)
+
+
+def _fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> None:
+    if pipeline in FIXED:
+        raise BadInput(f"attention: flash would change nothing in {pipeline}: {_FIXED}; use: auto")
+    if pipeline in MASKED:
+        raise BadInput(f"attention: flash takes no masks, and {pipeline} gives its attention one; use: auto")
+    if set(dtypes) == {torch.float32}:
+        raise BadInput("attention: flash has no kernels for fp32; use dtype: bf16 or fp16, or attention: auto")
+
+
+def _flashed(part: Any, pipeline: str) -> None:
+    """Diffusers passes over processors that have no choice, and makes flash the default of all networks in the process besides:
+    text encoders of some pipelines have masks, and other pipelines were promised sdpa."""
+    from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
+
+    try:
+        with attention_backend():  # puts the default back
+            part.set_attention_backend("flash")
+    except RuntimeError as error:  # an older flash-attn than it asks for
+        raise BadInput(f"attention: flash can't work here: {_line(error)}; use: auto") from error
+    processors = [getattr(module, "processor", None) for module in part.modules()]
+    if not any(getattr(p, "_attention_backend", None) == AttentionBackendName.FLASH for p in processors):
+        raise BadInput(f"attention: flash would change nothing in {pipeline}: {_FIXED}; use: auto")
 
 
 def _xformers() -> str:

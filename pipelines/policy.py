@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map
 
 from workbench.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
 
@@ -23,6 +24,8 @@ from . import correction, encoding, schedule, seams
 from .anatomy import Anatomy, find, remembers
 from .prompted import Prompted
 from .transitions import Ancestral, Kernel
+
+SHAPES = 16  # numbers of rows, each guided and not, whose stand-ins are kept
 
 
 class Policy:
@@ -47,6 +50,7 @@ class Policy:
         attention: str = "sdpa",
         checkpoint: bool = True,
         memory: int = 8,
+        spare: int = 1 << 30,
     ):
         self.pipe, self.modality, self.rate, self.kernel = pipe, modality, rate, kernel
         self.call, self.text = dict(call or {}), dict(text or {})
@@ -62,8 +66,10 @@ class Policy:
         self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
         self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
-        self.memory = memory  # how many prompt batches keep their encodings
+        self.memory = memory  # how many prompt batches keep their encodings, however large they are
+        self.spare = spare  # bytes within which more of them do: a method comes back to all parts of its round
         self._prompted: OrderedDict[tuple, Prompted] = OrderedDict()
+        self._standins: OrderedDict[tuple, dict] = OrderedDict()
 
     @cached_property
     def anatomy(self) -> Anatomy:
@@ -233,6 +239,7 @@ class Policy:
     def forget(self) -> None:
         """Drop the prompt encodings: needed after anything but the denoiser has changed."""
         self._prompted.clear()
+        self._standins.clear()
 
     def _output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Tensor:
         """The model output that the scheduler would see at step i if its state were x, guidance included."""
@@ -317,14 +324,24 @@ class Policy:
         kept = getattr(keep, "last", None)  # the array has lost its graph; the tensor that it was made of has not
         return out if kept is None or kept.shape != out[0].shape else (kept,)
 
-    def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Prompted:
-        key, denoisers = (prompts, guidance), self.anatomy.denoisers
-        if key in self._prompted and self._trained(set(seams.modules(self.pipe)) - denoisers):
-            self.forget()  # encodings change with the weights that make them
-        memo = self._prompted.setdefault(key, Prompted())
+    def _recall(self, asked: tuple, guidance: float | None) -> Prompted:
+        """What is remembered of these prompts: encodings by batch, for pipelines pad to the longest of one, and stand-ins by
+        what their shape depends on. Where processes must run the denoiser equally often, `asked` are the prompts of all of
+        them (rows.py): the rows that each has are the same in all, while bytes and so encodings are each one's own affair."""
+        key, shape = (asked, guidance), (tree_map(type, asked), guidance)  # the words taken out
+        if key in self._prompted and self._trained(set(seams.modules(self.pipe)) - self.anatomy.denoisers):
+            self._prompted.clear()  # encodings change with the weights that make them
+        if key not in self._prompted:
+            held = sum(kept.bytes for kept in self._prompted.values())
+            while len(self._prompted) >= max(self.memory, 1) and held > self.spare:
+                held -= self._prompted.popitem(last=False)[1].bytes
+            self._prompted[key] = Prompted()
+        memo = self._prompted[key]
+        memo.standins = self._standins.setdefault(shape, {})
         self._prompted.move_to_end(key)
-        while len(self._prompted) > self.memory:
-            self._prompted.popitem(last=False)
+        self._standins.move_to_end(shape)
+        if len(self._standins) > SHAPES:
+            self._standins.popitem(last=False)
         return memo
 
     def _trained(self, names: Collection[str]) -> bool:

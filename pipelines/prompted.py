@@ -11,16 +11,19 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from . import seams
 
+ENTRY = 1 << 16  # bytes that a batch counts for besides its encodings, so that many small ones have a limit too
+
 
 class Prompted:
-    """The memory of one batch of prompts: their encodings, and the denoiser outputs of one step.
+    """The memory of one batch of prompts: their encodings, and stand-ins for denoiser calls whose result is thrown away.
 
-    The latter stand in for denoiser calls whose result will be thrown away: only their shape matters.
+    Of a stand-in only the shape matters, so all batches of as many rows share theirs.
     """
 
     def __init__(self):
         self.answers: list[tuple[str, Any]] | None = None  # what ran before the denoiser, in order
-        self.standins: list[Any] = []
+        self.bytes = ENTRY
+        self.standins: dict[tuple[int, int], Any] = {}  # by place among the calls of a step, and rows
 
     def hooks(
         self,
@@ -38,7 +41,6 @@ class Prompted:
         answers = None if self.answers is None else iter(self.answers)
         fresh: list[tuple[str, Any]] = []
         calls: Counter[int] = Counter()  # denoiser calls so far, by step
-        gathered: int | None = None  # the step whose outputs become the stand-ins
 
         def remember(name: str, compute: Callable[[], Any]) -> Any:
             if answers is None:
@@ -52,14 +54,13 @@ class Prompted:
             return seams.clone(value)
 
         def denoise(call: seams.Call, forward: seams.Forward) -> Any:
-            nonlocal gathered
             if self.answers is None:
                 self.answers = fresh
-            if not self.standins:
-                gathered = call.step
+                self.bytes += sum(t.nbytes for t in seams.tensors(fresh))
             place, calls[call.step] = calls[call.step], calls[call.step] + 1
-            if not live(call.step) and gathered != call.step:
-                return seams.clone(self.standins[min(place, len(self.standins) - 1)])
+            alike = (place, call.rows)  # not the module: experts of one class share the steps
+            if not live(call.step) and alike in self.standins:
+                return seams.clone(self.standins[alike])
             count(call.rows)
             graph = torch.is_grad_enabled() and live(call.step)
             with torch.set_grad_enabled(graph or matched):
@@ -67,8 +68,8 @@ class Prompted:
                     out = checkpointed(forward, *call.args, use_reentrant=False, **call.kwargs)
                 else:
                     out = forward(*call.args, **call.kwargs)
-            if gathered == call.step:
-                self.standins.append(seams.clone(out))
+            if alike not in self.standins:
+                self.standins[alike] = seams.clone(out)
             return out if graph or not matched else seams.clone(out)
 
         def on_call(call: seams.Call, forward: seams.Forward) -> Any:

@@ -89,7 +89,7 @@ def test_a_checkpointed_backward_pass_is_not_counted_twice(policy):
 
 
 def test_prompts_are_encoded_once_and_forgotten_in_turn(policy, encodings):
-    policy.memory = 2
+    policy.memory, policy.spare = 2, 0
     for _ in range(3):
         policy.sample(PROMPTS, seeds=SEEDS)
     once = len(encodings)

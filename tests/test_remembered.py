@@ -1,0 +1,208 @@
+"""What a policy remembers between calls: encodings within bytes, stand-ins by rows and guidance, and never another answer."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import tiny
+import torch
+from tiny import PROMPTS, SEEDS
+from tiny_trained import trainable
+
+from pipelines import Lora, policy, prompted
+from pipelines.training import TrainablePolicy
+
+SD = "StableDiffusionPipeline"
+NINE = [(f"prompt {k}",) for k in range(9)]
+MIB = 1 << 20
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.build(SD)
+
+
+@pytest.fixture
+def own(pipe):
+    return tiny.policy(SD, pipe)
+
+
+@pytest.fixture
+def encodings(pipe):
+    """How often the text encoder really ran, as a list that grows."""
+    ran = []
+    handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
+    yield ran
+    handle.remove()
+
+
+def state(own, rows=1):
+    return own.start(own.noise(range(rows)))
+
+
+def cost(own, *asked, **changes):
+    """Rows of the denoiser that a prediction takes."""
+    before = own.nfe
+    own.predict(*asked, **changes)
+    return own.nfe - before
+
+
+def test_nine_batches_of_prompts_twice_round_are_encoded_once_and_cost_a_denoiser_call_a_prediction(own, encodings):
+    x = state(own)
+    assert cost(own, x, 1, ("first",)) == 2 + 2  # a guidance pair, and another to stand in for step 0
+    before = len(encodings)
+    assert [cost(own, x, 1, batch) for _ in range(2) for batch in NINE] == 18 * [2]
+    assert len(encodings) - before == 2 * 9  # positive and negative
+
+
+def test_other_prompts_at_every_level_cost_no_more(own):
+    x = state(own)
+    cost(own, x, 1, ("any",))
+    assert [cost(own, x, i, (f"at {i}, {turn}",)) for i in range(3) for turn in range(4)] == 12 * [2]
+
+
+def test_a_shape_is_a_number_of_rows_with_or_without_guidance(own):
+    one, two = state(own), state(own, 2)
+    assert [cost(own, one, 2, ("a",)), cost(own, two, 2, PROMPTS), cost(own, one, 2, ("a",), guidance=1.0)] == [4, 8, 2]
+    assert [cost(own, one, 2, ("b",)), cost(own, two, 2, ("b", "c")), cost(own, one, 2, ("b",), guidance=1.0)] == [
+        2,
+        4,
+        1,
+    ]
+
+
+def test_a_sample_or_a_first_step_leaves_the_shape_behind(own):
+    own.sample(("before",), seeds=(1,))
+    assert cost(own, state(own), 2, ("after",)) == 2
+    before = own.nfe
+    own.decode(state(own), ("never seen",))
+    assert own.nfe == before
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        SD,
+        "StableDiffusion3Pipeline",
+        "QwenImagePipeline",  # guidance in two calls of a step
+        "ZImagePipeline",  # lists in, lists out
+        "WanPipeline:2.2",  # two denoisers
+        "AnimateDiffPipeline",  # frames in the batch
+        "StableAudio3Pipeline",
+        "HunyuanVideo15Pipeline",
+    ],
+)
+def test_what_stands_in_for_a_skipped_step_changes_no_bit(name):
+    """The last step's prediction by a policy that has seen only other prompts, and by one that has seen none."""
+    pipe = tiny.build(name)
+    known, fresh = tiny.policy(name, pipe), tiny.policy(name, pipe)
+    x = state(known, 2)
+    known.predict(x, 0, ("other words", "and more of them than there were"))
+    before = known.nfe
+    ours = known.predict(x, known.steps - 1, PROMPTS)
+    spent, whole = known.nfe - before, fresh.predict(x, fresh.steps - 1, PROMPTS)
+    assert torch.equal(ours.x0, whole.x0) and torch.equal(ours.eps, whole.eps)
+    assert fresh.nfe == 2 * spent > 0
+
+
+def test_in_half_precision_what_stands_in_changes_no_bit_either():
+    pipe = tiny.build("StableDiffusionXLPipeline").to(torch.bfloat16)
+    known, fresh = (tiny.policy("StableDiffusionXLPipeline", pipe) for _ in range(2))
+    x = known.sample(("other", "words"), seeds=SEEDS).x[:, 2]
+    assert torch.equal(known.predict(x, 2, PROMPTS).x0, fresh.predict(x, 2, PROMPTS).x0)
+
+
+def test_a_call_that_was_stopped_halfway_leaves_nothing_wrong_behind():
+    """Between the two calls of a guided step: the second is made up for, and stands in from then on."""
+    name = "QwenImagePipeline"
+    own = tiny.policy(name)
+    x, calls, count = state(own), [], own._count
+
+    def stop(rows):
+        calls.append(rows)
+        if len(calls) == 2:
+            raise InterruptedError
+        count(rows)
+
+    own._count = stop
+    with pytest.raises(InterruptedError):
+        own.predict(x, 1, ("a",))
+    own._count = count
+    assert [cost(own, x, 1, ("a",)), cost(own, x, 1, ("b",))] == [3, 2]
+    assert torch.equal(own.predict(x, 1, ("b",)).x0, tiny.policy(name, own.pipe).predict(x, 1, ("b",)).x0)
+
+
+def test_encodings_are_kept_within_bytes_but_for_the_latest_few(own):
+    x = state(own)
+    for k in range(40):
+        own.predict(x, 1, (f"round {k}",))
+    assert len(own._prompted) == 40  # far from a gibibyte
+    each = max(memo.bytes for memo in own._prompted.values())
+    own.spare = 12 * each
+    for k in range(40):
+        own.predict(x, 1, (f"another round {k}",))
+    assert 12 <= len(own._prompted) <= 13 and sum(memo.bytes for memo in own._prompted.values()) <= own.spare + each
+    own.spare = 0
+    own.predict(x, 1, ("the last",))
+    assert len(own._prompted) == own.memory == 8
+    assert ("the last",) in [prompts for prompts, _ in own._prompted]
+
+
+def test_bytes_are_those_of_the_encodings_and_a_little_for_the_rest(own):
+    own.predict(state(own), 1, ("a",))
+    (memo,) = own._prompted.values()
+    held = [t for t in torch.utils._pytree.tree_leaves(memo.answers) if isinstance(t, torch.Tensor)]
+    assert memo.bytes == prompted.ENTRY + sum(t.untyped_storage().nbytes() for t in held) > prompted.ENTRY
+    assert own.spare / prompted.ENTRY <= 1 << 14  # batches, however small
+
+
+def test_stand_ins_of_ever_new_guidance_do_not_pile_up(own):
+    x = state(own)
+    for k in range(policy.SHAPES + 5):
+        own.predict(x, 1, ("a",), guidance=2.0 + k)
+    assert len(own._standins) == policy.SHAPES
+
+
+def test_a_text_encoder_in_training_costs_no_denoiser_call_more(own, encodings):
+    x = state(own)
+    cost(own, x, 1, ("a",))
+    own.pipe.text_encoder.requires_grad_()
+    before = len(encodings)
+    assert [cost(own, x, 1, ("a",)) for _ in range(2)] == [2, 2]
+    own.pipe.text_encoder.requires_grad_(False)
+    assert len(encodings) == before + 4
+
+
+def test_processes_with_other_rows_and_other_bytes_run_the_denoiser_equally_often(pipe, monkeypatch):
+    """Where weights are sharded a call that one of them leaves out is waited for forever. Two policies here are two processes:
+    the second's rows and limits differ, and between the parts both look at the size of a picture, by a prompt of their own."""
+    monkeypatch.setattr(TrainablePolicy, "sharded", property(lambda self: True))
+    ours, theirs = (trainable(SD, copy.deepcopy(pipe), lora=Lora(targets="weights")) for _ in range(2))
+    theirs.memory = theirs.spare = 0
+    ran = ([], [])
+    for each, seen in zip((ours, theirs), ran, strict=True):
+        each._count = seen.append  # a call of the denoiser each
+
+    def run(rows, words, i):
+        scope = tuple(tuple(f"{words} {process} {n}" for n in range(count)) for process, count in enumerate(rows))
+        found = []
+        for process, each in enumerate((ours, theirs)):
+            before, each.scope = len(ran[process]), scope
+            with torch.no_grad():
+                each.predict(state(each, rows[process]), i, scope[process])
+            each.scope = None
+            found.append(len(ran[process]) - before)
+        return found
+
+    def looks():
+        for each in (ours, theirs):
+            each.scope = ((None, None), (None,))  # as Rows.encode has it
+            assert each.size == (3, 16, 16)
+            each.scope = None
+
+    found = [run((2, 1), "once", 1), run((2, 2), "once", 1), run((1, 2), "more", 2)]
+    looks()
+    found += [run((2, 1), w, 1) for w in ("once", "twice", "once")] + [run((2, 2), "twice", 2)]
+    assert found == [[2, 2]] * 3 + [[1, 1]] * 4
+    assert len(ran[0]) == len(ran[1])
