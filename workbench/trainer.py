@@ -199,7 +199,12 @@ class Training:
     def shrink(self) -> Progress:
         """Half the rows at once, from the newest checkpoint on, as if nothing had come after it."""
         rows = self.rows.micro or 2 * self.recipe.prompts * getattr(self.method, "group", 1)
-        if self.rows.world.num_processes > 1 or rows <= 1:
+        if self.rows.world.num_processes > 1:  # the others are in the round still, and wait for this one's part
+            raise Halted(
+                "the GPU's memory is full, and several processes can't go on with fewer rows by themselves; set train.micro to "
+                "fewer rows, or checkpointing: true"
+            )
+        if rows <= 1:
             raise Halted("the GPU's memory is full; set train.micro to fewer rows, or checkpointing: true")
         self.rows.micro = min(rows // 2, 64)
         torch.cuda.empty_cache()
