@@ -6,10 +6,13 @@ place, gets the same policy. What is loaded back is compared with the policy on 
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import shutil
-from collections.abc import Mapping
+import traceback
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -94,6 +97,8 @@ def export(
     differs.
 
     Of a sharded policy all processes export together; the first one writes, and the others return with no files.
+    Of any other, what was trained is on the CPU while the pipelines that compare are on its device: no more memory is needed
+    there than the policy itself takes.
     """
     folder = Path(folder)
     if folder.exists():
@@ -106,7 +111,7 @@ def export(
     shutil.rmtree(temp, ignore_errors=True)
     temp.mkdir(parents=True)
     try:
-        with policy.use(name), torch.no_grad():
+        with _aside(policy), policy.use(name), torch.no_grad():
             exported = _write(
                 policy, seen, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {}
             )
@@ -123,6 +128,43 @@ def export(
     files = sorted(p for p in folder.rglob("*") if p.is_file())
     lines = tuple(line.replace("{folder}", str(folder)) for line in exported.load)
     return Exported(tuple(files), lines, exported.difference, exported.effect, exported.notes)
+
+
+@contextmanager
+def _aside(policy: TrainablePolicy) -> Iterator[None]:
+    """Inside the block the trained denoisers and their copies are on the CPU, for others need their place. Shards stay where they
+    are: a process has but a part of them, and their modules can't be moved."""
+    if policy.device.type == "cpu" or policy.sharded:
+        yield
+        return
+    _move(policy, torch.device("cpu"))
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # what was loaded is in them, and in the way of what comes back
+        raise
+    finally:
+        gc.collect()
+        _move(policy, policy.device)
+
+
+def _move(policy: TrainablePolicy, device: torch.device) -> None:
+    adapters = policy.adapters
+    for module in adapters.denoisers.values():
+        module.to(device)
+    adapters.live = adapters._found()  # a parameter whose tensor can't change devices is another one now
+    adapters.copies = {
+        name: {key: value.to(device) for key, value in values.items()} for name, values in adapters.copies.items()
+    }
+
+
+def _fresh(policy: TrainablePolicy) -> Any:
+    """The base again, on the policy's device; its denoisers alone take room there, and those of the one before are gone."""
+    gc.collect()  # the modules of some pipelines, Flux among them, refer to each other
+    fresh = policy.fresh()
+    for name in policy.adapters.denoisers:
+        getattr(fresh, name).to(policy.device)  # one that was copied is where the trained one is
+    return fresh
 
 
 def _plain(config: PipelineConfig) -> dict[str, Any]:
@@ -147,7 +189,9 @@ class Seen:
     states: Tensor
     want: list[Tensor]  # its predictions there
     effect: float
-    weights: Mapping[str, Tensor]  # "<denoiser>.<name>" -> what was trained in place of a LoRA
+    weights: Mapping[
+        str, Tensor
+    ]  # "<denoiser>.<name>" -> what was trained in place of a LoRA, put together from shards
 
 
 def _seen(policy: TrainablePolicy) -> Seen:
@@ -155,33 +199,43 @@ def _seen(policy: TrainablePolicy) -> Seen:
     want = _predictions(policy, states)
     with policy.reference():
         effect = _distance(want, _predictions(policy, states))
-    weights = policy.adapters.whole() if policy.adapters.lora.targets == "weights" else {}
+    weights = policy.adapters.whole() if policy.sharded else {}
     return Seen(states, want, effect, weights)
 
 
 def _write(
     policy: TrainablePolicy, seen: Seen, folder: Path, comfy: bool, merged: bool, about: Mapping[str, str]
 ) -> Exported:
-    denoisers, notes, lines, worst = policy.adapters.denoisers, [], [], 0.0
     about = {"format": "pt", "software": "media-alignment-workbench", **about}
+    told = []
     if policy.adapters.lora.targets != "weights":
-        fresh = policy.fresh()
-        for name, module in denoisers.items():
-            weights = {key: _folded(layer) for key, layer in layers(module).items()}
-            write = _for_diffusers if _loads(fresh, name) else _for_peft
-            lines.append(write(fresh, name, weights, folder, about))
-            _same(getattr(fresh, name), weights, name)
-            if comfy and type(module).__name__ in COMFY:
-                _for_comfy(module, name, weights, folder, about)
-            elif comfy:
-                notes.append(f"no ComfyUI file: how it calls the layers of {type(module).__name__} is not known")
-        worst = _compare(policy, fresh, seen, "the adapters")
+        told.append(_adapters(policy, seen, folder, comfy, about))
     if merged:
-        fresh = policy.fresh()
-        for name, module in denoisers.items():
-            lines.append(_merged(fresh, name, module, seen.weights, folder))
-        worst = max(worst, _compare(policy, fresh, seen, "the merged weights"))
-    return Exported((), tuple(lines), worst, seen.effect, tuple(notes))
+        told.append(_wholes(policy, seen, folder))
+    lines, notes = (tuple(line for each in told for line in getattr(each, key)) for key in ("load", "notes"))
+    return Exported((), lines, max(each.difference for each in told), seen.effect, notes)
+
+
+def _adapters(policy: TrainablePolicy, seen: Seen, folder: Path, comfy: bool, about: Mapping[str, str]) -> Exported:
+    fresh, lines, notes = _fresh(policy), [], []
+    for name, module in policy.adapters.denoisers.items():
+        weights = {key: _folded(layer) for key, layer in layers(module).items()}
+        write = _for_diffusers if _loads(fresh, name) else _for_peft
+        lines.append(write(fresh, name, weights, folder, about))
+        _same(getattr(fresh, name), weights, name)
+        if comfy and type(module).__name__ in COMFY:
+            _for_comfy(module, name, weights, folder, about)
+        elif comfy:
+            notes.append(f"no ComfyUI file: how it calls the layers of {type(module).__name__} is not known")
+    return Exported((), tuple(lines), _compare(policy, fresh, seen, "the adapters"), seen.effect, tuple(notes))
+
+
+def _wholes(policy: TrainablePolicy, seen: Seen, folder: Path) -> Exported:
+    fresh, trained = _fresh(policy), seen.weights
+    if policy.adapters.lora.targets == "weights" and not policy.sharded:
+        trained = policy.adapters.whole()
+    lines = [_merged(fresh, name, module, trained, folder) for name, module in policy.adapters.denoisers.items()]
+    return Exported((), tuple(lines), _compare(policy, fresh, seen, "the merged weights"), seen.effect)
 
 
 def _folded(layer: Any) -> tuple[Tensor, Tensor]:
@@ -242,7 +296,9 @@ def _for_comfy(module: Any, name: str, weights: Factors, folder: Path, about: Ma
 
 
 def _merged(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], folder: Path) -> str:
-    whole = getattr(pipe, name)
+    """Merged, loaded back and compared on the CPU: the device has room for one denoiser."""
+    device = next(getattr(pipe, name).parameters()).device
+    whole = getattr(pipe, name).cpu()
     for key, value in trained.items():
         if key.startswith(f"{name}."):
             weight = whole.get_parameter(key.removeprefix(f"{name}."))
@@ -252,12 +308,12 @@ def _merged(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], fo
         delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scale
         weight.data = (weight.float() + delta).to(weight.dtype)
     whole.save_pretrained(folder / "merged" / name, safe_serialization=True)
-    again = type(whole).from_pretrained(folder / "merged" / name, torch_dtype=whole.dtype).to(whole.device)
+    again = type(whole).from_pretrained(folder / "merged" / name, torch_dtype=whole.dtype)
     found = again.state_dict()
     for key, value in whole.state_dict().items():
         if not torch.equal(found[key], value):
             raise Mismatch(f"{name}.{key}: other weights were loaded back than were merged; not exported")
-    setattr(pipe, name, strip(again.eval()))
+    setattr(pipe, name, strip(again.eval()).to(device))
     return f'pipe.{name} = type(pipe.{name}).from_pretrained("{{folder}}/merged/{name}")'
 
 

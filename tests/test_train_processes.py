@@ -6,9 +6,11 @@ import copy
 import gc
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
+import time
 import weakref
 
 import pytest
@@ -161,16 +163,16 @@ def free_port():
         return s.getsockname()[1]
 
 
-def test_two_processes_train_the_model_that_one_would(tmp_path):
-    """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the first writes."""
-    settings = dict(method=NFT, train={"updates": 2, "prompts": 3, "evaluate": 0, "held": 1}, limit=1)
-    plan = planned(tmp_path, **settings)
-    alone = folder_of(plan, tmp_path / "alone")
-    go(plan, alone)
-    path = tmp_path / "test.yaml"
-    path.write_text(yaml.safe_dump(small.asked(tmp_path, **settings)))
+def asked_of(home, settings):
+    path = home / "test.yaml"
+    path.write_text(yaml.safe_dump(small.asked(home, **settings)))
+    return path
+
+
+def launched(path, program):
+    """Exit codes of two processes that run this config, and what they said."""
     world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, "-m", "workbench", "run", str(path), "--runs", str(tmp_path / "runs")]
+    command = [sys.executable, *program, "run", str(path), "--runs", str(path.parent / "runs")]
     each = [
         subprocess.Popen(
             command,
@@ -182,8 +184,60 @@ def test_two_processes_train_the_model_that_one_would(tmp_path):
         )
         for r in (0, 1)
     ]
-    said = [p.communicate(timeout=280)[0] for p in each]
-    assert [p.returncode for p in each] == [0, 0], said
+    try:
+        said = [p.communicate(timeout=280)[0] for p in each]
+    finally:
+        for p in each:
+            p.kill()
+    return [p.returncode for p in each], said
+
+
+FAILING = """
+import os, sys, torch
+sys.path.insert(0, os.getcwd())
+from workbench import cli, trainer
+
+def fails(self, *_):
+    raise {error}
+
+if os.environ["RANK"] == "{rank}":
+    trainer.Training.round = fails
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@pytest.mark.parametrize(
+    ("rank", "error", "file", "reason"),
+    [
+        (0, 'RuntimeError("no more of this")', "failure-nft.txt", "RuntimeError: no more of this"),
+        (1, 'torch.OutOfMemoryError("full")', "failure-nft-rank1.txt", "the GPU's memory is full.*set train.micro"),
+    ],
+)
+def test_a_process_that_fails_says_why_and_none_waits_for_it(tmp_path, rank, error, file, reason):
+    program = tmp_path / "failing.py"
+    program.write_text(FAILING.format(rank=rank, error=error))
+    train = {"updates": 2, "evaluate": 0, "held": 1}
+    contestants = {"base": "sample", "nft": NFT, "second": NFT}  # which is not begun
+    path = asked_of(tmp_path, dict(method=None, contestants=contestants, train=train, limit=1))
+    path.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if v is not None}))
+    started = time.monotonic()
+    codes, said = launched(path, [str(program)])
+    assert all(code > 0 for code in codes) and time.monotonic() - started < 200, (codes, said)
+    (line,) = [s for s in said[rank].splitlines() if s.startswith("workbench: ")]
+    assert re.search(f"nft failed in process {rank} of 2: .*{reason}", line) and file in line
+    (folder,) = store.folders(tmp_path / "runs")
+    assert error.split('"')[1] in (folder.path / file).read_text()
+    assert folder.read()["status"] == "failed" and not list(folder.path.glob("failure-second*"))
+
+
+def test_two_processes_train_the_model_that_one_would(tmp_path):
+    """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the first writes."""
+    settings = dict(method=NFT, train={"updates": 2, "prompts": 3, "evaluate": 0, "held": 1}, limit=1)
+    plan = planned(tmp_path, **settings)
+    alone = folder_of(plan, tmp_path / "alone")
+    go(plan, alone)
+    codes, said = launched(asked_of(tmp_path, settings), ["-m", "workbench"])
+    assert codes == [0, 0], said
     (both,) = store.folders(tmp_path / "runs")
     for ours, theirs in zip(told(both, "train"), told(alone, "train"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)

@@ -3,6 +3,8 @@ other."""
 
 from __future__ import annotations
 
+import gc
+import os
 import threading
 import traceback
 from collections.abc import Iterator
@@ -16,9 +18,18 @@ from .types import BadInput
 from .watchdogs import Halted
 
 
+class Ended(RuntimeError):  # noqa: N818
+    """This process of several can't go on. The others wait for it in vain until it has exited, and their launcher ends them."""
+
+
+def processes() -> int:
+    """How many were launched together."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
 def train(plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
     """Train and export what is not trained yet, one contestant after the other. One that fails is reported in the run's log,
-    and the others go on."""
+    and the others go on; but of several processes none can go on without the others. Then this raises Ended."""
     for name in plan.trained:
         if stop.is_set():
             return
@@ -26,18 +37,23 @@ def train(plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterato
             continue
         try:
             yield from (Staged if plan.stages else Training)(plan, folder, name, load).run(stop)
-        except (BadInput, OSError):
-            raise
         except Exception as error:
+            if isinstance(error, (BadInput, OSError)) and processes() == 1:
+                raise
             reason = (
                 str(error)
-                if isinstance(error, Halted)
+                if isinstance(error, (Halted, BadInput))
                 else f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
             )
+            rank = int(os.environ.get("RANK", "0"))
+            path = folder.path / (f"failure-{name}.txt" if leads() else f"failure-{name}-rank{rank}.txt")
+            store.write_atomic(path, traceback.format_exc())
             if leads():
-                store.write_atomic(folder.path / f"failure-{name}.txt", traceback.format_exc())
                 folder.append({"contestant": name, "batch": 0, "failed": reason})
+            if processes() > 1:
+                raise Ended(f"{name} failed in process {rank} of {processes()}: {reason} (see {path})") from error
             yield Progress(name, 0, plan.recipe.updates, failed=reason, phase="train")
+        gc.collect()  # the modules of some pipelines refer to each other, and the next one needs their place
 
 
-follow = train  # what the other processes do: the same, with nothing to write
+follow = train  # what the other processes do: the same, with nothing to write but why they failed

@@ -10,7 +10,7 @@ import itertools
 import random
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -61,6 +61,8 @@ class Batches:
 
 class Training:
     """It under way."""
+
+    tasks: Sequence[Training] = ()  # those that a training in stages consists of, each with an optimiser of its own
 
     def __init__(self, plan, folder: store.RunFolder, name: str, load):
         self.plan, self.folder, self.name, self.recipe = plan, folder, name, plan.recipe
@@ -197,7 +199,12 @@ class Training:
     def shrink(self) -> Progress:
         """Half the rows at once, from the newest checkpoint on, as if nothing had come after it."""
         rows = self.rows.micro or 2 * self.recipe.prompts * getattr(self.method, "group", 1)
-        if self.rows.world.num_processes > 1 or rows <= 1:
+        if self.rows.world.num_processes > 1:  # the others are in the round still, and wait for this one's part
+            raise Halted(
+                "the GPU's memory is full, and several processes can't go on with fewer rows by themselves; set train.micro to "
+                "fewer rows, or checkpointing: true"
+            )
+        if rows <= 1:
             raise Halted("the GPU's memory is full; set train.micro to fewer rows, or checkpointing: true")
         self.rows.micro = min(rows // 2, 64)
         torch.cuda.empty_cache()
@@ -328,7 +335,9 @@ class Training:
         (there, *_) = self.share(out.exists())  # and what was saved is on disk
         if not self.leads and not self.policy.adapters.sharded:
             return
+        self.release()
         weights, best = put_best(self.policy, self.shelf, self.method)
+        self.policy.adapters.forget({weights})
         if self.leads:
             for torn in out.parent.glob(f".{out.name}.*"):
                 shutil.rmtree(torn)  # of a writer that was killed
@@ -344,6 +353,15 @@ class Training:
             return
         self.shelf.finish(self.about() | {"distance": distance, "best": best})
         yield self.progress("told", note=f"exported the weights of update {best} to {out}")
+
+    def release(self) -> None:
+        """Let go of what only training needs, and its last checkpoint has: exporting asks for memory of its own."""
+        for each in (self, *self.tasks):
+            each.afresh()
+            each.rows.optimizer_ = None
+
+    def afresh(self) -> None:
+        self.policy.afresh()
 
     def about(self) -> dict[str, Any]:
         """What it took and how it ended."""

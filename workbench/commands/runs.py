@@ -7,8 +7,10 @@ import json
 import os
 import shlex
 import sys
+import traceback
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NoReturn
 
 from rich.markup import escape
 
@@ -65,6 +67,7 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
 
     from .. import lessons, store
     from .. import run as driver
+    from .. import train as training
 
     runs = folder.parent if folder else args.runs
     plan = driver.plan(config, command)
@@ -80,14 +83,30 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
     try:
         with stopping() as stop:
             watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not lessons.leads())
-    except driver.DiskFull as error:
-        raise Failed(str(error)) from error
+    except Exception as error:
+        if training.processes() > 1:
+            _leave(error)
+        if isinstance(error, driver.DiskFull):
+            raise Failed(str(error)) from error
+        raise
     if not lessons.leads():
         return 0
     if stop.is_set():
         err.print("workbench: stopped; the same command goes on from here")
         return 130
     return _show(place, store.RunFolder(place).read("summary.json"), args.json)
+
+
+def _leave(error: Exception) -> NoReturn:
+    """End this process of several, now: a usual exit waits for threads, and for what the process group's and the GPU's destructors
+    do, and those may wait for the other processes, which wait for this one."""
+    from ..train import Ended
+
+    if not isinstance(error, (Ended, BadInput, OSError)):
+        traceback.print_exception(error)
+    print(f"workbench: {error}", file=sys.stderr)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(2 if isinstance(error.__cause__ or error, BadInput) else 1)
 
 
 def _show(path: Path, summary: Mapping, as_json: bool) -> int:

@@ -34,8 +34,7 @@ class DNO:
     permutations: Natural = 10  # random orders of the numbers, drawn anew in each iteration; its authors take 100
     noises: Literal["first", "all"] = "first"  # all: also what each step of the ancestral (eta = 1) chain adds
     needs = frozenset({"latents", "reward", "differentiable"})
-    scales = "iterations"
-    lasts = True
+    scales, lasts = "iterations", True
     paper = "arXiv:2405.18881"
 
     def calls(self, steps: int) -> int:

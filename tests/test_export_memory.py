@@ -1,0 +1,113 @@
+"""An export finds room where the policy was trained: what was trained makes way for the pipelines that it is compared with."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import weakref
+
+import pytest
+import tiny
+import torch
+import train_fixtures as small_run
+from elsewhere import GPU, elsewhere
+from safetensors.torch import load_file
+from tiny_trained import SD, SMALL, nudge, trainable
+
+from pipelines import Lora, Mismatch, export
+from pipelines.training import TrainablePolicy
+from workbench import trainer
+
+WHOLE = Lora(targets="weights")
+FLUX = "FluxPipeline"  # whose modules refer to each other: what is let go of is not gone at once
+
+
+@pytest.fixture(scope="module")
+def pipe():
+    return tiny.build(SD)
+
+
+def trained(pipe, lora, device="cpu", name=SD):
+    policy = trainable(name, copy.deepcopy(pipe).to(device), kernel=None, lora=lora, source=None)
+    policy.source = lambda parts: copy.deepcopy(pipe).to(device)
+    policy.keep("old")
+    nudge(policy, 0.01)
+    policy.keep("ema")
+    return policy
+
+
+def places(policy):
+    """Where the weights of a policy's denoisers and the copies of them are."""
+    values = [t for module in policy.adapters.denoisers.values() for t in (*module.parameters(), *module.buffers())]
+    values += [*policy.adapters.parameters, *(v for kept in policy.adapters.copies.values() for v in kept.values())]
+    return {value.device.type for value in values}
+
+
+def files(folder):
+    return {p.relative_to(folder): load_file(p) for p in folder.rglob("*.safetensors")}
+
+
+@pytest.mark.parametrize(("name", "lora"), [(SD, SMALL), (SD, WHOLE), (FLUX, SMALL)])
+def test_what_was_trained_is_on_the_cpu_while_the_fresh_pipeline_is_loaded(tmp_path, monkeypatch, name, lora):
+    pipe = tiny.build(name)
+    export(trained(pipe, lora, name=name), tmp_path / "here", name="ema", merged=True)
+    seen, loaded, fresh = [], [], TrainablePolicy.fresh
+
+    def looked(policy):
+        seen.append((places(policy), [name for name, part in loaded if part() is not None]))
+        made = fresh(policy)
+        loaded.extend((name, weakref.ref(getattr(made, name))) for name in policy.adapters.denoisers)
+        return made
+
+    monkeypatch.setattr(TrainablePolicy, "fresh", looked)
+    with elsewhere():
+        policy = trained(pipe, lora, GPU, name)
+        before = policy.adapters.hash()
+        export(policy, tmp_path / "there", name="ema", merged=True)
+        assert places(policy) == {GPU.type} and policy.adapters.hash() == before, "it is back where it was"
+        assert policy.sample(("a cat",), seeds=(0,)).media.data.device == GPU
+    assert seen == [({"cpu"}, [])] * (2 if lora is SMALL else 1), "and of fresh ones there is one at a time"
+    here, there = files(tmp_path / "here"), files(tmp_path / "there")
+    assert here.keys() == there.keys() and len(here) >= 1
+    for path, tensors in here.items():
+        assert all(torch.equal(value, there[path][key]) for key, value in tensors.items()), path
+
+
+def test_a_policy_that_can_only_be_copied_is_compared_on_its_device(pipe, tmp_path):
+    with elsewhere():
+        policy = trained(pipe, SMALL, GPU)
+        policy.source = None
+        assert export(policy, tmp_path / "lora").effect > 0
+        assert places(policy) == {GPU.type}
+
+
+def test_an_export_that_fails_leaves_the_policy_where_it_was_and_says_why(pipe, tmp_path):
+    with elsewhere():
+        policy = trained(pipe, SMALL, GPU)
+        policy.source = lambda parts: tiny.build(SD, seed=3).to(GPU)  # another base
+        with pytest.raises(Mismatch, match="predict otherwise than the policy"):
+            export(policy, tmp_path / "lora")
+        assert places(policy) == {GPU.type} and list(tmp_path.iterdir()) == []
+
+
+def test_the_optimiser_and_copies_for_training_are_gone_when_a_training_exports(tmp_path, monkeypatch):
+    made, real = [], trainer.pipelines.export
+
+    def exporting(policy, *args, **settings):
+        gc.collect()
+        assert policy._optimizer is None and all(optimizer() is None for optimizer in made)
+        assert all(p.grad is None for p in policy.adapters.parameters) and set(policy.adapters.copies) == {"ema"}
+        return real(policy, *args, **settings)
+
+    def optimizer(policy, *args, **settings):
+        found = built(policy, *args, **settings)
+        made.append(weakref.ref(found))
+        return found
+
+    built = TrainablePolicy.optimizer
+    monkeypatch.setattr(TrainablePolicy, "optimizer", optimizer)
+    monkeypatch.setattr(trainer.pipelines, "export", exporting)
+    plan = small_run.planned(tmp_path, limit=1, train={"updates": 1, "evaluate": 0, "held": 1, "ema": 0.5})
+    folder = small_run.folder_of(plan, tmp_path / "runs")
+    assert not [p.failed for p in small_run.go(plan, folder) if p.failed]
+    assert made and small_run.weights(folder)
