@@ -205,7 +205,9 @@ class Training:
                 "fewer rows, or checkpointing: true"
             )
         if rows <= 1:
-            raise Halted("the GPU's memory is full; set train.micro to fewer rows, or checkpointing: true")
+            raise Halted(
+                "the GPU's memory is full; set checkpointing: true, or the reward's own checkpoint: true where it has one"
+            )
         self.rows.micro = min(rows // 2, 64)
         torch.cuda.empty_cache()
         update, state, _ = self.shelf.newest()
