@@ -107,7 +107,7 @@ def preflight(
     refuse(config.pipeline, config.name or config.repo)
     check_call(config, config.name or config.repo)
     where, kind = _device(device), _dtype(dtype, config, device)
-    chosen = kernels.choose(attention, where)
+    chosen = kernels.choose(attention, where, kind, config.pipeline)
     if config.lora:
         installing.find(config.lora)
     if local := config.folder:

@@ -8,6 +8,7 @@ import tiny
 import torch
 from diffusers.models import attention_dispatch as dispatch
 
+import pipelines
 from pipelines import attention
 from workbench.types import BadInput
 
@@ -70,6 +71,19 @@ def test_flash_where_it_cannot_run_is_refused_in_one_sentence_before_anything_lo
     assert "\n" not in str(error.value)
     assert attention.choose("sdpa", GPU, dtype, pipeline) == "sdpa"
     assert attention.choose("auto", GPU, dtype, pipeline).startswith("sdpa (auto")
+
+
+def test_a_plan_knows_what_is_loaded_in_which_dtype(there, monkeypatch):
+    """Without the line in preflight that passes them on, all three would be planned."""
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+
+    def planned(name, dtype):
+        return pipelines.preflight(tiny.config(name, "some/repo"), device="cuda:0", dtype=dtype, attention="flash")[2]
+
+    assert planned("FluxPipeline", "bf16") == "flash"
+    for name, dtype, sentence in (("FluxPipeline", "fp32", "fp32"), ("LTXPipeline", "bf16", "masks, and LTXPipeline")):
+        with pytest.raises(BadInput, match=sentence):
+            planned(name, dtype)
 
 
 def test_flash_where_it_can_run_is_chosen(there):
