@@ -5,7 +5,6 @@ The device is pretended (elsewhere.py). Where there is a GPU, the marked tests a
 
 from __future__ import annotations
 
-import copy
 import dataclasses
 
 import pytest
@@ -33,8 +32,17 @@ BATCH = Batch(PROMPTS, SEEDS)
 
 
 @pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD).to(torch.bfloat16)
+def sampler():
+    with elsewhere():
+        return tiny.policy(SD, tiny.build(SD).to(GPU, torch.bfloat16), steps=2)
+
+
+@pytest.fixture(scope="module")
+def learner():
+    with elsewhere():
+        policy = trainable(SD, tiny.build(SD).to(GPU, torch.bfloat16), lora=Lora(rank=2, alpha=4.0, targets="all"))
+        nudge(policy, 0.05)
+        return policy, policy.state_dict()
 
 
 def test_the_pretended_device_refuses_what_a_gpu_refuses():
@@ -97,10 +105,9 @@ def test_a_pipeline_samples_learns_and_goes_on_from_its_state(name):
 
 
 @pytest.mark.parametrize("case", [case for case in SETTINGS if case != "reuse"])
-def test_a_method_delivers_media_on_the_device(pipe, case):
+def test_a_method_delivers_media_on_the_device(sampler, case):
     with elsewhere():
-        policy = tiny.policy(SD, copy.deepcopy(pipe).to(GPU), steps=2)
-        *_, last = method_of(case)(policy, Level(), [BATCH])
+        *_, last = method_of(case)(sampler, Level(), [BATCH])
         assert last.final and last.media.data.device == GPU and last.media.data.isfinite().all()
 
 
@@ -111,11 +118,11 @@ TRAINED = {
 
 
 @pytest.mark.parametrize("name", TRAINED)
-def test_a_method_moves_weights_on_the_device_in_a_gpus_precision(pipe, name):
-    targets = "all" if name == "hypernoise" else "attention"
+def test_a_method_moves_weights_on_the_device_in_a_gpus_precision(learner, name):
     with elsewhere():
-        policy = trainable(SD, copy.deepcopy(pipe).to(GPU), lora=Lora(rank=2, alpha=4.0, targets=targets))
-        nudge(policy)
+        policy, state = learner
+        policy.afresh()
+        policy.load_state_dict(state)
         before = policy.adapters.hash()
         for event in TRAINED[name](policy, Level(), [BATCH]):
             assert event.metrics["grad_norm"] > 0

@@ -8,7 +8,7 @@ import pytest
 
 from workbench.assets import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # last: a file there is called as the package `rewards` is
 import alignment  # noqa: E402
 
 

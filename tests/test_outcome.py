@@ -9,7 +9,7 @@ import pytest
 from workbench import store
 from workbench.assets import ROOT
 
-sys.path.insert(0, str(ROOT / "benchmarks"))
+sys.path.append(str(ROOT / "benchmarks"))  # last: a file there is called as the package `rewards` is
 from outcome import Outcome, paired, pooled, record, recorded  # noqa: E402
 
 

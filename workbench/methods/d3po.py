@@ -10,6 +10,7 @@ and what it compares is what was really drawn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -66,5 +67,6 @@ class D3PO:
         x, x_next, prompts = path.x[rows, i], path.x[rows, i + 1], [path.prompts[n] for n in rows.tolist()]
         with torch.no_grad(), policy.reference():
             base = policy.transition(x, i, prompts).log_prob(x_next)
-        ratio = (policy.transition(x, i, prompts).log_prob(x_next) - base).exp()
-        return ratio.clamp(1 - self.clip, 1 + self.clip).log()
+        ratio = policy.transition(x, i, prompts).log_prob(x_next) - base
+        low = math.log1p(-self.clip) if self.clip < 1 else -math.inf
+        return ratio.clamp(low, math.log1p(self.clip))  # a far one's exp() would be inf, and its gradient NaN
