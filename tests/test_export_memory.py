@@ -90,7 +90,8 @@ def test_an_export_that_fails_leaves_the_policy_where_it_was_and_says_why(pipe, 
         assert places(policy) == {GPU.type} and list(tmp_path.iterdir()) == []
 
 
-def test_the_optimiser_and_copies_for_training_are_gone_when_a_training_exports(tmp_path, monkeypatch):
+def test_a_training_on_a_device_lets_go_of_its_optimiser_and_copies_before_it_exports(tmp_path, monkeypatch):
+    """And comes to its end there, in a GPU's precision."""
     made, real = [], trainer.pipelines.export
 
     def exporting(policy, *args, **settings):
@@ -107,7 +108,9 @@ def test_the_optimiser_and_copies_for_training_are_gone_when_a_training_exports(
     built = TrainablePolicy.optimizer
     monkeypatch.setattr(TrainablePolicy, "optimizer", optimizer)
     monkeypatch.setattr(trainer.pipelines, "export", exporting)
-    plan = small_run.planned(tmp_path, limit=1, train={"updates": 1, "evaluate": 0, "held": 1, "ema": 0.5})
-    folder = small_run.folder_of(plan, tmp_path / "runs")
-    assert not [p.failed for p in small_run.go(plan, folder) if p.failed]
+    train = {"updates": 1, "evaluate": 0, "held": 1, "ema": 0.5}
+    with elsewhere():
+        plan = small_run.planned(tmp_path, device=GPU.type, dtype="bf16", limit=1, train=train)
+        folder = small_run.folder_of(plan, tmp_path / "runs")
+        assert not [p.failed for p in small_run.go(plan, folder) if p.failed]
     assert made and small_run.weights(folder)
