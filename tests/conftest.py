@@ -67,3 +67,12 @@ def serve(monkeypatch):
     yield start
     for server in servers:
         server.close()
+
+
+@pytest.fixture
+def encodings(pipe):
+    """How often the text encoder of the module's `pipe` really ran, as a list that grows."""
+    ran = []
+    handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
+    yield ran
+    handle.remove()

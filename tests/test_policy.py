@@ -24,15 +24,6 @@ def policy(pipe):
     return tiny.policy(SD, pipe)
 
 
-@pytest.fixture
-def encodings(pipe):
-    """How often the text encoder really ran, as a list that grows."""
-    ran = []
-    handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
-    yield ran
-    handle.remove()
-
-
 def test_a_row_of_noise_depends_on_its_seed_alone(policy):
     both = policy.noise((7, 8))
     assert both.dtype == torch.float32

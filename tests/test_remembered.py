@@ -28,15 +28,6 @@ def own(pipe):
     return tiny.policy(SD, pipe)
 
 
-@pytest.fixture
-def encodings(pipe):
-    """How often the text encoder really ran, as a list that grows."""
-    ran = []
-    handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
-    yield ran
-    handle.remove()
-
-
 def state(own, rows=1):
     return own.start(own.noise(range(rows)))
 
