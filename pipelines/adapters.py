@@ -129,6 +129,13 @@ class Adapters:
         if lora.targets == "weights":
             self.keep(BASE)
 
+    def to(self, device: torch.device) -> None:
+        """Move the denoisers, whole ones, and the copies. Optimisers of before no longer know the parameters."""
+        for module in self.denoisers.values():
+            module.to(device)
+        self.live = self._found()  # a parameter whose tensor can't change devices is another one now
+        self.copies = {name: {key: v.to(device) for key, v in values.items()} for name, values in self.copies.items()}
+
     def _found(self) -> dict[str, nn.Parameter]:
         return {
             f"{name}.{key}": p

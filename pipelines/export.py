@@ -137,7 +137,7 @@ def _aside(policy: TrainablePolicy) -> Iterator[None]:
     if policy.device.type == "cpu" or policy.sharded:
         yield
         return
-    _move(policy, torch.device("cpu"))
+    policy.adapters.to(torch.device("cpu"))
     try:
         yield
     except BaseException as error:
@@ -145,17 +145,7 @@ def _aside(policy: TrainablePolicy) -> Iterator[None]:
         raise
     finally:
         gc.collect()
-        _move(policy, policy.device)
-
-
-def _move(policy: TrainablePolicy, device: torch.device) -> None:
-    adapters = policy.adapters
-    for module in adapters.denoisers.values():
-        module.to(device)
-    adapters.live = adapters._found()  # a parameter whose tensor can't change devices is another one now
-    adapters.copies = {
-        name: {key: value.to(device) for key, value in values.items()} for name, values in adapters.copies.items()
-    }
+        policy.adapters.to(policy.device)
 
 
 def _fresh(policy: TrainablePolicy) -> Any:
@@ -189,9 +179,7 @@ class Seen:
     states: Tensor
     want: list[Tensor]  # its predictions there
     effect: float
-    weights: Mapping[
-        str, Tensor
-    ]  # "<denoiser>.<name>" -> what was trained in place of a LoRA, put together from shards
+    weights: Mapping[str, Tensor]  # "<denoiser>.<name>" -> what was trained, put together from shards
 
 
 def _seen(policy: TrainablePolicy) -> Seen:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
-import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -20,11 +19,11 @@ from workbench.types import BadInput
 
 from . import attention as kernels
 from . import folder as folders
-from . import installing, schedule, seams, transitions
+from . import installing, processes, schedule, seams, transitions
 from .config import ONE_BY_ONE, OPTIONAL, PipelineConfig, check_call, read, refuse
 from .drift import mend
 from .policy import Policy
-from .training import COUNTS, TrainablePolicy, world
+from .training import COUNTS, TrainablePolicy
 
 attention_problem = kernels.problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -125,8 +124,8 @@ def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.devic
         raise BadInput(
             f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
         )
-    processes = world(device).num_processes
-    sharded = train.get("shard") and processes > 1  # shards are float32 whatever is computed in
+    several = processes.world(device).num_processes > 1
+    sharded = train.get("shard") and several  # shards are float32 whatever is computed in
     lora = train.get("lora")
     if lora is not None and lora.targets == "weights" and dtype not in {torch.float32, sharded and torch.bfloat16}:
         raise BadInput(
@@ -272,7 +271,7 @@ def _device(device: str) -> torch.device:
         raise BadInput(f"device: {device!r} is not one; known: auto, cpu, cuda, cuda:1, ...") from error
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device: torch sees {torch.cuda.device_count()} GPUs here, so {device} can't be used; try: cpu")
-    if where.type == "cuda" and where.index is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if where.type == "cuda" and where.index is not None and processes.count() > 1:
         raise BadInput(f"device: {device} would put every process on one GPU; with accelerate launch use: auto")
     return where
 

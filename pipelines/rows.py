@@ -19,8 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from workbench.types import Media, Prediction, Trajectory, Transition
 
+from . import processes
 from .policy import Policy
-from .training import TrainablePolicy, world
+from .training import TrainablePolicy
 
 
 class Rows:
@@ -29,7 +30,7 @@ class Rows:
 
     def __init__(self, policy: Policy, micro: int = 0, accumulate: int = 1):
         self.policy, self.micro, self.accumulate = policy, micro, accumulate
-        self.world = world(policy.device)
+        self.world = processes.world(policy.device)
         self.sharded = isinstance(policy, TrainablePolicy) and policy.sharded
         self.settings: dict[str, Any] = {}  # of the optimiser, besides what the method says
         self.rate = 0.0  # the method's learning rate

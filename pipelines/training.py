@@ -9,7 +9,6 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
-from datetime import timedelta
 from typing import Any
 
 import torch
@@ -21,19 +20,10 @@ from workbench.types import BadInput
 from . import seams, sharding
 from .adapters import Adapters, Lora, here, strip
 from .policy import Policy
+from .processes import world
 
 EMA = "ema"
-PATIENCE = timedelta(
-    hours=3
-)  # for each other: one may write a large checkpoint, or wait for a judge; NCCL's own are 10 minutes
 COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes on goes on counting
-
-
-def world(device: torch.device) -> Any:
-    """The processes that were launched together, an accelerate.PartialState; each one's current GPU becomes its own."""
-    from accelerate import PartialState
-
-    return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)
 
 
 class TrainablePolicy(Policy):

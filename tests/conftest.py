@@ -23,6 +23,8 @@ LONG = (
     "test_run",
     "test_controls",
     "test_train_run",
+    "test_train_guards",
+    "test_devices",
     "test_ui_runs",
     "test_starter_video",
     "test_training_policy",
@@ -69,9 +71,17 @@ def serve(monkeypatch):
         server.close()
 
 
+@pytest.fixture(scope="module")
+def pipe():
+    """A tiny Stable Diffusion."""
+    import tiny
+
+    return tiny.build("StableDiffusionPipeline")
+
+
 @pytest.fixture
 def encodings(pipe):
-    """How often the text encoder of the module's `pipe` really ran, as a list that grows."""
+    """How often the text encoder of `pipe` really ran, as a list that grows."""
     ran = []
     handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
     yield ran

@@ -27,11 +27,6 @@ SDXL, SD3, FLUX, WAN, AUDIO = (
 )
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
-
-
 @pytest.fixture
 def policy(pipe):
     policy = trainable(SD, copy.deepcopy(pipe), kernel=None)

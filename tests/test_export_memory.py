@@ -22,11 +22,6 @@ WHOLE = Lora(targets="weights")
 FLUX = "FluxPipeline"  # whose modules refer to each other: what is let go of is not gone at once
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
-
-
 def trained(pipe, lora, device="cpu", name=SD):
     policy = trainable(name, copy.deepcopy(pipe).to(device), kernel=None, lora=lora, source=None)
     policy.source = lambda parts: copy.deepcopy(pipe).to(device)

@@ -14,11 +14,6 @@ from workbench.types import Trajectory
 SD, LCM = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
-
-
 @pytest.fixture
 def policy(pipe):
     return tiny.policy(SD, pipe)

@@ -18,11 +18,6 @@ NINE = [(f"prompt {k}",) for k in range(9)]
 MIB = 1 << 20
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
-
-
 @pytest.fixture
 def own(pipe):
     return tiny.policy(SD, pipe)

@@ -35,10 +35,10 @@ def settings(**change) -> config.RunConfig:
     return config.check(config.build(config.RunConfig, BASE | change, "test"))
 
 
-def execute(runs: Path, **change) -> store.RunFolder:
+def execute(runs: Path, load=pipelines.load, **change) -> store.RunFolder:
     plan = run.plan(settings(**change))
     folder = store.RunFolder.open(runs, "test", dataclasses.asdict(plan.config), fresh=True)
-    for _ in run.execute(plan, folder):
+    for _ in run.execute(plan, folder, load=load):
         pass
     return folder
 
@@ -186,18 +186,8 @@ def test_one_pipeline_is_in_memory_at_a_time(tmp_path):
         loaded.append(weakref.ref(policy))
         return policy
 
-    plan = run.plan(
-        settings(
-            method=None,
-            contestants={"one": "sample", "two": {"name": "sample", "pipeline": "starter-image-teacher"}},
-            limit=2,
-        )
-    )
-    list(
-        run.execute(
-            plan, store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True), None, load
-        )
-    )
+    other = {"name": "sample", "pipeline": "starter-image-teacher"}
+    execute(tmp_path, load, contestants={"one": "sample", "two": other}, limit=2)
     assert alive == [0, 0]
 
 

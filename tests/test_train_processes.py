@@ -14,7 +14,6 @@ import time
 import weakref
 
 import pytest
-import tiny
 import torch
 import train_fixtures as small
 import yaml
@@ -26,11 +25,6 @@ from train_fixtures import NFT, folder_of, go, planned, told, weights
 from pipelines import Rows
 from workbench import store
 from workbench.assets import ROOT
-
-
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
 
 
 def loss_of(policy, seed):

@@ -45,11 +45,6 @@ def subject(request):
     return before, policy
 
 
-@pytest.fixture(scope="module")
-def pipe():
-    return tiny.build(SD)
-
-
 @pytest.fixture
 def policy(pipe):
     return trainable(SD, copy.deepcopy(pipe))

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pipelines
+from pipelines import processes
 from pipelines.training import EMA
 
 from . import recipe as recipes
@@ -19,23 +19,16 @@ from .types import BadInput
 from .watchdogs import Halted
 
 
-def leads() -> bool:
-    """Whether this is the process that writes: the first of those that `accelerate launch` started, or the only one."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def together(open_folder: Callable[[], Path], device: str) -> Path:
     """What the leading process opens, known to all of them."""
-    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+    if processes.count() == 1:
         return open_folder()
     import torch
     from accelerate.utils import broadcast_object_list
 
-    from pipelines.training import world
-
-    world(torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"))
+    processes.world(torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"))
     told = [None]
-    if leads():
+    if processes.leads():
         try:
             told = [open_folder()]
         except BadInput as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -94,9 +93,10 @@ def adapter(recipe: Recipe):
 
 def sharded() -> str:
     """What becomes of `train.shard` in this process."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1:
-        return f"in shards over {count} processes"
+    from pipelines import processes
+
+    if processes.count() > 1:
+        return f"in shards over {processes.count()} processes"
     return "and nothing is sharded: this is one process (accelerate launch --num_processes N starts several)"
 
 

@@ -27,6 +27,7 @@ import safetensors.torch
 import torch
 
 import pipelines
+from pipelines import processes
 
 from . import config as configs
 from . import data, exporting, lessons, media, report, store, train
@@ -70,7 +71,7 @@ def execute(
     there. `load`, in place of pipelines.load, may remember pipelines. Raises BadInput while another process works on the same run.
     """
     stop, load = stop or threading.Event(), load or pipelines.load
-    if not lessons.leads():  # of several processes one writes, and the others only help it to train
+    if not processes.leads():  # of several processes one writes, and the others only help it to train
         yield from train.follow(plan, folder, stop, load)
         return
     with folder.alone():

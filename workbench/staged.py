@@ -70,9 +70,10 @@ class Staged(Training):
         return event
 
     def afresh(self) -> None:
+        super().afresh()
         self.under_way = {}
         for task in self.tasks:
-            task.policy.afresh()
+            task.afresh()
 
     def look(self) -> Iterator[Progress]:
         """Judge every task on its own prompts; the first time, that is the base."""
@@ -109,7 +110,6 @@ class Staged(Training):
         return super().state() | {"tasks": learners, "matrix": self.matrix}
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.afresh()
         super().load(state)
         self.matrix = list(state["matrix"])
         for task, learner in zip(self.tasks, state["tasks"], strict=True):

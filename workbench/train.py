@@ -4,13 +4,14 @@ other."""
 from __future__ import annotations
 
 import gc
-import os
 import threading
 import traceback
 from collections.abc import Iterator
 
+from pipelines import processes
+
 from . import store
-from .lessons import leads, shelf
+from .lessons import shelf
 from .progress import Progress
 from .staged import Staged
 from .trainer import Training
@@ -20,11 +21,6 @@ from .watchdogs import Halted
 
 class Ended(RuntimeError):  # noqa: N818
     """This process of several can't go on. The others wait for it in vain until it has exited, and their launcher ends them."""
-
-
-def processes() -> int:
-    """How many were launched together."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def train(plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterator[Progress]:
@@ -38,20 +34,20 @@ def train(plan, folder: store.RunFolder, stop: threading.Event, load) -> Iterato
         try:
             yield from (Staged if plan.stages else Training)(plan, folder, name, load).run(stop)
         except Exception as error:
-            if isinstance(error, (BadInput, OSError)) and processes() == 1:
+            if isinstance(error, (BadInput, OSError)) and processes.count() == 1:
                 raise
             reason = (
                 str(error)
                 if isinstance(error, (Halted, BadInput))
                 else f"{type(error).__name__}: {next(iter(str(error).splitlines()), 'no message')}"
             )
-            rank = int(os.environ.get("RANK", "0"))
-            path = folder.path / (f"failure-{name}.txt" if leads() else f"failure-{name}-rank{rank}.txt")
+            rank = processes.rank()
+            path = folder.path / (f"failure-{name}-rank{rank}.txt" if rank else f"failure-{name}.txt")
             store.write_atomic(path, traceback.format_exc())
-            if leads():
+            if processes.leads():
                 folder.append({"contestant": name, "batch": 0, "failed": reason})
-            if processes() > 1:
-                raise Ended(f"{name} failed in process {rank} of {processes()}: {reason} (see {path})") from error
+            if processes.count() > 1:
+                raise Ended(f"{name} failed in process {rank} of {processes.count()}: {reason} (see {path})") from error
             yield Progress(name, 0, plan.recipe.updates, failed=reason, phase="train")
         gc.collect()  # the modules of some pipelines refer to each other, and the next one needs their place
 

@@ -10,7 +10,7 @@ import itertools
 import random
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -19,12 +19,13 @@ import numpy as np
 import torch
 
 import pipelines
+from pipelines import processes
 
 from . import recipe as recipes
 from . import store, tracking, watchdogs
 from .cost import Cost, Meter
 from .judging import Judging
-from .lessons import copy_of, delivers, exported, leads, policy_of, put_best, shelf
+from .lessons import copy_of, delivers, exported, policy_of, put_best, shelf
 from .parts import supplied
 from .progress import Progress, number
 from .types import Batch, Event, PairBatch, derive
@@ -62,11 +63,9 @@ class Batches:
 class Training:
     """It under way."""
 
-    tasks: Sequence[Training] = ()  # those that a training in stages consists of, each with an optimiser of its own
-
     def __init__(self, plan, folder: store.RunFolder, name: str, load):
         self.plan, self.folder, self.name, self.recipe = plan, folder, name, plan.recipe
-        self.method, self.shelf, self.leads = supplied(plan.methods[name]), shelf(plan, folder, name), leads()
+        self.method, self.shelf, self.leads = supplied(plan.methods[name]), shelf(plan, folder, name), processes.leads()
         self.policy = policy_of(plan, name, load)
         self.rows = pipelines.Rows(self.policy, self.recipe.micro, self.recipe.accumulate)
         self.rows.settings = {
@@ -316,7 +315,7 @@ class Training:
                 self.shelf.choose(**self.best)
 
     def load(self, state: Mapping[str, Any]) -> None:
-        self.policy.afresh()
+        self.afresh()
         self.policy.load_state_dict(state["policy"])
         self.rows.gathered = 0
         _randomise(state["ranks"][min(self.rows.world.process_index, len(state["ranks"]) - 1)])
@@ -337,7 +336,7 @@ class Training:
         (there, *_) = self.share(out.exists())  # and what was saved is on disk
         if not self.leads and not self.policy.adapters.sharded:
             return
-        self.release()
+        self.afresh()  # exporting asks for memory of its own
         weights, best = put_best(self.policy, self.shelf, self.method)
         self.policy.adapters.forget({weights})
         if self.leads:
@@ -356,14 +355,10 @@ class Training:
         self.shelf.finish(self.about() | {"distance": distance, "best": best})
         yield self.progress("told", note=f"exported the weights of update {best} to {out}")
 
-    def release(self) -> None:
-        """Let go of what only training needs, and its last checkpoint has: exporting asks for memory of its own."""
-        for each in (self, *self.tasks):
-            each.afresh()
-            each.rows.optimizer_ = None
-
     def afresh(self) -> None:
+        """Let go of what only training needs, and a checkpoint has."""
         self.policy.afresh()
+        self.rows.optimizer_ = None
 
     def about(self) -> dict[str, Any]:
         """What it took and how it ended."""

@@ -65,9 +65,10 @@ def compare(args) -> int:
 def _run(config: configs.RunConfig, args, command: str, folder: Path | None = None) -> int:
     import transformers
 
+    from pipelines import processes
+
     from .. import lessons, store
     from .. import run as driver
-    from .. import train as training
 
     runs = folder.parent if folder else args.runs
     plan = driver.plan(config, command)
@@ -82,14 +83,14 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
     )
     try:
         with stopping() as stop:
-            watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not lessons.leads())
+            watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not processes.leads())
     except Exception as error:
-        if training.processes() > 1:
+        if processes.count() > 1:
             _leave(error)
         if isinstance(error, driver.DiskFull):
             raise Failed(str(error)) from error
         raise
-    if not lessons.leads():
+    if not processes.leads():
         return 0
     if stop.is_set():
         err.print("workbench: stopped; the same command goes on from here")
