@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import tempfile
 
@@ -48,6 +49,14 @@ def pytest_collection_modifyitems(items):
                     reason=f"needs published weights: set WORKBENCH_WEIGHTS to a folder with {marker.args}"
                 )
             )
+
+
+def pytest_collection_finish():
+    gc.freeze()  # what is imported stays: the collections that runs ask for needn't look through it again
+
+
+def pytest_sessionfinish():
+    gc.unfreeze()  # or what is destroyed at the end is said to leak
 
 
 @pytest.fixture

@@ -18,11 +18,9 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_aliasing
-from torch.utils._pytree import tree_leaves, tree_map
 
-GPU = torch.device(
-    "lazy", 0
-)  # a type that torch knows, without kernels of its own, which autograd needs no threads for
+# a type that torch knows, without kernels of its own, which autograd needs no threads for
+GPU = torch.device("lazy", 0)
 COPIES = {torch.ops.aten.copy_.default, torch.ops.aten._to_copy.default}
 INDEXING = {getattr(torch.ops.aten, name).default for name in ("index_put", "index_put_", "_index_put_impl_")} | {
     torch.ops.aten.index.Tensor
@@ -62,8 +60,21 @@ class There(Tensor):
         return _run(func, args, kwargs or {})
 
 
+def _each(work, value):
+    """`work` on every tensor of an operation's arguments or results, which are nested in lists and tuples alone."""
+    if isinstance(value, Tensor):
+        return work(value)
+    return type(value)(_each(work, v) for v in value) if type(value) in (list, tuple) else value
+
+
+def _here(t: Tensor) -> Tensor:
+    return t.here if isinstance(t, There) else t
+
+
 def _run(func, args, kwargs):
-    tensors = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+    tensors = []
+    for value in (*args, *kwargs.values()):
+        _each(tensors.append, value)
     there = any(isinstance(t, There) for t in tensors)
     strangers = [t for t in tensors if not isinstance(t, There) and t.dim()]
     if there and strangers and func not in COPIES and not (func in INDEXING and isinstance(args[0], There)):
@@ -74,11 +85,11 @@ def _run(func, args, kwargs):
         kwargs = {**kwargs, "device": torch.device("cpu")}
     elif func is torch.ops.aten.copy_.default:
         there = isinstance(args[0], There)
-    plain = tree_map(lambda t: t.here if isinstance(t, There) else t, (args, kwargs))
-    out = func(*plain[0], **plain[1])
+    plain = {key: _each(_here, value) for key, value in kwargs.items()}
+    out = func(*(_each(_here, value) for value in args), **plain)
     if not there:
         return out
-    out = tree_map(lambda t: There(t) if isinstance(t, Tensor) and not isinstance(t, There) else t, out)
+    out = _each(lambda t: t if isinstance(t, There) else There(t), out)
     return return_and_correct_aliasing(func, args, kwargs, out)
 
 

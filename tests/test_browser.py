@@ -84,7 +84,9 @@ def app(tmp_path_factory):
 @pytest.fixture(scope="module")
 def browser():
     with driver.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        opened = p.chromium.launch(
+            executable_path=CHROMIUM, args=["--no-sandbox", "--disable-gpu", "--disable-software-rasterizer"]
+        )
         yield opened
         opened.close()
 

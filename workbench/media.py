@@ -109,7 +109,7 @@ def _png(image: Image.Image, meta: Mapping | None = None, **more) -> bytes:
             info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, sort_keys=True))
         info.add_itxt("workbench", _story(meta))
     out = io.BytesIO()
-    image.save(out, "PNG", pnginfo=info, compress_level=9, **more)
+    image.save(out, "PNG", pnginfo=info, **more)
     return out.getvalue()
 
 
