@@ -125,17 +125,17 @@ GRADIENTS = {
 }
 
 
-def long(recipe: Recipe, rounds: int) -> Recipe:
+def long(recipe: Recipe, rounds: int, decay: float = 0.33) -> Recipe:
     """So many rounds of 144 samples, looked at on the way, the last third of them with a falling learning rate."""
-    more = (f"train.updates={rounds}", "train.decay=0.33", "train.prompts=12", "train.evaluate=5", "train.held=48")
+    more = (f"train.updates={rounds}", f"train.decay={decay}", "train.prompts=12", "train.evaluate=5", "train.held=48")
     return dataclasses.replace(recipe, train=(*recipe.train, *more))
 
 
 # held to the base *with* its guidance, as the paper does (section 4.5): it learns from the reward and what guidance does
-GUIDED = group(FORWARD, "{name: crd, group: 12, times: 1, updates: 2, lr: 1.5e-3, kl: 0.3, anchor_guidance: 3.0}")
+GUIDED = group(FORWARD, "{name: crd, group: 12, times: 1, updates: 2, lr: 1.0e-3, kl: 0.3, anchor_guidance: 3.0}")
 
 
-LONG = {"grpo-long": long(SHARED["grpo"], 60), "crd-long": long(SHARED["crd"], 20), "crd-guided": long(GUIDED, 50)}
+LONG = {"grpo-long": long(SHARED["grpo"], 60), "crd-long": long(SHARED["crd"], 20), "crd-guided": long(GUIDED, 50, 0.8)}
 GRPOS = {  # settings of which the best counts as well tuned
     f"grpo-{window}-{lr}": group(CHAIN, f"{{name: grpo, group: 12, window: {window}, width: 2, lr: {lr}}}", *NOISY)
     for window, lr in (("fast", "2.0e-4"), ("fast", "6.0e-4"), ("fast", "1.5e-3"), ("all", "2.0e-4"), ("all", "6.0e-4"))

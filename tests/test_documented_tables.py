@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import sys
 
 import pytest
 
+from workbench import config
 from workbench.assets import ROOT
 
 sys.path.append(str(ROOT / "benchmarks"))  # last: a file there is called as the package `rewards` is
@@ -21,3 +23,9 @@ def test_the_tables_of_fine_tuning_in_the_documentation_come_from_the_record(tab
     told = (ROOT / "docs" / "training.md").read_text().replace("−", "-")
     assert len(rows) > 20
     assert [row for row in rows if row not in told] == []
+
+
+def test_the_training_that_goes_furthest_is_a_config():
+    row, named = alignment.asked("rules", "crd-guided", 0), config.read("train-crd")
+    same = dict(name="", watch=["oracle", "starter_clip"], train={**named.train, "policy": {}})
+    assert dataclasses.replace(named, **same) == dataclasses.replace(row, **same | {"train": row.train})
