@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import importlib
 import inspect
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -150,7 +151,8 @@ def _ready(
 
 
 def _quietly(work: Callable, *args: Any) -> Any:
-    """Without the loading bars of diffusers and transformers: the caller shows progress in its own way."""
+    """Without the loading bars of diffusers and transformers, as the caller shows progress in its own way, and without what
+    torch says to them of its future versions, which nobody else can act on."""
     import diffusers
     import transformers
 
@@ -159,7 +161,9 @@ def _quietly(work: Callable, *args: Any) -> Any:
     for lib in libraries:
         lib.disable_progress_bar()
     try:
-        return work(*args)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return work(*args)
     finally:
         for lib, on in zip(libraries, shown, strict=True):
             if on:

@@ -332,7 +332,7 @@ class Torn(Flat):
         (REWARDS["starter_clip"], "ok", "each other's"),
         (REWARDS["brightness"], "ok", "over 8 test media"),
         (REWARDS["saturated_pixels"], "ok", "over 8 test media"),
-        (Loudness, "ok", "over 8 test media"),
+        (Loudness, "ok", "over 7 of 8 test media"),
         (REWARDS["imagereward"], "missing", "THUDM/ImageReward"),
     ],
 )

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 import os
 import platform
-import random
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
+from .judges import judges, own
+from .specimens import ANYONE, STARTER, Specimens
 from .types import BadInput, Media, Reward, RewardSpec
 
-PAIR = ("a red circle", "a blue square")  # drawn by the starter world; exact pictures of their prompts
-TONES = ("a steady pure tone", "loud white noise")
+KINDS = {"image": "pictures", "video": "clips", "audio": "sounds"}
 SAME = 1e-6  # relative: scores nearer to each other than this are one score
 
 
@@ -72,19 +72,21 @@ def _disk(runs: Path) -> Iterator[tuple]:
 
 
 def _starter(runs: Path) -> Iterator[tuple]:
-    """One batch of pictures is made for real."""
+    """One batch of each of its kinds of media is made for real."""
+    import pipelines
+
     from . import data
 
-    try:
-        import pipelines
-
-        policy = pipelines.load("starter-image", device="cpu")
-        prompts = data.prompts("starter-image-test")[:8]
-        policy.sample(prompts, seeds=range(len(prompts)))
-    except (BadInput, FileNotFoundError) as error:
-        yield "starter pack", "broken", str(error)
-        return
-    yield "starter pack", "ok", f"{len(prompts)} pictures made"
+    for name in ("starter-image", "starter-music", "starter-video"):
+        try:
+            policy = pipelines.load(name, device="cpu")
+            prompts = data.prompts(f"{name}-test")[:4]
+            media = policy.sample(prompts, seeds=range(len(prompts))).media
+        except (BadInput, FileNotFoundError) as error:
+            yield name, "broken", str(error)
+            continue
+        whole, made = bool(media.data.isfinite().all()), f"{len(media)} {KINDS[media.modality]}"
+        yield (name, "ok", f"{made} made") if whole else (name, "broken", f"{made} came out NaN")
 
 
 def _rewards(runs: Path) -> Iterator[tuple]:
@@ -92,8 +94,6 @@ def _rewards(runs: Path) -> Iterator[tuple]:
     import transformers
 
     from rewards import release
-
-    from .judges import judges
 
     transformers.utils.logging.disable_progress_bar()
     for name, cls in judges().items():
@@ -103,13 +103,14 @@ def _rewards(runs: Path) -> Iterator[tuple]:
 
 def verdict(cls: type) -> tuple[str, str]:
     """(state, detail) of one reward: `missing` when it isn't installed here, `broken` when it fails, gives every sample
-    the same score, or likes media no better with their own prompts than with each other's.
+    the same score, or likes media no better with their own prompts than with each other's, examples no better than waste.
 
     A judge's weights lie on a server: it is `missing` when none answers, or none with its model.
     """
     from rewards import Judge, configured
 
-    here = [] if issubclass(cls, Judge) else repositories(cls.spec, str(getattr(cls, "model", "")))
+    asked = issubclass(cls, Judge)
+    here = [] if asked else repositories(cls.spec, str(getattr(cls, "model", "")))
     if absent := [repo for repo in here if not installed(repo)]:
         return "missing", f"weights not on this machine, fetched when first used: {', '.join(absent)}"
     try:
@@ -118,69 +119,82 @@ def verdict(cls: type) -> tuple[str, str]:
             reward.check()
     except (BadInput, TypeError) as error:
         return "missing", f"not set up: {error}"
+    makers = STARTER if own(cls) else ANYONE
+    kinds = [kind for kind in makers if kind in reward.spec.modalities]
+    # a formula may be another one for each kind of media; a network or a server sees a clip as pictures too, and takes its time
+    seen = [(KINDS[kind], *_seen(reward, makers[kind])) for kind in (kinds[:1] if asked or here else kinds)]
+    bad = [row for row in seen if row[1] == "broken"]
+    return "broken" if bad else "ok", "; ".join(f"{kind}: {told}" for kind, _, told in bad or seen)
+
+
+def _seen(reward: Reward, make: Callable[[], Specimens]) -> tuple[str, str]:
     try:
-        return examined(reward)
+        return examined(reward, make())
     except Exception as error:  # whatever a reward of anyone's may raise is what this row is for
         return "broken", f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 @torch.no_grad()
-def examined(reward: Reward) -> tuple[str, str]:
-    media, prompts = sample(reward.spec)
-    if reward.spec.scope == "set":
-        scores = torch.stack([_score(reward, media[rows], prompts[rows]) for rows in (slice(0, 4), slice(4, 8))])
-    elif reward.spec.scope == "group":
-        scores = _score(reward, media, [prompts[0]] * len(prompts))
-    else:
-        scores = _score(reward, media, prompts)
-    if not scores.isfinite().all():
-        return "broken", f"no score for {int((~scores.isfinite()).sum())} of {scores.numel()} test media"
-    if scores.max() - scores.min() <= SAME * scores.abs().max():
-        return "broken", f"zero variance: gives {scores[0].item():g} to everything, good or bad"
-    told = f"{scores.min():.3f} to {scores.max():.3f} over {scores.numel()} test media"
+def examined(reward: Reward, shown: Specimens) -> tuple[str, str]:
+    """What is spoilt may be beyond judgement, NaN; what is exact may not."""
+    scores = SCORED[reward.spec.scope](reward, shown)
+    found = scores[scores.isfinite()]
+    half = len(scores) // 2
+    if len(found) < 2 or not scores[:half].isfinite().all():
+        return "broken", f"no score for {len(scores) - len(found)} of {len(scores)} test media"
+    if found.max() - found.min() <= SAME * found.abs().max():
+        return "broken", f"zero variance: gives {found[0].item():g} to everything, good or bad"
+    if preference := _preference(reward, shown, scores):
+        more, less = preference.values()
+        return ("ok" if more > less else "broken"), ", ".join(f"{what} {x:.3f}" for what, x in preference.items())
+    of = len(found) if len(found) == len(scores) else f"{len(found)} of {len(scores)}"
+    sets = "sets" if reward.spec.scope == "set" else "media"
+    return "ok", f"{found.min():.3f} to {found.max():.3f} over {of} test {sets}"
+
+
+def _preference(reward: Reward, shown: Specimens, scores: torch.Tensor) -> dict[str, float]:
+    """The score of what a working reward must like, then of what it must like less; nothing where that is a matter of taste."""
     if reward.spec.scope == "sample" and "prompt" in reward.spec.needs:
-        own = scores[:2].mean()
-        others = _score(reward, media[:2], [prompts[1], prompts[0]]).mean()
-        told = f"own prompts {own:.3f}, each other's {others:.3f}"
-        return ("ok" if own > others else "broken"), told
-    return "ok", told
+        others = _score(reward, shown, shown.exact[:2], [*shown.prompts[::-1]])
+        return {"own prompts": scores[:2].mean().item(), "each other's": others.mean().item()}
+    if reward.spec.scope != "group" and "reference" in reward.spec.needs:
+        half = len(scores) // 2  # of the exact ones every other is a reference itself
+        return {"references": scores[:half:2].mean().item(), "spoilt": scores[half:].nanmean().item()}
+    return {}
 
 
-def _score(reward: Reward, media: Media, prompts: list[str]) -> torch.Tensor:
+def _samples(reward: Reward, shown: Specimens) -> torch.Tensor:
+    return _score(reward, shown, *shown.each(4))
+
+
+def _group(reward: Reward, shown: Specimens) -> torch.Tensor:
+    media, prompts = shown.each(4)
+    return _score(reward, shown, media, prompts[:1] * len(prompts))
+
+
+def _sets(reward: Reward, shown: Specimens) -> torch.Tensor:
+    """Of a set of one kind, and of one of none."""
+    sets = (shown.exact[::2], shown.spoilt)
+    return torch.stack([_score(reward, shown, media, [shown.prompts[0]] * len(media)) for media in sets])
+
+
+SCORED: dict[str, Callable[[Reward, Specimens], torch.Tensor]] = {"sample": _samples, "group": _group, "set": _sets}
+
+
+def _score(reward: Reward, shown: Specimens, media: Media, prompts: list[str]) -> torch.Tensor:
     references = None
     if "reference" in reward.spec.needs:
-        references = sample(reward.spec)[0][:4]
+        references = shown.exact[::2]
     elif "source" in reward.spec.needs:  # each was made from its neighbour, which shows what the other prompt says
         references = replace(media, data=media.data.roll(1, 0))
     return reward(media=media, prompts=prompts, references=references)
 
 
-def sample(spec: RewardSpec) -> tuple[Media, list[str]]:
-    """Eight media and their prompts: two that are exactly what their prompts say, then less and less of anything."""
-    g = torch.Generator().manual_seed(0)
-    if not spec.modalities & {"image", "video"}:
-        t = torch.arange(32000) / 16000
-        tones = torch.stack([torch.sin(2 * torch.pi * f * t) * 0.5 for f in (440.0, 220.0, 880.0, 330.0)])
-        noise = torch.rand(4, 32000, generator=g) * torch.tensor([1.9, 0.02, 0.9, 0.3])[:, None] - 0.01
-        order = torch.stack([tones[0], noise[0], *tones[1:], *noise[1:]])
-        return Media(order[:, None].clamp(-1, 1), "audio", 16000.0), [*TONES, *TONES[:1] * 3, *TONES[1:] * 3]
-    from pipelines.starter import image_world
-
-    prompts = [*PAIR, *PAIR]
-    scenes = [image_world.scene_for(prompt, random.Random(k)) for k, prompt in enumerate(prompts)]
-    drawn = image_world.render(scenes, g)  # [4,3,H,W]
-    bad = torch.stack([torch.rand(drawn.shape[1:], generator=g), torch.zeros_like(drawn[0]), *drawn[:2] * 0.3 + 0.4])
-    data = torch.cat([drawn, bad])
-    if "image" not in spec.modalities:
-        shake = torch.linspace(0.7, 1.0, 16).view(1, 16, 1, 1, 1)
-        return Media(data[:, None] * shake, "video", 8.0), prompts * 2
-    return Media(data, "image"), prompts * 2
-
-
 def repositories(spec: RewardSpec, *more: str) -> list[str]:
-    """The hub repositories that a spec's `weights`, or `more`, names."""
-    words = dict.fromkeys(re.split(r"[\s+,]+", " ".join((spec.weights, *more))))
-    return [word for word in words if re.fullmatch(r"[\w.-]+/[\w.-]+", word)]
+    """The hub repositories that a spec's `weights`, which are nothing else or a part of the pack, or `more` names."""
+    named = re.split(r"[\s+,]+", spec.weights)
+    found = [word for word in named if re.fullmatch(r"[\w.-]+(/[\w.-]+)?", word)]  # the hub's oldest have no owner
+    return list(dict.fromkeys([*found, *(word for word in more if re.fullmatch(r"[\w.-]+/[\w.-]+", word))]))
 
 
 def installed(repo: str) -> bool:

@@ -14,11 +14,10 @@ from pathlib import Path
 
 import pipelines
 from pipelines.config import names
-from pipelines.starter import ORACLES
 from rewards import Judge, configured
 from workbench import config, doctor, store
 from workbench.assets import CONFIGS
-from workbench.judges import judges
+from workbench.judges import judges, own
 from workbench.methods import METHODS, trains
 from workbench.strict import nearest
 from workbench.types import BadInput
@@ -95,11 +94,6 @@ def rewards(pipeline: str, runs: Path) -> list[tuple[str, str]]:
         here = present(cls)
         found.append((not here, not own(cls), name if here else f"{name} (weights to be fetched)", name))
     return [(label, name) for _, _, label, name in sorted(found, key=lambda row: row[:2])]
-
-
-def own(cls: type) -> bool:
-    """Whether a reward knows the starter pack's worlds and no other."""
-    return cls in ORACLES or "starter:" in cls.spec.weights
 
 
 def present(cls: type) -> bool:
