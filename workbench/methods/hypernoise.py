@@ -37,6 +37,10 @@ class HyperNoise:
             raise BadInput(
                 "the correction of the noise is read behind the denoiser's last layer; set train.lora: {targets: all}"
             )
+        if lora.targets == "weights":
+            raise BadInput(
+                "the correction of the noise is what a LoRA adds to the denoiser; set train.lora: {targets: all}"
+            )
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
