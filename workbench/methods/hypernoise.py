@@ -25,7 +25,7 @@ class HyperNoise:
     """Noise hypernetwork (arXiv:2508.09968): a LoRA that predicts what ReNO would do to the noise, in one call."""
 
     kl: NonNegative = 0.5  # weight of the correction's mean square
-    lr: NonNegative = 2e-5
+    lr: NonNegative = 2e-5  # step size of AdamW
 
     needs, scales, paper = NEEDS, "", "arXiv:2508.09968"
 
