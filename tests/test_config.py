@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 
 from workbench import config, data
@@ -162,3 +164,43 @@ def test_a_samples_noise_seed_does_not_depend_on_its_neighbours():
     among = data.items(["a cat", "a dog"], seed=7, seeds=2)
     assert [r[1:] for r in alone] == [r[1:] for r in among if r[1] == "a dog"]
     assert derive(7, "a dog", 0) != derive(7, "a dog", 1) != derive(8, "a dog", 1)
+
+
+@dataclass(frozen=True)
+class Explained:
+    beside: int = 1  # on its own line
+    wrapped: float = (
+        2.0  # on the line of its default, for the formatter has wrapped one that was longer than a line may be in here
+    )
+    # on the line above it
+    below: str = "#no comment"
+    bare: str = "x"
+    again: int = 3  # of the parent
+
+
+@dataclass(frozen=True)
+class Inherited(Explained):
+    again: int = 4
+    beside: int = 5  # of the child
+
+    def method(
+        self,
+        bare: str = "",  # no setting's
+    ) -> None: ...
+
+
+def test_a_settings_help_is_the_comment_beside_it_wrapped_above_or_of_the_class_it_comes_from():
+    said = {name: (default, help) for name, default, help in config.settings_of(Inherited)}
+    assert said.pop("wrapped")[1].startswith("on the line of its default, for the formatter")
+    assert said == {
+        "beside": (5, "of the child"),
+        "below": ("#no comment", "on the line above it"),
+        "bare": ("x", ""),
+        "again": (4, "of the parent"),
+    }
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_setting_of_every_method_is_explained(name):
+    """What `workbench list methods` and the page say of it."""
+    assert not [setting for setting, _, help in config.settings_of(METHODS[name]) if not help.strip()]

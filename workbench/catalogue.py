@@ -38,9 +38,7 @@ def rewards() -> list[dict]:
 def methods() -> list[dict]:
     found = []
     for name, cls in METHODS.items():
-        settings = "; ".join(
-            f"{n}={default} ({help})" if help else f"{n}={default}" for n, default, help in settings_of(cls)
-        )
+        settings = "; ".join(f"{n}={default} ({help})" for n, default, help in settings_of(cls))
         row = {"name": name, "needs": ", ".join(sorted(cls.needs)), "paper": cls.paper}
         found.append(row | {"what": _first_line(cls), "settings": settings})
     return found

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import dataclasses
+import inspect
+import io
 import re
+import textwrap
+import tokenize
 from collections.abc import Mapping, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -181,12 +187,25 @@ def _blocks(config: RunConfig) -> Mapping:
 
 
 def settings_of(cls: type) -> list[tuple[str, Any, str]]:
-    """(name, default, meaning) of each setting of a method: the comment beside a field is its help."""
-    import inspect
+    """(name, default, meaning) of each setting of a method: the comment beside a field, or above it, is its help. A field
+    that a subclass only gives another default keeps its help."""
+    said = {}
+    for c in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(c):
+            said |= {name: comment for name, comment in _comments(c).items() if comment}
+    return [(f.name, f.default, said.get(f.name, "")) for f in dataclasses.fields(cls)]
 
-    source = "".join(inspect.getsource(c) for c in cls.__mro__ if dataclasses.is_dataclass(c))
-    rows = []
-    for f in dataclasses.fields(cls):
-        comment = re.search(rf"^\s+{f.name}\s*:.*?#\s*(.+)$", source, re.M)
-        rows.append((f.name, f.default, comment.group(1) if comment else ""))
-    return rows
+
+@lru_cache
+def _comments(cls: type) -> dict[str, str]:
+    """Field -> the comment on its lines, which are several where the formatter wrapped it, else the one on the line above."""
+    source = textwrap.dedent(inspect.getsource(cls))
+    tokens, lines = tokenize.generate_tokens(io.StringIO(source).readline), source.splitlines()
+    said = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}  # by line, 1 the first
+    found = {}
+    for node in ast.parse(source).body[0].body:
+        if isinstance(node, ast.AnnAssign):
+            own = [said[n] for n in range(node.lineno, node.end_lineno + 1) if n in said]
+            above = said.get(node.lineno - 1, "") if lines[node.lineno - 2].lstrip().startswith("#") else ""
+            found[node.target.id] = " ".join(own) or above
+    return found

@@ -32,11 +32,12 @@ class AWM:
     kl: NonNegative = 0.001  # weight of |v - v_ref|^2
     anchor: NonNegative = 1.0  # weight of |v - v_ema|^2
     ema: NonNegative = 0.3  # what the average keeps of itself after a batch
-    lr: NonNegative = 3e-4
+    lr: NonNegative = 3e-4  # step size of AdamW
     times: Natural = 6  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 0.9  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"
 
     needs = NEEDS

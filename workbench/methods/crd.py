@@ -36,14 +36,15 @@ class CRD:
     kl: NonNegative = 0.1  # weight of |v - v_ref|^2
     anchor_guidance: float | None = None  # of the reference: the paper holds an unguided policy to a guided one (4.5)
     slow: NonNegative = 0.25  # the old copy keeps min(slow + slower k, most) of itself after batch k
-    slower: NonNegative = 0.005
-    most: NonNegative = 0.999
-    lr: NonNegative = 3e-4
+    slower: NonNegative = 0.005  # what the old copy keeps more with each batch
+    most: NonNegative = 0.999  # the most that the old copy keeps
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 2  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 0.99  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"
 
     needs = NEEDS

@@ -27,9 +27,9 @@ class D3PO:
     """Direct preference for denoising policies (arXiv:2311.13231): the best chain over the worst, step by step."""
 
     group: Count = 2  # samples a prompt, of which the best and the worst are a pair
-    beta: NonNegative = 0.1
+    beta: NonNegative = 0.1  # higher stays nearer to the reference; up to 1, with clip 0.1, it only scales the loss
     clip: NonNegative = 0.1  # of the density ratio to the reference
-    lr: NonNegative = 3e-5
+    lr: NonNegative = 3e-5  # step size of AdamW
     updates: Count = 1  # per batch
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
 

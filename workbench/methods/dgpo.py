@@ -32,13 +32,14 @@ class DGPO:
     clip: NonNegative = 1e-3  # PPO's clip; 1e-5 to 1e-4 without guidance in sampling, up to 5e-2 with it
     kl: NonNegative = 1e-3  # weight of |v - v_ref|^2
     slow: NonNegative = 0.001  # the old copy keeps min(slow k, most) of itself after batch k
-    most: NonNegative = 0.3
-    lr: NonNegative = 3e-4
+    most: NonNegative = 0.3  # the most that the old copy keeps
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 0.6  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling (the paper: none)
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "group"
 
     needs = NEEDS

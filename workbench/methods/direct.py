@@ -31,11 +31,9 @@ class DRaFT:
 
     last: Count = 1  # K, the steps that keep their gradient
     jitter: NonNegative = 0.0  # standard deviation of K, drawn for each batch
-    back: NonNegative = (
-        0.0  # share of the chain that a finished sample is noised back by; 0: the chain's own end is taught
-    )
+    back: NonNegative = 0.0  # share of the chain that a sample is noised back by; 0: the chain's own end is taught
     repeats: Count = 1  # times it is noised, with fresh noise
-    lr: NonNegative = 4e-4
+    lr: NonNegative = 4e-4  # step size of AdamW
 
     needs, scales, paper = NEEDS, "", "arXiv:2309.17400"
 
@@ -81,7 +79,7 @@ class DRaFT:
 class DRaFTLV(DRaFT):
     """DRaFT-LV (arXiv:2309.17400, Algorithm 2): the last step is taught on several noisings of one sample."""
 
-    back: NonNegative = 1e-9  # one step
+    back: NonNegative = 1e-9  # share of the chain that a sample is noised back by: so small a one is one step
     repeats: Count = 2
     needs = NEEDS | {"stochastic"}  # noise levels
 

@@ -34,7 +34,7 @@ class DPO:
     beta: NonNegative = 100.0  # how far from the reference a preference is worth going: higher stays nearer
     anchor: NonNegative = 0.0  # weight of the winner's own loss where it exceeds the reference's
     refresh: Natural = 0  # batches after which the live weights become the reference (online DPO: 40); 0: never
-    lr: NonNegative = 3e-4
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a pair meets in an update; 0: all
     share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end

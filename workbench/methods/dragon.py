@@ -46,12 +46,11 @@ class DRAGON:
     contrast: NonNegative = 0.0  # swaps raise F(D+) - contrast F(D-)
     sweeps: Count = 3  # of swaps, at most
     keep: NonNegative = 1.0  # share of the pairs that is learnt from: those that differ most
-    objective: Literal["kto", "dpo", "nft"] = "kto"
-    beta: NonNegative = (
-        100.0  # higher stays nearer to the untrained model (too high, and kto is flat), or to the last one: nft's 1
-    )
+    objective: Literal["kto", "dpo", "nft"] = "kto"  # the loss: KTO's, DPO's, or DiffusionNFT's (not of the paper)
+    # of the loss: higher stays nearer to the untrained model (too high, and kto is flat); nft: to the last one, take 1
+    beta: NonNegative = 100.0
     anchor: NonNegative = 0.0  # weight of D+'s own denoising loss
-    lr: NonNegative = 1e-4
+    lr: NonNegative = 1e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a pair meets in an update; 0: all
     skip: NonNegative = 0.0  # share of the schedule, from its noisy end, where a pair says little and is loud

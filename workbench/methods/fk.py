@@ -43,9 +43,10 @@ class FK:
 
     particles: Count = 4  # K, a prompt
     lam: NonNegative = 10.0  # lambda: samples follow p(x) exp(lambda r(x)); 0 does not steer
+    # G: exp(lambda x), x the highest reward so far, the last rise (diff), the sum of all (add), or the last (rt)
     potential: Literal["max", "diff", "add", "rt"] = "max"
-    start: NonNegative = 0.2  # judge from here, as a fraction of the chain,
-    end: NonNegative = 0.8  # to here,
+    start: NonNegative = 0.2  # judge from here, as a fraction of the chain
+    end: NonNegative = 0.8  # to here
     every: NonNegative = 0.2  # once in so much of it
     ess: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
     choose: Literal["best", "draw"] = "best"  # of the finished particles: the highest reward, or one drawn by weight

@@ -38,16 +38,18 @@ class GRPO:
     group: Count = 24  # samples a prompt
     clip: NonNegative = 1e-4  # PPO's clip, of ratios of densities that are means over dimensions
     kl: NonNegative = 0.004  # weight of KL(p || p_ref), mean over dimensions
-    ratio: Literal["guard", "raw"] = "guard"
+    ratio: Literal["guard", "raw"] = "guard"  # rho: p / p_old (raw), or its log centred at every level (GRPO-Guard)
+    # steps that teach: all, a `random` share of them, those of a window that slides (mix) or from a branch on (fast)
     window: Literal["all", "random", "mix", "fast"] = "all"
     share: NonNegative = 0.6  # window random: of the random steps
     width: Count = 4  # window mix and fast: random steps (fast: 1 or 2)
     dwell: Count = 25  # window mix: batches before it moves on by a step
     same_noise: bool = False  # a prompt's samples begin alike (DanceGRPO: less hacking, less diversity)
     bound: NonNegative = 5.0  # advantages are clipped here
-    lr: NonNegative = 3e-4
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 1  # per batch
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"
 
     needs, scales, paper = NEEDS, "", "arXiv:2505.05470"

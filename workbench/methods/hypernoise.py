@@ -25,7 +25,7 @@ class HyperNoise:
     """Noise hypernetwork (arXiv:2508.09968): a LoRA that predicts what ReNO would do to the noise, in one call."""
 
     kl: NonNegative = 0.5  # weight of the correction's mean square
-    lr: NonNegative = 2e-5
+    lr: NonNegative = 2e-5  # step size of AdamW
 
     needs, scales, paper = NEEDS, "", "arXiv:2508.09968"
 
@@ -36,6 +36,10 @@ class HyperNoise:
         if lora.targets == "attention":
             raise BadInput(
                 "the correction of the noise is read behind the denoiser's last layer; set train.lora: {targets: all}"
+            )
+        if lora.targets == "weights":
+            raise BadInput(
+                "the correction of the noise is what a LoRA adds to the denoiser; set train.lora: {targets: all}"
             )
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:

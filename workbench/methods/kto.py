@@ -36,11 +36,11 @@ class KTO:
     """Diffusion-KTO (arXiv:2404.04465): each of one's own samples is liked or not; no pairs."""
 
     group: Count = 8  # samples a prompt
-    beta: NonNegative = 1000.0
-    utility: Literal["sigmoid", "averse", "linear"] = "sigmoid"
+    beta: NonNegative = 1000.0  # on g - z: the higher, the sooner U is flat, which stays nearer to the reference
+    utility: Literal["sigmoid", "averse", "linear"] = "sigmoid"  # U: of prospect theory, averse to losses, indifferent
     liked: NonNegative = 1.0  # weight of all that are liked
     disliked: NonNegative = 1.0  # and of all others
-    lr: NonNegative = 3e-4
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end

@@ -31,19 +31,18 @@ class NFT:
     """DiffusionNFT (arXiv:2509.16117): regress towards the good and away from the bad among one's own samples."""
 
     group: Count = 24  # samples a prompt
-    beta: NonNegative = (
-        1.0  # how far the good policy lies from the old one; below 1, longer steps (0.1 for several rewards)
-    )
+    beta: NonNegative = 1.0  # how far the good policy lies from v_old; below 1, longer steps (0.1 for several rewards)
     bound: NonNegative = 5.0  # advantages are clipped here, and mapped to r
     kl: NonNegative = 1e-4  # weight of |v - v_ref|^2
     slow: NonNegative = 0.001  # the old copy keeps min(slow k, most) of itself after batch k
-    most: NonNegative = 0.5
-    lr: NonNegative = 3e-4
+    most: NonNegative = 0.5  # the most that the old copy keeps
+    lr: NonNegative = 3e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 0.99  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"
 
     needs = NEEDS

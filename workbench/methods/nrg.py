@@ -47,9 +47,7 @@ class NRG:
     start: NonNegative = 0.0  # guidance begins after this share of the steps
     stop: NonNegative = 1.0  # and ends after this one
     cap: NonNegative = 10.0  # bound on s / a, which diverges in pure noise; has no part in unit
-    every: Natural = (
-        0  # show, and have judged, the predicted clean sample every so many steps; 0: the finished one only
-    )
+    every: Natural = 0  # show and judge the predicted clean sample every so many steps; 0: the finished one only
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = ""

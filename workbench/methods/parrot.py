@@ -22,7 +22,7 @@ from torch import Tensor
 from ..advantages import zscore
 from ..types import BadInput, Count, NonNegative
 from .grpo import GRPO
-from .training import Judged
+from .training import Advantage, Judged
 
 ALONE = "reward: parrot chooses between rewards and was given one; name two, or use grpo"
 
@@ -34,6 +34,8 @@ class Parrot(GRPO):
     group: Count = 64
     kl: NonNegative = 0.0
     ratio: Literal["guard", "raw"] = "raw"
+    bound: NonNegative = 5.0  # has no part here: prizes are not clipped
+    advantage: Advantage = "batch"  # has no part here: a sample's prize R_n takes its place
 
     paper = "arXiv:2401.05675"
 

@@ -39,7 +39,7 @@ class PRDP:
     clip: NonNegative = 1e-4  # how far a step's log-ratio may go in a batch
     window: Literal["all", "fast"] = "all"  # random steps: the kernel's, or a few from a branch point on
     width: Count = 4  # window fast: random steps
-    lr: NonNegative = 1e-4
+    lr: NonNegative = 1e-4  # step size of AdamW
     updates: Count = 4  # per batch
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
 

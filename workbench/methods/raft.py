@@ -25,7 +25,7 @@ class RAFT:
     group: Count = 10  # samples a prompt
     keep: Count = 1  # of which the best so many are learnt from
     kl: NonNegative = 0.0  # weight of |v - v_ref|^2
-    lr: NonNegative = 1e-4
+    lr: NonNegative = 1e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end

@@ -22,12 +22,10 @@ from .direct import NEEDS, climb, taught
 class ReFL:
     """Reward feedback learning (arXiv:2304.05977): the reward's gradient through the x0-prediction of one late step."""
 
-    first: NonNegative = 0.75  # the step is drawn from here, as a share of the chain,
+    first: NonNegative = 0.75  # the step is drawn from here, as a share of the chain
     end: NonNegative = 1.0  # to before here
-    enough: float = (
-        2.0  # a reward above this teaches no more, in its own units (ImageReward's: 2); a large number: no limit
-    )
-    lr: NonNegative = 1e-5
+    enough: float = 2.0  # rewards above teach no more, in their own units (ImageReward's: 2); a large number: no limit
+    lr: NonNegative = 1e-5  # step size of AdamW
 
     needs = NEEDS | {"stochastic"}
     scales = ""

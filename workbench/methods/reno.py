@@ -27,7 +27,7 @@ class ReNO:
 
     iterations: Natural = 49  # gradient steps; the untouched noise is a candidate too (the paper's n_iters is this + 1)
     lr: NonNegative = 5.0  # step size of Nesterov SGD
-    momentum: NonNegative = 0.9
+    momentum: NonNegative = 0.9  # share of the last step that the next one goes on with
     clip: NonNegative = 0.1  # bound on each sample's gradient norm
     regularise: NonNegative = 0.01  # lambda: weight of the norm's negative log-density
 

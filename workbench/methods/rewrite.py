@@ -36,9 +36,7 @@ class Rewrite:
     """Sample each prompt in several wordings and keep what the reward of the ORIGINAL prompt likes most."""
 
     n: Natural = 4  # wordings of each prompt; the prompt itself is always tried first
-    expander: str | dict | Expander = (
-        "details"  # who words them: details, closed, or {url, model, ...} of a chat endpoint
-    )
+    expander: str | dict | Expander = "details"  # by whom: details, closed, or {url, model, ...} of a chat endpoint
     fresh: bool = False  # a noise of its own for each wording, instead of the prompt's
 
     needs: ClassVar[frozenset[str]] = frozenset({"latents", "reward"})

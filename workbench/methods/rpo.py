@@ -34,19 +34,17 @@ class RPO:
     """Reward preference optimisation (arXiv:2407.12164): learn a subject from its pictures, stopped by a reward."""
 
     references: Any = ""  # a folder of pictures of the subject
-    caption: str = (
-        "a photo of [V]"  # what they are denoised under: with the subject's class, as in "a photo of [V] dog"
-    )
+    caption: str = "a photo of [V]"  # that they are denoised under: add the class, as in "a photo of [V] dog"
     token: str = "[V]"  # the subject's name in prompts; rewards are asked without it
     labels: str = ""  # the part of the reward that labels pairs (the paper: its text side); "" the whole
     images: Count = 16  # samples of the untrained model that a prompt is compared with
-    beta: NonNegative = 1.0
+    beta: NonNegative = 1.0  # how far from the untrained model a preference is worth going: higher stays nearer
     similar: NonNegative = 1.0  # weight of the pictures' own denoising loss
     every: Natural = 40  # batches between validations; 0: none
     prompts: tuple[str, ...] = ()  # of validations; none: those met so far
     trials: Count = 4  # samples of each
     patience: Natural = 0  # validations in a row without a better one that end the training; 0: it goes on
-    lr: NonNegative = 5e-6
+    lr: NonNegative = 5e-6  # step size of AdamW
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
 
     needs, scales, paper = NEEDS, "", "arXiv:2407.12164"

@@ -28,12 +28,13 @@ class RWR:
     temperature: NonNegative = 1.0  # of the weights, in standard deviations of the reward
     cap: NonNegative = 20.0  # on the weights
     kl: NonNegative = 0.0  # weight of |v - v_ref|^2
-    lr: NonNegative = 1e-4
+    lr: NonNegative = 1e-4  # step size of AdamW
     updates: Count = 1  # per batch
     times: Natural = 0  # noise levels a sample meets in an update; 0: all
     share: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
     guidance: float | None = None  # of the denoiser in training; not given: as in sampling
     at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
+    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"
     samples: Learnt = "train"  # whose are learnt from: its own of each round, or the base's
 

@@ -36,17 +36,15 @@ class SRPO:
     """Semantic relative preference optimisation (arXiv:2509.06942): reward gradients at any noise level, good words against
     bad ones."""
 
-    good: str = "Natural-lighting. "  # put before the prompt
-    bad: str = "Oil painting. "
+    good: str = "Natural-lighting. "  # words that are wanted, put before the prompt
+    bad: str = "Oil painting. "  # words that are not, put there in turn
     k: tuple[float, float] = (0.25, 0.1)  # of the denoising step, from the noisy end to the clean one
     k_inverse: tuple[float, float] = (0.01, 0.3)  # of the inversion step
-    first: NonNegative = 0.1  # j is drawn from here, as a share of the schedule,
+    first: NonNegative = 0.1  # j is drawn from here, as a share of the schedule
     end: NonNegative = 0.7  # to here: early levels break structure, late ones only repaint
-    known: Literal["own", "fresh"] = (
-        "own"  # the noise: what the sample was made of, as in the authors' code, or any other
-    )
-    enough: float = 0.7  # in the reward's units; a large number: no limit
-    lr: NonNegative = 5e-6
+    known: Literal["own", "fresh"] = "own"  # eps: what the sample was made of, as in the authors' code, or other noise
+    enough: float = 0.7  # an r above this teaches no more, in the reward's units; a large number: no limit
+    lr: NonNegative = 5e-6  # step size of AdamW
 
     needs = NEEDS | {"stochastic"}
     scales = ""

@@ -153,7 +153,7 @@ def about(method: str) -> str:
     """A method and its settings in a few sentences."""
     cls = METHODS[method]
     first = (cls.__doc__ or "").strip().splitlines()[0]
-    told = "; ".join(f"{k.name}: {k.help}" if k.help else k.name for k in knobs(method))
+    told = "; ".join(f"{k.name}: {k.help}" for k in knobs(method))
     return f"{first} {told + '.' if told else ''}"
 
 
