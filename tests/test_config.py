@@ -9,6 +9,7 @@ import pytest
 from workbench import config, data
 from workbench.assets import CONFIGS
 from workbench.methods import METHODS
+from workbench.strict import build
 from workbench.types import BadInput, derive
 
 GOOD = "pipeline: starter-image\nmethod: {name: reno, lr: 1e-1}\nreward: brightness\nprompts: [a red circle]\n"
@@ -204,3 +205,10 @@ def test_a_settings_help_is_the_comment_beside_it_wrapped_above_or_of_the_class_
 def test_every_setting_of_every_method_is_explained(name):
     """What `workbench list methods` and the page say of it."""
     assert not [setting for setting, _, help in config.settings_of(METHODS[name]) if not help.strip()]
+
+
+@pytest.mark.parametrize("setting", ["bound", "advantage"])
+def test_what_parrot_inherits_and_has_no_part_in_it_is_no_setting_of_it(setting):
+    assert setting not in {name for name, *_ in config.settings_of(METHODS["parrot"])}
+    with pytest.raises(BadInput, match=f"unknown key '{setting}'"):
+        build(METHODS["parrot"], {setting: 1}, "method")

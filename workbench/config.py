@@ -193,7 +193,7 @@ def settings_of(cls: type) -> list[tuple[str, Any, str]]:
     for c in reversed(cls.__mro__):
         if dataclasses.is_dataclass(c):
             said |= {name: comment for name, comment in _comments(c).items() if comment}
-    return [(f.name, f.default, said.get(f.name, "")) for f in dataclasses.fields(cls)]
+    return [(f.name, f.default, said.get(f.name, "")) for f in dataclasses.fields(cls) if f.init]
 
 
 @lru_cache

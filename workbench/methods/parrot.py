@@ -13,7 +13,7 @@ paper's reward-specific prompt tokens, and the prompt expander that it trains al
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -22,7 +22,7 @@ from torch import Tensor
 from ..advantages import zscore
 from ..types import BadInput, Count, NonNegative
 from .grpo import GRPO
-from .training import Advantage, Judged
+from .training import Judged
 
 ALONE = "reward: parrot chooses between rewards and was given one; name two, or use grpo"
 
@@ -34,8 +34,8 @@ class Parrot(GRPO):
     group: Count = 64
     kl: NonNegative = 0.0
     ratio: Literal["guard", "raw"] = "raw"
-    bound: NonNegative = 5.0  # has no part here: prizes are not clipped
-    advantage: Advantage = "batch"  # has no part here: a sample's prize R_n takes its place
+    bound: float = field(default=0.0, init=False)  # grpo's, which has no part here: R_n takes the advantage's place
+    advantage: str = field(default="", init=False)  # likewise
 
     paper = "arXiv:2401.05675"
 

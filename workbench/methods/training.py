@@ -16,7 +16,7 @@ from ..advantages import centre, gdpo, leave_one_out, zscore
 from ..types import BadInput, Batch, Event, Media, Policy, Reward, Trajectory, derive
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known
-DETERMINISTIC = "no step of the sampler is random; set train.policy: {kernel: {name: flow-sde}}"
+DETERMINISTIC = "no step of the sampler is random; set train.policy: {kernel: {name: flow-sde}}, of models that are no flow: ancestral"
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
 Learnt = Literal["train", "reference"]
 ADVANTAGES = {
