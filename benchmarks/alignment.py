@@ -132,10 +132,18 @@ def long(recipe: Recipe, rounds: int, decay: float = 0.33) -> Recipe:
 
 
 # held to the base *with* its guidance, as the paper does (section 4.5): it learns from the reward and what guidance does
-GUIDED = group(FORWARD, "{name: crd, group: 12, times: 1, updates: 2, lr: 1.0e-3, kl: 0.3, anchor_guidance: 3.0}")
+GUIDED, HOT = (
+    group(FORWARD, f"{{name: crd, group: 12, times: 1, updates: 2, lr: {lr}, kl: 0.3, anchor_guidance: 3.0}}")
+    for lr in ("1.0e-3", "1.5e-3")
+)
 
 
-LONG = {"grpo-long": long(SHARED["grpo"], 60), "crd-long": long(SHARED["crd"], 20), "crd-guided": long(GUIDED, 50, 0.8)}
+LONG = {
+    "grpo-long": long(SHARED["grpo"], 60),
+    "crd-long": long(SHARED["crd"], 20),
+    "crd-guided": long(GUIDED, 50, 0.8),
+    "crd-guided-hot": long(HOT, 50),
+}
 GRPOS = {  # settings of which the best counts as well tuned
     f"grpo-{window}-{lr}": group(CHAIN, f"{{name: grpo, group: 12, window: {window}, width: 2, lr: {lr}}}", *NOISY)
     for window, lr in (("fast", "2.0e-4"), ("fast", "6.0e-4"), ("fast", "1.5e-3"), ("all", "2.0e-4"), ("all", "6.0e-4"))
