@@ -21,7 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-import yaml
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands are forked, and OpenMP's threads don't survive that
+
+import yaml  # noqa: E402
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -66,7 +68,7 @@ def config(home: Path, method: str, updates: int) -> Path:
 
 
 def start(path: Path, runs: Path) -> int:
-    """The command in a process of its own. Everything is imported by now, and no tensor has been touched."""
+    """The command in a process of its own. Everything is imported by now."""
     if pid := os.fork():
         return pid
     with open(runs.with_suffix(".log"), "a") as log:

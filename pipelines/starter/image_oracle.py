@@ -9,6 +9,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
 import numpy as np
 import torch
@@ -30,6 +31,7 @@ _EIGHT = np.ones((3, 3), bool)
 _AXIS = np.arange(-20, 21, dtype=np.float32)
 
 
+@lru_cache
 def _unit(shape: str) -> tuple[float, float]:
     """Area and height of the centroid of a shape of radius 1."""
     fine = (torch.arange(400) - 199.5) / 160
@@ -37,12 +39,9 @@ def _unit(shape: str) -> tuple[float, float]:
     return inside.sum().item() / 160**2, ((inside * fine[:, None]).sum() / inside.sum()).item()
 
 
-_UNIT = {shape: _unit(shape) for shape in world.SHAPES}
-
-
 def _ideal(shape: str, dx: float, dy: float, area: float) -> tuple[np.ndarray, float, float]:
     """Coverage [41,41] of the shape with that area whose centroid lies (dx, dy) off the window's centre; radius; lift."""
-    unit, lift = _UNIT[shape]
+    unit, lift = _unit(shape)
     r = (area / unit) ** 0.5
     x, y = (_AXIS - dx)[None, :], (_AXIS - dy + lift * r)[:, None]
     if shape == "circle":
