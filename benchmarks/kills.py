@@ -95,9 +95,8 @@ def disturbed(
 ) -> tuple[int, list[str]]:
     """(times killed, files that were found half-written). A moment is a point of the log, and a little later."""
     done, torn = 0, []
-    moments = [
-        (k + rng.uniform(0.0, 0.9)) / kills * whole for k in range(kills)
-    ]  # spread, so that most find it at work
+    # spread, so that most find it at work
+    moments = [(k + rng.uniform(0.0, 0.9)) / kills * whole for k in range(kills)]
     for moment in moments:
         pid = start(path, runs)
         ended, status = 0, 0
@@ -109,14 +108,18 @@ def disturbed(
             os.kill(pid, signal.SIGKILL)
             _, status = os.waitpid(pid, 0)
         done += os.WIFSIGNALED(status)
-        if not os.WIFSIGNALED(status):
-            break
         torn += [str(p) for p in runs.rglob("*.json") if not _whole(p)]
-    if not any(json.loads(p.read_text())["status"] == "done" for p in runs.glob("*/run.json")):
+        if not os.WIFSIGNALED(status) or finished(runs):  # the same command would begin another run
+            break
+    if not finished(runs):
         _, status = os.waitpid(start(path, runs), 0)
         if status:
             sys.exit(f"{path.stem} failed after {done} kills: {runs.with_suffix('.log').read_text()[-2000:]}")
     return done, torn
+
+
+def finished(runs: Path) -> bool:
+    return any(json.loads(p.read_text())["status"] == "done" for p in runs.glob("*/run.json"))
 
 
 def _whole(path: Path) -> bool:
