@@ -63,7 +63,8 @@ class Policy:
         )
         self.decodes = 0  # rows decoded so far
         self.attention = attention  # which attention kernels the denoiser runs
-        self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy was found
+        self.nfe = 0  # rows through the denoiser so far, but for those by which the pipeline's anatomy and stand-ins were found
+        self.aside = 0  # the latter: found once for a number of rows, and again by a training that goes on
         self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         self.memory = memory  # how many prompt batches keep their encodings, however large they are
@@ -348,10 +349,13 @@ class Policy:
         parts = seams.modules(self.pipe)
         return any(p.requires_grad for name in names for p in parts[name].parameters())
 
-    def _count(self, rows: int) -> None:
+    def _count(self, rows: int, live: bool) -> None:
         if self.stop is not None and self.stop.is_set():
             raise Stopped
-        self.nfe += rows
+        if live:
+            self.nfe += rows
+        else:
+            self.aside += rows
 
     def arguments(self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]) -> dict[str, Any]:
         """What the pipeline is called with."""

@@ -29,12 +29,12 @@ class Prompted:
         self,
         denoisers: Collection[str],
         live: Callable[[int], bool],
-        count: Callable[[int], None],
+        count: Callable[[int, bool], None],
         checkpoint: bool = False,
         matched: bool = False,
     ) -> dict[str, Callable]:
         """on_encode and on_call for one `seams.run`, in which the steps with live(i) run the denoiser for real and the
-        others don't. `count` gets the rows that went through; `checkpoint` recomputes activations in the backward pass.
+        others don't. `count` gets the rows that went through, and whether the step is live; `checkpoint` recomputes activations in the backward pass.
         `matched` runs the denoiser in grad mode even where no graph is kept: with parameters that require grad, kernels
         and so the last digits differ, and log-probabilities are compared across.
         """
@@ -61,7 +61,7 @@ class Prompted:
             alike = (place, call.rows)  # not the module: experts of one class share the steps
             if not live(call.step) and alike in self.standins:
                 return seams.clone(self.standins[alike])
-            count(call.rows)
+            count(call.rows, live(call.step))
             graph = torch.is_grad_enabled() and live(call.step)
             with torch.set_grad_enabled(graph or matched):
                 if checkpoint and graph:

@@ -251,7 +251,7 @@ def test_a_stop_comes_between_two_calls_of_the_denoiser_and_what_has_nothing_to_
     def load(*args, **settings):
         policy = pipelines.load(*args, **settings)
         count = policy._count
-        policy._count = lambda rows: (stop.set() if policy.nfe > 2 * rows else None, count(rows))
+        policy._count = lambda rows, live: (stop.set() if policy.nfe > 2 * rows else None, count(rows, live))
         policies.append(policy)
         return policy
 

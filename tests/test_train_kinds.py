@@ -5,12 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
-import threading
 
 import pytest
 import torch
 import yaml
-from train_fixtures import NFT, PIPELINE, asked, folder_of, go, planned, told, weights
+from train_fixtures import NFT, PIPELINE, asked, folder_of, go, planned, same, stopped, told, weights
 
 from workbench import cli, config, lessons, media, run, store
 from workbench.commands.watching import stopping
@@ -39,18 +38,6 @@ def pictures(home):
     ]
     (place / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return place
-
-
-def interrupted(plan, folder, after: int):
-    stop = threading.Event()
-    for p in run.execute(plan, folder, stop):
-        if p.phase == "train" and p.batch == after:
-            stop.set()
-
-
-def same(ours, theirs):
-    assert told(ours, "train") == told(theirs, "train") and told(ours, "watch") == told(theirs, "watch")
-    assert all(torch.equal(v, weights(ours)[k]) for k, v in weights(theirs).items())
 
 
 # --- pairs -----------------------------------------------------------------------------------------------------------
@@ -164,7 +151,7 @@ def test_rpo_delivers_its_best_copy_and_what_it_remembers_outlives_a_stop(home, 
     validated = [r["reward"] for r in told(whole, "train")]
     if len(validated) < 3:
         assert "nothing more to do" in done["ended"] and validated[-1] < max(validated)
-    interrupted(plan, parts, 1)
+    stopped(plan, parts, 1)
     go(plan, parts)
     same(parts, whole)
     policy, name, update = lessons.best(plan, whole, "rpo")
@@ -231,7 +218,7 @@ def test_stages_train_one_model_judge_every_task_after_each_and_go_on_where_they
     assert "What each stage brought" in (whole.path / "report.html").read_text()
     assert not any(torch.equal(a, torch.zeros_like(a)) for a in weights(whole).values())
     for after in (2, 4):  # at the end of the first stage, before all is judged; and in the second
-        interrupted(plan, parts, after)
+        stopped(plan, parts, after)
         assert parts.read()["status"] == "stopped"
     go(plan, parts)
     same(parts, whole)

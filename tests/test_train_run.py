@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import threading
 
 import pytest
 import torch
 import train_fixtures as tiny
 import yaml
-from train_fixtures import GRPO, SDE, folder_of, go, planned, told, weights
+from train_fixtures import GRPO, SDE, folder_of, go, planned, same, stopped, told, weights
 
 import pipelines
-from workbench import checkpoints, cli, hub, media, recipe, run
+from workbench import checkpoints, cli, hub, media, recipe
 from workbench.types import BadInput
 
 
@@ -163,18 +162,6 @@ def test_what_a_method_decides_by_the_number_of_a_round_goes_on_counting(home, t
     stopped(plan, parts, 1)
     go(plan, parts)
     same(parts, whole)
-
-
-def stopped(plan, folder, after: int):
-    stop = threading.Event()
-    for p in run.execute(plan, folder, stop):
-        if p.phase == "train" and p.batch == after:
-            stop.set()
-
-
-def same(ours, theirs):
-    assert told(ours, "train") == told(theirs, "train") and told(ours, "watch") == told(theirs, "watch")
-    assert all(torch.equal(v, weights(ours)[k]) for k, v in weights(theirs).items())
 
 
 # --- checkpoints -----------------------------------------------------------------------------------------------------

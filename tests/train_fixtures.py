@@ -6,6 +6,7 @@ import dataclasses
 import threading
 from pathlib import Path
 
+import torch
 import yaml
 
 import pipelines
@@ -71,3 +72,23 @@ def weights(folder: store.RunFolder) -> dict:
 def told(folder: store.RunFolder, phase: str) -> list[dict]:
     """The numbers of a training's log, without the clock."""
     return [{"step": e["step"]} | e["metrics"] for e in folder.events() if e.get("phase") == phase]
+
+
+def stopped(plan: run.Plan, folder: store.RunFolder, after: int) -> None:
+    """Asked to stop once that many rounds are done."""
+    stop = threading.Event()
+    for p in run.execute(plan, folder, stop):
+        if p.phase == "train" and p.batch == after:
+            stop.set()
+
+
+def same(ours: store.RunFolder, theirs: store.RunFolder) -> None:
+    """One training, told twice: its log, what it took and its weights."""
+    assert told(ours, "train") == told(theirs, "train") and told(ours, "watch") == told(theirs, "watch")
+    assert counts(ours) == counts(theirs)
+    assert all(torch.equal(v, weights(ours)[k]) for k, v in weights(theirs).items())
+
+
+def counts(folder: store.RunFolder) -> list[int]:
+    taught = folder.read("summary.json")["contestants"][1]["training"]
+    return [taught[what] for what in ("updates", "samples", "nfe", "reward_calls", "decodes")]
