@@ -10,7 +10,7 @@ def test_reno_raises_the_oracle_and_each_control_does_not(tmp_path):
     gain = {}
     for control in ("none", "negated", "shuffled"):
         folder = execute(
-            tmp_path, method={"name": "reno", "iterations": 8}, limit=28, seeds=2, batch=28, control=control
+            tmp_path, method={"name": "reno", "iterations": 5}, limit=28, seeds=2, batch=28, control=control
         )
         gain[control] = folder.read("summary.json")["contestants"][1]["versus_base"]["oracle"]["ci95"]
     assert gain["none"][0] > 0, gain

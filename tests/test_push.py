@@ -2,26 +2,20 @@
 
 import base64
 import json
+import multiprocessing
 import os
-import subprocess
 import sys
 import threading
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from types import SimpleNamespace
 
 import pytest
 
-SCRIPT = """
-import sys
-from pathlib import Path
-from workbench.hub import Unreached, push
+from workbench import hub as client
 from workbench.types import BadInput
-try:
-    push(Path(sys.argv[1]), sys.argv[2], private="private" in sys.argv)
-except BadInput as error:
-    sys.exit(f"refused: {error}")
-except Unreached as error:
-    sys.exit(f"unreached: {error}")
-"""
+
+PROCESSES = multiprocessing.get_context("forkserver")
+PROCESSES.set_forkserver_preload(["workbench.hub"])
 
 
 class Hub(BaseHTTPRequestHandler):
@@ -87,16 +81,28 @@ def export(tmp_path):
     return folder
 
 
-def push(hub, folder, token, *more):
-    env = os.environ | {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "NO_PROXY": "127.0.0.1"}
+def push(hub, folder, token, private=False):
+    """In a process of its own: the hub's client looks at the environment once, when it is imported."""
+    env = {"HF_ENDPOINT": hub.address, "HF_HUB_OFFLINE": "0", "HF_TOKEN": token, "NO_PROXY": "127.0.0.1"}
     env |= {"HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_PROGRESS_BARS": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", SCRIPT, str(folder), "me/mine", *more],
-        env=env,
-        capture_output=True,
-        text=True,
-        timeout=120,
-    )
+    log = folder.with_suffix(".log")
+    process = PROCESSES.Process(target=pushed, args=(env, log, folder, private))
+    process.start()
+    process.join(120)
+    return SimpleNamespace(returncode=process.exitcode, stderr=log.read_text())
+
+
+def pushed(env, log, folder, private):
+    assert "huggingface_hub" not in sys.modules
+    os.environ.update(env)
+    with log.open("w") as said:
+        os.dup2(said.fileno(), sys.stderr.fileno())
+    try:
+        client.push(folder, "me/mine", private=private)
+    except BadInput as error:
+        sys.exit(f"refused: {error}")
+    except client.Unreached as error:
+        sys.exit(f"unreached: {error}")
 
 
 def test_an_export_arrives_at_the_hub_byte_for_byte(hub, export):
@@ -125,7 +131,7 @@ def test_a_hub_that_cannot_be_reached_is_a_failure_and_no_bad_input(hub, export,
 
 def test_a_private_push_makes_a_private_repository(hub, export):
     hub.private = True
-    assert push(hub, export, "secret", "private").returncode == 0 and hub.files
+    assert push(hub, export, "secret", private=True).returncode == 0 and hub.files
     assert push(hub, export, "secret").returncode == 0
     assert hub.told[0].get("private") or hub.told[0].get("visibility") == "private", (
         "as this version of the hub says it"
@@ -134,6 +140,6 @@ def test_a_private_push_makes_a_private_repository(hub, export):
 
 
 def test_a_private_push_does_not_go_into_a_public_repository(hub, export):
-    done = push(hub, export, "secret", "private")
+    done = push(hub, export, "secret", private=True)
     assert done.returncode == 1 and "refused: --push me/mine: is there already, and public" in done.stderr
     assert not hub.files
