@@ -126,7 +126,7 @@ GRADIENTS = {
 
 
 def long(recipe: Recipe, rounds: int, decay: float = 0.33) -> Recipe:
-    """So many rounds of 144 samples, looked at on the way, the last third of them with a falling learning rate."""
+    """So many rounds of 144 samples, looked at on the way, the last `decay` of them with a falling learning rate."""
     more = (f"train.updates={rounds}", f"train.decay={decay}", "train.prompts=12", "train.evaluate=5", "train.held=48")
     return dataclasses.replace(recipe, train=(*recipe.train, *more))
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -41,12 +42,14 @@ class Specimens:
         return Media.cat([self.exact[:n], self.spoilt[:n]]), [*self.prompts] * n
 
 
+@cache
 def pictures() -> Specimens:
     g, rng = torch.Generator().manual_seed(0), random.Random(0)
     drawn = image_world.render([image_world.scene_for(prompt, rng) for prompt in SHOWN * EACH], g)
     return Specimens(SHOWN, Media(drawn, "image"), Media(_unseen(drawn, g), "image"))
 
 
+@cache
 def clips() -> Specimens:
     """That one kind moves and the other doesn't is known of the exact ones alone: in most spoilt ones there is nothing that could."""
     g, rng = torch.Generator().manual_seed(0), random.Random(0)
@@ -56,6 +59,7 @@ def clips() -> Specimens:
     return Specimens(MOVING, exact, replace(exact, data=_unseen(drawn, g)))
 
 
+@cache
 def pieces() -> Specimens:
     g, rng = torch.Generator().manual_seed(0), random.Random(0)
     played = music_world.render([music_world.parse(prompt) for prompt in PLAYED * EACH], rng, g)[:, None]
@@ -63,6 +67,7 @@ def pieces() -> Specimens:
     return Specimens(PLAYED, exact, replace(exact, data=_unheard(exact.data, g)))
 
 
+@cache
 def sounds() -> Specimens:
     g = torch.Generator().manual_seed(0)
     t = torch.arange(2 * music_world.RATE) / music_world.RATE
