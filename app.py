@@ -22,12 +22,30 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-from workbench.ui import leaderboard, look, rewards, runs, studio, vote  # noqa: E402
-from workbench.ui.desk import Desk  # noqa: E402
-from workbench.ui.place import Place  # noqa: E402
+from workbench.ui import theme as look
+from workbench.ui.context import Place  # noqa: E402
+from workbench.ui.jobs import Desk  # noqa: E402
+from workbench.ui.tabs import (
+    leaderboard,
+    rewards,
+    runs,
+    studio,
+    vote,  # noqa: E402
+)
 
 TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
-WORK = ("comparison", "show", "processes", "watching", "scores", "standings", "lora")  # torch comes with these
+WORK = (  # torch comes with these
+    "workbench.ui.studio_comparison",
+    "workbench.ui.run_processes",
+    "workbench.ui.lora_uploads",
+    "workbench.ui.widgets.comparison_view",
+    "workbench.ui.widgets.run_view",
+    "workbench.ui.widgets.reward_scores",
+    "workbench.ui.widgets.standings",
+    "workbench.feedback.blinding",
+    "workbench.feedback.pairing",
+    "workbench.feedback.votes",
+)
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 LARGEST = "200mb"  # of an uploaded file
 EXPIRY = 86_400  # seconds that a temporary file is kept
@@ -67,8 +85,7 @@ def wake(ready: threading.Event) -> None:
     """Import what the tabs work with. What can't be imported says so to whoever asks for it."""
     try:
         for name in WORK:
-            importlib.import_module(f"workbench.ui.{name}")
-        from workbench import blind, pairs, votes  # noqa: F401
+            importlib.import_module(name)
     finally:
         ready.set()
 
@@ -103,7 +120,7 @@ def expire(folder: Path) -> None:
 
 
 def refused(sentence: str) -> Exception:
-    from workbench.types import BadInput  # and torch with it: not before the page stands
+    from workbench.core.types import BadInput  # and torch with it: not before the page stands
 
     return BadInput(sentence)
 

@@ -30,10 +30,10 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kept import all_kept, asked_for, finished, known  # noqa: E402
-from outcome import Outcome, pooled, record, recorded, shown  # noqa: E402
+from kept import all_kept, asked_for, finished, known
+from outcome import Outcome, pooled, record, recorded, shown
 
-from workbench import config  # noqa: E402
+from workbench.runs import config
 
 SEEN = ("single",)  # of the test prompts, the kind that is in the training list too: there are too few to hold any out
 SEEDS = (1, 2, 3)  # settings were chosen by runs of seed 0

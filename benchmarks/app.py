@@ -103,7 +103,9 @@ def waits(browser, runs: Path) -> dict[str, float]:
 def people(runs: Path) -> None:
     """Votes of three people who see what the oracle sees, and else toss a coin."""
     sys.path.insert(0, str(ROOT))
-    from workbench import pairs, store, votes
+    from workbench.feedback import pairing as pairs
+    from workbench.feedback import votes
+    from workbench.runs import store
 
     for n in range(VOTES):
         found = pairs.ask(runs, f"person {n % 3}", lambda pair: pair)

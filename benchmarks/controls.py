@@ -21,8 +21,9 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # `rewards` is the package, not the file beside this one
 
-from workbench import config, run, store
-from workbench.assets import CONFIGS
+from workbench.core.paths import CONFIGS
+from workbench.engine import run
+from workbench.runs import config, store
 
 # method -> the run it stands in, the contestant that it is measured against, and what leaves it nothing to do
 CLAIMS = {
@@ -77,7 +78,7 @@ def show(part) -> str:
 
 def pictures(folder: store.RunFolder, contestant: str) -> list[str]:
     """Fingerprints of the pixels, without the metadata that names the contestant."""
-    from workbench import media
+    from workbench.core.io import media
 
     paths = sorted((folder.path / "media" / contestant).glob("*.png"))
     return [hashlib.sha256(media.read(p).data.numpy().tobytes()).hexdigest() for p in paths]

@@ -27,13 +27,21 @@ from rich.table import Table
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kept import finished, kept  # noqa: E402
+from kept import finished, kept
 
-import pipelines  # noqa: E402
-from pipelines.starter import music_world  # noqa: E402
-from workbench import config, evaluate, judging, media, report, run, store  # noqa: E402
-from workbench.assets import CONFIGS, write_atomic  # noqa: E402
-from workbench.types import Media  # noqa: E402
+import pipelines
+from pipelines.starter.music import world as music_world
+from workbench.core.io import media
+from workbench.core.paths import CONFIGS, write_atomic
+from workbench.core.types import Media
+from workbench.engine import run
+from workbench.evaluation import set_rewards as judging
+from workbench.evaluation import statistics as evaluate
+from workbench.report import pages as report
+from workbench.runs import (
+    config,
+    store,
+)
 
 TRAINED = "dragon"
 PAPER = 0.8145  # mean win rate of its twenty rewards

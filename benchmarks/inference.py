@@ -28,22 +28,22 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the allocator's record comes from the profiler, which talks
 
-import torch  # noqa: E402
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks"), str(ROOT / "tests")]
 
-import reno as plain  # noqa: E402
-import seam  # noqa: E402
-import tiny  # noqa: E402
-from diffusers import UNet2DConditionModel  # noqa: E402
-from tiny_parts import UNET  # noqa: E402
+import reno as plain
+import seam
+import tiny
+from diffusers import UNet2DConditionModel
+from tiny_parts import UNET
 
-import pipelines  # noqa: E402
-from rewards import build  # noqa: E402
-from workbench import data  # noqa: E402
-from workbench.methods import ReNO  # noqa: E402
-from workbench.types import Batch  # noqa: E402
+import pipelines
+from rewards import build
+from workbench.core.types import Batch
+from workbench.methods import ReNO
+from workbench.runs import prompts as data
 
 
 def show(ratio: str, seconds: dict[str, list[float]], of: str, to: str, aim: str = "") -> None:

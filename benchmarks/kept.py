@@ -12,7 +12,8 @@ from pathlib import Path
 
 import torch
 
-from workbench import config, run, store
+from workbench.engine import run
+from workbench.runs import config, store
 
 
 def finished(runs: Path, asked: config.RunConfig) -> store.RunFolder | None:

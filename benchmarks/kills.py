@@ -23,7 +23,7 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # commands are forked, and OpenMP's threads don't survive that
 
-import yaml  # noqa: E402
+import yaml
 
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
@@ -167,7 +167,8 @@ def main() -> None:
     sys.path.insert(0, str(ROOT))
     from diffusers import StableDiffusionPipeline  # noqa: F401
 
-    from workbench import commands, run  # noqa: F401
+    from workbench import commands  # noqa: F401
+    from workbench.engine import run  # noqa: F401
 
     rows = []
     with tempfile.TemporaryDirectory() as place:

@@ -10,7 +10,9 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench import assets, evaluate, store
+from workbench.core import paths as assets
+from workbench.evaluation import statistics as evaluate
+from workbench.runs import store
 
 
 def paired(folder: store.RunFolder) -> list[tuple[dict, dict]]:

@@ -21,11 +21,14 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from alignment import LORA  # noqa: E402
-from kept import kept  # noqa: E402
+from alignment import LORA
+from kept import kept
 
-from workbench import config, store  # noqa: E402
-from workbench.assets import write_atomic  # noqa: E402
+from workbench.core.paths import write_atomic
+from workbench.runs import (
+    config,
+    store,
+)
 
 PUSHED = "colourfulness"
 ARMS = {  # the reward, and what is written beside the line

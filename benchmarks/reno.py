@@ -24,12 +24,13 @@ sys.path.insert(
 )  # `rewards` is the package, not the file beside this one
 
 import pipelines
-from rewards import build, encoders
-from workbench import data
-from workbench.assets import resolve
+from rewards import build
+from rewards.encoders import image_text as encoders
+from workbench.core.paths import resolve
+from workbench.core.types import Batch
 from workbench.methods import ReNO
-from workbench.methods.reno import norm_nll
-from workbench.types import Batch
+from workbench.methods.inference.reno import norm_nll
+from workbench.runs import prompts as data
 
 
 def plain_loop(policy, score, prompts, seeds, method):

@@ -32,13 +32,14 @@ import transformers
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `rewards` is the package, not this file
 
-from rewards import build, encoders
-from rewards.exemplar import Exemplar
-from rewards.frechet import compact, frechet, normal
-from rewards.moments import Moments
-from rewards.vendi import vendi
-from workbench.assets import resolve
-from workbench.types import Media
+from rewards import build
+from rewards.encoders import image_text as encoders
+from rewards.sets.exemplar import Exemplar
+from rewards.sets.frechet import compact, frechet, normal
+from rewards.sets.moments import Moments
+from rewards.sets.vendi import vendi
+from workbench.core.paths import resolve
+from workbench.core.types import Media
 
 PROMPTS = tuple(f"{n} {colour} squares" for n in ("two", "three", "four") for colour in ("red", "blue", "green"))
 

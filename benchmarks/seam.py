@@ -23,8 +23,8 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-import pipelines  # noqa: E402
-from pipelines import seams  # noqa: E402
+import pipelines
+from pipelines import seams
 
 
 def load(name: str, device: str) -> pipelines.Policy:

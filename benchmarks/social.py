@@ -26,11 +26,15 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # `rewards` is the package, not the file beside this one
 
-from pipelines.starter import community, image_world
-from rewards import REWARDS, compose, curation, social, social_training
-from workbench import config, evaluate, run, store
-from workbench import social as work
-from workbench.types import Media, derive
+from pipelines.starter.image import community
+from pipelines.starter.image import world as image_world
+from rewards import REWARDS, compose
+from rewards.people import curation, social, social_training
+from workbench.core.types import Media, derive
+from workbench.engine import run
+from workbench.evaluation import statistics as evaluate
+from workbench.feedback import social as work
+from workbench.runs import config, store
 
 CURATION = curation.Curation(window=3, shares=(0.85, 0.15, 0.0))
 RAW = dataclasses.replace(curation.RAW, window=3, shares=CURATION.shares)
@@ -115,8 +119,10 @@ def steer(args) -> list[dict]:
     """ReNO on the learned reward of seed 0, on the starter's held-out prompts, judged by the true taste."""
     values = config.RunConfig(
         pipeline="starter-image",
-        reward={"social": {"reward": "rewards.social:Social", "model": str(args.work / "seed0" / "reward curated")}},
-        watch=["pipelines.starter.community:HiddenTaste", "oracle", "starter_clip"],
+        reward={
+            "social": {"reward": "rewards.people.social:Social", "model": str(args.work / "seed0" / "reward curated")}
+        },
+        watch=["pipelines.starter.image.community:HiddenTaste", "oracle", "starter_clip"],
         prompts="starter-image-test",
         contestants={"base": "sample", "best_of_n": {"n": 21}, "reno": {"iterations": 20}},
         limit=args.reno_prompts,

@@ -26,20 +26,20 @@ from typing import Any
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # the allocator's record comes from the profiler, which talks
 
-import torch  # noqa: E402
+import torch
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-import seam  # noqa: E402
-from inference import peak, show  # noqa: E402
+import seam
+from inference import peak, show
 
-import pipelines  # noqa: E402
-from rewards import build  # noqa: E402
-from workbench import data  # noqa: E402
-from workbench.methods.direct import DRaFT  # noqa: E402
-from workbench.methods.grpo import GRPO  # noqa: E402
-from workbench.types import Batch  # noqa: E402
+import pipelines
+from rewards import build
+from workbench.core.types import Batch
+from workbench.methods.training.direct import DRaFT
+from workbench.methods.training.grpo import GRPO
+from workbench.runs import prompts as data
 
 LORA = pipelines.Lora(rank=32, alpha=64.0, targets="all")
 FREE = {"guidance_scale": 1.0}

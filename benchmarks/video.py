@@ -22,13 +22,18 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from kept import all_kept, asked_for, finished, known  # noqa: E402
-from outcome import Outcome, paired, pooled, shown  # noqa: E402
+from kept import all_kept, asked_for, finished, known
+from outcome import Outcome, paired, pooled, shown
 
-from rewards import REWARDS  # noqa: E402
-from workbench import config, evaluate, media, store  # noqa: E402
-from workbench.assets import CONFIGS  # noqa: E402
-from workbench.types import Media  # noqa: E402
+from rewards import REWARDS
+from workbench.core.io import media
+from workbench.core.paths import CONFIGS
+from workbench.core.types import Media
+from workbench.evaluation import statistics as evaluate
+from workbench.runs import (
+    config,
+    store,
+)
 
 PLACE = CONFIGS / "runs" / "video"
 FLAT, GUIDED = (

@@ -1,12 +1,13 @@
 """How media is made: any diffusers pipeline, left as it is, behind one Policy."""
 
+from pipelines.distributed_policy import Rows
+from pipelines.trainable_policy import TrainablePolicy
+
 from .adapters import Lora
 from .config import PipelineConfig, adapted, read
 from .export import Exported, Mismatch, export
 from .loading import beside, load, preflight, sibling
 from .policy import Policy
-from .rows import Rows
-from .training import TrainablePolicy
 from .transitions import CPS, Ancestral, FlowSDE
 
 __all__ = [

@@ -16,7 +16,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.types import BadInput, Count
+from workbench.core.types import BadInput, Count
 
 from . import sharding
 

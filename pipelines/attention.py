@@ -10,8 +10,8 @@ from typing import Any
 
 import torch
 
-from workbench.strict import nearest
-from workbench.types import BadInput
+from workbench.core.schema import nearest
+from workbench.core.types import BadInput
 
 BACKENDS = ("sdpa", "xformers", "flash")
 FIXED = {  # pipelines whose denoisers call torch's attention whatever diffusers is told

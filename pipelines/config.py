@@ -9,12 +9,12 @@ from typing import Any
 
 import yaml
 
-from workbench.assets import CONFIGS, resolve
-from workbench.strict import build, nearest
-from workbench.types import BadInput, Count, Modality
+from pipelines import lora_loading as installing
+from pipelines.weight_folder import class_in, component_class
+from workbench.core.paths import CONFIGS, resolve
+from workbench.core.schema import build, nearest
+from workbench.core.types import BadInput, Count, Modality
 
-from . import installing
-from .folder import class_in, component_class
 from .schedule import FAMILIES
 
 PLACE = CONFIGS / "pipelines"

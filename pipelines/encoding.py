@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.types import BadInput, Media
+from workbench.core.types import BadInput, Media
 
 from . import seams
 

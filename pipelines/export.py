@@ -21,11 +21,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from pipelines.lora_loading import RECORD, WEIGHTS, quietly
+from pipelines.trainable_policy import TrainablePolicy
+
 from .adapters import LIVE, factors, layers, strip
 from .config import PipelineConfig
-from .installing import RECORD, WEIGHTS, quietly
 from .policy import Policy
-from .training import TrainablePolicy
 
 PROMPT, SEED = "a red circle and a blue square", 0
 EXPERT = "transformer_2"  # the second expert of Wan 2.2 and its like: loaded from a file of its own

@@ -14,17 +14,18 @@ from typing import Any
 
 import torch
 
-from workbench.assets import resolve
-from workbench.strict import nearest
-from workbench.types import BadInput
+from pipelines import lora_loading as installing
+from pipelines import processes, schedule, seams, transitions
+from pipelines import weight_folder as folders
+from pipelines.compat import mend
+from pipelines.trainable_policy import COUNTS, TrainablePolicy
+from workbench.core.paths import resolve
+from workbench.core.schema import nearest
+from workbench.core.types import BadInput
 
 from . import attention as kernels
-from . import folder as folders
-from . import installing, processes, schedule, seams, transitions
 from .config import ONE_BY_ONE, OPTIONAL, PipelineConfig, check_call, read, refuse
-from .drift import mend
 from .policy import Policy
-from .training import COUNTS, TrainablePolicy
 
 attention_problem = kernels.problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}

@@ -18,18 +18,19 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from workbench.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
+from pipelines import encoding, schedule, seams
+from pipelines import noise_hypernetwork as correction
+from pipelines.prompt_cache import Prompted
+from pipelines.structure import Anatomy, find, remembers
+from workbench.core.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
 
-from . import correction, encoding, schedule, seams
-from .anatomy import Anatomy, find, remembers
-from .prompted import Prompted
 from .transitions import Ancestral, Kernel
 
 SHAPES = 16  # numbers of rows, each guided and not, whose stand-ins are kept
 
 
 class Policy:
-    """Implements workbench.types.Policy for any continuous-latent diffusers pipeline.
+    """Implements workbench.core.types.Policy for any continuous-latent diffusers pipeline.
 
     `call` are keyword arguments of the pipeline (guidance_scale, height, ...), `text` those of them that are repeated for
     each prompt (negative_prompt, lyrics). With a `kernel`, `sample` takes that Gaussian step instead of the scheduler's own

@@ -14,7 +14,7 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.types import Prediction
+from workbench.core.types import Prediction
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from workbench.types import BadInput, Transition
+from workbench.core.types import BadInput, Transition
 
 from .schedule import Level, clean, noise
 

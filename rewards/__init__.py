@@ -11,24 +11,40 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from workbench import strict
-from workbench.types import BadInput, Reward, RewardSpec
-
-from . import aesthetic, audiobox, ears, encoders, exemplar, imagereward, judge_client, mps, social, starter_music
-from .aesthetic import Aesthetic
-from .audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
-from .audiobox import Audiobox
-from .clap import CLAPScore
-from .clip import CLIPScore, StarterCLIP
-from .coverage import PRDC
-from .credit import LeaveOneOut, Witness
-from .exemplar import Exemplar
-from .frechet import Frechet
-from .harmonic import Subject
-from .hps import HPS
-from .imagereward import ImageReward
-from .judge import TRANSPORT, Judge, JudgePairs, JudgeRegions
-from .judge_named import (
+from rewards.audio import audiobox
+from rewards.audio import starter_clap as starter_music
+from rewards.audio.audiobox import Audiobox
+from rewards.audio.clap import CLAPScore
+from rewards.audio.loudness import Clipping, Gated, Loudness, Silence
+from rewards.audio.starter_clap import StarterCLAP
+from rewards.encoders import audio as ears
+from rewards.encoders import image_text as encoders
+from rewards.image import aesthetic, imagereward, mps
+from rewards.image.aesthetic import Aesthetic
+from rewards.image.clip import CLIPScore, StarterCLIP
+from rewards.image.hps import HPS
+from rewards.image.imagereward import ImageReward
+from rewards.image.mps import MPS
+from rewards.image.pickscore import PickScore
+from rewards.image.simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
+from rewards.people import social
+from rewards.people.learned import Learned
+from rewards.people.personal import Personal
+from rewards.people.social import Social
+from rewards.sets import exemplar
+from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
+from rewards.sets.exemplar import Exemplar
+from rewards.sets.frechet import Frechet
+from rewards.sets.mmd import CMMD, KAD, KID
+from rewards.sets.prdc import PRDC
+from rewards.sets.set_credit import LeaveOneOut, Witness
+from rewards.sets.subject_fidelity import Subject
+from rewards.sets.vendi import Vendi
+from rewards.video.frames import Consistency, Frames, Motion
+from rewards.video.starter_clip import StarterVideoCLIP
+from rewards.vlm import judge_client
+from rewards.vlm.judge import TRANSPORT, Judge, JudgePairs, JudgeRegions
+from rewards.vlm.judge_named import (
     EditScore,
     IXCReward,
     QInsight,
@@ -37,19 +53,10 @@ from .judge_named import (
     UnifiedRewardVideo,
     VideoDimensions,
 )
-from .learned import Learned
-from .loudness import Clipping, Gated, Loudness, Silence
-from .mmd import CMMD, KAD, KID
-from .mps import MPS
-from .personal import Personal
-from .pickscore import PickScore
+from workbench.core import schema as strict
+from workbench.core.types import BadInput, Reward, RewardSpec
+
 from .remote import Remote
-from .simple import Brightness, Colourfulness, Compressibility, Contrast, SaturatedPixels, Sharpness
-from .social import Social
-from .starter_music import StarterCLAP
-from .starter_video import StarterVideoCLIP
-from .vendi import Vendi
-from .video import Consistency, Frames, Motion
 
 REWARDS: dict[str, type] = {
     # exact, without weights

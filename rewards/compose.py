@@ -20,8 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench import strict
-from workbench.types import BadInput, Media, Reward, RewardSpec
+from workbench.core import schema as strict
+from workbench.core.types import BadInput, Media, Reward, RewardSpec
 
 from . import REWARDS, configured, find
 from .ensemble import COMBINATIONS, Sum

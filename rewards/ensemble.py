@@ -13,7 +13,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from workbench.types import NonNegative
+from workbench.core.types import NonNegative
 
 from .pareto import Pareto, Parrot
 from .transforms import Cosine, Raw, Typical

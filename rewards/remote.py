@@ -22,7 +22,7 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from workbench.types import AtLeast, BadInput, Media, Natural, RewardSpec
+from workbench.core.types import AtLeast, BadInput, Media, Natural, RewardSpec
 
 log = logging.getLogger(__name__)
 TOKEN = "WORKBENCH_TOKEN"  # the environment variable that holds the secret, on both sides

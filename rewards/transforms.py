@@ -15,9 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.types import BadInput, Reward, RewardSpec
-
-from .base import Base
+from rewards.baseline import Base
+from workbench.core.types import BadInput, Reward, RewardSpec
 
 Scope = Literal["sample", "group"]
 

@@ -65,7 +65,7 @@ def serve(monkeypatch):
     """Starts servers and stops them; every test begins with an empty temporary cache."""
     from judge_server import JudgeServer
 
-    from rewards import judge_client
+    from rewards.vlm import judge_client
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     for cached in (judge_client.client, judge_client.store, judge_client._temporary):

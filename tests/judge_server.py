@@ -16,8 +16,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import torch
 from PIL import Image
 
-from rewards.judge import Judge
-from workbench.types import Media, Reward
+from rewards.vlm.judge import Judge
+from workbench.core.types import Media, Reward
 
 
 @dataclass(frozen=True)

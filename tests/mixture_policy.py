@@ -15,11 +15,11 @@ from torch import Tensor
 from pipelines import schedule
 from pipelines.schedule import Level
 from pipelines.transitions import Ancestral, Kernel
-from workbench.types import Media, Prediction, RewardSpec, Trajectory, Transition
+from workbench.core.types import Media, Prediction, RewardSpec, Trajectory, Transition
 
 
 class MixturePolicy:
-    """Implements workbench.types.Policy. `means`, `stds` and `weights` are those of the components; a prompt that is a
+    """Implements workbench.core.types.Policy. `means`, `stds` and `weights` are those of the components; a prompt that is a
     digit asks for that component alone, any other for the whole mixture. With kernel None, `sample` is the deterministic
     flow and `transition` Ancestral(eta=1), as in a real policy. `shape` (C,H,W) gives that many independent numbers."""
 

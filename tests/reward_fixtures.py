@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from rewards import REWARDS, build
-from workbench.types import Media, Reward, RewardSpec
+from workbench.core.types import Media, Reward, RewardSpec
 
 _FOLDER = tempfile.TemporaryDirectory()  # lives as long as the tests do
 
@@ -223,7 +223,7 @@ def serving(app) -> str:
 def served() -> str:
     """A server of two rewards, and its token in the environment."""
     from rewards.remote import TOKEN
-    from workbench import serve
+    from workbench.tools import reward_server as serve
 
     os.environ.setdefault(TOKEN, "token-of-the-tests")
     return serving(serve.app({"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN]))
@@ -292,14 +292,14 @@ def examples(folder: Path) -> str:
 
 def report():
     """Of votes enough to be better than chance."""
-    from rewards.votes import Report
+    from rewards.people.votes import Report
 
     return Report(200, 0, 0, 20, "prompts", accuracy=0.8, low=0.7, high=0.9, design=1.0)
 
 
 def taste(folder: Path) -> str:
     """The folder of a fitted head on the small encoder."""
-    from rewards.learned import Head
+    from rewards.people.learned import Head
 
     weights = torch.randn(32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
     Head(weights, small_settings("clip")["model"], 1e-3, report()).save(folder)
@@ -308,7 +308,7 @@ def taste(folder: Path) -> str:
 
 def tastes(folder: Path) -> str:
     """The folder of a mixture of two tastes."""
-    from rewards.personal import Mixture
+    from rewards.people.personal import Mixture
 
     prototypes = torch.randn(2, 32, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     even = torch.full((2,), 0.5, dtype=torch.float64)

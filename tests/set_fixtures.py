@@ -9,12 +9,12 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.starter import image_world
-from rewards.coverage import PRDC
-from rewards.frechet import Frechet
-from rewards.mmd import CMMD, KAD, KID
-from rewards.vendi import Vendi
-from workbench.types import BadInput, Media, Reward
+from pipelines.starter.image import world as image_world
+from rewards.sets.frechet import Frechet
+from rewards.sets.mmd import CMMD, KAD, KID
+from rewards.sets.prdc import PRDC
+from rewards.sets.vendi import Vendi
+from workbench.core.types import BadInput, Media, Reward
 
 STARTER = "starter:image/clip"
 

@@ -14,7 +14,7 @@ import torch
 from reward_fixtures import WORDS, random_state
 from torch import Tensor
 
-from workbench.types import Media
+from workbench.core.types import Media
 
 TONE = ["slow", "fast", "flute", "organ", "rising", "falling", "high", "low"]
 

@@ -19,7 +19,7 @@ from tiny_trained import SD, SMALL, nudge, trainable
 
 from pipelines import Lora, Mismatch, TrainablePolicy, export, load
 from pipelines.adapters import factors, layers, strip, targets
-from workbench.types import BadInput
+from workbench.core.types import BadInput
 
 exporting = sys.modules["pipelines.export"]  # the package has a function of that name
 SDXL, SD3, FLUX, WAN, AUDIO = (

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from workbench.advantages import (
+from workbench.methods.common.advantages import (
     ChiSquareStop,
     centre,
     chi_square,

@@ -15,8 +15,8 @@ import pytest
 from gradio_client import Client
 
 import app
-from workbench.assets import ROOT
-from workbench.types import BadInput
+from workbench.core.paths import ROOT
+from workbench.core.types import BadInput
 
 CALLS = {"compare", "stop", "open", "lora", "battle", "vote", "undo", "leaderboard"}
 CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}
@@ -112,7 +112,7 @@ def test_old_temporary_files_are_swept_and_new_ones_kept(tmp_path, monkeypatch):
 
 def test_the_page_stands_before_torch_is_imported(tmp_path):
     code = (
-        "import sys, app; from pathlib import Path; from workbench.ui.desk import Desk; from workbench.ui.place import Place\n"
+        "import sys, app; from pathlib import Path; from workbench.ui.jobs import Desk; from workbench.ui.context import Place\n"
         f"app.build(Place(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), Desk())); print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)

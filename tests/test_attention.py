@@ -10,7 +10,7 @@ from diffusers.models import attention_dispatch as dispatch
 
 import pipelines
 from pipelines import attention
-from workbench.types import BadInput
+from workbench.core.types import BadInput
 
 FLASH, GPU = dispatch.AttentionBackendName.FLASH, torch.device("cuda")
 LONGER = {"QwenImagePipeline": {"max_sequence_length": 512}}  # or its prompts are cut to one length

@@ -11,13 +11,13 @@ import sound_fixtures as fixtures
 import torch
 from sound_fixtures import heard, tone
 
-from rewards import ears
-from rewards.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, Sounds
-from rewards.audiobox import AXES, Audiobox, renamed
-from rewards.clap import CLAPScore
-from rewards.loudness import Gated
-from rewards.sound import LogMel, fit, mono, starts
-from workbench.types import BadInput, Media
+from rewards.audio.audiobox import AXES, Audiobox, renamed
+from rewards.audio.clap import CLAPScore
+from rewards.audio.loudness import Gated
+from rewards.encoders import audio as ears
+from rewards.encoders.audio_frontend import LogMel, fit, mono, starts
+from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, Sounds
+from workbench.core.types import BadInput, Media
 
 PROMPTS = ("slow rising flute", "fast organ", "high low")
 
@@ -152,7 +152,7 @@ def test_the_published_names_of_audiobox_are_all_known():
     """260 tensors of the full size, as the authors' class has them, each with a place in this one."""
     from transformers import WavLMConfig, WavLMModel
 
-    from rewards.checkpoints import Blank
+    from rewards.encoders.checkpoints import Blank
 
     shapes = fixtures.audiobox_shapes()
     with torch.device("meta"), Blank():

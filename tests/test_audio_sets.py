@@ -9,10 +9,10 @@ import sound_fixtures as fixtures
 import torch
 from sound_fixtures import heard, tone, wav16
 
-from rewards import ears
-from rewards.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
-from rewards.credit import LeaveOneOut, Witness
-from workbench.types import BadInput, Media
+from rewards.encoders import audio as ears
+from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
+from rewards.sets.set_credit import LeaveOneOut, Witness
+from workbench.core.types import BadInput, Media
 
 
 @pytest.fixture(scope="module")
@@ -184,6 +184,6 @@ def test_song_sets_take_one_reward_of_windows():
     with pytest.raises(BadInput, match="does not judge windows of sounds"):
         SongSet("brightness")
     with pytest.raises(BadInput, match="takes one set reward, without a weight"):
-        SongSet({"rewards.audio_sets:FAD": {"weight": 2.0}})
-    named = SongSet({"rewards.audio_sets:FAD": {"model": "logmel", "window": 0.1, "rows": "songs"}})
+        SongSet({"rewards.sets.audio_sets:FAD": {"weight": 2.0}})
+    named = SongSet({"rewards.sets.audio_sets:FAD": {"model": "logmel", "window": 0.1, "rows": "songs"}})
     assert named.of == FAD(model="logmel", window=0.1, rows="windows"), "a song's set is its windows"

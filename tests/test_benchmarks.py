@@ -9,8 +9,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.benchmarks import SUITES, Entry, file_name
-from workbench.types import BadInput
+from workbench.core.types import BadInput
+from workbench.tools.suite_layouts import SUITES, Entry, file_name
 
 TASK = '{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}\n'
 UNIGEN = """index,prompt_en,sub_dims_en

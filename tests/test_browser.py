@@ -16,8 +16,8 @@ from urllib.parse import urljoin
 import httpx
 import pytest
 
-from workbench import votes
-from workbench.assets import ROOT
+from workbench.core.paths import ROOT
+from workbench.feedback import votes
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")

@@ -9,8 +9,9 @@ import reward_fixtures as fixtures
 import torch
 from reward_fixtures import small_settings
 
-from rewards import build, checkpoints
-from workbench.types import BadInput
+from rewards import build
+from rewards.encoders import checkpoints
+from workbench.core.types import BadInput
 
 
 def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):

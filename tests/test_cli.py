@@ -14,7 +14,7 @@ import yaml
 from PIL import Image
 
 from workbench import cli, commands
-from workbench.assets import ROOT, STARTER
+from workbench.core.paths import ROOT, STARTER
 
 GOOD = {
     "pipeline": "starter-image",
@@ -29,7 +29,7 @@ GOOD = {
 def no_weights(monkeypatch):
     """Any attempt to load a pipeline or a reward model is an error."""
     import pipelines
-    from rewards import encoders
+    from rewards.encoders import image_text as encoders
 
     def refuse(*_, **__):
         raise AssertionError("weights were loaded")
@@ -85,7 +85,7 @@ def test_a_config_that_cannot_work_exits_2_with_one_sentence_before_weights_load
 
 def test_a_reward_of_another_modality_is_refused_by_name(tmp_path, capsys, no_weights):
     (tmp_path / "loud.py").write_text(
-        "from workbench.types import RewardSpec\n"
+        "from workbench.core.types import RewardSpec\n"
         "class Loud:\n    spec = RewardSpec('loud', '1', frozenset({'audio'}), True)\n"
     )
     sys.path.insert(0, str(tmp_path))

@@ -6,10 +6,11 @@ import json
 
 import pytest
 
-from workbench import cli, compare
-from workbench.cost import Budget, Cost
+from workbench import cli
+from workbench.core.types import BadInput
+from workbench.engine import compare
 from workbench.methods import METHODS, BestOfN, ReNO, Sample, trains
-from workbench.types import BadInput
+from workbench.runs.budget import Budget, Cost
 
 ASKED = ["--reward", "starter_clip", "--watch", "oracle", "--prompts", "starter-image-test"]
 

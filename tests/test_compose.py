@@ -12,7 +12,7 @@ from reward_fixtures import media_for
 from rewards import REWARDS, build, compose
 from rewards.compose import Combined, Weighted, from_config
 from rewards.ensemble import COMBINATIONS
-from workbench.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.types import BadInput, Media, Reward, RewardSpec
 
 IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
 

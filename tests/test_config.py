@@ -6,11 +6,12 @@ from dataclasses import dataclass
 
 import pytest
 
-from workbench import config, data
-from workbench.assets import CONFIGS
+from workbench.core.paths import CONFIGS
+from workbench.core.schema import build
+from workbench.core.types import BadInput, derive
 from workbench.methods import METHODS
-from workbench.strict import build
-from workbench.types import BadInput, derive
+from workbench.runs import config
+from workbench.runs import prompts as data
 
 GOOD = "pipeline: starter-image\nmethod: {name: reno, lr: 1e-1}\nreward: brightness\nprompts: [a red circle]\n"
 

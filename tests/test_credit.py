@@ -9,9 +9,9 @@ from set_fixtures import ALL, BLUE, RED, STARTER, Flat, ask, draw, pictures, sav
 from torch import Tensor
 
 from rewards import compose
-from rewards.credit import LeaveOneOut, Witness, leave_one_out
-from rewards.mmd import KAD, Gaussian, mmd, within, witness
-from workbench.types import BadInput, RewardSpec
+from rewards.sets.mmd import KAD, Gaussian, mmd, within, witness
+from rewards.sets.set_credit import LeaveOneOut, Witness, leave_one_out
+from workbench.core.types import BadInput, RewardSpec
 
 
 def mean_of(x: Tensor, kept: Tensor) -> Tensor:
@@ -172,8 +172,8 @@ def test_credit_is_refused_where_it_means_nothing():
 def test_credit_is_named_in_a_config(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     folder = save(pictures([RED] * 3), tmp_path / "red")
-    of = {"near": {"reward": "rewards.mmd:KAD", "model": STARTER, "reference": folder}}
-    reward = compose.from_config({"rewards.credit:LeaveOneOut": {"weight": 2.0, "of": of, "per": "prompt"}})
+    of = {"near": {"reward": "rewards.sets.mmd:KAD", "model": STARTER, "reference": folder}}
+    reward = compose.from_config({"rewards.sets.set_credit:LeaveOneOut": {"weight": 2.0, "of": of, "per": "prompt"}})
     (credit,) = reward.rewards.values()
     assert credit.per == "prompt" and credit.of.rewards == {"near": KAD(model=STARTER, reference=folder)}
     assert (reward.spec.scope, reward.spec.needs) == ("group", frozenset())

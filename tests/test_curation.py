@@ -15,11 +15,13 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.starter import community, image_world
-from rewards import compose, curation
-from rewards.curation import Curation
-from workbench import social as work
-from workbench.types import BadInput, Media
+from pipelines.starter.image import community
+from pipelines.starter.image import world as image_world
+from rewards import compose
+from rewards.people import curation
+from rewards.people.curation import Curation
+from workbench.core.types import BadInput, Media
+from workbench.feedback import social as work
 
 DAY = 86_400
 PLAIN = Curation(window=5, duplicates=-1, shares=(1.0, 0.0, 0.0), min_views=10)
@@ -295,5 +297,5 @@ def test_the_look_of_the_taste_is_smooth_in_the_pixels():
 
 
 def test_the_taste_is_a_judge_by_its_import_path():
-    judge = compose.from_config("pipelines.starter.community:HiddenTaste")
+    judge = compose.from_config("pipelines.starter.image.community:HiddenTaste")
     assert judge.spec.name == "hidden_taste" and not judge.spec.differentiable

@@ -7,8 +7,8 @@ import time
 
 import pytest
 
-from workbench.types import BadInput
-from workbench.ui import desk as desks
+from workbench.core.types import BadInput
+from workbench.ui import jobs as desks
 
 
 @pytest.fixture

@@ -21,8 +21,8 @@ from torch.utils._pytree import tree_leaves
 
 from pipelines import Lora
 from rewards import REWARDS
+from workbench.core.types import Batch, Media
 from workbench.methods import DRAGON, HyperNoise
-from workbench.types import Batch, Media
 
 CLASSES = [SD, "StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "AudioLDM2Pipeline", "AceStepPipeline"]
 # One is answered by another process and makes its tensors in a thread of its own; safetensors reads the other's onto `cuda` by name.

@@ -12,9 +12,10 @@ from judge_server import completion, pictures, pixels, question
 
 from pipelines.starter.oracle import Oracle
 from rewards import REWARDS, Judge
-from workbench import doctor, specimens
-from workbench.judges import judges
-from workbench.types import Media
+from workbench.core.types import Media
+from workbench.runs.registry import judges
+from workbench.tools import doctor
+from workbench.tools import test_media as specimens
 
 
 def set_up(cls: type, **settings) -> type:

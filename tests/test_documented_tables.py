@@ -7,8 +7,8 @@ import sys
 
 import pytest
 
-from workbench import config
-from workbench.assets import ROOT
+from workbench.core.paths import ROOT
+from workbench.runs import config
 
 sys.path.append(str(ROOT / "benchmarks"))  # last: a file there is called as the package `rewards` is
 import alignment  # noqa: E402

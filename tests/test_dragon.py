@@ -18,17 +18,17 @@ from tiny_trained import trainable
 from trainable_policy import TrainableMixture
 from training_toys import BATCH, LIVE, Rows, gaussian_policy, one, set_weights
 
-from rewards.audio_sets import FAD
 from rewards.compose import Weighted
-from rewards.frechet import Frechet, frechet, normal
-from rewards.vendi import Vendi
-from workbench.judging import Judging
-from workbench.methods.best import gaussian
-from workbench.methods.demonstrations import drawn, of_sets
-from workbench.methods.dragon import DRAGON
-from workbench.methods.sets import credit, halves, ranked, swapped
-from workbench.methods.training import roll
-from workbench.types import BadInput, Batch, Media, RewardSpec, derive
+from rewards.sets.audio_sets import FAD
+from rewards.sets.frechet import Frechet, frechet, normal
+from rewards.sets.vendi import Vendi
+from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive
+from workbench.evaluation.set_rewards import Judging
+from workbench.methods.common.best_sample import gaussian
+from workbench.methods.common.demonstrations import drawn, of_sets
+from workbench.methods.common.rollout import roll
+from workbench.methods.common.set_splits import credit, halves, ranked, swapped
+from workbench.methods.training.dragon import DRAGON
 
 MEAN, STD = 0.8, 1.6  # of the reference, whose mean and spread both differ from the base's
 REFERENCE = MEAN + STD * torch.randn(2000, 1, generator=torch.Generator().manual_seed(0)).double()

@@ -14,11 +14,17 @@ from set_fixtures import Flat, drawn, save
 from train_fixtures import folder_of, go, planned, told
 from training_toys import gaussian_policy, one
 
-from rewards.frechet import Frechet, normal
-from workbench import config, judging, lessons, media, report, run, watchdogs
-from workbench.assets import CONFIGS
-from workbench.methods.dragon import DRAGON
-from workbench.types import BadInput, Media
+from rewards.sets.frechet import Frechet, normal
+from workbench.core.io import media
+from workbench.core.paths import CONFIGS
+from workbench.core.types import BadInput, Media
+from workbench.engine import run
+from workbench.evaluation import set_rewards as judging
+from workbench.methods.training.dragon import DRAGON
+from workbench.report import pages as report
+from workbench.runs import config
+from workbench.training import monitoring as watchdogs
+from workbench.training import training_runs as lessons
 
 MINIATURES = sorted((CONFIGS / "runs" / "dragon").glob("*.yaml"))
 CLIP = "starter:image/clip"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from workbench import evaluate
+from workbench.evaluation import statistics as evaluate
 
 
 def rows(values, name="clip", seeds=2, **other):

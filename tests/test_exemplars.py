@@ -10,12 +10,12 @@ import torch
 from PIL import Image
 from set_fixtures import ALL, BLUE, GREEN, RED, STARTER, Flat, ask, draw, drawn, pictures, save, sound
 
-from rewards import exemplar
-from rewards.exemplar import Embedder, Exemplar, Pictures
-from rewards.frechet import Frechet
-from rewards.mmd import CMMD, KAD, KID, Gaussian, cubic, median_distance, mmd
-from rewards.vendi import Vendi
-from workbench.types import BadInput, Media, Reward
+from rewards.sets import exemplar
+from rewards.sets.exemplar import Embedder, Exemplar, Pictures
+from rewards.sets.frechet import Frechet
+from rewards.sets.mmd import CMMD, KAD, KID, Gaussian, cubic, median_distance, mmd
+from rewards.sets.vendi import Vendi
+from workbench.core.types import BadInput, Media, Reward
 
 
 @pytest.fixture(autouse=True)
@@ -184,7 +184,7 @@ def test_loading_prepares_the_reference_and_keeps_no_model_alive(tmp_path, own_c
     import gc
     import weakref
 
-    from rewards import encoders
+    from rewards.encoders import image_text as encoders
 
     model = reward_fixtures.clip_folder(tmp_path / "clip")
     reward = KID(model=model, reference=save(pictures([RED, BLUE, GREEN]), tmp_path / "set"))

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from tiny_trained import SD, SMALL, nudge, trainable
 
 from pipelines import Lora, Mismatch, export
-from pipelines.training import TrainablePolicy
-from workbench import trainer
+from pipelines.trainable_policy import TrainablePolicy
+from workbench.training import trainer
 
 WHOLE = Lora(targets="weights")
 FLUX = "FluxPipeline"  # whose modules refer to each other: what is let go of is not gone at once

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from report_fixtures import compared, contestant, curve, estimate, summary_of, usual
 
-from workbench.findings import contest, costs, headline, metrics, number, shortfalls, sources, wins
+from workbench.report.findings import contest, costs, headline, metrics, number, shortfalls, sources, wins
 
 
 def test_headline_claims_what_the_paired_intervals_show_and_no_more():

@@ -11,12 +11,12 @@ import torch
 from mixture_policy import MixturePolicy, Value
 
 from pipelines.transitions import CPS
-from workbench.latent_reward import KEY, LatentReward, Samples, collect, correlation, train
-from workbench.methods.guidance import Guidance
-from workbench.methods.nrg import NRG
-from workbench.methods.steps import level
-from workbench.methods.tilt import capped, still, unit
-from workbench.types import BadInput, Batch, RewardSpec, derive
+from rewards.latent import KEY, LatentReward, Samples, collect, correlation, train
+from workbench.core.types import BadInput, Batch, RewardSpec, derive
+from workbench.methods.common.guided_step import capped, still, unit
+from workbench.methods.common.schedule import level
+from workbench.methods.inference.guidance import Guidance
+from workbench.methods.inference.nrg import NRG
 
 PROMPTS, SEEDS = ("a", "b", "0"), (3, 4, 5)
 UP = {"up": 1.0}  # one of the exact judge's two objectives
@@ -382,7 +382,7 @@ def test_a_file_that_is_no_latent_reward_is_refused_in_a_sentence(trained, tmp_p
 
 @pytest.mark.parametrize("latent", [(4, 16), (4, 3, 8, 8)])
 def test_sounds_and_clips_have_latents_of_other_ranks(latent):
-    from workbench.latent_reward import Judge
+    from rewards.latent import Judge
 
     judge = Judge(latent, 2, axis=0, width=16, blocks=3)
     a = torch.full((2,), 0.5)

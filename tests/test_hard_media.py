@@ -8,8 +8,9 @@ from reward_fixtures import scored, small
 from sound_fixtures import heard
 
 from rewards import REWARDS
-from workbench import films, media
-from workbench.types import BadInput, Media
+from workbench.core.io import media
+from workbench.core.io import video as films
+from workbench.core.types import BadInput, Media
 
 BY_MACHINE = (
     "judge",

@@ -16,8 +16,8 @@ from training_toys import Unsure
 
 from pipelines import Lora, export
 from rewards import build
-from workbench.methods.hypernoise import Corrected, HyperNoise
-from workbench.types import BadInput, Batch
+from workbench.core.types import BadInput, Batch
+from workbench.methods.training.hypernoise import Corrected, HyperNoise
 
 NAMES = [
     "StableDiffusionPipeline",

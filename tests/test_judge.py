@@ -23,14 +23,14 @@ from judge_server import (
     yes,
 )
 
-from rewards import judge_client, judge_named
-from rewards.judge import Judge, JudgePairs, JudgeRegions
-from rewards.judge_answers import Lines, Rubric, Verdict, YesNo
-from rewards.judge_client import Failed, Reply
-from rewards.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
-from rewards.judge_presets import PRESETS, Preset
-from workbench import strict
-from workbench.types import BadInput, Media, Reward
+from rewards.vlm import judge_client, judge_named
+from rewards.vlm.judge import Judge, JudgePairs, JudgeRegions
+from rewards.vlm.judge_answers import Lines, Rubric, Verdict, YesNo
+from rewards.vlm.judge_client import Failed, Reply
+from rewards.vlm.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
+from rewards.vlm.judge_presets import PRESETS, Preset
+from workbench.core import schema as strict
+from workbench.core.types import BadInput, Media, Reward
 
 NAMED = [c for c in vars(judge_named).values() if isinstance(c, type) and c.__module__ == judge_named.__name__]
 EVERY = [Judge, JudgePairs, JudgeRegions, *NAMED]

@@ -8,9 +8,9 @@ import pytest
 import torch
 from judge_server import ask, clips, completion, greys, judge, level, pictures, question
 
-from rewards.judge import JudgePairs, JudgeRegions
-from rewards.judge_named import UnifiedRewardThink
-from workbench.types import Media
+from rewards.vlm.judge import JudgePairs, JudgeRegions
+from rewards.vlm.judge_named import UnifiedRewardThink
+from workbench.core.types import Media
 
 # Pairs
 

@@ -23,9 +23,9 @@ from judge_server import (
     yes,
 )
 
-from rewards import judge_client
-from rewards.judge_named import EditScore
-from workbench.types import BadInput
+from rewards.vlm import judge_client
+from rewards.vlm.judge_named import EditScore
+from workbench.core.types import BadInput
 
 SECRET = "sk-very-secret-0123456789"
 

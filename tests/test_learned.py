@@ -10,11 +10,11 @@ import torch
 import torch.nn.functional as F
 from reward_fixtures import media_for, small_settings
 
-from rewards import learned, personal, votes
-from rewards.learned import Learned, solve
-from rewards.personal import Personal
-from rewards.votes import Votes, interval, report, wanted
-from workbench.types import BadInput, Media, Reward
+from rewards.people import learned, personal, votes
+from rewards.people.learned import Learned, solve
+from rewards.people.personal import Personal
+from rewards.people.votes import Votes, interval, report, wanted
+from workbench.core.types import BadInput, Media, Reward
 
 WIDTH = 8
 
@@ -221,7 +221,7 @@ def test_a_prompt_of_a_vote_may_hold_any_character(tmp_path):
 def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path):
     from PIL import Image
 
-    from rewards import encoders
+    from rewards.encoders import image_text as encoders
 
     model, eight_bit = small_settings("clip")["model"], (media_for(Learned.spec, 2).data * 255).round()
     for name, data in zip("ab", eight_bit, strict=True):

@@ -17,10 +17,11 @@ import yaml
 from tiny import PROMPTS, SEEDS
 
 import pipelines
-from pipelines import attention, folder, schedule
+from pipelines import attention, schedule
+from pipelines import weight_folder as folder
 from pipelines.config import MODALITIES, PLACE, REFUSED, names, read
-from workbench.assets import STARTER
-from workbench.types import BadInput
+from workbench.core.paths import STARTER
+from workbench.core.types import BadInput
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

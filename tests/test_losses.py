@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from workbench import losses
-from workbench.types import Transition
+from workbench.core.types import Transition
+from workbench.methods.common import losses
 
 EXACT = dict(rtol=1e-12, atol=1e-12)
 

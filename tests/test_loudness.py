@@ -9,10 +9,10 @@ import scipy.signal
 import torch
 from sound_fixtures import heard, tone
 
-from rewards.loudness import Clipping, Gated, Loudness, Silence, clipped, k_weighting, lufs, silent, true_peak
-from rewards.sound import AUDIO, mono, resample
-from workbench import listening
-from workbench.types import BadInput, Media, RewardSpec
+from rewards.audio.loudness import Clipping, Gated, Loudness, Silence, clipped, k_weighting, lufs, silent, true_peak
+from rewards.encoders.audio_frontend import AUDIO, mono, resample
+from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.report import audio_view as listening
 
 
 def at(level: float) -> float:

@@ -8,9 +8,9 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
-from workbench import media
-from workbench.media import Cell
-from workbench.types import BadInput, Media
+from workbench.core.io import media
+from workbench.core.io.media import Cell
+from workbench.core.types import BadInput, Media
 
 META = {"prompt": "a red “kreis” 円\nand more", "seed": 7, "scores": {"clip": 0.31, "oracle": None}, "12": "12"}
 

@@ -12,8 +12,11 @@ from PIL import Image
 from scipy.io import wavfile
 from sound_fixtures import heard, tone, wav16
 
-from workbench import films, listening, media, sounds
-from workbench.types import BadInput, Media
+from workbench.core.io import audio as sounds
+from workbench.core.io import media
+from workbench.core.io import video as films
+from workbench.core.types import BadInput, Media
+from workbench.report import audio_view as listening
 
 av = pytest.importorskip("av")
 META = {"prompt": "langsam, eine “Flöte” 笛", "seed": 7, "scores": {"clap": 0.31}}

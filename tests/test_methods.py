@@ -7,9 +7,9 @@ import math
 import pytest
 import torch
 
+from workbench.core.types import Batch, Media, RewardSpec, Trajectory
 from workbench.methods import METHODS, BestOfN, ReNO, Sample
-from workbench.methods.reno import clip_per_sample, norm_nll
-from workbench.types import Batch, Media, RewardSpec, Trajectory
+from workbench.methods.inference.reno import clip_per_sample, norm_nll
 
 SPEC = RewardSpec("mean", "1", frozenset({"image"}), differentiable=True)
 

@@ -14,8 +14,8 @@ import torch
 
 import pipelines
 from rewards import build
+from workbench.core.types import BadInput, Batch, Event, Media, Policy, Reward, RewardSpec
 from workbench.methods import METHODS
-from workbench.types import BadInput, Batch, Event, Media, Policy, Reward, RewardSpec
 
 CLASSES = [
     "StableDiffusionPipeline",

@@ -13,12 +13,13 @@ import yaml
 import pipelines
 from pipelines import Lora, transitions
 from rewards import REWARDS, compose
-from workbench import config, preference_data, recipe
-from workbench.assets import CONFIGS
+from workbench.core.paths import CONFIGS
+from workbench.core.schema import build
+from workbench.core.types import Batch, Media, PairBatch, RewardSpec
 from workbench.methods import METHODS
-from workbench.methods.rpo import RPO
-from workbench.strict import build
-from workbench.types import Batch, Media, PairBatch, RewardSpec
+from workbench.methods.training.rpo import RPO
+from workbench.runs import config, preference_data
+from workbench.runs import train_config as recipe
 
 PLACE = CONFIGS / "runs" / "train"
 NAMES = sorted(p.stem for p in PLACE.glob("*.yaml"))
@@ -29,7 +30,7 @@ SHORT = 4  # steps; SRPO and AlignProp choose among them
 @pytest.fixture(autouse=True)
 def no_server(monkeypatch):
     """Judges are asked nothing here, so their servers need not be there."""
-    monkeypatch.setattr("rewards.judge.Judge.check", lambda self: None)
+    monkeypatch.setattr("rewards.vlm.judge.Judge.check", lambda self: None)
 
 
 def read(name: str):

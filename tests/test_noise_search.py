@@ -17,16 +17,16 @@ from test_methods import Mean, Unsure
 from training_toys import gaussian_policy
 
 from pipelines.transitions import Ancestral
-from workbench.methods.best import Best, gaussian
-from workbench.methods.best_of_n import BestOfN
-from workbench.methods.ditto import DITTO
-from workbench.methods.dno import DNO, BlackBoxDNO, implausibility
-from workbench.methods.reno import climb
-from workbench.methods.reuse import Reuse
-from workbench.methods.sample import Sample
-from workbench.methods.search_over_paths import SearchOverPaths, redenoised, survivors
-from workbench.methods.zero_order import ZeroOrder, turned
-from workbench.types import BadInput, Batch, Media, Prediction, Trajectory, Transition
+from workbench.core.types import BadInput, Batch, Media, Prediction, Trajectory, Transition
+from workbench.methods.common.best_sample import Best, gaussian
+from workbench.methods.inference.best_of_n import BestOfN
+from workbench.methods.inference.ditto import DITTO
+from workbench.methods.inference.dno import DNO, BlackBoxDNO, implausibility
+from workbench.methods.inference.reno import climb
+from workbench.methods.inference.reuse import Reuse
+from workbench.methods.inference.sample import Sample
+from workbench.methods.inference.search_over_paths import SearchOverPaths, redenoised, survivors
+from workbench.methods.inference.zero_order import ZeroOrder, turned
 
 SPREAD, SHAPE, BATCH = 0.8, (3, 4, 4), Batch(("light", "dark"), (3, 4))
 

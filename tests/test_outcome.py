@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-from workbench import store
-from workbench.assets import ROOT
+from workbench.core.paths import ROOT
+from workbench.runs import store
 
 sys.path.append(str(ROOT / "benchmarks"))  # last: a file there is called as the package `rewards` is
 from outcome import Outcome, paired, pooled, record, recorded  # noqa: E402

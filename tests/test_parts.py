@@ -7,9 +7,9 @@ import json
 import pytest
 
 from workbench import cli
+from workbench.core.types import BadInput
 from workbench.methods import NRG, ReNO, Rewrite
-from workbench.parts import supplied
-from workbench.types import BadInput
+from workbench.runs.resolve import supplied
 
 RUN = ["run", "methods-student", "limit=2", "seeds=1", "watch=[oracle]"]
 

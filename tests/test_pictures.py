@@ -10,11 +10,13 @@ import torch
 from PIL import Image
 from reward_fixtures import small_settings
 
-from rewards import encoders, votes
-from rewards.curation import perceptual_hash
-from rewards.exemplar import Pictures
-from workbench import media, pictures
-from workbench.types import BadInput
+from rewards.encoders import image_text as encoders
+from rewards.people import votes
+from rewards.people.curation import perceptual_hash
+from rewards.sets.exemplar import Pictures
+from workbench.core.io import image as pictures
+from workbench.core.io import media
+from workbench.core.types import BadInput
 
 
 def clear(path):

@@ -9,7 +9,7 @@ import torch
 from tiny import PROMPTS, SEEDS
 
 from pipelines import Ancestral, FlowSDE
-from workbench.types import Trajectory
+from workbench.core.types import Trajectory
 
 SD, LCM = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
 

@@ -19,13 +19,13 @@ from trainable_policy import TrainableMixture
 from training_toys import RANKED, Value, gaussian_policy, set_weights
 
 from pipelines import encoding
-from workbench import media
-from workbench import preference_data as pairs
-from workbench.methods.best import gaussian
-from workbench.methods.dpo import DPO
-from workbench.methods.kto import KTO
-from workbench.methods.training import judge, roll
-from workbench.types import BadInput, Batch, Media, PairBatch
+from workbench.core.io import media
+from workbench.core.types import BadInput, Batch, Media, PairBatch
+from workbench.methods.common.best_sample import gaussian
+from workbench.methods.common.rollout import judge, roll
+from workbench.methods.training.dpo import DPO
+from workbench.methods.training.kto import KTO
+from workbench.runs import preference_data as pairs
 
 SIZE = (3, 8, 8)
 

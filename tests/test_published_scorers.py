@@ -7,11 +7,12 @@ import torch
 import torch.nn.functional as F
 from reward_fixtures import PROMPTS, media_for, scored, small, small_settings
 
-from rewards import REWARDS, checkpoints
-from rewards.aesthetic import Head
-from rewards.imagereward import BlipScorer, renamed
-from rewards.mps import MPS, OVERALL, Scorer, unwrapped
-from rewards.preprocess import View
+from rewards import REWARDS
+from rewards.encoders import checkpoints
+from rewards.encoders.preprocess import View
+from rewards.image.aesthetic import Head
+from rewards.image.imagereward import BlipScorer, renamed
+from rewards.image.mps import MPS, OVERALL, Scorer, unwrapped
 
 
 def meta_state(shapes):

@@ -11,11 +11,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench import hub as client
-from workbench.types import BadInput
+from workbench.core.types import BadInput
+from workbench.tools import hub as client
 
 PROCESSES = multiprocessing.get_context("forkserver")
-PROCESSES.set_forkserver_preload(["workbench.hub"])
+PROCESSES.set_forkserver_preload(["workbench.tools.hub"])
 
 
 class Hub(BaseHTTPRequestHandler):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.optimize import minimize
 
-from workbench import ratings
+from workbench.feedback import ratings
 
 THETA = np.array([-1.5, -0.8, -0.4, 0.0, 0.3, 0.6, 0.8, 1.0])
 

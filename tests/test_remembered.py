@@ -10,8 +10,9 @@ import torch
 from tiny import PROMPTS, SEEDS
 from tiny_trained import trainable
 
-from pipelines import Lora, policy, prompted
-from pipelines.training import TrainablePolicy
+from pipelines import Lora, policy
+from pipelines import prompt_cache as prompted
+from pipelines.trainable_policy import TrainablePolicy
 
 SD = "StableDiffusionPipeline"
 NINE = [(f"prompt {k}",) for k in range(9)]

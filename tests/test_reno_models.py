@@ -10,10 +10,10 @@ import torch
 
 import pipelines
 from rewards import build
-from workbench import config
-from workbench.assets import CONFIGS
+from workbench.core.paths import CONFIGS
+from workbench.core.types import Batch
 from workbench.methods import METHODS
-from workbench.types import Batch
+from workbench.runs import config
 
 RUNS = sorted(p.stem for p in (CONFIGS / "runs").glob("reno-*.yaml"))
 

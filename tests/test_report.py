@@ -12,10 +12,10 @@ import torch
 from report_fixtures import compared, contestant, summary_of, usual
 from rich.console import Console
 
-from workbench import media
-from workbench.plots import Axis, Doublings, curves, scaling
-from workbench.report import samples, selection, table, write_report
-from workbench.types import BadInput, Media
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media
+from workbench.report.charts import Axis, Doublings, curves, scaling
+from workbench.report.pages import samples, selection, table, write_report
 
 SIZE = 64
 COLOURS = {"red": (0.88, 0.2, 0.2), "blue": (0.2, 0.4, 0.95), "green": (0.15, 0.7, 0.35), "yellow": (0.95, 0.8, 0.2)}

@@ -10,10 +10,12 @@ import torch
 from reward_fixtures import PROMPTS, media_for, scored, small, small_settings
 
 import rewards
-from rewards import REWARDS, build, checkpoints, encoders
-from rewards.preprocess import View
-from workbench.assets import CONFIGS
-from workbench.types import Media, Reward
+from rewards import REWARDS, build
+from rewards.encoders import checkpoints
+from rewards.encoders import image_text as encoders
+from rewards.encoders.preprocess import View
+from workbench.core.paths import CONFIGS
+from workbench.core.types import Media, Reward
 
 # Backbones
 
@@ -198,7 +200,7 @@ def test_checkpointing_holds_less_than_half_between_the_passes(name):
 
 def test_the_embedded_clip_prefers_a_pictures_own_prompt():
     """On drawn scenes of the starter world; prompts handed on by seven places are the control that must fail."""
-    from pipelines.starter import image_world
+    from pipelines.starter.image import world as image_world
 
     lines = (CONFIGS / "prompts" / "starter-image-test.txt").read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line and not line.startswith("#")]

@@ -12,8 +12,8 @@ from PIL import Image
 from reward_fixtures import PROMPTS, batch_for, media_for, scored, small, small_settings
 
 from rewards import REWARDS, build
-from workbench.assets import ROOT
-from workbench.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.paths import ROOT
+from workbench.core.types import BadInput, Media, Reward, RewardSpec
 
 PER_SAMPLE = [name for name, cls in REWARDS.items() if cls.spec.scope == "sample"]
 
@@ -187,7 +187,7 @@ def test_prompts_and_samples_must_be_as_many():
         ("clip", {"mode": "contrastive"}, "go together"),
         ("compressibility", {"quality": 0}, "at least 1"),
         ("no_such.module:Thing", {}, "can't import"),
-        ("rewards.preprocess:View", {}, "is no reward"),
+        ("rewards.encoders.preprocess:View", {}, "is no reward"),
     ],
 )
 def test_a_wrong_name_or_setting_is_answered_with_the_nearest(name, settings, says):

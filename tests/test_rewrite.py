@@ -10,13 +10,13 @@ import torch
 from judge_server import Drop, Status, completion
 from mixture_policy import MixturePolicy, Value
 
-from pipelines.starter import image_world
-from rewards.judge_client import Failed, Reply
-from workbench.assets import STARTER
-from workbench.expand import Chat, Closed, Details, expander, wording
-from workbench.methods.best_of_n import BestOfN
-from workbench.methods.rewrite import Centred, Rewrite, mixed
-from workbench.types import BadInput, Batch, derive
+from pipelines.starter.image import world as image_world
+from rewards.vlm.judge_client import Failed, Reply
+from workbench.core.paths import STARTER
+from workbench.core.types import BadInput, Batch, derive
+from workbench.methods.inference.best_of_n import BestOfN
+from workbench.methods.inference.rewrite import Centred, Rewrite, mixed
+from workbench.runs.prompt_expanders import Chat, Closed, Details, expander, wording
 
 PROMPTS, SEEDS = ("0", "whole"), (3, 4)  # of a mixture policy: its first component alone, and all of it
 

@@ -12,13 +12,14 @@ from reward_fixtures import clip_folder
 from test_preference_data import Encoding
 from training_toys import set_weights
 
-from rewards import REWARDS, compose, harmonic
-from workbench import media as files
-from workbench import preference_data as pairs
-from workbench.methods.best import gaussian
-from workbench.methods.rpo import RPO
-from workbench.methods.subject import plain
-from workbench.types import BadInput, Batch, Media, RewardSpec, derive
+from rewards import REWARDS, compose
+from rewards.sets import subject_fidelity as harmonic
+from workbench.core.io import media as files
+from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive
+from workbench.methods.common.best_sample import gaussian
+from workbench.methods.common.subject_pairs import plain
+from workbench.methods.training.rpo import RPO
+from workbench.runs import preference_data as pairs
 
 BATCH = Batch(("a [V] dog", "the [V] dog swims"), (5, 6))
 SHOWN = Media(torch.linspace(-1, 2, 9).view(3, 3, 1, 1), "image")

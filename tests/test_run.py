@@ -20,11 +20,15 @@ import torch
 import yaml
 
 import pipelines
-from workbench import cli, config, findings, media, run, store
-from workbench.assets import ROOT
+from workbench import cli
+from workbench.core.io import media
+from workbench.core.paths import ROOT
+from workbench.core.types import BadInput, Batch, Event
+from workbench.engine import run
 from workbench.methods import METHODS, trains
-from workbench.parts import supplied
-from workbench.types import BadInput, Batch, Event
+from workbench.report import findings
+from workbench.runs import config, store
+from workbench.runs.resolve import supplied
 
 PROMPTS = "configs/prompts/starter-image-test.txt"
 BASE = {"pipeline": "starter-image", "reward": "starter_clip", "watch": ["oracle"], "prompts": PROMPTS, "name": "test"}

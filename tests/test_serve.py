@@ -19,8 +19,8 @@ from reward_fixtures import PROMPTS, media_for, scored, serving, small
 
 from rewards import build, remote
 from rewards.remote import TOKEN, Remote, pack, read_spec, say_spec
-from workbench import serve
-from workbench.types import BadInput, Media, RewardSpec
+from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.tools import reward_server as serve
 
 SECRET = "a-secret-of-these-tests"
 IMAGE = frozenset({"image"})

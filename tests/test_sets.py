@@ -12,11 +12,11 @@ import torch
 from set_fixtures import draw
 from torch import Tensor
 
-from rewards.coverage import balls, prdc
-from rewards.frechet import Normal, compact, extrapolate, frechet, normal, nuclear
-from rewards.mmd import Gaussian, cubic, median_distance, mmd, within
-from rewards.moments import Moments
-from rewards.vendi import vendi
+from rewards.sets.frechet import Normal, compact, extrapolate, frechet, normal, nuclear
+from rewards.sets.mmd import Gaussian, cubic, median_distance, mmd, within
+from rewards.sets.moments import Moments
+from rewards.sets.prdc import balls, prdc
+from rewards.sets.vendi import vendi
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
@@ -226,7 +226,7 @@ def test_mmd_is_its_double_sums():
 def test_a_kernel_matrix_is_never_whole_in_memory(monkeypatch):
     x = draw(23, 3)
     whole = within(x, cubic), within(x, cubic, biased=True)
-    monkeypatch.setattr("rewards.mmd.BLOCK", 5)
+    monkeypatch.setattr("rewards.sets.mmd.BLOCK", 5)
     torch.testing.assert_close((within(x, cubic), within(x, cubic, biased=True)), whole)
 
 

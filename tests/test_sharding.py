@@ -114,7 +114,8 @@ def wait(started: list[int]) -> list[int]:
 
 def main(home: Path) -> None:
     """Two launches: undisturbed, and killed in the middle and begun again."""
-    from workbench import cli, commands, run  # noqa: F401
+    from workbench import cli, commands  # noqa: F401
+    from workbench.engine import run  # noqa: F401
 
     for name in NAMES:
         build(name).save_pretrained(home / name, safe_serialization=True)
@@ -310,15 +311,15 @@ def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(mad
     ],
 )
 def test_what_can_not_be_sharded_is_refused_in_one_sentence(block, says):
-    from workbench import recipe
-    from workbench.types import BadInput
+    from workbench.core.types import BadInput
+    from workbench.runs import train_config as recipe
 
     with pytest.raises(BadInput, match=says):
         recipe.read({"shard": True, **block}, {}, [], [])
 
 
 def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monkeypatch):
-    from workbench import recipe
+    from workbench.runs import train_config as recipe
 
     asked = recipe.read({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
     assert "nothing is sharded: this is one process" in recipe.told(asked, ["a"], True, ["b"])[0]

@@ -14,12 +14,13 @@ from PIL import Image
 from reward_fixtures import clip_folder, media_for
 from test_curation import small_community
 
-from rewards import encoders, social, social_training
-from rewards.social import Head, Pair, Social
-from rewards.social_training import Training, bradley_terry, triplet
-from workbench import pictures
-from workbench import social as work
-from workbench.types import BadInput, Media
+from rewards.encoders import image_text as encoders
+from rewards.people import social, social_training
+from rewards.people.social import Head, Pair, Social
+from rewards.people.social_training import Training, bradley_terry, triplet
+from workbench.core.io import image as pictures
+from workbench.core.types import BadInput, Media
+from workbench.feedback import social as work
 
 # --- the reward ------------------------------------------------------------------------------------------------------
 

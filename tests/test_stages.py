@@ -6,8 +6,8 @@ from collections import Counter
 
 import pytest
 
-from workbench.stages import Matrix, read, same_weights
-from workbench.types import BadInput
+from workbench.core.types import BadInput
+from workbench.runs.stages import Matrix, read, same_weights
 
 RUN = {
     "pipeline": "flux-dev",

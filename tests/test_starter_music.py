@@ -10,16 +10,15 @@ from diffusers import DiffusionPipeline
 from transformers import CLIPModel, CLIPTokenizer
 
 import pipelines
-from pipelines.starter import music_measure as measure
-from pipelines.starter import music_oracle as oracle
-from pipelines.starter import music_world as world
-from pipelines.starter.music_autoencoder import components, decode, encode, new_autoencoder, signal_to_noise
-from pipelines.starter.music_build import build
-from pipelines.starter.music_clap import corrupted, draw_batch
-from pipelines.starter.training import Draw
-from rewards.starter_music import StarterCLAP
-from workbench import assets, data
-from workbench.types import BadInput, Media, Reward
+from pipelines.starter.music import measure, oracle, world
+from pipelines.starter.music.autoencoder import components, decode, encode, new_autoencoder, signal_to_noise
+from pipelines.starter.music.build import build
+from pipelines.starter.music.clap import corrupted, draw_batch
+from pipelines.starter.resumable_training import Draw
+from rewards.audio.starter_clap import StarterCLAP
+from workbench.core import paths as assets
+from workbench.core.types import BadInput, Media, Reward
+from workbench.runs import prompts as data
 
 
 def sound(waves: torch.Tensor) -> Media:

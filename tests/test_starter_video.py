@@ -14,14 +14,20 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 import pipelines
-from pipelines.starter import training, video_autoencoder, video_build, video_clip, video_generator, video_measure
-from pipelines.starter import video_world as world
-from pipelines.starter.tokens import new_tokenizer
-from pipelines.starter.training import Draw
-from pipelines.starter.video_oracle import DynamicDegree, VideoOracle, VideoOracleSoft, judge, read_clip
-from rewards import starter_video
-from workbench import assets, data
-from workbench.types import BadInput, Media, Reward
+from pipelines.starter import resumable_training as training
+from pipelines.starter.resumable_training import Draw
+from pipelines.starter.tokenizer import new_tokenizer
+from pipelines.starter.video import autoencoder as video_autoencoder
+from pipelines.starter.video import build as video_build
+from pipelines.starter.video import clip as video_clip
+from pipelines.starter.video import generator as video_generator
+from pipelines.starter.video import measure as video_measure
+from pipelines.starter.video import world
+from pipelines.starter.video.oracle import DynamicDegree, VideoOracle, VideoOracleSoft, judge, read_clip
+from rewards.video import starter_clip as starter_video
+from workbench.core import paths as assets
+from workbench.core.types import BadInput, Media, Reward
+from workbench.runs import prompts as data
 
 
 def video(x) -> Media:

@@ -11,24 +11,18 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.starter import (
-    build,
-    distil,
-    measure,
-    negatives,
-    train_autoencoder,
-    train_clip,
-    train_generator,
-    training,
-)
-from pipelines.starter import image_world as world
-from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft, judge, read
-from pipelines.starter.tokens import new_tokenizer
-from pipelines.starter.train_autoencoder import MIX
-from pipelines.starter.train_clip import draw_batch, words
-from pipelines.starter.training import Draw
-from workbench import data
-from workbench.types import BadInput, Media, Reward
+from pipelines.starter import resumable_training as training
+from pipelines.starter.image import autoencoder as train_autoencoder
+from pipelines.starter.image import build, distil, measure, negatives, world
+from pipelines.starter.image import clip as train_clip
+from pipelines.starter.image import generator as train_generator
+from pipelines.starter.image.autoencoder import MIX
+from pipelines.starter.image.clip import draw_batch, words
+from pipelines.starter.image.oracle import ImageOracle, ImageOracleSoft, judge, read
+from pipelines.starter.resumable_training import Draw
+from pipelines.starter.tokenizer import new_tokenizer
+from workbench.core.types import BadInput, Media, Reward
+from workbench.runs import prompts as data
 
 
 def drawn(n: int, name: str):

@@ -14,13 +14,13 @@ import torch
 from mixture_policy import MixturePolicy, Value, ks
 
 from pipelines.transitions import Ancestral, FlowSDE
-from workbench.methods import particles
-from workbench.methods.beam import Beam
-from workbench.methods.das import DAS
-from workbench.methods.fk import FK, POTENTIALS
-from workbench.methods.particles import effective, resample, systematic
-from workbench.methods.svdd import SVDD
-from workbench.types import BadInput, Batch, Media, RewardSpec
+from workbench.core.types import BadInput, Batch, Media, RewardSpec
+from workbench.methods.common import particles
+from workbench.methods.common.particles import effective, resample, systematic
+from workbench.methods.inference.beam import Beam
+from workbench.methods.inference.das import DAS
+from workbench.methods.inference.fk import FK, POTENTIALS
+from workbench.methods.inference.svdd import SVDD
 
 KERNELS = {"ancestral": Ancestral(), "flow-sde": FlowSDE()}
 DRAW = dict(choose="draw", start=0.3, end=0.7, every=0.4)  # of 6 steps: after 2 and after 4
@@ -77,8 +77,8 @@ def lineages(monkeypatch):
         log.append((logw.clone(), rows, low, ess))
         return rows, low, ess
 
-    monkeypatch.setattr("workbench.methods.fk.resample", spy)
-    monkeypatch.setattr("workbench.methods.das.resample", spy)
+    monkeypatch.setattr("workbench.methods.inference.fk.resample", spy)
+    monkeypatch.setattr("workbench.methods.inference.das.resample", spy)
     return log
 
 

@@ -9,8 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workbench import compare, store
-from workbench.types import BadInput
+from workbench.core.types import BadInput
+from workbench.engine import compare
+from workbench.runs import store
 
 RUN = {
     "name": "mine",

@@ -12,10 +12,14 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from workbench import benchmarks, cli, media, store, suite
-from workbench import run as driver
+from workbench import cli
+from workbench.core.io import media
+from workbench.core.types import BadInput
+from workbench.engine import run as driver
 from workbench.methods import METHODS
-from workbench.types import BadInput
+from workbench.runs import store
+from workbench.tools import suite_layouts as benchmarks
+from workbench.tools import suites as suite
 
 TASKS = [
     {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a red circle"},

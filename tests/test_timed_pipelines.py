@@ -14,8 +14,8 @@ from tiny_trained import nudge, trainable
 import pipelines
 from pipelines import Ancestral, FlowSDE, encoding, seams
 from pipelines.config import MODALITIES, REFUSED
-from workbench.preference_data import fit
-from workbench.types import BadInput, Media
+from workbench.core.types import BadInput, Media
+from workbench.runs.preference_data import fit
 
 TIMED = [*VIDEO, *AUDIO]
 VOCODED = ("AudioLDM2Pipeline", "MusicLDMPipeline")

@@ -9,8 +9,10 @@ import yaml
 from train_fixtures import NFT, folder_of, go, planned, told
 
 import pipelines
-from workbench import cli, lessons, watchdogs
-from workbench.types import BadInput, Event
+from workbench import cli
+from workbench.core.types import BadInput, Event
+from workbench.training import monitoring as watchdogs
+from workbench.training import training_runs as lessons
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +78,7 @@ def test_a_log_ratio_that_is_not_zero_before_the_first_update_stops():
 
 
 def train_method(updates):
-    from workbench.methods.grpo import GRPO
+    from workbench.methods.training.grpo import GRPO
 
     return GRPO(updates=updates)
 

@@ -11,10 +11,14 @@ import torch
 import yaml
 from train_fixtures import NFT, PIPELINE, asked, folder_of, go, planned, same, stopped, told, weights
 
-from workbench import cli, config, lessons, media, run, store
-from workbench.commands.watching import stopping
+from workbench import cli
+from workbench.commands.run_progress import stopping
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media, PairBatch
+from workbench.engine import run
 from workbench.methods import HyperNoise, name_of
-from workbench.types import BadInput, Media, PairBatch
+from workbench.runs import config, store
+from workbench.training import training_runs as lessons
 
 DPO = {"name": "dpo", "beta": 5.0, "times": 1, "lr": 1e-3}
 RPO = {"name": "rpo", "every": 1, "trials": 1, "images": 1, "lr": 1e-3, "patience": 1}
@@ -68,7 +72,7 @@ def test_a_run_learns_from_pairs_and_says_so(paired):
 
 @pytest.mark.parametrize("control", ["negated", "shuffled"])
 def test_a_control_turns_the_pairs_round_or_gives_them_each_others_prompts(home, pictures, control):
-    from workbench.trainer import Batches
+    from workbench.training.trainer import Batches
 
     class Under:
         number, memory, rows = 0, {}, type("", (), {"size": (3, 32, 32)})
@@ -117,7 +121,7 @@ def test_the_first_signal_asks_to_stop_and_the_second_interrupts():
 def test_a_training_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_bits(
     home, paired, tmp_path, monkeypatch, capsys
 ):
-    from workbench.trainer import Training
+    from workbench.training.trainer import Training
 
     given, _, whole = paired
     path = tmp_path / "asked.yaml"

@@ -23,8 +23,8 @@ from torch.nn.utils import parameters_to_vector
 from train_fixtures import NFT, folder_of, go, planned, told, weights
 
 from pipelines import Rows
-from workbench import store
-from workbench.assets import ROOT
+from workbench.core.paths import ROOT
+from workbench.runs import store
 
 
 def loss_of(policy, seed):

@@ -11,8 +11,12 @@ import yaml
 from train_fixtures import GRPO, SDE, folder_of, go, planned, same, stopped, told, weights
 
 import pipelines
-from workbench import checkpoints, cli, hub, media, recipe
-from workbench.types import BadInput
+from workbench import cli
+from workbench.core.io import media
+from workbench.core.types import BadInput
+from workbench.runs import checkpoints
+from workbench.runs import train_config as recipe
+from workbench.tools import hub
 
 
 @pytest.fixture(scope="module")
@@ -215,7 +219,7 @@ def test_rates_rise_and_fall_as_the_recipe_says():
 
 
 def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, home):
-    from workbench.judging import Judging
+    from workbench.evaluation.set_rewards import Judging
 
     plan, *_ = calm
     picture = media.Media(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "image")

@@ -11,8 +11,8 @@ from tiny_trained import nudge, trainable
 
 from pipelines import FlowSDE, Lora
 from rewards.compose import Weighted
+from workbench.core.types import Batch, Media, PairBatch, RewardSpec
 from workbench.methods import METHODS, trains
-from workbench.types import Batch, Media, PairBatch, RewardSpec
 
 PIPELINES = {"music": "LongCatAudioDiTPipeline", "video": "WanPipeline"}
 PROMPTS = ("red cats", "two dogs")

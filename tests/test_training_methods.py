@@ -27,19 +27,19 @@ from training_toys import (
 
 from pipelines.transitions import CPS, Ancestral, FlowSDE
 from rewards.compose import Weighted
-from workbench.methods.direct import AlignProp, DRaFT
-from workbench.methods.dpo import DPO
-from workbench.methods.grpo import GRPO
-from workbench.methods.matching import Seen
-from workbench.methods.nft import NFT
-from workbench.methods.parrot import Parrot, undominated
-from workbench.methods.raft import RAFT
-from workbench.methods.refl import ReFL
-from workbench.methods.rwr import RWR
-from workbench.methods.srpo import SRPO
-from workbench.methods.training import judge, roll
-from workbench.methods.windowed import walk
-from workbench.types import BadInput, Batch
+from workbench.core.types import BadInput, Batch
+from workbench.methods.common.forward_process import Seen
+from workbench.methods.common.rollout import judge, roll
+from workbench.methods.common.windows import walk
+from workbench.methods.training.direct import AlignProp, DRaFT
+from workbench.methods.training.dpo import DPO
+from workbench.methods.training.grpo import GRPO
+from workbench.methods.training.nft import NFT
+from workbench.methods.training.parrot import Parrot, undominated
+from workbench.methods.training.raft import RAFT
+from workbench.methods.training.refl import ReFL
+from workbench.methods.training.rwr import RWR
+from workbench.methods.training.srpo import SRPO
 
 # --- chains ----------------------------------------------------------------------------------------------------------
 

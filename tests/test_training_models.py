@@ -13,9 +13,9 @@ from tiny_trained import SD, nudge, trainable
 
 from pipelines import FlowSDE, Lora, Rows
 from pipelines.adapters import layers
-from workbench import watchdogs
+from workbench.core.types import Batch, RewardSpec
 from workbench.methods import GRPO, HyperNoise
-from workbench.types import Batch, RewardSpec
+from workbench.training import monitoring as watchdogs
 
 
 class Level:

@@ -16,8 +16,8 @@ from torch.nn.utils import parameters_to_vector
 from torch.utils._pytree import tree_leaves
 
 from pipelines import Lora
-from pipelines.training import EMA
-from workbench.types import BadInput
+from pipelines.trainable_policy import EMA
+from workbench.core.types import BadInput
 
 NAMES = [
     SD,

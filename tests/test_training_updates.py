@@ -29,17 +29,17 @@ from training_toys import (
 )
 
 from pipelines.schedule import Level
-from workbench.methods.awm import AWM
-from workbench.methods.best import gaussian
-from workbench.methods.crd import CRD
-from workbench.methods.dgpo import DGPO
-from workbench.methods.dpo import DPO
-from workbench.methods.kto import KTO
-from workbench.methods.matching import Seen
-from workbench.methods.nft import NFT
-from workbench.methods.prdp import PRDP, difference_loss
-from workbench.methods.srpo import SRPO
-from workbench.methods.training import roll
+from workbench.methods.common.best_sample import gaussian
+from workbench.methods.common.forward_process import Seen
+from workbench.methods.common.rollout import roll
+from workbench.methods.training.awm import AWM
+from workbench.methods.training.crd import CRD
+from workbench.methods.training.dgpo import DGPO
+from workbench.methods.training.dpo import DPO
+from workbench.methods.training.kto import KTO
+from workbench.methods.training.nft import NFT
+from workbench.methods.training.prdp import PRDP, difference_loss
+from workbench.methods.training.srpo import SRPO
 
 
 def c_nft(m, a, e, eo, er, s):

@@ -11,11 +11,11 @@ import torch
 from reward_fixtures import media_for
 
 from rewards import REWARDS
-from rewards.base import Base
+from rewards.baseline import Base
 from rewards.compose import from_config
 from rewards.pareto import Parrot, crowding, dominates, fronts
 from rewards.transforms import SHAPES, win_rate
-from workbench.types import BadInput
+from workbench.core.types import BadInput
 
 NAN, INF = torch.nan, torch.inf
 SPEC = REWARDS["brightness"].spec

@@ -10,8 +10,8 @@ import torch
 
 from pipelines import schedule
 from pipelines.transitions import CPS, KERNELS, Ancestral, FlowSDE, kernel
-from workbench import losses
-from workbench.types import BadInput
+from workbench.core.types import BadInput
+from workbench.methods.common import losses
 
 SHAPE = (2, 4, 8, 8)
 VP = dict(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")

@@ -21,11 +21,15 @@ from gradio_client import handle_file
 from PIL import Image
 from ui_fixtures import launched
 
-from workbench import media
-from workbench.types import BadInput, Media, RewardSpec
-from workbench.ui import judging, rewards, saliency, scores, uploads
-from workbench.ui.lora import lora_file
-from workbench.ui.place import Place
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.ui import reward_choices as judging
+from workbench.ui import uploads
+from workbench.ui.context import Place
+from workbench.ui.lora_uploads import lora_file
+from workbench.ui.tabs import rewards
+from workbench.ui.widgets import reward_scores as scores
+from workbench.ui.widgets import saliency
 
 EVIL = "<script>alert(1)</script>{{evil}}${evil}"
 SPACE = rewards.SPACES[0]

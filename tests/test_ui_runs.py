@@ -15,11 +15,14 @@ import pytest
 import torch
 from ui_fixtures import launched
 
-from workbench import media
-from workbench.store import RunFolder
-from workbench.types import BadInput, Media
-from workbench.ui import curves, processes, runs, samples, watching
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media
+from workbench.runs.store import RunFolder
+from workbench.ui import run_processes as processes
 from workbench.ui.overrides import harmless
+from workbench.ui.tabs import runs
+from workbench.ui.widgets import curves, samples
+from workbench.ui.widgets import run_view as watching
 
 EVIL = "<img src=x onerror=alert(1)>{{evil}}${evil}"
 SMALL = ["limit=2", "seeds=1", "batch=1", "watch=[saturated_pixels]",

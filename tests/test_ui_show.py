@@ -16,9 +16,11 @@ import torch
 from PIL import Image
 from report_fixtures import contestant, summary_of
 
-from workbench import media, store
-from workbench.types import Media
-from workbench.ui import hearing, show
+from workbench.core.io import media
+from workbench.core.types import Media
+from workbench.runs import store
+from workbench.ui.widgets import audio_player as hearing
+from workbench.ui.widgets import comparison_view as show
 
 
 def stored(folder, made: dict[str, list[Media]], kind: str) -> store.RunFolder:

@@ -23,13 +23,18 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import pipelines
-from workbench import media, run
+from workbench.core.io import media
+from workbench.core.schema import build
+from workbench.core.types import BadInput
+from workbench.engine import run
 from workbench.methods import METHODS, trains
-from workbench.strict import build
-from workbench.types import BadInput
-from workbench.ui import comparison, contestants, look, lora, studio
-from workbench.ui.desk import Desk
-from workbench.ui.place import Place
+from workbench.ui import contestant_choices as contestants
+from workbench.ui import lora_uploads as lora
+from workbench.ui import studio_comparison as comparison
+from workbench.ui import theme as look
+from workbench.ui.context import Place
+from workbench.ui.jobs import Desk
+from workbench.ui.tabs import studio
 
 FEW = ["sample", "best_of_n n=3", "reno iterations=2"]
 

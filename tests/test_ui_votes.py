@@ -14,11 +14,12 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from vote_fixtures import poll, run
 
-from workbench import votes
-from workbench.types import BadInput
-from workbench.ui import leaderboard, standings, vote
-from workbench.ui.desk import Desk
-from workbench.ui.place import Place
+from workbench.core.types import BadInput
+from workbench.feedback import votes
+from workbench.ui.context import Place
+from workbench.ui.jobs import Desk
+from workbench.ui.tabs import leaderboard, vote
+from workbench.ui.widgets import standings
 
 NAMES = ("zebra_base", "zebra_aligned", "zebra_third")  # words that appear nowhere else on a page
 EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>${window.pwned=1}{{pwned}}'

@@ -9,8 +9,8 @@ import torch
 from reward_fixtures import PROMPTS, small
 
 from rewards import build
-from rewards.video import Consistency, Frames, Motion, attenuation, chosen, flow
-from workbench.types import BadInput, Media, RewardSpec
+from rewards.video.frames import Consistency, Frames, Motion, attenuation, chosen, flow
+from workbench.core.types import BadInput, Media, RewardSpec
 
 
 def moving(speed: float, frames: int = 8, size: int = 32, contrast: float = 0.4, seed: int = 0) -> torch.Tensor:
@@ -102,7 +102,7 @@ def test_only_the_frames_looked_at_get_a_gradient():
 def test_any_image_reward_by_name_with_settings():
     media = film(2)
     settings = {"clip": {"model": small("clip").model}}
-    scores = build("rewards.video:Frames", of=settings, segments=3)(media=media, prompts=PROMPTS[:2])
+    scores = build("rewards.video.frames:Frames", of=settings, segments=3)(media=media, prompts=PROMPTS[:2])
     by_hand = torch.stack(
         [small("clip")(media=Media(media.data[:, i], "image"), prompts=PROMPTS[:2]) for i in (1, 3, 5)]
     )
@@ -206,7 +206,7 @@ def test_bad_clips_are_told_in_a_sentence(reward):
 
 def test_vq_mq_and_ta_are_asked_of_a_judge_and_only_ta_of_the_prompt():
     """The preset that is there for VideoReward's three axes."""
-    from rewards.judge_presets import PRESETS
+    from rewards.vlm.judge_presets import PRESETS
 
     questions = PRESETS["video_dimensions"].questions
     assert [q.answer.dimensions for q in questions] == [("VQ",), ("MQ",), ("TA",)]

@@ -12,7 +12,7 @@ from PIL import Image
 from reward_fixtures import media_for
 
 from rewards import REWARDS
-from rewards.preprocess import CLIP_MEAN, CLIP_STD, View, resize
+from rewards.encoders.preprocess import CLIP_MEAN, CLIP_STD, View, resize
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (300, 200), (512, 512), (31, 57)])

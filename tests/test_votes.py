@@ -14,10 +14,16 @@ import torch
 from PIL import Image
 from vote_fixtures import NAMES, PROMPTS, ask, poll, run, vote
 
-from rewards import votes as readers
-from rewards.loudness import lufs
-from workbench import blind, media, pairs, preference_data, preferences, store, votes, voting
-from workbench.types import BadInput
+from rewards.audio.loudness import lufs
+from rewards.people import votes as readers
+from workbench.core.io import media
+from workbench.core.types import BadInput
+from workbench.feedback import blinding as blind
+from workbench.feedback import learn as voting
+from workbench.feedback import pairing as pairs
+from workbench.feedback import vote_export as preferences
+from workbench.feedback import votes
+from workbench.runs import preference_data, store
 
 
 @pytest.fixture

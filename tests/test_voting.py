@@ -12,8 +12,8 @@ from PIL import Image
 from reward_fixtures import small_settings
 
 from rewards import build
-from workbench import voting
-from workbench.types import BadInput, Media
+from workbench.core.types import BadInput, Media
+from workbench.feedback import learn as voting
 
 CLIP = "clip"
 

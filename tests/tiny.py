@@ -20,8 +20,8 @@ import torch
 import transformers as t
 
 import pipelines
+from pipelines.compat import mend
 from pipelines.config import MODALITIES
-from pipelines.drift import mend
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import torch
 import yaml
 
 import pipelines
-from workbench import config, run, store
+from workbench.engine import run
+from workbench.runs import config, store
 
 PIPELINE = {
     "class": "StableDiffusionPipeline",

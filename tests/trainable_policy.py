@@ -15,7 +15,7 @@ from torch import Tensor
 
 
 class TrainableMixture(MixturePolicy):
-    """Implements workbench.types.TrainablePolicy. adam False: plain gradient descent, whose step is known."""
+    """Implements workbench.core.types.TrainablePolicy. adam False: plain gradient descent, whose step is known."""
 
     provides = frozenset({"latents", "stochastic", "trainable"})
 

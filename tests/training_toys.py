@@ -10,23 +10,23 @@ from mixture_policy import Value
 from trainable_policy import TrainableMixture
 
 from pipelines.transitions import Ancestral
-from workbench.methods.awm import AWM
-from workbench.methods.crd import CRD
-from workbench.methods.d3po import D3PO
-from workbench.methods.ddpo import DDPO
-from workbench.methods.dgpo import DGPO
-from workbench.methods.direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
-from workbench.methods.dpo import DPO
-from workbench.methods.grpo import GRPO
-from workbench.methods.kto import KTO
-from workbench.methods.nft import NFT
-from workbench.methods.parrot import Parrot
-from workbench.methods.prdp import PRDP
-from workbench.methods.raft import RAFT
-from workbench.methods.refl import ReFL
-from workbench.methods.rwr import RWR
-from workbench.methods.srpo import SRPO
-from workbench.types import Batch, RewardSpec
+from workbench.core.types import Batch, RewardSpec
+from workbench.methods.training.awm import AWM
+from workbench.methods.training.crd import CRD
+from workbench.methods.training.d3po import D3PO
+from workbench.methods.training.ddpo import DDPO
+from workbench.methods.training.dgpo import DGPO
+from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
+from workbench.methods.training.dpo import DPO
+from workbench.methods.training.grpo import GRPO
+from workbench.methods.training.kto import KTO
+from workbench.methods.training.nft import NFT
+from workbench.methods.training.parrot import Parrot
+from workbench.methods.training.prdp import PRDP
+from workbench.methods.training.raft import RAFT
+from workbench.methods.training.refl import ReFL
+from workbench.methods.training.rwr import RWR
+from workbench.methods.training.srpo import SRPO
 
 G = 6
 LIVE, OLD = (0.3, -0.2), (0.1, 0.05)  # weights at which the updates are checked; the reference is (0, 0)

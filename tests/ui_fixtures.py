@@ -5,8 +5,8 @@ from __future__ import annotations
 import gradio as gr
 from gradio_client import Client
 
-from workbench.ui.desk import Desk
-from workbench.ui.place import Place
+from workbench.ui.context import Place
+from workbench.ui.jobs import Desk
 
 
 def launched(build, runs, temp):

@@ -7,8 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from workbench import media, pairs, store, votes
-from workbench.types import Media
+from workbench.core.io import media
+from workbench.core.types import Media
+from workbench.feedback import pairing as pairs
+from workbench.feedback import votes
+from workbench.runs import store
 
 PROMPTS = tuple(f"{n} red circles" for n in range(12))
 NAMES = ("base", "best_of_n", "reno")

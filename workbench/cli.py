@@ -258,8 +258,9 @@ def parsed(argv: list[str] | None) -> argparse.Namespace:
 
 def main(argv: list[str] | None = None) -> int:
     args = parsed(argv)
+    from workbench.core.types import BadInput
+
     from . import commands
-    from .types import BadInput
 
     try:
         return getattr(commands, args.command.replace("-", "_"))(args) or 0

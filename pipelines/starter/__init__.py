@@ -1,7 +1,7 @@
 """The embedded pack: a procedural world, an oracle that reads it back exactly, and small models trained on it."""
 
-from pipelines.starter.community import HiddenTaste
+from pipelines.starter.image.community import HiddenTaste
 from pipelines.starter.oracle import Oracle, OracleSoft
-from pipelines.starter.video_oracle import DynamicDegree
+from pipelines.starter.video.oracle import DynamicDegree
 
 ORACLES = (Oracle, OracleSoft, HiddenTaste, DynamicDegree)

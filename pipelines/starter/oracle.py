@@ -8,11 +8,13 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pipelines.starter import image_world, music_world, video_world
-from pipelines.starter.image_oracle import ImageOracle, ImageOracleSoft
-from pipelines.starter.music_oracle import MusicOracle, MusicOracleSoft
-from pipelines.starter.video_oracle import VideoOracle, VideoOracleSoft
-from workbench.types import BadInput, Media, Reward
+from pipelines.starter.image import world as image_world
+from pipelines.starter.image.oracle import ImageOracle, ImageOracleSoft
+from pipelines.starter.music import world as music_world
+from pipelines.starter.music.oracle import MusicOracle, MusicOracleSoft
+from pipelines.starter.video import world as video_world
+from pipelines.starter.video.oracle import VideoOracle, VideoOracleSoft
+from workbench.core.types import BadInput, Media, Reward
 
 
 class Oracle:

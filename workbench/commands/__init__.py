@@ -1,6 +1,7 @@
 """What each command does, one function each: parsed arguments in, exit code out."""
 
-from ..types import BadInput
+from workbench.core.types import BadInput
+
 from .console import Failed
 from .runs import compare, demo, export, report, run, suite
 from .tools import doctor, learn, list, score, serve_rewards, social, starter

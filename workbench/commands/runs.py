@@ -14,12 +14,13 @@ from typing import NoReturn
 
 from rich.markup import escape
 
-from .. import config as configs
-from ..assets import CONFIGS
-from ..strict import nearest
-from ..types import BadInput
+from workbench.commands.run_progress import dry_run, stopping, watch
+from workbench.core.paths import CONFIGS
+from workbench.core.schema import nearest
+from workbench.core.types import BadInput
+from workbench.runs import config as configs
+
 from .console import Failed, err, out
-from .watching import dry_run, stopping, watch
 
 
 def demo(args) -> int:
@@ -37,8 +38,8 @@ def run(args) -> int:
             args,
             shlex.join(["workbench", "run", args.config, *args.override]),
         )
-    from .. import store
-    from ..strict import build
+    from workbench.core.schema import build
+    from workbench.runs import store
 
     if args.override:
         raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
@@ -47,9 +48,9 @@ def run(args) -> int:
 
 
 def compare(args) -> int:
-    from .. import compare as comparing
-    from .. import scoring
-    from ..strict import build
+    from workbench.core.schema import build
+    from workbench.engine import compare as comparing
+    from workbench.evaluation import scoring
 
     if args.calls is not None and args.calls < 1:
         raise BadInput(f"--calls: {args.calls} leaves nothing to work with; give 1 or more")
@@ -66,9 +67,9 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
     import transformers
 
     from pipelines import processes
-
-    from .. import lessons, store
-    from .. import run as driver
+    from workbench.engine import run as driver
+    from workbench.runs import store
+    from workbench.training import training_runs as lessons
 
     runs = folder.parent if folder else args.runs
     plan = driver.plan(config, command)
@@ -101,7 +102,7 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
 def _leave(error: Exception) -> NoReturn:
     """End this process of several, now: a usual exit waits for threads, and for what the process group's and the GPU's destructors
     do, and those may wait for the other processes, which wait for this one."""
-    from ..train import Ended
+    from workbench.training.train import Ended
 
     if not isinstance(error, (Ended, BadInput, OSError)):
         traceback.print_exception(error)
@@ -111,8 +112,8 @@ def _leave(error: Exception) -> NoReturn:
 
 
 def _show(path: Path, summary: Mapping, as_json: bool) -> int:
-    from .. import findings
-    from .. import report as reports
+    from workbench.report import findings
+    from workbench.report import pages as reports
 
     failed = [c for c in summary["contestants"] if "failed" in c]
     if as_json:
@@ -145,8 +146,8 @@ def _taught(name: str, cost: Mapping) -> str:
 def suite(args) -> int:
     import transformers
 
-    from .. import run as driver
-    from .. import suite as suites
+    from workbench.engine import run as driver
+    from workbench.tools import suites
 
     transformers.utils.logging.disable_progress_bar()
     told = {
@@ -187,7 +188,8 @@ def suite(args) -> int:
 
 
 def export(args) -> int:
-    from .. import exporting, hub
+    from workbench.engine import export as exporting
+    from workbench.tools import hub
 
     if args.push is not None:
         hub.check_repo(args.push)
@@ -211,8 +213,8 @@ def export(args) -> int:
 
 
 def report(args) -> int:
-    from .. import report as reports
-    from .. import store
+    from workbench.report import pages as reports
+    from workbench.runs import store
 
     folder = store.RunFolder(args.run)
     summary = folder.read("summary.json")

@@ -10,12 +10,13 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from ..types import BadInput
+from workbench.core.types import BadInput
+
 from .console import Failed, out, table
 
 
 def list(args) -> int:  # noqa: A001  (named as the command is)
-    from .. import catalogue
+    from workbench.engine import catalogue
 
     if args.check:
         return _check(args.check, args.json)
@@ -31,7 +32,7 @@ def list(args) -> int:  # noqa: A001  (named as the command is)
 
 def _check(name: str, as_json: bool) -> int:
     import pipelines
-    from pipelines.check import check
+    from pipelines.seam_check import check
 
     rows = []
     for claim, held, seen in check(pipelines.load(name)):
@@ -46,7 +47,7 @@ def _check(name: str, as_json: bool) -> int:
 def score(args) -> int:
     import transformers
 
-    from .. import scoring
+    from workbench.evaluation import scoring
 
     transformers.utils.logging.disable_progress_bar()
     rows = scoring.score(args.files, args.reward, args.prompt)
@@ -64,7 +65,7 @@ def learn(args) -> int:
     import transformers
     import yaml
 
-    from .. import voting
+    from workbench.feedback import learn as voting
 
     transformers.utils.logging.disable_progress_bar()
     try:
@@ -83,8 +84,9 @@ def learn(args) -> int:
 
 
 def serve_rewards(args) -> int:
-    from .. import scoring, serve
-    from ..judges import judges
+    from workbench.evaluation import scoring
+    from workbench.runs.registry import judges
+    from workbench.tools import reward_server as serve
 
     rewards = scoring.named(args.reward, judges())
     serve.serve(rewards, host=args.host, port=args.port, device=args.device, limit_mb=args.max_mb)
@@ -94,7 +96,7 @@ def serve_rewards(args) -> int:
 def social(args) -> int:
     import transformers
 
-    from .. import social as work
+    from workbench.feedback import social as work
 
     transformers.utils.logging.disable_progress_bar()
     if args.step == "simulate":
@@ -124,7 +126,7 @@ def social(args) -> int:
 
 
 def doctor(args) -> int:
-    from .. import doctor as checks
+    from workbench.tools import doctor as checks
 
     rows = checks.examine(args.runs)
     if args.json:
@@ -139,10 +141,9 @@ def doctor(args) -> int:
 def starter(args) -> int:
     from importlib import import_module
 
-    from ..assets import STARTER
+    from workbench.core.paths import STARTER
 
-    where = {"image": "build", "music": "music_build", "video": "video_build"}[args.modality]
-    build = import_module(f"pipelines.starter.{where}").build
+    build = import_module(f"pipelines.starter.{args.modality}.build").build
 
     if args.out is None and args.fast:
         raise BadInput(

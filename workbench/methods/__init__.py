@@ -1,39 +1,39 @@
 """How media are aligned: one file per paper's box."""
 
-from .awm import AWM
-from .beam import Beam
-from .best_of_n import BestOfN
-from .crd import CRD
-from .d3po import D3PO
-from .das import DAS
-from .ddpo import DDPO
-from .dgpo import DGPO
-from .direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
-from .ditto import DITTO
-from .dno import DNO, BlackBoxDNO
-from .dpo import DPO
-from .dragon import DRAGON
-from .fk import FK
-from .grpo import GRPO
-from .guidance import Guidance
-from .hypernoise import Corrected, HyperNoise
-from .kto import KTO
-from .nft import NFT
-from .nrg import NRG
-from .parrot import Parrot
-from .prdp import PRDP
-from .raft import RAFT
-from .refl import ReFL
-from .reno import ReNO
-from .reuse import Reuse
-from .rewrite import Centred, Rewrite
-from .rpo import RPO
-from .rwr import RWR
-from .sample import Sample
-from .search_over_paths import SearchOverPaths
-from .srpo import SRPO
-from .svdd import SVDD
-from .zero_order import ZeroOrder
+from workbench.methods.inference.beam import Beam
+from workbench.methods.inference.best_of_n import BestOfN
+from workbench.methods.inference.das import DAS
+from workbench.methods.inference.ditto import DITTO
+from workbench.methods.inference.dno import DNO, BlackBoxDNO
+from workbench.methods.inference.fk import FK
+from workbench.methods.inference.guidance import Guidance
+from workbench.methods.inference.nrg import NRG
+from workbench.methods.inference.reno import ReNO
+from workbench.methods.inference.reuse import Reuse
+from workbench.methods.inference.rewrite import Centred, Rewrite
+from workbench.methods.inference.sample import Sample
+from workbench.methods.inference.search_over_paths import SearchOverPaths
+from workbench.methods.inference.svdd import SVDD
+from workbench.methods.inference.zero_order import ZeroOrder
+from workbench.methods.training.awm import AWM
+from workbench.methods.training.crd import CRD
+from workbench.methods.training.d3po import D3PO
+from workbench.methods.training.ddpo import DDPO
+from workbench.methods.training.dgpo import DGPO
+from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
+from workbench.methods.training.dpo import DPO
+from workbench.methods.training.dragon import DRAGON
+from workbench.methods.training.grpo import GRPO
+from workbench.methods.training.hypernoise import Corrected, HyperNoise
+from workbench.methods.training.kto import KTO
+from workbench.methods.training.nft import NFT
+from workbench.methods.training.parrot import Parrot
+from workbench.methods.training.prdp import PRDP
+from workbench.methods.training.raft import RAFT
+from workbench.methods.training.refl import ReFL
+from workbench.methods.training.rpo import RPO
+from workbench.methods.training.rwr import RWR
+from workbench.methods.training.srpo import SRPO
 
 METHODS = {
     # without training

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from workbench import config
-from workbench.assets import CONFIGS
-from workbench.types import BadInput
+from workbench.core.paths import CONFIGS
+from workbench.core.types import BadInput
+from workbench.runs import config
 
 LISTS = (("prompts",), ("test",))
 MANY, LONG, DEEP = 32, 300, 8  # overrides, letters of one, and how deep a value may nest

@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
-from workbench import films, media
-from workbench.types import BadInput, Modality
+from workbench.core.io import media
+from workbench.core.io import video as films
+from workbench.core.types import BadInput, Modality
 
 MB = 2**20
 LARGEST = {"image": 32 * MB, "video": 64 * MB, "audio": 64 * MB}  # of a file

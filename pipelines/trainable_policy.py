@@ -1,0 +1,248 @@
+"""The Policy that learns: gradients in, updates of its adapters out, on one device or on several."""
+
+from __future__ import annotations
+
+import copy
+import importlib.util
+import math
+import random
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._pytree import tree_map
+
+from pipelines import seams, sharding
+from pipelines.adapters import Adapters, Lora, here, strip
+from pipelines.policy import Policy
+from pipelines.processes import world
+from workbench.core.types import BadInput
+
+EMA = "ema"
+COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes on goes on counting
+
+
+class TrainablePolicy(Policy):
+    """A Policy with LoRA on all of its denoisers, or with their weights to train.
+
+    The frozen weights keep their dtype and the adapters are float32, so nothing needs autocast; float16 weights get a loss
+    scaler. The modules stay in eval mode: a step sampled and the same step scored are the same to the last bit as long as
+    they have the same rows.
+
+    `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each update,
+    warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their activations in the
+    backward pass: less memory for about a third more time. `source(parts)` loads the pipeline again, with these parts of
+    it as they are; export asks for it. With `accelerate launch` each process holds the whole policy, and sees its own rows;
+    with `shard`, a part of the weights that are trained, and of all that belongs to them (sharding.py). Then what samples,
+    predicts, steps, saves or exports is done by all processes alike.
+    """
+
+    scope: Any = None  # what the prompts' memories are kept by, in place of the prompts; the same in all processes
+
+    def __init__(
+        self,
+        pipe: Any,
+        *,
+        lora: Lora | None = None,
+        clip: float = 1.0,
+        ema: float = 0.0,
+        blocks: bool = False,
+        shard: bool = False,
+        source: Callable[[Mapping[str, nn.Module]], Any] | None = None,
+        **policy: Any,
+    ):
+        super().__init__(pipe, **policy)
+        self.clip, self.ema, self.source, self.updates = clip, ema, source, 0
+        self.overflows = 0  # gradients in a row that were not finite
+        denoisers = {name: seams.modules(pipe)[name] for name in sorted(self.anatomy.denoisers)}
+        lora, self._world = lora or Lora(), world(self.device)
+        half = any(p.dtype == torch.float16 for module in denoisers.values() for p in module.parameters())
+        if shard and (half or lora.targets != "weights"):
+            raise BadInput("shard: is for weights that are trained themselves (targets: weights), in fp32 or bf16")
+        cut = shard and self._world.num_processes > 1
+        self.adapters = Adapters(denoisers, lora, self.device if cut else None)
+        for module in denoisers.values():
+            if blocks:
+                module.enable_gradient_checkpointing()
+        self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
+        self._optimizer: torch.optim.Optimizer | None = None
+        self._resumed: dict[str, Any] | None = None  # of an optimiser that is not there yet
+
+    @property
+    def provides(self) -> frozenset[str]:
+        return super().provides | {"trainable"}
+
+    @property
+    def sharded(self) -> bool:
+        """Whether each process holds a part of the weights."""
+        return self.adapters.sharded
+
+    @property
+    def scaled(self) -> bool:
+        """Whether a loss scaler looks for its scale: then gradients may overflow at times."""
+        return self._scaler.is_enabled()
+
+    @property
+    def leads(self) -> bool:
+        """Whether this is the process that writes."""
+        return self._world.process_index == 0
+
+    def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
+        return super()._recall(self.scope if self.sharded and self.scope is not None else prompts, guidance)
+
+    def reference(self) -> AbstractContextManager[None]:
+        """Inside the block this is the policy before training, bit for bit."""
+        return self.adapters.off()
+
+    def use(self, name: str) -> AbstractContextManager[None]:
+        """Inside the block this is the policy as it was when the copy `name` was taken ("train": as it is)."""
+        return self.adapters.use(name)
+
+    def merged(self) -> AbstractContextManager[None]:
+        """Inside the block it samples as fast as without adapters: the same samples but for rounding, without gradient."""
+        return self.adapters.merged()
+
+    def keep(self, name: str) -> None:
+        """Take a copy of the policy as it is, under that name."""
+        self.adapters.keep(name)
+
+    def follow(self, name: str, decay: float) -> None:
+        """copy <- decay copy + (1 - decay) policy; a first call takes the copy. DiffusionNFT's old policy, an EMA, ..."""
+        self.adapters.follow(name, decay)
+
+    def optimizer(self, lr: float, *, eight_bit: bool = False, **settings: Any) -> torch.optim.Optimizer:
+        """AdamW (arXiv:1711.05101) on the adapters; `settings` are its own: betas, eps, weight_decay (here 1e-4 by default).
+
+        Starts afresh, but for the first call after load_state_dict, which goes on where that state was, learning rate
+        included. Raises BadInput for eight_bit without bitsandbytes.
+        """
+        if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
+            raise BadInput("eight_bit: needs bitsandbytes, which is not installed; install it or use: eight_bit: false")
+        if eight_bit and self.sharded:
+            raise BadInput("eight_bit: its state can't be sharded; use: eight_bit: false")
+        if eight_bit:
+            from bitsandbytes.optim import AdamW8bit as Adam
+        else:
+            from torch.optim import AdamW as Adam
+        self._optimizer = Adam(self.adapters.parameters, lr=lr, **{"weight_decay": 1e-4, **settings})
+        self._go_on()
+        return self._optimizer
+
+    def _go_on(self) -> None:
+        if self._optimizer is not None and self._resumed is not None:
+            self._optimizer.load_state_dict(self._resumed)
+            self._resumed = None
+
+    def backward(self, loss: Tensor) -> None:
+        """Add the gradient of loss [] to what has gathered since the last update: several calls are one larger batch, whose
+        losses the caller weighs."""
+        self._scaler.scale(loss).backward()
+
+    def update(self) -> float:
+        """One step of the optimiser on the gathered gradients, clipped; returns their norm before clipping, averaged over
+        processes first. NaN: a gradient was not finite, and the step was skipped. 0: there was no gradient to step on."""
+        if self._optimizer is None:
+            raise RuntimeError("update() before optimizer(lr): there is nothing to step with")
+        self._average()
+        if all(p.grad is None for p in self.adapters.parameters):
+            return 0.0
+        self._scaler.unscale_(self._optimizer)
+        clip = sharding.clip if self.sharded else nn.utils.clip_grad_norm_
+        norm = float(clip(self.adapters.parameters, self.clip or math.inf))
+        finite = math.isfinite(norm)
+        if finite:
+            self._scaler.step(self._optimizer)
+        self._scaler.update()
+        self._optimizer.zero_grad()
+        self.overflows = 0 if finite else self.overflows + 1
+        if not finite:
+            return math.nan
+        self.updates += 1
+        if self.ema:
+            self.follow(EMA, min((1 + self.updates) / (10 + self.updates), self.ema))
+        return norm
+
+    def _average(self) -> None:
+        """Mean gradient over processes. A forward pass here is a pipeline's whole call, not that of one wrapped module, so
+        DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them is as good. Those of
+        shards come averaged out of the backward pass."""
+        if self._world.num_processes == 1 or self.sharded:
+            return
+        from accelerate.utils import reduce
+
+        params = self.adapters.parameters
+        has = torch.tensor([p.grad is not None for p in params], dtype=torch.float32, device=params[0].device)
+        rows = [(torch.zeros_like(p) if p.grad is None else p.grad).flatten() for p in params]
+        flat = reduce(torch.cat([has, *rows]), reduction="mean")
+        means = flat[len(params) :].split([p.numel() for p in params])
+        for p, mean, share in zip(params, means, flat[: len(params)].tolist(), strict=True):
+            p.grad = mean.view_as(p) if share else None  # the expert that nobody used has no gradient, not a zero one
+
+    def fresh(self) -> Any:
+        """The pipeline as it was before training, apart from this one: its denoisers loaded again from where they came
+        from, or, where that is not known, copied and stripped of their adapters."""
+        modules = seams.modules(self.pipe)
+        if self.sharded and self.source is None:
+            raise RuntimeError("a sharded policy can't be copied: give it the `source` of its pipeline")
+        if self.source is not None:
+            return self.source({name: part for name, part in modules.items() if name not in self.adapters.denoisers})
+        pipe = copy.copy(self.pipe)
+        with self.reference():
+            for name, module in self.adapters.denoisers.items():
+                setattr(pipe, name, strip(copy.deepcopy(module)))
+        return pipe
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that an exact resume needs besides the method's own place: adapters and copies, optimiser, loss scaler, counts,
+        random states of torch and Python. Tensors and plain values: torch.load(weights_only=True) reads it."""
+        return {
+            "lora": asdict(self.adapters.lora),
+            "adapters": self.adapters.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "random": {
+                "torch": torch.get_rng_state(),
+                "cuda": torch.cuda.get_rng_state(self.device) if self._cuda else None,
+                "python": random.getstate(),
+            },
+        } | self.learner()
+
+    def learner(self) -> dict[str, Any]:
+        """What of its state is not shared with a `sibling`: optimiser and counts."""
+        kept = self._optimizer.state_dict() if self._optimizer else self._resumed
+        kept = sharding.whole(kept) if self.sharded else tree_map(lambda v: here(v) if torch.is_tensor(v) else v, kept)
+        return {
+            "optimizer": kept,
+            "counts": {key: getattr(self, key) for key in COUNTS},
+        }
+
+    def load_learner(self, state: Mapping[str, Any]) -> None:
+        kept, parameters = state["optimizer"], self.adapters.parameters
+        if self.sharded and kept is not None:
+            own = {n: sharding.parts(values, parameters[n]) for n, values in kept["state"].items()}
+            kept = {**kept, "state": own}
+        self._resumed = kept if self.sharded else copy.deepcopy(kept)
+        self._go_on()
+        for key in COUNTS:
+            setattr(self, key, state["counts"][key])
+
+    def afresh(self) -> None:
+        """Forget the optimiser, gradients that wait for it, and all copies but the average."""
+        self._optimizer = self._resumed = None
+        for p in self.adapters.parameters:
+            p.grad = None
+        self.adapters.forget({EMA})
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from `state`. Raises BadInput if it is that of another LoRA or another pipeline."""
+        if dict(state["lora"]) != asdict(self.adapters.lora):
+            raise BadInput(f"this state was trained with {state['lora']}, this policy has {asdict(self.adapters.lora)}")
+        self.adapters.load_state_dict(state["adapters"])
+        self.load_learner(state)
+        self._scaler.load_state_dict(state["scaler"])
+        torch.set_rng_state(state["random"]["torch"].cpu())
+        if self._cuda and state["random"]["cuda"] is not None:
+            torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
+        random.setstate(state["random"]["python"])

@@ -1,0 +1,119 @@
+"""Weights from one file: found, read without executing anything, and fitted name by name."""
+
+from __future__ import annotations
+
+import pickle
+import zipfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from workbench.core.types import BadInput
+
+UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
+
+
+def check(source: str) -> None:
+    """Raises BadInput when `source` can be neither `owner/repo/file` of the Hugging Face hub nor a local file of weights,
+    whose names are read and whose tensors are not."""
+    if (path := _local(source)) is None:
+        return
+    try:
+        if path.suffix == ".safetensors":
+            safetensors.safe_open(path, "pt").keys()
+        else:
+            torch.load(path, map_location="meta", mmap=zipfile.is_zipfile(path), weights_only=True)
+    except UNREADABLE as error:
+        raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
+
+
+def _local(source: str) -> Path | None:
+    """The local file that `source` names, None for one of the hub. Raises BadInput when it can be neither."""
+    if (path := Path(source).expanduser()).is_file():
+        return path
+    if source.startswith((".", "/", "~")) or source.count("/") < 2:
+        raise BadInput(f"no weights file {source!r}; give a path, or owner/repo/file of the hub")
+    return None
+
+
+def locate(source: str) -> Path:
+    """The local file, downloaded once when it is the hub's. Raises BadInput. What is in it, `read` finds out."""
+    if path := _local(source):
+        return path
+    from huggingface_hub import hf_hub_download
+
+    owner, repo, file = source.split("/", 2)
+    try:
+        return Path(hf_hub_download(f"{owner}/{repo}", file))
+    except (OSError, ValueError) as error:
+        raise BadInput(
+            f"can't get {source!r} from the hub ({first_line(error)}); give the path of a local copy"
+        ) from None
+
+
+def read(source: str) -> dict[str, Tensor]:
+    """The state dict in a safetensors file or a weights-only torch checkpoint, its usual wrappings removed.
+
+    Raises BadInput for a missing or broken file, or a pickle that holds more than tensors.
+    """
+    path = locate(source)
+    try:
+        if path.suffix == ".safetensors":
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
+        raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
+    if isinstance(state, Mapping) and isinstance(state.get("state_dict"), Mapping):
+        state = state["state_dict"]
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise BadInput(f"{path} holds no state dict of tensors")
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+class Blank(TorchDispatchMode):
+    """While it is entered, random initialisation is a constant, which saves most of the time of building: `fill`
+    overwrites it all. Not left undone: what lies in fresh memory can keep a rejection sampler in its loop for ever."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func in (torch.ops.aten.uniform_.default, torch.ops.aten.normal_.default):
+            return args[0].fill_(args[1] if len(args) > 1 else 0.0)  # the mean, or the lower end
+        return func(*args, **(kwargs or {}))
+
+
+def fill(net: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
+    """`net` with every one of its tensors taken from `state`, frozen, in eval mode.
+
+    Raises BadInput at the first name that one of them lacks, or shape that differs.
+    """
+    own = net.state_dict()
+    for name, value in own.items():
+        if name not in state:
+            raise BadInput(f"{source} lacks {name}: these are not the weights of this model")
+        if state[name].shape != value.shape:
+            raise BadInput(f"{source}: {name} is {list(state[name].shape)}, this model has {list(value.shape)}")
+    for name in state:
+        if name not in own:
+            raise BadInput(f"{source} holds {name}, which this model does not have")
+    net.load_state_dict({name: state[name] for name in own})
+    return freeze(net)
+
+
+@contextmanager
+def aside() -> Iterator[None]:
+    """For loading in the middle of a run: parameters fit for a gradient, and the global generator left alone."""
+    with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
+        yield
+
+
+def freeze(net: nn.Module) -> nn.Module:
+    return net.eval().requires_grad_(False)
+
+
+def first_line(error: Exception) -> str:
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")

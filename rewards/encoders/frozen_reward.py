@@ -1,0 +1,57 @@
+"""What rewards on frozen weights share: their settings, the checks, and the call around `score`.
+
+A reward of this kind is its defaults, its spec and one line of arithmetic; rewards/pickscore.py is one to copy.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from rewards.encoders import image_text as encoders
+from rewards.encoders.preprocess import pixels
+from workbench.core.types import Media, RewardSpec
+
+
+@dataclass(frozen=True)
+class Frozen(ABC):
+    """A picture reward with weights of its own, which `load` finds and `score` looks through."""
+
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network; scores are float32
+    checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
+
+    spec: ClassVar[RewardSpec]
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raises BadInput for what can be known to be wrong before anything loads."""
+
+    @abstractmethod
+    def load(self, device: torch.device | str = "cpu") -> Any:
+        """What `score` needs, in memory once for each device and dtype. Raises BadInput."""
+
+    @abstractmethod
+    def score(self, loaded: Any, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        """float32 [B] of pictures [B,3,H,W] in [0,1]."""
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
+        x = pixels(self.spec, media, prompts)
+        return self.score(self.load(x.device), x, prompts)
+
+
+@dataclass(frozen=True)
+class OnEncoder(Frozen):
+    """A reward that looks through one shared CLIP or SigLIP."""
+
+    model: str = ""  # see rewards/encoders.py for the forms
+
+    def check(self) -> None:
+        encoders.check(self.model)
+
+    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
+        return encoders.load(self.model, device, self.dtype)

@@ -1,0 +1,246 @@
+"""Frozen image-text backbones (CLIP, SigLIP), loaded once however many rewards look through them.
+
+A model is named by one string:
+    openai/clip-vit-large-patch14           a transformers CLIP or SigLIP: hub id or local folder
+    starter:image/clip                      a part of the embedded pack
+    open_clip:ViT-H-14/laion2b_s32b_b79k    an open_clip architecture with a pretrained tag,
+    open_clip:ViT-H-14/FILE                 or with one weights file (a path, or owner/repo/file of the hub)
+"""
+
+from __future__ import annotations
+
+import functools
+import logging
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as recompute
+
+from rewards.encoders import checkpoints
+from rewards.encoders.preprocess import View
+from workbench.core import paths as assets
+from workbench.core.schema import nearest
+from workbench.core.types import BadInput
+
+log = logging.getLogger(__name__)
+REMEMBERED = 4096  # prompts whose text features an encoder keeps
+
+
+class Memo:
+    """What a frozen text tower makes of prompts, the latest `limit` of them.
+
+    Each is encoded alone: its last digits must not depend on what else was new, or a resumed run drifts.
+    """
+
+    def __init__(self, encode: Callable[[str], Tensor], limit: int | None = None):
+        self.encode, self.limit, self.kept = encode, limit, OrderedDict()
+
+    def __call__(self, prompts: Sequence[str]) -> Tensor:
+        """[B,...]: one row a prompt."""
+        for p in dict.fromkeys(prompts):
+            if p not in self.kept:
+                self.kept[p] = self.encode(p)
+            self.kept.move_to_end(p)
+        rows = torch.stack([self.kept[p] for p in prompts])
+        while len(self.kept) > (self.limit or REMEMBERED):
+            self.kept.popitem(last=False)
+        return rows
+
+
+@dataclass(eq=False)
+class Encoder:
+    """Pictures and prompts as unit vectors of one space. Weights frozen; the graph leads to the pixels."""
+
+    net: nn.Module
+    view: View
+    image: Callable[[Tensor], Tensor]  # normalised [B,3,h,w] -> [B,D]
+    tokens: Callable[[list[str]], dict[str, Tensor]]  # padded to the model's length
+    text: Callable[..., Tensor]  # **tokens -> [N,D]
+    width: int  # D
+    scale: float  # exp(logit_scale)
+    bias: float = 0.0  # SigLIP's logit_bias
+
+    def __post_init__(self):
+        self.memo = Memo(self._encode)
+
+    def images(self, x: Tensor, view: View | None = None, checkpoint: bool = False) -> Tensor:
+        """[B,3,H,W] in [0,1] -> float32 [B,D] of norm 1. `checkpoint` recomputes activations in the backward pass."""
+        x = (view or self.view)(x).to(self._dtype)
+        with torch.autocast(x.device.type, enabled=False):
+            features = recompute(self.image, x, use_reentrant=False) if checkpoint else self.image(x)
+        return F.normalize(features.float(), dim=-1)
+
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """float32 [B,D] of norm 1, without gradient; each prompt is encoded once and remembered."""
+        return self.memo(prompts)
+
+    def logits(self, cosine: Tensor) -> Tensor:
+        """The model's own temperature (and SigLIP's bias) on a cosine."""
+        return self.scale * cosine + self.bias
+
+    @torch.no_grad()
+    def _encode(self, prompt: str) -> Tensor:
+        device = next(self.net.parameters()).device
+        tokens = {k: v.to(device) for k, v in self.tokens([prompt]).items()}
+        with torch.autocast(device.type, enabled=False):
+            return F.normalize(self.text(**tokens).float(), dim=-1)[0]
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return next(self.net.parameters()).dtype
+
+
+def load(model: str, device: torch.device | str, dtype: str = "float32") -> Encoder:
+    """The one encoder of these arguments. Raises BadInput for an unknown or broken model."""
+    return _load(model, place(device), dtype)
+
+
+def place(device: torch.device | str) -> str:
+    """A device's full name, so that `cuda` and `cuda:0` are one key."""
+    return str(torch.empty(0, device=device).device)
+
+
+@functools.lru_cache(REMEMBERED)
+def cut(model: str, length: int, prompt: str) -> None:
+    """Say once that a prompt fills what a model reads."""
+    log.warning("%s reads %d tokens, and may not have read all of: %s", model, length, prompt)
+
+
+@functools.cache
+@checkpoints.aside()
+def _load(model: str, device: str, dtype: str) -> Encoder:
+    _known(model)
+    encoder = _open_clip(model) if model.startswith("open_clip:") else _transformers(model)
+    checkpoints.freeze(encoder.net).to(device=device, dtype=getattr(torch, dtype))
+    return encoder
+
+
+def check(model: str) -> None:
+    """Raises BadInput for what can be known to be wrong without loading: a missing folder, an unknown architecture, a
+    broken file."""
+    _known(model)
+    if model.startswith("open_clip:") and _is_file(source := model.removeprefix("open_clip:").partition("/")[2]):
+        checkpoints.check(source)
+
+
+def _known(model: str) -> None:
+    if model.startswith("open_clip:"):
+        import open_clip
+
+        arch, _, source = model.removeprefix("open_clip:").partition("/")
+        if arch not in open_clip.list_models():
+            raise BadInput(f"{model}: open_clip has no architecture {arch!r}; {nearest(arch, open_clip.list_models())}")
+        tags = open_clip.list_pretrained_tags_by_model(arch)
+        if not _is_file(source) and source not in tags:
+            raise BadInput(f"{model}: no pretrained tag {source!r} for {arch}; {nearest(source, tags)}")
+        return
+    folder = Path(_resolve(model)).expanduser()
+    if model.startswith(("starter:", ".", "/", "~")) and not (folder / "config.json").is_file():
+        raise BadInput(f"{model}: {folder} has no config.json; give a model's folder or a hub id")
+
+
+def _is_file(source: str) -> bool:
+    return "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".bin")
+
+
+def _resolve(model: str) -> str:
+    try:
+        return assets.resolve(model)
+    except FileNotFoundError as error:
+        raise BadInput(str(error)) from None
+
+
+def _transformers(model: str) -> Encoder:
+    import transformers
+
+    folder = _resolve(model)
+    try:
+        config = transformers.AutoConfig.from_pretrained(folder)
+        if config.model_type not in ("clip", "siglip"):
+            raise BadInput(f"{model} is a {config.model_type} model; rewards look through clip and siglip")
+        net, report = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+        tokenise = transformers.AutoTokenizer.from_pretrained(folder)
+        settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(folder)
+    except (OSError, RuntimeError, ValueError, checkpoints.safetensors.SafetensorError) as error:
+        if isinstance(error, BadInput):
+            raise
+        raise BadInput(
+            f"can't load {model}: {checkpoints.first_line(error)}; give a model's folder or a hub id"
+        ) from None
+    if lacking := [k for k in report["missing_keys"] if "position_ids" not in k]:
+        raise BadInput(f"{model}: its weights lack {lacking[0]}")
+    length, siglip = config.text_config.max_position_embeddings, config.model_type == "siglip"
+
+    def tokens(prompts: list[str]) -> dict[str, Tensor]:
+        found = tokenise(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+        read = tokenise(prompts, truncation=True, max_length=length)["input_ids"]
+        for prompt, ids in zip(prompts, read, strict=True):
+            if len(ids) == length:
+                cut(model, length, prompt)
+        return {k: found[k] for k in (["input_ids"] if siglip else ["input_ids", "attention_mask"])}
+
+    return Encoder(
+        net,
+        _view(settings),
+        image=lambda x: net.get_image_features(pixel_values=x).pooler_output,
+        tokens=tokens,
+        text=lambda **ids: net.get_text_features(**ids).pooler_output,
+        width=config.vision_config.hidden_size if siglip else config.projection_dim,
+        scale=net.logit_scale.exp().item(),
+        bias=net.logit_bias.item() if siglip else 0.0,
+    )
+
+
+def _view(settings: dict) -> View:
+    """A transformers image processor's settings as a View."""
+    crop = settings.get("do_center_crop", False)
+    size = settings["crop_size" if crop else "size"]
+    side = size if isinstance(size, int) else size.get("shortest_edge")
+    shape = (side, side) if side else (size["height"], size["width"])
+    kernel = {2: "bilinear", 3: "bicubic"}[settings.get("resample", 3)]
+    mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
+    return View(shape, mean, std, fit="crop" if crop else "squash", kernel=kernel)
+
+
+def _open_clip(model: str) -> Encoder:
+    import open_clip
+
+    arch, _, source = model.removeprefix("open_clip:").partition("/")
+    try:
+        if _is_file(source):
+            with checkpoints.Blank():
+                net = open_clip.create_model(arch, load_weights=False)
+            checkpoints.fill(net, checkpoints.read(source), source)
+        else:
+            net = open_clip.create_model(arch, pretrained=source)
+        tokenise = open_clip.get_tokenizer(arch)
+    except (OSError, RuntimeError) as error:
+        raise BadInput(f"can't load {model}: {checkpoints.first_line(error)}") from None
+    seen = open_clip.get_model_preprocess_cfg(net)
+    size = (seen["size"], seen["size"]) if isinstance(seen["size"], int) else tuple(seen["size"])
+    fit = {"shortest": "crop", "squash": "squash", "longest": "pad"}[seen.get("resize_mode", "shortest")]
+    kernel = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    bias = getattr(net, "logit_bias", None)
+
+    def tokens(prompts: list[str]) -> dict[str, Tensor]:
+        found = tokenise(prompts)
+        for prompt, last in zip(prompts, found[:, -1], strict=True):
+            if last:
+                cut(model, found.shape[1], prompt)
+        return {"text": found}
+
+    return Encoder(
+        net,
+        View(size, tuple(seen["mean"]), tuple(seen["std"]), fit, kernel),
+        image=net.encode_image,
+        tokens=tokens,
+        text=net.encode_text,
+        width=open_clip.get_model_config(arch)["embed_dim"],
+        scale=net.logit_scale.exp().item(),
+        bias=0.0 if bias is None else bias.item(),
+    )

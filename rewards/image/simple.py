@@ -1,0 +1,132 @@
+"""Rewards with a closed form, one per published formula: cheap objectives, baselines and watchdogs.
+
+On video each is the mean over frames. Luma is Rec. 601 of the gamma-coded values, in [0,1].
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards.encoders.preprocess import pixels
+from workbench.core.types import AtLeast, BadInput, RewardSpec
+
+BOTH = frozenset({"image", "video"})
+TINY = 1e-12  # under a square root: a flat picture has a finite gradient
+
+
+def luma(x: Tensor) -> Tensor:
+    """[...,3,H,W] -> [...,H,W]."""
+    return (x * x.new_tensor((0.299, 0.587, 0.114)).view(3, 1, 1)).sum(-3)
+
+
+def per_frame(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """[B]: `score` ([N,3,H,W] -> [N]) of each image, or its mean over each video's frames."""
+    return score(x.flatten(0, -4)).view(x.shape[0], -1).mean(1)
+
+
+@dataclass(frozen=True)
+class Brightness:
+    """Mean luma."""
+
+    spec = RewardSpec("brightness", "1", BOTH, differentiable=True, typical=(0.0, 1.0), paper="ITU-R BT.601")
+
+    def __call__(self, *, media, prompts, references=None):
+        return luma(pixels(self.spec, media, prompts)).flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Contrast:
+    """Root-mean-square contrast: the standard deviation of luma (Peli 1990, Eq. 4)."""
+
+    spec = RewardSpec(
+        "contrast", "1", BOTH, differentiable=True, typical=(0.0, 0.5), paper="doi:10.1364/JOSAA.7.002032"
+    )
+
+    def __call__(self, *, media, prompts, references=None):
+        return per_frame(
+            lambda x: (luma(x).flatten(1).var(1, correction=0) + TINY).sqrt(), pixels(self.spec, media, prompts)
+        )
+
+
+@dataclass(frozen=True)
+class Colourfulness:
+    """Colourfulness M of Hasler & Suesstrunk (2003), their 0..~110 scale divided by 255."""
+
+    spec = RewardSpec(
+        "colourfulness", "1", BOTH, differentiable=True, typical=(0.0, 0.6), paper="doi:10.1117/12.477378"
+    )
+
+    def __call__(self, *, media, prompts, references=None):
+        def score(x: Tensor) -> Tensor:
+            r, g, b = x.flatten(2).unbind(1)  # each [N,H*W]
+            rg, yb = r - g, (r + g) / 2 - b
+            spread = (rg.var(1, correction=0) + yb.var(1, correction=0) + TINY).sqrt()
+            return spread + 0.3 * (rg.mean(1).square() + yb.mean(1).square() + TINY).sqrt()
+
+        return per_frame(score, pixels(self.spec, media, prompts))
+
+
+@dataclass(frozen=True)
+class Sharpness:
+    """Variance of the 4-neighbour Laplacian of luma (Pech-Pacheco et al. 2000). Noise is sharp too: pair it."""
+
+    spec = RewardSpec(
+        "sharpness", "1", BOTH, differentiable=True, typical=(0.0, 0.2), paper="doi:10.1109/ICPR.2000.903548"
+    )
+
+    def __call__(self, *, media, prompts, references=None):
+        def score(x: Tensor) -> Tensor:
+            kernel = x.new_tensor([[0, 1, 0], [1, -4, 1], [0, 1, 0]]).view(1, 1, 3, 3)
+            return F.conv2d(luma(x).unsqueeze(1), kernel).flatten(1).var(1, correction=0)
+
+        x = pixels(self.spec, media, prompts)
+        if min(x.shape[-2:]) < 3:
+            raise BadInput(f"sharpness needs at least 3 x 3 pixels, this has {x.shape[-1]} x {x.shape[-2]}")
+        return per_frame(score, x)
+
+
+@dataclass(frozen=True)
+class SaturatedPixels:
+    """Minus the share of values that are clipped, 0 or 255 in 8 bits: a watchdog of over-optimisation."""
+
+    spec = RewardSpec("saturated_pixels", "1", BOTH, differentiable=False, typical=(-0.3, 0.0))
+
+    def __call__(self, *, media, prompts, references=None):
+        x = pixels(self.spec, media, prompts).detach().flatten(1)
+        share = ((x < 0.5 / 255) | (x > 1 - 0.5 / 255)).float().mean(1)
+        return (0.0 - share).masked_fill(x.isnan().any(1), torch.nan)
+
+
+@dataclass(frozen=True)
+class Compressibility:
+    """Minus the size of the picture as a JPEG, in kB of 1000 bytes (DDPO, Black et al. 2023, section 5.1).
+
+    A negative weight makes it DDPO's incompressibility.
+    """
+
+    quality: Annotated[int, AtLeast(1)] = 95  # JPEG quality, up to 95
+
+    spec = RewardSpec(
+        "compressibility", "1", frozenset({"image"}), differentiable=False, typical=(-150, -1), paper="arXiv:2305.13301"
+    )
+
+    def __call__(self, *, media, prompts, references=None):
+        x = pixels(self.spec, media, prompts).detach()
+        return x.new_tensor([self._size(image) for image in x.cpu()])
+
+    def _size(self, image: Tensor) -> float:
+        from PIL import Image
+
+        if image.isnan().any():
+            return torch.nan
+        file = io.BytesIO()
+        eight_bit = (image.clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+        Image.fromarray(eight_bit).save(file, "JPEG", quality=self.quality)
+        return -file.tell() / 1000

@@ -1,0 +1,321 @@
+"""Training on a community's pairs: the upper blocks of a CLIP (arXiv:2402.09872), or a head on given embeddings."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from rewards.encoders import checkpoints
+from rewards.encoders import image_text as encoders
+from rewards.people.social import Head, Pair, check_files, read_embeddings
+from workbench.core.io import image as pictures
+from workbench.core.paths import write_atomic
+from workbench.core.types import BadInput, Count, Natural, NonNegative, derive
+
+# --- losses on scores ------------------------------------------------------------------------------------------------
+
+
+def triplet(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
+    """[]: the paper's mean relu(|a - p|^2 - |a - n|^2 + margin) for unit vectors with cosines pos, neg [B] to a."""
+    return F.relu(2 * (neg - pos) + margin).mean()
+
+
+def bradley_terry(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
+    """[]: -log sigmoid(scale * (pos - neg)), the likelihood that pos is preferred (Bradley & Terry 1952)."""
+    return -F.logsigmoid(scale * (pos - neg)).mean()
+
+
+LOSSES: dict[str, Callable[..., Tensor]] = {"triplet": triplet, "bradley_terry": bradley_terry}
+
+
+# --- what is trained: both give the scores of a batch of pairs -------------------------------------------------------
+
+
+class Tower(nn.Module):
+    """A CLIP of which only the last `vision` and `text` blocks, the norms after them and the projections learn.
+
+    The paper: 3 of 24 and 2 of 12 blocks, and no visual projection; its code leaves the frozen rest in the graph.
+    """
+
+    def __init__(self, model: str, vision: int, text: int, projections: bool):
+        super().__init__()
+        self.encoder = encoders._transformers(model)  # its own copy: a loaded reward's weights never move
+        net = self.net = checkpoints.freeze(self.encoder.net)
+        if type(net).__name__ != "CLIPModel":
+            raise BadInput(f"model: {model} is a {type(net).__name__}; training needs a transformers CLIP")
+        self.scale = self.encoder.scale
+        parts = [
+            *_last(net.vision_model.encoder.layers, vision, "vision"),
+            *_last(net.text_model.encoder.layers, text, "text"),
+        ]
+        parts += ([net.vision_model.post_layernorm] if vision else []) + (
+            [net.text_model.final_layer_norm] if text else []
+        )
+        parts += [net.visual_projection, net.text_projection] if projections else []
+        for part in parts:
+            part.requires_grad_(True)
+
+        self.tokens = functools.lru_cache(4096)(lambda prompt: self.encoder.tokens([prompt]))
+
+    def read(self, pair: Pair) -> tuple:
+        pos, neg = (self.encoder.view(pictures.read(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
+        return pos, neg, self.tokens(pair.prompt)
+
+    def forward(self, pos: Tensor, neg: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        text = F.normalize(self.encoder.text(**{k: v.flatten(0, 1) for k, v in tokens.items()}), dim=-1)  # [B,D]
+        pos, neg = F.normalize(self.encoder.image(torch.cat([pos, neg])), dim=-1).chunk(2)
+        return (pos * text).sum(1), (neg * text).sum(1)
+
+    def save(self, folder: Path, model: str) -> None:
+        """A transformers CLIP folder; config.json, by which a folder counts as a model, comes last."""
+        import transformers
+
+        part = folder / ".part"
+        self.net.save_pretrained(part)
+        source = encoders._resolve(model)
+        transformers.AutoTokenizer.from_pretrained(source).save_pretrained(part)
+        settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
+        (part / "preprocessor_config.json").write_text(json.dumps(settings))
+        for file in sorted(part.iterdir(), key=lambda f: f.name == "config.json"):
+            file.replace(folder / file.name)
+        part.rmdir()
+
+
+def _last(layers: nn.ModuleList, k: int, tower: str) -> list[nn.Module]:
+    if k > len(layers):
+        raise BadInput(f"{tower}: the {tower} tower has {len(layers)} blocks, {k} can't be tuned")
+    return [*layers][len(layers) - k :]
+
+
+class Embedded(nn.Module):
+    """A Head on embeddings that are given, prompts' too where the file has them under the prompt's text."""
+
+    scale = 20.0  # logits a unit of cosine, for Bradley-Terry
+
+    def __init__(self, embeddings: Mapping[str, Tensor], pairs: Sequence[Pair]):
+        super().__init__()
+        self.embeddings = embeddings
+        prompted = all(p.prompt in embeddings for p in pairs)
+        self.head = Head(next(iter(embeddings.values())).shape[0], prompted)
+
+    def read(self, pair: Pair) -> tuple:
+        pos, neg = (self.embeddings[k] for k in (pair.pos_item, pair.neg_item))
+        return pos, neg, self.embeddings[pair.prompt] if self.head.prompted else torch.zeros(0)
+
+    def forward(self, pos: Tensor, neg: Tensor, texts: Tensor) -> tuple[Tensor, Tensor]:
+        return self.head(pos, texts), self.head(neg, texts)
+
+    def save(self, folder: Path, model: str) -> None:
+        state = {k: v.contiguous() for k, v in self.head.state_dict().items()}
+        write_atomic(folder / "head.safetensors", safetensors.torch.save(state))
+
+
+# --- the loop --------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the reward is trained; the defaults are the paper's where its code states them."""
+
+    model: str = (
+        "openai/clip-vit-large-patch14"  # a transformers CLIP to start from: hub id, folder, starter:image/clip
+    )
+    embeddings: str = (
+        ""  # instead of a CLIP: a .npz or .safetensors of vectors keyed by item, on which a head is trained
+    )
+    loss: Literal["triplet", "bradley_terry"] = "triplet"
+    margin: NonNegative = 0.3  # of the triplet loss, on squared distances
+    vision: Natural = 3  # last blocks of the picture tower that learn
+    text: Natural = 2  # last blocks of the text tower that learn
+    projections: bool = True  # whether the projections into the common space learn
+    lr: NonNegative = 3e-5
+    weight_decay: NonNegative = 0.01
+    batch: Count = 32
+    epochs: Count = 10
+    every: Count = 800  # steps between checkpoints
+    workers: Natural = 0  # processes that read pictures ahead
+    seed: Natural = 0
+
+    def scorer(self, pairs: Sequence[Pair]) -> Tower | Embedded:
+        """What will learn, loaded. Raises BadInput."""
+        if not self.embeddings:
+            return Tower(self.model, self.vision, self.text, self.projections)
+        torch.manual_seed(derive(self.seed, "head"))
+        return Embedded(read_embeddings(self.embeddings), pairs)
+
+    def check(self, pairs: Sequence[Pair]) -> None:
+        """Raises BadInput for what is wrong without loading weights."""
+        if self.embeddings:
+            known = read_embeddings(self.embeddings)
+            for item in (i for p in pairs for i in (p.pos_item, p.neg_item)):
+                if item not in known:
+                    raise BadInput(f"{self.embeddings}: no embedding has the key {item!r}, which a pair names")
+            return
+        if self.model.startswith("open_clip:"):
+            raise BadInput(f"model: {self.model} is open_clip's; training needs a transformers CLIP (hub id or folder)")
+        encoders.check(self.model)
+        check_files(pairs)
+
+
+def order(n: int, s: Training, epoch: int) -> list[list[int]]:
+    """The batches of an epoch: whole ones of a seeded shuffle, or the one there is."""
+    generator = torch.Generator().manual_seed(derive(s.seed, "epoch", epoch))
+    shuffled = torch.randperm(n, generator=generator).tolist()
+    size = min(s.batch, n)
+    return [shuffled[k : k + size] for k in range(0, n - size + 1, size)]
+
+
+class Reader(torch.utils.data.Dataset):
+    """Pairs as a scorer reads them."""
+
+    def __init__(self, scorer: Tower | Embedded, pairs: Sequence[Pair]):
+        self.scorer, self.pairs = scorer, pairs
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, n: int) -> tuple:
+        return self.scorer.read(self.pairs[n])
+
+    def batches(self, rows: Sequence[Sequence[int]], workers: int) -> torch.utils.data.DataLoader:
+        return torch.utils.data.DataLoader(self, batch_sampler=rows, num_workers=workers)
+
+
+@torch.no_grad()
+def accuracy(scorer: nn.Module, reader: Reader, accelerator, s: Training) -> float:
+    """Share of pairs in which pos scores higher; a tie is a half."""
+    right = 0.0
+    rows = [[*range(k, min(k + s.batch, len(reader)))] for k in range(0, len(reader), s.batch)]
+    for batch in reader.batches(rows, s.workers):
+        pos, neg = scorer(*_onto(batch, accelerator.device))
+        right += ((pos > neg).float() + 0.5 * (pos == neg).float()).sum().item()
+    return right / len(reader)
+
+
+def _onto(batch: Any, device: torch.device) -> Any:
+    from accelerate.utils import send_to_device
+
+    return send_to_device(batch, device)
+
+
+class Course:
+    """A training on its way, in the form in which a checkpoint keeps it."""
+
+    def __init__(self, scorer: Tower | Embedded, s: Training, accelerator):
+        self.scorer, self.accelerator = scorer, accelerator
+        self.learned = {n: p for n, p in scorer.named_parameters() if p.requires_grad}
+        if not self.learned:
+            raise BadInput("nothing learns: give vision, text or projections")
+        optimizer = torch.optim.AdamW(self.learned.values(), lr=s.lr, weight_decay=s.weight_decay)
+        self.live, self.optimizer = accelerator.prepare(scorer, optimizer)
+        self.step, self.total, self.history, self.best = 0, 0.0, [], {}
+
+    def state(self) -> dict[str, Any]:
+        said = {"step": self.step, "total": self.total, "history": json.dumps(self.history), "best": self.best}
+        return said | {"learned": self.now(), "optimizer": self.optimizer.state_dict()}
+
+    def load(self, state: Mapping[str, Any]) -> None:
+        self.scorer.load_state_dict(state["learned"], strict=False)
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step, self.total, self.best = state["step"], state["total"], state["best"]
+        self.history = json.loads(state["history"])
+
+    def now(self) -> dict[str, Tensor]:
+        return {n: p.detach().cpu().clone() for n, p in self.learned.items()}
+
+    def learn(self, batch: Any, s: Training) -> None:
+        pos, neg = self.live(*_onto(batch, self.accelerator.device))
+        loss = LOSSES[s.loss](pos, neg, s.margin, self.scorer.scale)
+        self.optimizer.zero_grad()
+        self.accelerator.backward(loss)
+        self.accelerator.clip_grad_norm_(self.learned.values(), 1.0)
+        self.optimizer.step()
+        self.step, self.total = self.step + 1, self.total + loss.item()
+
+    def close(self, length: int, shown: float | None) -> None:
+        """The end of an epoch of `length` steps, after which `shown` of the validation pairs come out right."""
+        if shown is not None and all(shown > past["val"] for past in self.history):
+            self.best = self.now()
+        loss, self.total = self.total / length, 0.0
+        self.history.append({"epoch": self.step // length, "step": self.step, "loss": loss, "val": shown})
+
+
+def train(pairs: Sequence[Pair], out: Path, s: Training = Training(), val: Sequence[Pair] = ()) -> Iterator[dict]:
+    """Train, and leave in `out` a transformers CLIP folder (or head.safetensors) with social.json, what was done.
+
+    Yields {epoch, step, steps, loss, val} after each epoch, `val` the pairwise accuracy on the pairs `val`; with these,
+    the best epoch's weights are kept, without (None) the last one's. Killed and started again with the same arguments it
+    goes on from its last checkpoint and ends with the same weights. Raises BadInput before weights load, also for a folder
+    that holds other work.
+    """
+    from accelerate import Accelerator
+
+    s.check([*pairs, *val])
+    story = _story(pairs, val, s)
+    state, finished = _left(out, story)
+    if finished:
+        return
+    accelerator = Accelerator()
+    scorer = s.scorer([*pairs, *val])
+    course = Course(scorer, s, accelerator)
+    if state:
+        course.load(state)
+    out.mkdir(parents=True, exist_ok=True)
+    reader, length = Reader(scorer, pairs), len(order(len(pairs), s, 0))
+    share = slice(accelerator.process_index, None, accelerator.num_processes)  # of every batch, for this process
+    while course.step < s.epochs * length:
+        epoch, done = divmod(course.step, length)
+        for batch in reader.batches([row[share] for row in order(len(pairs), s, epoch)[done:]], s.workers):
+            course.learn(batch, s)
+            if course.step % length == 0:
+                course.close(length, accuracy(scorer, Reader(scorer, val), accelerator, s) if val else None)
+            if course.step % length == 0 or course.step % s.every == 0:
+                _keep(out / "checkpoint.pt", course.state() | {"story": story}, accelerator)
+        yield course.history[-1] | {"steps": s.epochs * length}
+    scorer.load_state_dict(course.best, strict=False)
+    if accelerator.is_main_process:
+        scorer.save(out, s.model)
+        record = {"story": story, "settings": asdict(s), "pairs": len(pairs), "val pairs": len(val)}
+        write_atomic(out / "social.json", json.dumps(record | {"history": course.history}, indent=1))
+        (out / "checkpoint.pt").unlink()
+    accelerator.wait_for_everyone()
+
+
+def _story(pairs: Sequence[Pair], val: Sequence[Pair], s: Training) -> str:
+    """What decides the result, in one fingerprint: where files lie, or how often they are kept, does not."""
+    own = {k: v for k, v in asdict(s).items() if k not in ("every", "workers")}
+    rows = [(p.prompt, p.pos_item, p.neg_item) for part in (pairs, val) for p in part]
+    return hashlib.sha256(json.dumps([own, len(pairs), rows], sort_keys=True).encode()).hexdigest()
+
+
+def _left(out: Path, story: str) -> tuple[dict | None, bool]:
+    """The checkpoint in `out`, if there is one, and whether all is done there. Raises BadInput for other work's."""
+    done, part = out / "social.json", out / "checkpoint.pt"
+    if done.is_file():
+        told, state = json.loads(done.read_text())["story"], None
+    elif part.is_file():
+        state = torch.load(part, map_location="cpu", weights_only=True)
+        told = state["story"]
+    else:
+        return None, False
+    if told != story:
+        raise BadInput(f"{out} holds a training with other settings or pairs; give another folder")
+    return state, done.is_file()
+
+
+def _keep(path: Path, state: Mapping[str, Any], accelerator) -> None:
+    if accelerator.is_main_process:
+        out = io.BytesIO()
+        torch.save(dict(state), out)
+        write_atomic(path, out.getvalue())

@@ -1,0 +1,279 @@
+"""Pairwise votes, and what they can prove: read, turned into features, held out, counted.
+
+A file of votes has one JSON object a line:
+    {"prompt": "a red circle", "a_path": "1.png", "b_path": "2.png", "winner": "a", "voter": "ada"}
+winner is a, b or tie; voter may be left out; paths are relative to the file. Instead of a path a side may give
+`a_features` / `b_features`, its image embedding by the encoder that is named in fitting.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards.encoders import image_text as encoders
+from workbench.core.io import image as pictures
+from workbench.core.schema import nearest
+from workbench.core.types import BadInput, derive
+
+FOLDS = 5
+HALF, EASY = 0.5, 0.6  # chance; an accuracy that a modest taste reaches, for saying how many votes would show it
+# In cross-validation a vote helps to judge the votes that help to judge it: each likeness between two votes counts twice.
+# Where there is no taste the variance of the accuracy is then up to twice a coin's: measured at 1.7 to 1.9 over 150 fits
+# each of 150 and of 40 random votes on 8 features, of which 5 to 6 % would have been called better than chance instead of
+# 2.5 %; counted half, 1 % are.
+REUSE = 2.0
+KEYS = ("prompt", "a_path", "b_path", "a_features", "b_features", "winner", "voter")
+TARGET = {"a": 1.0, "b": 0.0, "tie": 0.5}
+
+
+@dataclass(frozen=True, eq=False)
+class Votes:
+    """N pairs as features of their media, and who won."""
+
+    a: Tensor  # float64 [N,D], norm 1
+    b: Tensor  # float64 [N,D]
+    target: Tensor  # float64 [N]: 1 when a won, 0 when b did, 1/2 for a tie
+    prompts: tuple[str, ...]  # N
+    voters: tuple[str, ...]  # N, "" for nobody in particular
+    media: tuple[tuple[str, str], ...]  # N, what tells the two media from others: path or digest
+    dropped: int = 0  # votes left out because a side's features are not numbers
+
+    def __len__(self) -> int:
+        return len(self.target)
+
+    def __getitem__(self, rows: Tensor) -> Votes:
+        """The votes at bool [N] or index [M] `rows`."""
+        index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
+        picked = [tuple(part[i] for i in index.tolist()) for part in (self.prompts, self.voters, self.media)]
+        return Votes(self.a[index], self.b[index], self.target[index], *picked)
+
+    @property
+    def decided(self) -> Tensor:
+        """bool [N]: no tie."""
+        return self.target != 0.5
+
+
+def read(path: str | Path, model: str = "starter:image/clip", device: torch.device | str = "cpu") -> Votes:
+    """The votes of a JSONL file, its pictures seen through encoder `model`, each once.
+
+    A vote with features that are not all numbers is left out and counted. Raises BadInput, naming file and line.
+    """
+    file = Path(path).expanduser()
+    found = list(rows(file))
+    if not found:
+        raise BadInput(f"{file}: no votes in it")
+    seen: dict[str, Tensor] = {}
+    for where, row in found:
+        for side in "ab":
+            key = _identity(row, side)
+            if key not in seen:
+                seen[key] = _features(row, side, file.parent, model, device, where)
+    widths = {len(v) for v in seen.values()}
+    if len(widths) > 1:
+        raise BadInput(f"{file}: features of different lengths, {sorted(widths)}; all must come from the same encoder")
+    media = [(_identity(row, "a"), _identity(row, "b")) for _, row in found]
+    a, b = (torch.stack([seen[pair[side]] for pair in media]) for side in (0, 1))
+    votes = Votes(
+        F.normalize(a, dim=1),
+        F.normalize(b, dim=1),
+        torch.tensor([TARGET[row["winner"]] for _, row in found], dtype=torch.float64),
+        tuple(row["prompt"] for _, row in found),
+        tuple(row.get("voter", "") for _, row in found),
+        tuple(media),
+    )
+    whole = votes.a.isfinite().all(1) & votes.b.isfinite().all(1)
+    kept = votes[whole]
+    return Votes(kept.a, kept.b, kept.target, kept.prompts, kept.voters, kept.media, int((~whole).sum()))
+
+
+def rows(file: Path) -> Iterator[tuple[str, dict]]:
+    """(file and line, vote) of each line. Raises BadInput, naming file and line."""
+    try:
+        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028, an end of line to splitlines()
+    except (OSError, UnicodeDecodeError):
+        raise BadInput(f"{file}: can't be read as text; give a file of votes, one JSON object a line") from None
+    for number, line in enumerate(lines, 1):
+        where = f"{file}, line {number}"
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+            if not isinstance(row, dict):
+                raise ValueError
+        except ValueError:
+            raise BadInput(f"{where}: not a JSON object") from None
+        if unknown := set(row) - set(KEYS):
+            word = sorted(unknown)[0]
+            raise BadInput(f"{where}: unknown key {word!r}; {nearest(word, KEYS)}")
+        for key in ("prompt", "voter"):
+            if not isinstance(row.get(key, ""), str) or (key == "prompt" and key not in row):
+                raise BadInput(f"{where}: `{key}` must be a text")
+        if row.get("winner") not in tuple(TARGET):
+            raise BadInput(f"{where}: `winner` must be a, b or tie, got {row.get('winner')!r}")
+        for side in "ab":
+            if (f"{side}_path" in row) == (f"{side}_features" in row):
+                raise BadInput(f"{where}: give either `{side}_path` or `{side}_features`")
+        yield where, row
+
+
+def _identity(row: dict, side: str) -> str:
+    return row[f"{side}_path"] if f"{side}_path" in row else json.dumps(row[f"{side}_features"])
+
+
+def _features(row: dict, side: str, folder: Path, model: str, device: torch.device | str, where: str) -> Tensor:
+    """float64 [D]."""
+    if f"{side}_features" in row:
+        try:
+            values = torch.tensor(row[f"{side}_features"], dtype=torch.float64)
+        except (TypeError, ValueError):
+            values = torch.empty(0)
+        if values.dim() != 1 or not len(values):
+            raise BadInput(f"{where}: `{side}_features` must be a list of numbers")
+        return values
+    path = folder / row[f"{side}_path"]
+    try:
+        picture = pictures.read(path)
+    except BadInput:
+        raise BadInput(f"{where}: can't read the picture {path}") from None
+    with torch.no_grad():
+        return encoders.load(model, device).images(picture[None].to(device))[0].double().cpu()
+
+
+def clusters(votes: Votes) -> tuple[Tensor, str]:
+    """int64 [N], and what it goes by: votes with one number may not lie on both sides of a held-out split.
+
+    By prompt, if there are enough prompts to hold out; else by media: votes that share a picture stay together.
+    """
+    known = {p: n for n, p in enumerate(dict.fromkeys(votes.prompts))}
+    if len(known) >= FOLDS:
+        return torch.tensor([known[p] for p in votes.prompts]), "prompts"
+    parent: dict[str, str] = {}
+
+    def root(x: str) -> str:
+        while parent.setdefault(x, x) != x:
+            x = parent[x]
+        return x
+
+    for a, b in votes.media:
+        parent[root(a)] = root(b)
+    roots = [root(a) for a, _ in votes.media]
+    number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
+    return torch.tensor([number[r] for r in roots]), "pictures"
+
+
+def folds(cluster: Tensor) -> Tensor:
+    """int64 [N] in 0..FOLDS-1: whole clusters, dealt out in an order that depends on nothing but their number."""
+    order = sorted(set(cluster.tolist()), key=lambda c: derive(0, "fold", c))
+    dealt = {c: n % FOLDS for n, c in enumerate(order)}
+    return torch.tensor([dealt[c] for c in cluster.tolist()])
+
+
+def held_out(votes: Votes, fit: Callable[[Votes], Callable[[Votes], Tensor]]) -> Report:
+    """How often a scorer fitted on four fifths of the votes names the winner of the others, each fifth in turn.
+
+    fit: votes -> (votes -> [N] score of a minus score of b). Whatever it chooses, it must choose from the votes that it
+    is given. Raises BadInput when there are too few votes to hold any out.
+    """
+    cluster, by = clusters(votes)
+    count = len(set(cluster.tolist()))
+    if count < FOLDS or int(votes.decided.sum()) < 2 * FOLDS:
+        raise BadInput(
+            f"not enough votes yet: {int(votes.decided.sum())} without a tie on {count} {by}; at least {2 * FOLDS} on "
+            f"{FOLDS} are needed to hold any out, and about {math.ceil(REUSE * wanted(EASY))} to show a taste"
+        )
+    fold, right = folds(cluster), torch.empty(len(votes), dtype=torch.float64)
+    for f in range(FOLDS):
+        margin = fit(votes[fold != f])(votes[fold == f])
+        right[fold == f] = torch.where(margin == 0, 0.5, ((margin > 0) == (votes.target[fold == f] > 0.5)).double())
+    decided = votes.decided
+    return report(right[decided], cluster[decided], by, int((~decided).sum()), votes.dropped, reuse=REUSE)
+
+
+@dataclass(frozen=True)
+class Report:
+    """What held-out votes say of a scorer."""
+
+    votes: int  # without ties
+    ties: int
+    dropped: int  # could not be used
+    clusters: int
+    by: str  # what was held out whole: prompts or pictures
+    accuracy: float
+    low: float  # 95 % interval
+    high: float
+    design: float  # how many votes of one cluster are worth one independent vote
+
+    @property
+    def better(self) -> bool:
+        """Than chance, for sure: the whole interval lies above 1/2."""
+        return self.low > HALF
+
+    @property
+    def more(self) -> int:
+        """Roughly how many more votes would show it, at this accuracy, or at that of a modest taste where this one is
+        chance or below; 0 when it is shown, or when votes are not what is lacking."""
+        likely = self.accuracy if self.accuracy > HALF else EASY
+        return 0 if self.better else max(0, math.ceil(wanted(likely) * self.design) - self.votes)
+
+    def __str__(self) -> str:
+        on = f"{self.votes} held-out votes, {self.clusters} {self.by}"
+        where = f"right on {self.accuracy:.0%} [{self.low:.0%}, {self.high:.0%}] of {on}"
+        if self.better:
+            return f"better than chance: {where}"
+        if self.accuracy > HALF:
+            return f"not enough votes yet: {where}; at this accuracy about {max(self.more, 1)} more would tell it from chance"
+        if self.more:
+            return f"not enough votes yet: {where}; a taste that is right on {EASY:.0%} would show with about {self.more} more"
+        return f"not better than chance: {where}; a taste that this encoder sees would have shown by now"
+
+
+def report(right: Tensor, cluster: Tensor, by: str, ties: int = 0, dropped: int = 0, reuse: float = 1.0) -> Report:
+    """right: [N] 1, 0, or 1/2 where the scorer saw no difference; cluster: [N]; reuse: see REUSE, 1 for votes that
+    nothing was fitted to.
+
+    The interval is Clopper and Pearson's (doi:10.1093/biomet/26.4.404), exact at any number of votes, for as many votes as
+    would be independent: N over the design effect, the variance between clusters over that of independent votes, at
+    least 1, times `reuse`. Where all votes are right or all wrong, or there are too few clusters to vary, no variance shows, and
+    each cluster counts as one vote.
+    """
+    n, p = len(right), right.mean().item()
+    index = torch.unique(cluster, return_inverse=True)[1]
+    count = int(index.max()) + 1
+    if 0 < p < 1 and count >= FOLDS:
+        excess = torch.zeros(count, dtype=torch.float64).index_add_(0, index, right - p)
+        between = excess.square().sum().item() / n**2 * count / max(count - 1, 1)
+        design = max(1.0, between / (p * (1 - p) / n)) * reuse
+    else:
+        design = n / count * reuse
+    low, high = interval(p, n / design)
+    return Report(n, ties, dropped, count, by, p, low, high, design)
+
+
+def interval(accuracy: float, n: float) -> tuple[float, float]:
+    """Clopper and Pearson's 95 % interval of a share of n independent votes."""
+    from scipy.special import betaincinv
+
+    k = accuracy * n
+    low = float(betaincinv(k, n - k + 1, 0.025)) if k > 0 else 0.0
+    return low, float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
+
+
+def wanted(accuracy: float) -> int:
+    """Independent votes, to 2 %, whose interval lies above chance at this accuracy, which must be above chance."""
+    n = 1
+    while interval(accuracy, n)[0] <= HALF:
+        n += 1 + n // 50
+    return n
+
+
+def voters(names: Sequence[str]) -> tuple[str, ...]:
+    """The distinct ones, sorted."""
+    return tuple(sorted(set(names)))

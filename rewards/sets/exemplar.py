@@ -1,0 +1,304 @@
+"""Sets in an embedding: what judges a batch as a set, and reference sets of examples (DRAGON, arXiv:2504.15217).
+
+`reference` is a folder of pictures, one picture, or text: a .txt file (or a folder of them) with an example a line, seen
+by the text tower, so that a reward for pictures can be written down. Texts and pictures lie apart in such a space
+("modality gap"): a distance between the two ranks batches, but its size is mostly the gap.
+
+A reference is embedded once. Its rows, or its moments, are kept in WORKBENCH_CACHE (~/.cache/media-alignment-workbench)
+under a hash of the examples' content and of the model's weights, so neither a changed file nor a retrained model is
+answered with stale numbers. One process looks at a reference once: it is not noticed to change under a run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import itertools
+import os
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from weakref import WeakKeyDictionary
+
+import safetensors.torch
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from rewards.encoders import image_text as encoders
+from rewards.encoders.preprocess import pixels
+from rewards.sets.moments import Moments, finite
+from workbench.core.io import image as pictures
+from workbench.core.paths import write_atomic
+from workbench.core.types import BadInput, Count, Media, Modality, RewardSpec
+
+BOTH: frozenset[Modality] = frozenset({"image", "video"})
+PICTURES = pictures.SUFFIXES - {".apng"}
+BATCH = 64  # examples embedded at once
+
+
+@runtime_checkable
+class Embedder(Protocol):
+    """Media as points of a space. Hashable, equal when interchangeable; weights load on first use."""
+
+    modalities: frozenset[Modality]
+    suffixes: frozenset[str]  # of the files that `read` reads
+
+    def __call__(self, media: Media) -> Tensor: ...  # float32 [B,D], graph attached, row b depends on media[b] alone
+
+    def texts(self, lines: Sequence[str], device: torch.device) -> Tensor: ...  # [N,D]; BadInput without a text tower
+
+    def read(self, path: Path) -> Media: ...  # one row; BadInput names the file
+
+    def load(self, device: torch.device) -> None: ...  # the weights, now
+
+    def fingerprint(self, device: torch.device) -> str: ...  # changes with the weights
+
+    def check(self) -> None: ...  # BadInput for what is wrong before anything loads
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """Unit vectors of a CLIP or SigLIP model; a clip is the direction of its frames' mean."""
+
+    model: str
+    dtype: str = "float32"
+    checkpoint: bool = field(default=False, repr=False)  # changes no embedding, so it is not in a cache's key
+
+    modalities = BOTH
+    suffixes = PICTURES
+
+    def __call__(self, media: Media) -> Tensor:
+        x = pixels(RewardSpec(self.model, "", BOTH, True), media, ())
+        rows = self._encoder(x.device).images(x.flatten(0, -4), checkpoint=self.checkpoint)  # [B*T,D]
+        return rows if media.modality == "image" else F.normalize(rows.view(*x.shape[:2], -1).mean(1), dim=1)
+
+    def texts(self, lines: Sequence[str], device: torch.device) -> Tensor:
+        return self._encoder(device).texts(lines)
+
+    def read(self, path: Path) -> Media:
+        return Media(pictures.read(path)[None], "image")
+
+    def load(self, device: torch.device) -> None:
+        self._encoder(device)
+
+    def fingerprint(self, device: torch.device) -> str:
+        return _weights(self._encoder(device))
+
+    def check(self) -> None:
+        encoders.check(self.model)
+
+    def _encoder(self, device: torch.device | str) -> encoders.Encoder:
+        return encoders.load(self.model, device, self.dtype)
+
+
+_HASHED: WeakKeyDictionary[encoders.Encoder, str] = WeakKeyDictionary()
+
+
+def _weights(encoder: encoders.Encoder) -> str:
+    """A hash of an encoder's weights and of how it looks at pictures."""
+    if encoder not in _HASHED:
+        digest = hashlib.blake2b(repr(encoder.view).encode(), digest_size=16)
+        for name, value in encoder.net.state_dict().items():
+            digest.update(name.encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        _HASHED[encoder] = digest.hexdigest()
+    return _HASHED[encoder]
+
+
+def listing(reference: str, suffixes: frozenset[str]) -> list[Path]:
+    """The example files that `reference` stands for, sorted: all media, or all text.
+
+    Raises BadInput for nothing there, nothing readable there, or both kinds.
+    """
+    root = Path(reference).expanduser()
+    if not root.exists():
+        raise BadInput(f"reference: {root} does not exist; give a folder of examples or a .txt of one a line")
+    files = sorted(p for p in root.rglob("*") if not p.name.startswith(".")) if root.is_dir() else [root]
+    media, texts = ([p for p in files if p.suffix.lower() in kinds] for kinds in (suffixes, {".txt"}))
+    if bool(media) == bool(texts):
+        found = f"both media and text ({media[0].name}, {texts[0].name})" if media else "no examples"
+        raise BadInput(f"reference: {root} holds {found}; it takes {', '.join(sorted(suffixes))}, or .txt")
+    return media or texts
+
+
+def embedded(files: Sequence[Path], embedder: Embedder, device: torch.device) -> Iterator[Tensor]:
+    """The examples in chunks [<=64,D], never all in memory. Raises BadInput for a file that can't be read."""
+    if files[0].suffix.lower() == ".txt":
+        lines = (line.strip() for path in files for line in _text(path).splitlines() if line.strip())
+        while some := list(itertools.islice(lines, BATCH)):
+            yield embedder.texts(some, device)
+        return
+    media = (embedder.read(path) for path in files)
+    for _, alike in itertools.groupby(media, key=lambda m: (m.data.shape, m.rate)):
+        while some := list(itertools.islice(alike, BATCH)):
+            batch = Media.cat(some)
+            yield embedder(replace(batch, data=batch.data.to(device)))
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8-sig")
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadInput(f"{path}: can't be read as UTF-8 text; save it as such") from error
+
+
+@torch.no_grad()
+def examples(reference: str, embedder: Embedder, device: torch.device, keeps: str) -> Tensor | Moments:
+    """A reference's `rows` [N,D] or its `moments`, embedded now or taken from the cache."""
+    files = listing(reference, embedder.suffixes)
+    digest = hashlib.sha256(f"{keeps} {embedder!r} {embedder.fingerprint(device)}".encode())
+    for path in files:
+        digest.update(hashlib.sha256(path.read_bytes()).digest())
+    path = _cache() / f"{digest.hexdigest()[:40]}.safetensors"
+    if path.is_file():
+        state = safetensors.torch.load_file(path, device=str(device))
+    else:
+        state = _state(embedded(files, embedder, device), keeps)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomic(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
+    if keeps == "rows":
+        return state["rows"]
+    return Moments(int(state["count"]), state["mean"], state["scatter"])
+
+
+def _cache() -> Path:
+    return Path(os.environ.get("WORKBENCH_CACHE") or "~/.cache/media-alignment-workbench").expanduser() / "exemplars"
+
+
+def _state(parts: Iterator[Tensor], keeps: str) -> dict[str, Tensor]:
+    if keeps == "rows":
+        return {"rows": torch.cat(list(parts))}
+    m = Moments.stream(parts)
+    return {"count": torch.tensor(m.count), "mean": m.mean, "scatter": m.scatter}
+
+
+@dataclass(frozen=True)
+class SetReward:
+    """A batch judged as a set in an embedding; a subclass says how, in `of`.
+
+    Samples that can't be embedded (NaN) are left out of the set; a set too small to judge is NaN.
+    """
+
+    model: str | Embedder = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms; or an Embedder
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone; statistics are float64
+    checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
+
+    spec: ClassVar[RewardSpec]
+
+    def __post_init__(self):
+        own = {"modalities": self.embedder.modalities, "version": f"{self.spec.version} {self.model}"}
+        object.__setattr__(self, "spec", replace(self.spec, **own))
+
+    @property
+    def embedder(self) -> Embedder:
+        return Pictures(self.model, self.dtype, self.checkpoint) if isinstance(self.model, str) else self.model
+
+    def check(self) -> None:
+        """Raises BadInput for what can be known to be wrong before anything loads."""
+        self.embedder.check()
+
+    def load(self, device: torch.device | str = "cpu") -> None:
+        self.embedder.load(torch.device(encoders.place(device)))
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
+        x = self.features(media)
+        return self.of(finite(x), self.target(references, x.device)).to(x.device, torch.float32)
+
+    def features(self, media: Media) -> Tensor:
+        """float32 [B,D], graph attached. Raises BadInput for a modality that this reward does not judge."""
+        if media.modality not in self.spec.modalities:
+            judged = " and ".join(sorted(self.spec.modalities))
+            raise BadInput(f"{self.spec.name} judges {judged}, not {media.modality}")
+        return self.embedder(media)
+
+    def target(self, references: Media | None, device: torch.device) -> Any:
+        """What `of` compares the set with, if anything."""
+
+    def of(self, x: Tensor, target: Any) -> Tensor:
+        """float64 [] from x [N,D], finite."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class ReferenceReward(SetReward):
+    """A batch compared with a set of examples, which a subclass turns into what it needs in `prepare`."""
+
+    reference: str = ""  # folder, picture or .txt of examples; without it, the call's `references` are the set
+
+    keeps: ClassVar[str] = "rows"  # of the examples: rows, or moments
+    least: ClassVar[int] = 2  # finite examples that a reference needs
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.reference:
+            object.__setattr__(self, "spec", replace(self.spec, needs=self.spec.needs - {"reference"}))
+
+    def check(self) -> None:
+        super().check()
+        if self.reference:
+            listing(self.reference, self.embedder.suffixes)
+
+    def load(self, device: torch.device | str = "cpu") -> None:
+        """The model, and the reference if one is named, onto `device` now instead of on first use."""
+        super().load(device)
+        if self.reference:
+            _target(self, torch.device(encoders.place(device)))
+
+    def target(self, references: Media | None, device: torch.device) -> Any:
+        """The named reference, else `references`. Raises BadInput when there is neither."""
+        if self.reference:
+            return _target(self, device)
+        if references is None:
+            raise BadInput(f"{self.spec.name} compares with a set: set `reference` to a folder of examples or a .txt")
+        with torch.no_grad():
+            return self.prepare(self.features(replace(references, data=references.data.to(device))))
+
+    def prepare(self, found: Any) -> Any:
+        """Rows [N,D], or Moments, as `of` wants them."""
+        return finite(found)
+
+
+@functools.lru_cache(32)
+def _target(reward: ReferenceReward, device: torch.device) -> Any:
+    found = examples(reward.reference, reward.embedder, device, reward.keeps)
+    count = found.count if isinstance(found, Moments) else len(finite(found))
+    if count < reward.least:
+        raise BadInput(f"reference: {reward.reference} has {count} examples; {reward.spec.name} needs {reward.least}")
+    with torch.no_grad():
+        return reward.prepare(found)
+
+
+@dataclass(frozen=True)
+class Exemplar(ReferenceReward):
+    """How near each sample lies to a set of examples: DRAGON's instance-to-distribution reward.
+
+    by `mean`: cosine to the examples' mean; `nearest`: minus the mean distance to the k nearest examples, which follows
+    a set of several kinds. Both forget the batch: with diversity, take frechet, kad or cmmd through leave_one_out.
+    """
+
+    by: Literal["mean", "nearest"] = "mean"
+    k: Count = 1  # examples, for `nearest`
+
+    spec = RewardSpec(
+        "exemplar", "1", BOTH, differentiable=True, needs=frozenset({"reference"}), paper="arXiv:2504.15217"
+    )
+
+    @property
+    def least(self) -> int:
+        return self.k if self.by == "nearest" else 1
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
+        x = self.features(media)
+        target = self.target(references, x.device)
+        if len(target) < self.least:
+            return x.sum(1) * 0 + torch.nan
+        return self.of(x.to(target), target).to(x.device, torch.float32)
+
+    def of(self, x: Tensor, target: Tensor) -> Tensor:
+        """[B] of x [B,D] and examples [N,D]."""
+        if self.by == "mean":
+            return F.cosine_similarity(x, target.mean(0)[None])
+        apart = torch.cdist(x, target, compute_mode="donot_use_mm_for_euclid_dist")
+        return -apart.topk(self.k, largest=False).values.mean(1)

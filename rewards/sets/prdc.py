@@ -1,0 +1,82 @@
+"""Do two sets cover each other? Precision and recall (arXiv:1904.06991), density and coverage (arXiv:2002.09797).
+
+The manifold of a set is the union of balls around its points, each as wide as the distance to its k-th neighbour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rewards.sets.exemplar import BOTH, ReferenceReward
+from rewards.sets.moments import finite
+from workbench.core.types import Count, RewardSpec
+
+BLOCK = 1024  # rows of a distance matrix in memory at once
+
+
+class Balls(NamedTuple):
+    """Points [N,D] and their radii [N]."""
+
+    points: Tensor
+    radii: Tensor
+
+
+def balls(x: Tensor, k: int = 5) -> Balls:
+    """The finite rows of x [N,D], each with the distance to its k-th nearest other row; infinite when N <= k."""
+    x = finite(x.detach())
+    if len(x) <= k:
+        return Balls(x, x.new_full((len(x),), torch.inf))
+    radii = [torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(BLOCK)]  # itself is the first
+    return Balls(x, torch.cat(radii))
+
+
+def prdc(x: Tensor | Balls, y: Tensor | Balls, k: int = 5) -> dict[str, Tensor]:
+    """`precision`, `recall`, `density` and `coverage`, each [], of generated x [N,D] against real y [M,D].
+
+    precision: share of x inside y's manifold; recall: share of y inside x's; density: mean number of y's balls around an
+    x, over k, may exceed 1; coverage: share of y's balls that hold an x. No gradient. NaN unless N > k and M > k.
+    """
+    x, y = (s if isinstance(s, Balls) else balls(s, k) for s in (x, y))
+    if min(len(x.points), len(y.points)) <= k:
+        return dict.fromkeys(("precision", "recall", "density", "coverage"), x.points.new_tensor(torch.nan))
+    apart = torch.cdist(x.points, y.points)  # [N,M]
+    in_y = apart < y.radii
+    return {
+        "precision": in_y.any(1).double().mean(),
+        "recall": (apart < x.radii[:, None]).any(0).double().mean(),
+        "density": in_y.double().sum(1).mean() / k,
+        "coverage": in_y.any(0).double().mean(),
+    }
+
+
+@dataclass(frozen=True)
+class PRDC(ReferenceReward):
+    """Precision, recall, density or coverage of the batch against a reference set, by nearest neighbours."""
+
+    metric: Literal["precision", "recall", "density", "coverage"] = "coverage"
+    k: Count = 5  # neighbours; both sets need more samples than that
+
+    spec = RewardSpec(
+        "prdc",
+        "1",
+        BOTH,
+        differentiable=False,
+        scope="set",
+        needs=frozenset({"reference"}),
+        typical=(0.0, 1.0),
+        paper="arXiv:2002.09797",
+    )
+
+    @property
+    def least(self) -> int:
+        return self.k + 1
+
+    def prepare(self, found: Tensor) -> Balls:
+        return balls(found, self.k)
+
+    def of(self, x: Tensor, target: Balls) -> Tensor:
+        return prdc(x, target, self.k)[self.metric]

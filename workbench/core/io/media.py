@@ -1,0 +1,350 @@
+"""Media files: lossless writing with their story embedded, strict reading, fingerprints, contact sheets.
+
+Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32): nothing is lost, and PIL and scipy do it
+all. Films and compressed sounds are read too, where PyAV is installed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL.PngImagePlugin import PngInfo
+from scipy.io import wavfile
+
+from workbench.core.io import audio as sounds
+from workbench.core.io import image as pictures
+from workbench.core.io import video as films
+from workbench.core.paths import write_atomic
+from workbench.core.types import BadInput, Media
+
+SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
+FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
+READABLE = pictures.SUFFIXES | FILMS | sounds.SUFFIXES
+
+
+def fingerprint(path: str | Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    with Path(path).open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def quantise(media: Media) -> Media:
+    """The media as a file will hold them: pictures and clips in steps of 1/255, sounds as float32; both clamped.
+
+    Judge this, not the raw output, and a score can be had again from the file.
+    """
+    data = media.data.float()
+    if media.modality == "audio":
+        return replace(media, data=data.clamp(-1, 1))
+    return replace(media, data=(data.clamp(0, 1) * 255).round() / 255)
+
+
+def write(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
+    """Write one row of media; `meta` (prompt, seed, scores: anything JSON can say) travels inside the file.
+
+    A path without a suffix gets the one that fits; the path written is returned. The same input gives the same bytes.
+    Raises BadInput for a suffix that doesn't fit the modality; ValueError for several rows or values that aren't finite.
+    """
+    path = Path(path)
+    suffix = SUFFIX[media.modality]
+    if path.suffix.lower() not in ("", suffix):
+        raise BadInput(f"{path}: {media.modality} is written as {suffix}; change the file's suffix")
+    path = path if path.suffix else path.with_name(path.name + suffix)
+    write_atomic(path, {"image": png, "video": apng, "audio": wav}[media.modality](media, meta))
+    return path
+
+
+def _row(media: Media, modality: str, dims: int) -> torch.Tensor:
+    if media.modality != modality or len(media) != 1 or media.data.ndim != dims:
+        raise ValueError(f"expected one row of {modality}, got {media.modality} {tuple(media.data.shape)}")
+    row = media.data[0].detach().float().cpu()
+    if not row.isfinite().all():
+        raise ValueError(f"the {modality} holds values that aren't finite: what made it has diverged")
+    return row
+
+
+def _story(meta: Mapping) -> str:
+    return json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)
+
+
+def png(media: Media, meta: Mapping | None = None) -> bytes:
+    """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` is a text chunk that any viewer shows; the chunk
+    `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
+    """
+    return _png(_eight_bit(_row(media, "image", 4)), meta)
+
+
+def apng(media: Media, meta: Mapping | None = None) -> bytes:
+    """One clip [1,T,3,H,W] as animated PNG bytes, which browsers play; `meta` as in `png`.
+
+    A single frame reads back as a picture.
+    """
+    if media.rate <= 0:
+        raise ValueError("a clip without a frame rate can't be written")
+    first, *rest = map(_eight_bit, _row(media, "video", 5))
+    apart = [
+        k % 2 for k in range(media.data.shape[1])
+    ]  # of opaque frames both blends make the same; equal ones stay two
+    return _png(first, meta, save_all=True, append_images=rest, duration=1000 / media.rate, blend=apart)
+
+
+def _eight_bit(frame: torch.Tensor) -> Image.Image:
+    return Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
+
+
+def _png(image: Image.Image, meta: Mapping | None = None, **more) -> bytes:
+    info = PngInfo()
+    if meta is not None:
+        for key, value in meta.items():
+            info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+        info.add_itxt("workbench", _story(meta))
+    out = io.BytesIO()
+    image.save(out, "PNG", pnginfo=info, **more)
+    return out.getvalue()
+
+
+def wav(media: Media, meta: Mapping | None = None) -> bytes:
+    """One sound [1,C,L] as float32 WAV bytes, `meta` as JSON in the comment field (RIFF INFO, ICMT)."""
+    if media.rate <= 0:
+        raise ValueError("a sound without a sample rate can't be written")
+    out = io.BytesIO()
+    wavfile.write(out, round(media.rate), _row(media, "audio", 3).T.contiguous().numpy())
+    data = out.getvalue()
+    if meta is None:
+        return data
+    text = _story(meta).encode() + b"\0"
+    text += b"\0" * (len(text) % 2)
+    data += b"LIST" + struct.pack("<I", 12 + len(text)) + b"INFOICMT" + struct.pack("<I", len(text)) + text
+    return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+
+
+@dataclass(frozen=True)
+class Found:
+    """What is in one media file."""
+
+    media: Media  # one row
+    story: dict  # what `write` embedded, exactly; {} for a file from elsewhere: what others call a prompt may be a whole graph
+    notes: tuple[str, ...] = ()  # what reading changed, or what is odd about it, in words
+
+
+def read(path: str | Path) -> Media:
+    """One media file as one row: a picture [1,3,H,W] or a clip [1,T,3,H,W] in [0,1], a sound [1,C,L] in [-1,1].
+
+    Raises BadInput, as `look` does.
+    """
+    return look(path).media
+
+
+def read_meta(path: str | Path) -> dict:
+    """The story that travels in a file. Raises BadInput for a file that can't be read."""
+    return look(path).story
+
+
+def look(path: str | Path) -> Found:
+    """A media file and what there is to say of it.
+
+    Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
+    16-bit greyscale keeps its precision; several frames are a clip. Raises BadInput, naming the file, when it is
+    missing, empty, broken or of a kind that can't be read.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if not path.is_file():
+        raise BadInput(f"{path}: no such file; give a picture, a clip or a sound")
+    if path.stat().st_size == 0:
+        raise BadInput(f"{path}: the file is empty")
+    try:
+        if suffix in FILMS:
+            data, rate, story = films.film(path)
+            return Found(Media(data, "video", rate), story)
+        return _heard(*sounds.read(path)) if suffix in sounds.SUFFIXES else _picture(path)
+    except BadInput:
+        raise
+    except (*pictures.BROKEN, Image.DecompressionBombError) as error:
+        kind = "clip" if suffix in FILMS else "picture"
+        why = "broken or cut short" if suffix in READABLE else "not a picture, a clip or a sound that can be read"
+        raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
+
+
+def _picture(path: Path) -> Found:
+    with Image.open(path) as image:
+        pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no moments of a clip
+        frames, notes, spent = [], {}, []
+        for k in range(1 if pages else getattr(image, "n_frames", 1)):
+            image.seek(k)
+            image.load()
+            frame, changed = pictures.pixels(image)
+            frames.append(frame[None])
+            notes |= dict.fromkeys(changed)
+            spent.append(image.info.get("duration", 0) or 0)
+        told = json.loads(getattr(image, "text", {}).get("workbench", "{}"))
+    story = told if isinstance(told, dict) else {}
+    if len(frames) == 1:
+        return Found(Media(frames[0], "image"), story, tuple(notes))
+    if min(spent) <= 0:
+        raise BadInput(f"{path}: {len(frames)} frames, and not all say how long they last; save it with a frame rate")
+    held = [round(ms / min(spent)) for ms in spent]  # encoders join equal frames into one that lasts longer
+    data = torch.stack([frame for frame, times in zip(frames, held, strict=True) for _ in range(times)], 1)
+    return Found(Media(data, "video", round(1000 * sum(held) / sum(spent), 6)), story, tuple(notes))
+
+
+def _heard(data: torch.Tensor, rate: float, story: dict) -> Found:
+    """A sound [C,L], looked over."""
+    finite = data[data.isfinite()]
+    notes = {
+        "silent: every sample is the same": bool((data == data.flatten()[0]).all()),
+        f"louder than full scale, peak {finite.abs().max() if len(finite) else 0:.2f}": bool((finite.abs() > 1).any()),
+    }
+    told = tuple(note for note, so in notes.items() if so)
+    return Found(Media(data[None].contiguous(), "audio", float(rate)), story, told)
+
+
+def thumbnail(path: str | Path, side: int = 256) -> bytes:
+    """PNG bytes of a picture or a clip's middle frame, without metadata, fitted to a square of `side` pixels."""
+    return _png(_fit(_image(read(path)), side))
+
+
+def _fit(image: Image.Image, side: int) -> Image.Image:
+    """Tiny pictures grow by whole steps, so that every pixel stays what it was; the rest is resampled smoothly."""
+    if (whole := side // max(image.size)) > 1:
+        return image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+    return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+
+
+def _image(media: Media) -> Image.Image:
+    """A picture, or the middle frame of a clip."""
+    if media.modality == "video":
+        media = Media(media.data[:, media.data.shape[1] // 2], "image")
+    return Image.open(io.BytesIO(png(media))).convert("RGB")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One picture of a contact sheet; `media` None leaves a labelled gap, `right` None means nobody judged it."""
+
+    media: Media | None
+    right: bool | None = None
+    note: str = ""
+
+
+INK, FAINT, RULE, PAPER, GAP = "#1c1e21", "#6b7078", "#e3e5e8", "#ffffff", "#f2f3f5"
+VERDICT = {True: "#1a7f4b", False: "#c8372d", None: "#c9ccd1"}  # doubled by a tick or a cross: never colour alone
+
+
+def grid(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Sequence[str], title: str = "",
+         side: int = 160, scale: int = 2) -> bytes:  # fmt: skip
+    """A contact sheet as PNG bytes: a row for each prompt, a column for each contestant.
+
+    `cells[r][c]` belongs to `rows[r]` and `columns[c]`; a row's second line, after a newline, is printed small. `side` is
+    the width of a picture and `scale` the pixels drawn for each, so that it stays sharp on dense screens.
+    """
+    if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
+        raise ValueError(f"{len(rows)} rows and {len(columns)} columns don't fit the cells given")
+    return _png(_Sheet(columns, title, side, scale).draw(cells, rows))
+
+
+def _font(size: int, words: str) -> ImageFont.FreeTypeFont:
+    """PIL's own typeface, the same on every machine, knows ASCII; other scripts ask for one that the system has."""
+    if not words.replace("…", "").isascii():
+        for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
+            with contextlib.suppress(OSError):  # not installed here: the next
+                return ImageFont.truetype(name, round(size * 0.95))
+    return ImageFont.load_default(size)
+
+
+class _Sheet:
+    """Geometry in units of `scale` pixels."""
+
+    margin, gap, caption, foot = 24, 14, 148, 24
+
+    def __init__(self, columns, title, side, scale):
+        self.columns, self.title, self.side, self.scale = columns, title, side, scale
+        self.head = self.margin + (34 if title else 0) + 28
+        self.width = 2 * self.margin + self.caption + len(columns) * (self.gap + side)
+
+    def text(self, x, y, words, size, fill, anchor="ls"):
+        font = _font(size * self.scale, words)
+        self.pen.text((x * self.scale, y * self.scale), words, font=font, fill=fill, anchor=anchor)
+
+    def fit(self, words, size, width, lines):
+        """`words` broken into at most `lines` lines of `width`, a word wider than that inside itself; what doesn't fit
+        ends in an ellipsis."""
+        length, room, out = _font(size * self.scale, words).getlength, width * self.scale, [""]
+        for word in words.split():
+            if length(trial := f"{out[-1]} {word}".strip()) <= room:
+                out[-1] = trial
+                continue
+            out += [""] if out[-1] else []
+            for letter in word:
+                if length(out[-1] + letter) > room:
+                    out.append("")
+                out[-1] += letter
+            if len(out) > lines:
+                break
+        if len(out) > lines:
+            last = out[lines - 1]
+            while last and length(last + "…") > room:
+                last = last[:-1]
+            out = [*out[: lines - 1], last.rstrip(" ,.;") + "…"]
+        return out
+
+    def label(self, note, size, width):
+        """`note` on one line; where it is too long what it names is cut, and the number at its end stays."""
+        length, (name, _, number) = _font(size * self.scale, note).getlength, note.rpartition(" ")
+        while name and length(note) > width * self.scale:
+            name = name[:-1]
+            note = f"{name}… {number}"
+        return self.fit(note, size, width, 1)[0]
+
+    def draw(self, cells, rows):
+        step = self.side + self.foot + self.gap
+        size = (self.width * self.scale, (self.head + len(rows) * step + self.margin - self.gap) * self.scale)
+        self.canvas = Image.new("RGB", size, PAPER)
+        self.pen = ImageDraw.Draw(self.canvas)
+        if self.title:
+            self.text(self.margin, self.margin + 17, self.title, 17, INK)
+        left = self.margin + self.caption + self.gap
+        for c, name in enumerate(self.columns):
+            name = self.fit(name, 14, self.side, 1)[0]
+            self.text(left + c * (self.side + self.gap), self.head - 11, name, 14, INK)
+        for r, prompt in enumerate(rows):
+            top = self.head + r * step
+            y, (said, _, small) = top + 14, prompt.partition("\n")
+            for line in self.fit(said, 14, self.caption, 6):
+                self.text(self.margin, y, line, 14, INK)
+                y += 19
+            if small:
+                self.text(self.margin, y + 2, self.fit(small, 11, self.caption, 1)[0], 11, FAINT)
+            for c, cell in enumerate(cells[r]):
+                self.cell(left + c * (self.side + self.gap), top, cell)
+        return self.canvas
+
+    def cell(self, x, y, cell):
+        s, side, colour = self.scale, self.side, VERDICT[cell.right]
+        box = (x * s, y * s, (x + side) * s - 1, (y + side) * s - 1)
+        self.pen.rectangle(box, fill=GAP)
+        if cell.media is None:
+            self.text(x + side / 2, y + side / 2, "no picture", 12, FAINT, "mm")
+        else:
+            image = _fit(_image(cell.media), side * s)
+            self.canvas.paste(image, (x * s + (side * s - image.width) // 2, y * s + (side * s - image.height) // 2))
+        self.pen.rectangle(box, outline=colour, width=2 * s if cell.right is not None else s)
+        line = y + side + 13
+        if cell.right is not None:
+            points = [(0, -4), (3.5, -0.5), (10, -8)] if cell.right else [(1, -8), (9, 0), (5, -4), (1, 0), (9, -8)]
+            points = [((x + px) * s, (line + py) * s) for px, py in points]
+            self.pen.line(points, fill=colour, width=2 * s, joint="curve")
+        indent = 16 if cell.right is not None else 0
+        self.text(x + indent, line, self.label(cell.note, 12, side - indent), 12, FAINT)

@@ -1,0 +1,37 @@
+"""Where the files that ship with the workbench lie, and how one is written. Standard library only: anyone may import it."""
+
+from __future__ import annotations
+
+import os
+import uuid
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIGS = ROOT / "configs"
+STARTER = ROOT / "pipelines" / "starter" / "weights"
+
+
+def resolve(repo: str) -> str:
+    """`starter:image/clip` -> the folder of that part of the embedded pack; anything else (a hub id, a path) unchanged.
+
+    Raises FileNotFoundError when the pack has no such part.
+    """
+    if not repo.startswith("starter:"):
+        return repo
+    folder = (STARTER / repo.removeprefix("starter:")).resolve()
+    if not folder.is_relative_to(STARTER) or not folder.is_dir():
+        raise FileNotFoundError(f"the starter pack has no part {repo!r}; build it with: workbench starter build")
+    return str(folder)
+
+
+def write_atomic(path: Path, data: bytes | str) -> None:
+    """Whole or not at all, whoever else writes the same: a temp name of its own, fsync, rename."""
+    temp = path.with_name(f".{uuid.uuid4().hex}.tmp")
+    try:
+        with open(temp, "xb") as f:
+            f.write(data.encode() if isinstance(data, str) else data)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temp, path)
+    finally:
+        temp.unlink(missing_ok=True)

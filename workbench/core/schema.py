@@ -1,0 +1,102 @@
+"""Mappings from files become dataclasses, strictly: an unknown key stops with the nearest valid one, and a value is
+converted by its field's annotation (YAML reads `1e-4` as text). Standard library only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import types
+from collections.abc import Iterable, Mapping
+from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
+
+from workbench.core.types import AtLeast, BadInput
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """The tail of an error sentence: the nearest known name, or all of them when none is near."""
+    known = sorted(known)
+    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+
+
+def build(cls: type, values: Any, where: str):
+    """An instance of dataclass `cls` from a mapping. `where` names the place in errors, e.g. `method`.
+
+    Raises BadInput for a non-mapping, an unknown or missing key, or a value that its field can't take.
+    """
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{where}: expected a mapping of settings, got {values!r}")
+    hints = get_type_hints(cls, include_extras=True)
+    fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
+    for key in values:
+        if key not in fields:
+            raise BadInput(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
+    for name, f in fields.items():
+        if name not in values and f.default is f.default_factory is dataclasses.MISSING:
+            raise BadInput(f"{where}: the key {name!r} is missing")
+    return cls(**{key: convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+
+
+def convert(value: Any, kind: Any, where: str) -> Any:
+    """`value` as `kind` (a scalar type, Literal, Optional, tuple, list, dict or Annotated with AtLeast)."""
+    origin = get_origin(kind)
+    if kind is Any:
+        return value
+    if origin is Annotated:
+        base, *limits = get_args(kind)
+        value = convert(value, base, where)
+        for limit in limits:
+            if isinstance(limit, AtLeast) and not value >= limit.low:
+                raise BadInput(f"{where}: must be at least {limit.low:g}, got {value!r}")
+        return value
+    if origin is Literal:
+        if value not in get_args(kind):
+            raise BadInput(f"{where}: {value!r} is not a choice; {nearest(str(value), map(str, get_args(kind)))}")
+        return value
+    if origin in (Union, types.UnionType):
+        return _union(value, get_args(kind), where)
+    if origin in (tuple, list) or kind in (tuple, list):
+        if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple)):
+            raise BadInput(f"{where}: expected a list, got {value!r}")
+        inner = get_args(kind)[0] if get_args(kind) else Any
+        return (origin or kind)(convert(v, inner, f"{where}[{n}]") for n, v in enumerate(value))
+    if origin is dict or kind in (dict, Mapping) or origin is Mapping:
+        if not isinstance(value, Mapping):
+            raise BadInput(f"{where}: expected a mapping, got {value!r}")
+        return dict(value)
+    return _scalar(value, kind, where)
+
+
+def _union(value: Any, kinds: tuple, where: str) -> Any:
+    if value is None and type(None) in kinds:
+        return None
+    kinds = tuple(k for k in kinds if k is not type(None))
+    exact = [k for k in kinds if isinstance(k, type) and type(value) is k]
+    for kind in (*exact, *kinds):
+        try:
+            return convert(value, kind, where)
+        except BadInput as error:
+            reason = error
+    raise reason
+
+
+def _scalar(value: Any, kind: type, where: str) -> Any:
+    """bool is not a number here, and a number is not a text: silent conversions hide typing errors."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    try:
+        if kind is bool and isinstance(value, bool):
+            return value
+        if kind is str and isinstance(value, str):
+            return value
+        if kind is float and not isinstance(value, bool):
+            number = float(value)
+            if number == number and abs(number) != float("inf"):
+                return number
+        if kind is int and not isinstance(value, bool) and float(value) == int(float(value)):
+            return int(float(value)) if isinstance(value, str) else int(value)
+        if kind not in words and isinstance(value, kind):
+            return value
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise BadInput(f"{where}: expected {words.get(kind, getattr(kind, '__name__', kind))}, got {value!r}")

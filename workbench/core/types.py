@@ -1,0 +1,258 @@
+"""The few types that pipelines, rewards and methods share. Imports torch and the standard library only.
+
+Letters used in shapes, everywhere: B batch, G group, S steps, T frames, C channels, L audio samples, D features.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+Modality = Literal["image", "video", "audio"]
+
+
+class BadInput(ValueError):
+    """What the user gave can't work. One sentence: what, where, what to do. The command line exits with 2."""
+
+
+class Stopped(Exception):
+    """Somebody asked a policy at work to stop."""
+
+
+@dataclass(frozen=True)
+class AtLeast:
+    """A lower bound on a setting, read by workbench.core.schema."""
+
+    low: float
+
+
+Natural = Annotated[int, AtLeast(0)]
+Count = Annotated[int, AtLeast(1)]
+NonNegative = Annotated[float, AtLeast(0.0)]
+
+
+@dataclass(frozen=True)
+class Media:
+    """A batch of finished pictures, clips or sounds, graph attached where there is one."""
+
+    data: Tensor  # image [B,3,H,W], video [B,T,3,H,W] in [0,1]; audio [B,C,L] in [-1,1]
+    modality: Modality
+    rate: float = 0.0  # video: frames per second; audio: samples per second; 0 for images
+
+    def __len__(self) -> int:
+        return self.data.shape[0]
+
+    def __getitem__(self, rows) -> Media:
+        """Rows by slice, list or mask; an int keeps the batch dimension."""
+        return replace(self, data=self.data[[rows] if isinstance(rows, int) else rows])
+
+    def detach(self) -> Media:
+        return replace(self, data=self.data.detach())
+
+    @staticmethod
+    def cat(parts: Sequence[Media]) -> Media:
+        return replace(parts[0], data=torch.cat([p.data for p in parts]))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a method is asked to make: B prompts, each with the seed of its own noise."""
+
+    prompts: tuple[str, ...]  # B
+    seeds: tuple[int, ...]  # B
+
+    def __len__(self) -> int:
+        return len(self.prompts)
+
+
+@dataclass(frozen=True)
+class PairBatch(Batch):
+    """B pairs of media that exist already, one preferred to the other: what a method learns from in place of its own samples."""
+
+    winners: Media  # B
+    losers: Media  # B
+
+
+def derive(seed: int, *path: int | str) -> int:
+    """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**31)."""
+    text = ":".join(map(str, (seed, *path)))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
+
+
+@dataclass(frozen=True)
+class Transition:
+    """The Gaussian p(x_{i+1} | x_i, prompt) of one denoising step."""
+
+    mean: Tensor  # [B,*latent]
+    std: Tensor  # []; 0 on a deterministic step
+    x0: Tensor  # [B,*latent], the clean latent that this step predicts
+
+    def sample(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
+        """[B,*latent]: one draw a row, each from its own CPU generator, so that a row depends on its own seed alone."""
+        if not self.std.any():
+            return self.mean
+        if generators is None:
+            return self.mean + self.std * torch.randn_like(self.mean)
+        eps = torch.stack([torch.randn(self.mean.shape[1:], generator=g) for g in generators])
+        return self.mean + self.std * eps.to(self.mean)
+
+    def log_prob(self, x_next: Tensor) -> Tensor:
+        """[B]: log-density, MEAN over latent dimensions (Flow-GRPO's convention); float64 inside. Needs std > 0."""
+        if not self.std.any():
+            raise ValueError("a deterministic step (std 0) has no log-probability; ask only for trajectory.stochastic")
+        std = self.std.double()
+        z = (x_next.double() - self.mean.double()) / std
+        return (-0.5 * z.square() - std.log() - 0.5 * math.log(2 * math.pi)).flatten(1).mean(1)
+
+    def kl(self, other: Transition) -> Tensor:
+        """[B]: KL(self || other) for equal std, mean over latent dimensions."""
+        diff = (self.mean.double() - other.mean.double()) / self.std.double()
+        return 0.5 * diff.square().flatten(1).mean(1)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """One denoiser prediction in its three equivalent forms, each [B,*latent]."""
+
+    x0: Tensor
+    eps: Tensor
+    v: Tensor
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """B denoising chains and what they became."""
+
+    prompts: tuple[str, ...]  # B
+    x: Tensor  # [B,S+1,*latent]; x[:,0] noise, x[:,-1] clean, in the pipeline's own layout
+    log_prob: Tensor  # [B,S] under the policy that drew it; 0 on deterministic steps
+    stochastic: tuple[int, ...]  # the steps with std > 0: the only ones that a policy gradient may use
+    media: Media  # B
+    seeds: tuple[int, ...]  # B
+
+
+class Policy(Protocol):
+    """A diffusers pipeline seen as a policy. Implemented once, by pipelines.policy.Policy."""
+
+    modality: Modality
+    rate: float
+    steps: int  # S
+    provides: frozenset[str]  # of {"latents", "stochastic", "trainable"}
+    nfe: int  # rows that went through the denoiser so far (a CFG pair counts as 2)
+    decodes: int  # rows that were decoded so far
+
+    def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
+
+    def start(self, noise: Tensor) -> Tensor: ...  # [B,*latent]: the first state, scaled and packed by the pipeline
+
+    def sample(
+        self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
+    ) -> Trajectory: ...  # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph
+
+    def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition: ...  # one step from ANY x_i
+
+    def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction: ...
+
+    def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # [B,*latent]
+
+    def unit(self, i: int) -> float: ...  # how far x0 moves, at step i, where the denoiser's own output moves by one
+
+    def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
+
+    def encode(self, media: Media) -> Tensor: ...  # [B,*latent], what decode turns into these media; no gradient
+
+    def reference(
+        self,
+    ) -> AbstractContextManager: ...  # inside, the weights are those without LoRA, or before any training
+
+    def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...  # [B,*draw], what a HyperNoise LoRA adds
+
+
+class TrainablePolicy(Policy, Protocol):
+    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they are."""
+
+    def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer: ...
+
+    def backward(self, loss: Tensor) -> None: ...  # gradients add up until update
+
+    def update(self) -> float: ...  # clip, step, zero; the gradient's norm before it was clipped, 0 if there is none
+
+    def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
+
+    def merged(self) -> AbstractContextManager: ...  # inside, sampling is fast, but for rounding the same; no gradient
+
+    def follow(
+        self, name: str, decay: float
+    ) -> None: ...  # copy <- decay copy + (1 - decay) live; at first, the live ones
+
+
+@dataclass(frozen=True)
+class RewardSpec:
+    """What a reward says of itself, before any weight is loaded."""
+
+    name: str
+    version: str
+    modalities: frozenset[Modality]
+    differentiable: bool
+    scope: Literal["sample", "group", "set"] = "sample"  # group: all samples of one prompt; set: a whole batch
+    needs: frozenset[str] = frozenset()  # of {"prompt", "reference", "source"}; see Reward
+    typical: tuple[float, float] | None = None
+    paper: str = ""
+    weights: str = ""
+    licence: str = ""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Judges media. Its keyword-only call returns float32 [B] (scope sample or group) or [] (set).
+
+    HIGHER IS BETTER: a distance is negated. What can't be judged is NaN, never 0 or -1. Media come in the ranges of
+    Media; a differentiable reward keeps the graph to `media.data`; its own weights are frozen. `references` are any
+    number of examples for a reward that needs `reference`; for one that needs `source`, what each sample was made from.
+    A reward may also have `categories(prompts) -> list[str]`, by which tables break its mean down.
+    """
+
+    spec: RewardSpec
+
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class Event:
+    """What a method says while it works. `final` media are what it delivers for these prompts and seeds."""
+
+    step: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    media: Media | None = None
+    prompts: tuple[str, ...] = ()
+    seeds: tuple[int, ...] = ()
+    scores: Mapping[str, Tensor] = field(default_factory=dict)  # reward name -> [B]
+    latents: Tensor | None = None  # [B,*latent], the noise that makes these media; None where no noise alone makes them
+    final: bool = False
+
+
+class Method(Protocol):
+    """A way to align: a frozen dataclass whose fields are its config and whose docstring is its help.
+
+    `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward don't
+    provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
+
+    Where it has them, the driver also asks: `predicts` (True: media before the final event are predictions of a chain that is
+    under way, not samples), `lasts` (True: more of what `scales` says means more turns, between which a clock can stop it, and
+    not larger calls), and of one that trains `check(pipeline, reward, lora)`, which raises BadInput before anything loads.
+    """
+
+    needs: ClassVar[frozenset[str]]
+    scales: ClassVar[str]  # the setting that grows with the budget; "" where there is none
+    paper: ClassVar[str]
+
+    def calls(self, steps: int) -> int: ...  # denoiser calls a sample, a guided one counted once
+
+    def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]: ...

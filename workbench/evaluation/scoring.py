@@ -1,0 +1,166 @@
+"""Any files, any rewards, one table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+import torch
+import yaml
+from torch import Tensor
+
+from rewards import configured, find
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media, Reward
+from workbench.runs.registry import judges
+
+NO_MATCH = "judged by none of these rewards"
+
+
+def blocks(asked: Sequence[str]) -> dict:
+    """One reward block of a run: each of `asked` is a name, or YAML settings as a run has them: `{clip: {dtype: bfloat16}}`,
+    `{big: {reward: clip, model: ...}}`."""
+    block: dict = {}
+    for text in asked:
+        try:
+            said = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: {}}
+        except yaml.YAMLError:
+            raise BadInput(f"--reward {text!r}: not valid YAML; write {{NAME: {{setting: value}}}}") from None
+        if twice := [label for label in said if label in block]:
+            raise BadInput(f"--reward: {twice[0]} is named twice")
+        block |= said
+    return block
+
+
+def named(asked: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
+    """Rewards by label, checked, none loaded. Raises BadInput, naming the nearest name."""
+    rewards = {}
+    for label, settings in blocks(asked).items():
+        if not isinstance(settings, (Mapping, type(None))):
+            raise BadInput(f"--reward {label}: expected its settings, {{setting: value}}, got {settings!r}")
+        settings = dict(settings or {})
+        where = f"--reward {label}"
+        reward = configured(find(str(settings.pop("reward", label)), registry, where), settings, where)
+        if hasattr(reward, "check"):
+            reward.check()
+        rewards[reward.spec.name if ":" in str(label) else str(label)] = reward
+    return rewards
+
+
+def score(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
+    """One row a file: `file`, `prompt`, a score per reward (None where there is none), `note` for what reading changed or
+    what is odd about the file, and `error`, one sentence, empty when every score that was asked for is there.
+
+    Rewards of whole sets have one row more, for all files together. A reward leaves out the files of media that it doesn't
+    judge. Raises BadInput for a reward that can't be, for paths
+    that all lead nowhere, and when no file could be judged because of what was asked: no reward judges it, or one needs
+    a prompt and there is none.
+    """
+    rewards = named(names, judges())
+    for name, reward in rewards.items():
+        if reward.spec.scope == "group":
+            raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
+        if "source" in reward.spec.needs:
+            raise BadInput(f"--reward {name}: needs what each picture was made from, which `score` doesn't take")
+        if "reference" in reward.spec.needs:
+            raise BadInput(
+                f"--reward {name}: compares with examples; write --reward '{{{name}: {{reference: FOLDER}}}}'"
+            )
+    sets = {name: [] for name, reward in rewards.items() if reward.spec.scope == "set"}
+    rows, refused, paths = [], [], [*_expand(files)]
+    if all(lost for _, lost in paths):
+        raise BadInput(paths[0][1])
+    for path, lost in paths:
+        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(rewards), "note": "", "error": lost}
+        rows.append(row)
+        if lost:
+            continue
+        try:
+            found = media.look(path)
+        except BadInput as error:
+            row["error"] = str(error)
+            continue
+        row["prompt"] = prompt if prompt is not None else _carried(found.story)
+        row["note"] = "; ".join(found.notes)
+        wanting = _wanting(rewards, found.media, row["prompt"], path)
+        refused += [wanting] if wanting else []
+        row["error"] = wanting or _judge(rewards, found.media, row, path, sets)
+    if refused and all(row["error"] for row in rows):
+        raise BadInput(refused[0])
+    if sets:
+        rows.append(_together(rewards, sets))
+    return rows
+
+
+@torch.no_grad()
+def _together(rewards: Mapping[str, Reward], sets: Mapping[str, list[Tensor]]) -> dict:
+    """The row of all files together, from their features."""
+    row = {"file": "all together", "prompt": None, **dict.fromkeys(rewards), "note": "", "error": ""}
+    problems = []
+    for name, parts in sets.items():
+        reward, count = rewards[name], len(parts)
+        value = torch.nan
+        if parts:
+            x = torch.cat(parts)
+            value = float(reward.of(x, reward.target(None, x.device)))
+        if value == value:
+            row[name] = value
+        else:
+            problems.append(f"{name} can't judge a set of {count}")
+    return row | {"error": "; ".join(problems)}
+
+
+def _expand(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+    """Files, and those in folders, sorted; with a sentence for what leads to none."""
+    for path in files:
+        if path.is_dir():
+            inside = (p for p in path.rglob("*") if p.suffix.lower() in media.READABLE and p.is_file())
+            inside = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
+            yield from ((p, "") for p in inside)
+            if not inside:
+                yield path, f"{path}: no media files in this folder; known kinds: {', '.join(sorted(media.READABLE))}"
+        else:
+            yield path, "" if path.exists() else f"{path}: no such file or folder"
+
+
+def _carried(story: dict) -> str | None:
+    """The prompt that the workbench wrote into a file."""
+    words = story.get("prompt")
+    return words if isinstance(words, str) else None
+
+
+def _wanting(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:
+    """Why what was asked can't be had of this file, whatever is in it."""
+    able = {name: reward for name, reward in rewards.items() if item.modality in reward.spec.modalities}
+    if not able:
+        told = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
+        return f"{path}: {item.modality}, which is {NO_MATCH}: {told}"
+    for name, reward in able.items():
+        if "prompt" in reward.spec.needs and prompt is None:
+            return f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT"
+    return ""
+
+
+@torch.no_grad()
+def _judge(rewards: Mapping[str, Reward], item: Media, row: dict, path: Path, sets: Mapping[str, list[Tensor]]) -> str:
+    """Fills in the row's scores, and the features of `sets`; why one is missing."""
+    if not item.data.isfinite().all():
+        return f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
+    problems = []
+    for name, reward in rewards.items():
+        if item.modality not in reward.spec.modalities:
+            continue
+        try:
+            if name in sets:
+                sets[name].append(reward.features(item))
+                continue
+            value = float(reward(media=item, prompts=[row["prompt"] or ""])[0])
+        except (ValueError, RuntimeError) as error:  # BadInput is a ValueError
+            problems.append(f"{name} can't judge {path}: {str(error).splitlines()[0]}")
+            continue
+        if value == value and abs(value) != float("inf"):
+            row[name] = value
+        else:
+            why = getattr(reward, "last_failures", {}).get(0, f"it gave {value}")  # a judge knows
+            problems.append(f"{name} found no score for {path}: {why}")
+    return "; ".join(problems)

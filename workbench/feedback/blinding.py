@@ -1,0 +1,112 @@
+"""Two media made ready to be judged blind: nothing of where they come from in the files, their names or their loudness."""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import struct
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from rewards.encoders.audio_frontend import resample
+from workbench.core.io import media
+from workbench.core.types import BadInput, Media
+from workbench.feedback.votes import Pair
+from workbench.report import audio_view as listening
+
+SIGNATURE = b"\x89PNG\r\n\x1a\n"
+PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")  # all that makes the picture or clip
+OLD = 3600.0  # seconds after which a shown file is removed
+
+
+@dataclass(frozen=True)
+class Shown:
+    """The two files of one battle."""
+
+    left: Path
+    right: Path
+    seconds: float  # how long the shorter one plays; 0 for pictures
+
+
+def show(pair: Pair, runs: Path, temp: Path) -> Shown | None:
+    """Copies in `temp` under random names; None when a file is gone or changed, or both look or sound exactly the same.
+
+    Pictures and clips keep every pixel. Sounds are brought to one rate, one number of channels, the length of the shorter
+    and one loudness, for what is louder seems better.
+    """
+    found = [_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
+    if None in found:
+        return None
+    try:
+        if pair.modality == "audio":
+            parts, seconds = _alike(*(media.read(path) for path, _ in found))
+        else:
+            parts = [bare(data, path) for path, data in found]
+            seconds = min(map(_lasts, parts))
+    except BadInput:
+        return None
+    if parts[0] == parts[1]:
+        return None
+    temp.mkdir(parents=True, exist_ok=True)
+    if secrets.randbelow(100) == 0:  # now and then: looking through thousands of files takes longer than a vote
+        _sweep(temp)
+    names = [temp / f"{secrets.token_urlsafe(16)}{Path(pair.left.file).suffix}" for _ in parts]
+    for name, data in zip(names, parts, strict=True):
+        name.write_bytes(data)
+    return Shown(*names, seconds)
+
+
+def _original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | None:
+    path = (runs / file).resolve()
+    if not path.is_relative_to(runs.resolve()) or not path.is_file():
+        return None
+    data = path.read_bytes()
+    return (path, data) if hashlib.sha256(data).hexdigest() == sha256 else None
+
+
+def bare(data: bytes, path: Path | str = "") -> bytes:
+    """A PNG or animated PNG without anything that is not its pixels. Raises BadInput for what is not one."""
+    kept = [data[:8]]
+    for name, chunk in _chunks(data, path):
+        if name in PIXELS:
+            kept.append(chunk)
+    return b"".join(kept)
+
+
+def _chunks(data: bytes, path: Path | str):
+    """(name, the whole chunk) of each, up to the end that the format knows: what is hung on behind it is not looked at."""
+    at, name = 8, b""
+    while data[:8] == SIGNATURE and name != b"IEND" and at + 12 <= len(data):
+        (length,), name = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
+        yield name, data[at : at + 12 + length]
+        at += 12 + length
+    if name != b"IEND":
+        raise BadInput(f"{path}: not a whole PNG")
+
+
+def _lasts(data: bytes) -> float:
+    """Seconds that an animated PNG plays; 0 for a picture."""
+    seconds = 0.0
+    for name, chunk in _chunks(data, ""):
+        if name == b"fcTL":
+            top, below = struct.unpack(">HH", chunk[28:32])  # 8 of the chunk's head, 20 of its numbers before these
+            seconds += top / (below or 100)
+    return seconds
+
+
+def _alike(*parts: Media) -> tuple[list[bytes], float]:
+    """Two sounds as WAV bytes of equal rate, channels, length and loudness, and how many seconds that is."""
+    rate, channels = round(max(p.rate for p in parts)), max(p.data.shape[1] for p in parts)
+    if any(p.data.shape[1] not in (1, channels) for p in parts):
+        raise BadInput("sounds of so many different channels can't be compared")
+    found = [resample(p.data, p.rate, rate) for p in parts]
+    length = min(x.shape[-1] for x in found)
+    found = [replace(parts[0], data=x[..., :length].expand(1, channels, -1), rate=float(rate)) for x in found]
+    return [media.wav(sound) for sound, _ in listening.matched(found)], length / rate
+
+
+def _sweep(folder: Path) -> None:
+    for path in folder.iterdir():
+        if path.is_file() and time.time() - path.stat().st_mtime > OLD:
+            path.unlink(missing_ok=True)

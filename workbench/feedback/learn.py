@@ -1,0 +1,44 @@
+"""A reward from people's own votes: what `workbench learn` does."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from rewards.encoders import image_text as encoders
+from rewards.people import learned, personal, votes
+from workbench.core.types import BadInput
+
+
+def learn(
+    file: Path, out: Path, encoder: str = "starter:image/clip", mixture: bool = False, prototypes: int = 3
+) -> dict:
+    """Fit a taste to the votes in `file`, JSONL as rewards/votes.py reads it, and keep it in the folder `out`.
+
+    mixture: shared tastes and how much of each is in whom (rewards/personal.py), instead of one taste for all.
+    Returns `reward`, the block that names it in a run; `better`, whether held-out votes show that it beats chance;
+    `told`, what they say, in sentences; their `report` in numbers; and with `mixture` its `people`, and the report of one
+    taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.
+    """
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    encoders.check(encoder)
+    if out.exists() and not out.is_dir():
+        raise BadInput(f"--out: {out} is a file; name a folder")
+    found = votes.read(file, encoder, device)
+    if found.a.shape[1] != (width := encoders.load(encoder, device).width):
+        wrong = f"{file}: features of {found.a.shape[1]} numbers, where {encoder} gives {width}"
+        raise BadInput(f"{wrong}; name the encoder that made them with --encoder")
+    made = personal.fit(found, encoder, prototypes) if mixture else learned.fit(found, encoder)
+    made.save(out)
+    report, told = made.report, [str(made.report)]
+    if report.ties or report.dropped:
+        told.append(f"besides, {report.ties} ties, and {report.dropped} votes whose features are not finite")
+    if mixture:
+        told.append(f"one taste for all, on the same votes: {made.shared}")
+    if not report.better:
+        told.append("a run refuses it as it is, unless its block says `unproven: true`")
+    block = {"personal" if mixture else "learned": {"path": str(out)}}
+    more = {"people": sorted(made.people), "shared": asdict(made.shared)} if mixture else {}
+    return {"reward": block, "better": report.better, "told": told, "report": asdict(report)} | more

@@ -1,0 +1,180 @@
+"""Which two media a voter is asked about next, from what the runs have made."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import sqlite3
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+
+import numpy as np
+
+from workbench.core.types import BadInput
+from workbench.feedback import ratings
+from workbench.feedback.votes import (
+    MODALITY,
+    STANDING,
+    Pair,
+    Side,
+    modality_of,
+    now,
+    pipeline_of,
+    pseudonym,
+    voted,
+    writing,
+)
+from workbench.runs import store
+
+TRIES = 16  # pairs looked at before it is said that none can be shown
+RECENT = 1000  # votes that decide what is asked next: more would cost time and change little
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A contestant of one run."""
+
+    run: int
+    folder: str
+    contestant: str
+    pipeline: str
+    modality: str
+
+    @property
+    def label(self) -> str:
+        return f"{self.contestant} · {self.pipeline}"
+
+
+def entries(db: sqlite3.Connection) -> list[Entry]:
+    rows = db.execute(
+        "SELECT a.run, a.contestant, MIN(a.file) AS file, runs.folder, runs.config FROM artefacts a "
+        "JOIN runs ON runs.id = a.run GROUP BY a.run, a.contestant"
+    ).fetchall()
+    configs = {row["run"]: json.loads(row["config"]) for row in rows}
+    return [Entry(row["run"], row["folder"], row["contestant"], pipeline_of(configs[row["run"]], row["contestant"]),
+                  modality_of(row["file"])) for row in rows]  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Stock:
+    """A run that has something to vote on."""
+
+    id: int
+    folder: str
+    modality: str
+    prompts: int
+    first: str  # prompt
+    created: str
+
+
+def stock(runs: Path) -> list[Stock]:
+    """The newest first."""
+    if not (runs / "workbench.db").is_file():
+        return []
+    with store.index(runs) as db:
+        found = entries(db)
+        numbers = [e.run for e in found]
+        several = {e.run: e for e in found if numbers.count(e.run) > 1 and (runs / e.folder).is_dir()}
+        rows = [
+            db.execute(
+                "SELECT COUNT(DISTINCT a.prompt) AS prompts, (SELECT prompt FROM artefacts WHERE run = a.run ORDER BY position "
+                "LIMIT 1) AS first, runs.created FROM artefacts a JOIN runs ON runs.id = a.run WHERE a.run = ?",
+                (number,),
+            ).fetchone()
+            for number in several
+        ]
+    made = [Stock(e.run, e.folder, e.modality, *row) for e, row in zip(several.values(), rows, strict=True)]
+    return sorted(made, key=lambda s: s.folder, reverse=True)
+
+
+def ask(runs: Path, rater: str, show: Callable[[Pair], object], modality: str = "", run: int = 0, rng=None):
+    """(battle, pair, what `show` made of the pair) of the next battle for a rater; None when there is nothing to vote on.
+
+    Two contestants of one run on the same prompt and seed: label pairs are drawn in proportion to what another vote would
+    tell (ratings.gain), a pair of media that this rater has not met before one that they have skipped. One that they have
+    voted on is never asked again, even when the vote was taken back: they were told who it is. `show` returns None for a
+    pair that can't be shown. modality, run (its number, 0 for all): only of these. Raises BadInput.
+    """
+    who, rng = pseudonym(rater), rng or np.random.default_rng()
+    if modality not in ("", *MODALITY.values()):
+        raise BadInput(f"modality: {modality!r} is none of {', '.join(MODALITY.values())}")
+    if not isinstance(run, int) or not 0 <= run < 2**63:
+        raise BadInput("run: give the number of a run, or 0 for any")
+    if not (runs / "workbench.db").is_file():
+        return None
+    for pair in _candidates(runs, who, modality, run, rng):
+        if (shown := show(pair)) is None:
+            continue
+        battle = secrets.token_urlsafe(16)
+        with writing(runs) as db:
+            db.execute(
+                "INSERT INTO battles VALUES (?,?,?,?,?,?,?,?)",
+                (battle, pair.left.artefact, pair.right.artefact, pair.left.sha256, pair.right.sha256, who, now(),
+                 pair.prompt),
+            )  # fmt: skip
+        return battle, pair, shown
+    return None
+
+
+def _candidates(runs: Path, who: str, modality: str, run: int, rng) -> list[Pair]:
+    """At most TRIES, the best first."""
+    with writing(runs) as db:
+        if run and not db.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone():
+            raise BadInput(f"run: there is no run {run} here; 0 asks for any")
+        found = [e for e in entries(db) if modality in ("", e.modality) and run in (0, e.run)]
+        found = sorted((e for e in found if (runs / e.folder).is_dir()), key=lambda e: e.label)
+        meetings = [(a, b) for a, b in combinations(found, 2) if a.run == b.run]
+        if not meetings:
+            return []
+        worth = _worth(db, meetings)
+        order = np.argsort(-(np.log(worth) + rng.gumbel(size=len(worth))))  # a draw without replacement
+        pairs: list[Pair] = []
+        for seen in (False, True):
+            for n in order:
+                pairs += _media(db, *meetings[n], who, seen, rng)
+                if len(pairs) >= TRIES:
+                    return pairs
+        return pairs
+
+
+def _worth(db: sqlite3.Connection, meetings: Sequence[tuple[Entry, Entry]]) -> np.ndarray:
+    """float64 [M]: what a vote on each would tell, shared by the runs in which the two contestants meet."""
+    pairs = [(a.label, b.label) for a, b in meetings]
+    names = {name: n for n, name in enumerate(dict.fromkeys(x for pair in pairs for x in pair))}
+    label = {(e.run, e.contestant): names[e.label] for pair in meetings for e in pair}
+    rows = db.execute(
+        f"SELECT l.run, l.contestant AS a, r.contestant AS b, v.choice, COUNT(*) AS n FROM {STANDING} "
+        f"AND v.id > (SELECT MAX(id) FROM votes) - {RECENT} GROUP BY 1, 2, 3, 4"
+    ).fetchall()
+    won = np.zeros((len(names), len(names)))
+    for row in rows:
+        i, j = label.get((row["run"], row["a"])), label.get((row["run"], row["b"]))
+        if i is not None and j is not None and row["choice"] != "bad":
+            won[i, j] += row["n"] * ratings.SCORE[row["choice"]]
+            won[j, i] += row["n"] * (1 - ratings.SCORE[row["choice"]])
+    told = ratings.gain(won)
+    return np.array([told[names[a], names[b]] / pairs.count((a, b)) for a, b in pairs])
+
+
+def _media(db: sqlite3.Connection, a: Entry, b: Entry, who: str, seen: bool, rng) -> list[Pair]:
+    """A few pairs of media of two contestants that this rater has, or has not, been shown, in random order; equal files
+    tell nothing and are left out, and so is what this rater has voted on."""
+    met = "SELECT 1 FROM battles WHERE asker = :who AND left_artefact = {} AND right_artefact = {}"
+    rows = db.execute(
+        "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS b_sha "
+        "FROM artefacts a JOIN artefacts b ON b.run = a.run AND b.contestant = :b AND b.position = a.position "
+        "AND b.k = a.k AND b.prompt = a.prompt WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 "
+        f"AND (EXISTS ({met.format('a.id', 'b.id')}) OR EXISTS ({met.format('b.id', 'a.id')})) = :seen "
+        f"AND NOT {voted(':who', 'a.id', 'b.id')} "
+        "ORDER BY RANDOM() LIMIT 8",
+        {"run": a.run, "a": a.contestant, "b": b.contestant, "who": who, "seen": int(seen)},
+    ).fetchall()
+    pairs = []
+    for row in rows:
+        sides = [Side(row[x], e.contestant, e.pipeline, f"{e.folder}/{row[f'{x}_file']}", row[f"{x}_sha"])
+                 for x, e in (("a", a), ("b", b))]  # fmt: skip
+        first = int(rng.integers(2))
+        pairs.append(Pair(sides[first], sides[1 - first], row["prompt"], a.folder))
+    return pairs

@@ -1,0 +1,59 @@
+"""The best known sample of each row: what every search here keeps, and delivers whenever it is stopped."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from workbench.core.types import Batch, Event, Media, derive
+
+
+class Best:
+    """The best known sample of each row. A judged sample beats an unjudged (NaN) one; on a tie the earlier stays."""
+
+    def __init__(self, batch: Batch):
+        self.batch = batch
+        self.media: Media | None = None
+        self.reward: Tensor | None = None  # [B]
+        self.latents: Tensor | None = None  # [B,*latent]
+
+    @torch.no_grad()
+    def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> Tensor:
+        """Consider one candidate a row; [B]: where it is kept. Every tensor kept is a copy. Noise must be given always or
+        never."""
+        if self.media is None:
+            self.media, self.reward, self.latents = media.detach(), torch.full_like(reward, math.nan), latents
+            wins = torch.ones_like(reward, dtype=torch.bool)
+        else:
+            wins = (reward > self.reward) | (self.reward.isnan() & ~reward.isnan())
+        self.media = replace(media, data=rows(wins, media.data, self.media.data))
+        self.reward = rows(wins, reward, self.reward)
+        self.latents = None if latents is None else rows(wins, latents, self.latents)
+        return wins
+
+    def event(self, step: int, final: bool, **metrics: float) -> Event:
+        return Event(
+            step=step,
+            metrics={"reward": self.reward.nanmean().item(), **metrics},
+            media=self.media,
+            prompts=self.batch.prompts,
+            seeds=self.batch.seeds,
+            scores={"reward": self.reward},
+            latents=self.latents,
+            final=final,
+        )
+
+
+def gaussian(seeds: Sequence[int], shape: Sequence[int], *path: int | str) -> Tensor:
+    """[B,*shape] standard normal on the CPU: row b from its own generator, seeded by the part `path` of seeds[b]."""
+    generators = [torch.Generator().manual_seed(derive(seed, *path)) for seed in seeds]
+    return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
+
+
+def rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+    """A copy of `old` [B,...] with the rows of `new` where mask [B] is true."""
+    return torch.where(mask.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)

@@ -1,0 +1,36 @@
+"""Levels and deterministic steps of a policy's chain, from what it offers: what several methods walk with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from workbench.core.types import Policy, Prediction
+
+
+def level(policy: Policy, i: int) -> tuple[float, float]:
+    """a and s of x_i = a x0 + s eps; 1 and 0 after the last step."""
+    if i == policy.steps:
+        return 1.0, 0.0
+    one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
+    return policy.noised(one, i, none).item(), policy.noised(none, i, one).item()
+
+
+def onward(policy: Policy, i: int, said: Prediction) -> Tensor:
+    """x_{i+1} [B,*latent] by the deterministic first-order step; the last one ends in the clean latent."""
+    return said.x0 if i + 1 == policy.steps else policy.noised(said.x0, i + 1, said.eps)
+
+
+def glide(policy: Policy, x: Tensor, i: int, prompts: Sequence[str]) -> Tensor:
+    """The same from x_i = x [B,*latent]."""
+    return onward(policy, i, policy.predict(x, i, prompts))
+
+
+def later(seeds: Sequence[int], noise: Tensor) -> list[torch.Generator]:
+    """One generator a row for the draws that follow its noise [B,*draw], which is the first draw of its seed."""
+    generators = [torch.Generator().manual_seed(s) for s in seeds]
+    for g in generators:
+        torch.randn(noise.shape[1:], generator=g)
+    return generators

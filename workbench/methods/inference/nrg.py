@@ -1,0 +1,100 @@
+"""Flow-NRG: guidance by a reward that was trained on noisy latents. Liu et al. 2025, arXiv:2501.13918.
+
+The judge reads the state x_i itself at its noise level, so a step costs one denoiser call and a small gradient: no decoding,
+no backward pass through the denoiser. Of flow matching, with s from 1 to 0,
+
+    v <- v - scale * s / (1 - s) * sum_k w_k grad_{x_i} r_k(x_i, s, prompt);
+
+s / (1 - s) diverges in pure noise and is capped. Written for any x_i = a x0 + s eps as a move of the predicted x0 by
+s * (s / a) * grad (tilt.py). The objectives' weights are chosen at sampling time. rewards.latent trains such a judge.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor
+
+from workbench.core.types import BadInput, Batch, Event, Natural, NonNegative, Policy, Reward, derive
+from workbench.methods.common.guided_step import base_step, capped, finished, still, tilted, unit, within
+from workbench.methods.common.schedule import level
+
+
+@runtime_checkable
+class NoisyJudge(Protocol):
+    """A reward on noisy latents, with a gradient; one row's scores do not depend on the other rows."""
+
+    objectives: tuple[str, ...]  # K
+
+    def check(self, latent: Sequence[int]) -> None: ...  # raises BadInput unless it reads latents of this shape
+
+    def __call__(self, x: Tensor, a: float, s: float, prompts: Sequence[str]) -> Tensor: ...  # [B,K], x = a x0 + s eps
+
+
+@dataclass(frozen=True)
+class NRG:
+    """Flow-NRG: guidance by a reward trained on noisy latents, its objectives weighted at sampling time."""
+
+    model: str | NoisyJudge = ""  # the file of a latent reward, see workbench/latent_reward.py
+    weights: dict | None = None  # objective -> weight, others 0; without any: 1 each
+    scale: float = 0.1  # how hard; with normalise none an inverse temperature: the target is p(x) exp(scale * reward)
+    normalise: Literal["none", "unit"] = "unit"  # unit: x0 moves by scale * s / |(a, s)| a value, rms
+    base: Literal["ode", "sde"] = "ode"  # the deterministic first-order step, or the policy's Gaussian one
+    start: NonNegative = 0.0  # guidance begins after this share of the steps
+    stop: NonNegative = 1.0  # and ends after this one
+    cap: NonNegative = 10.0  # bound on s / a, which diverges in pure noise; has no part in unit
+    every: Natural = 0  # show and judge the predicted clean sample every so many steps; 0: the finished one only
+
+    needs = frozenset({"latents", "stochastic", "reward"})
+    scales = ""
+    predicts = True  # its media on the way are what a chain under way is going to be, not samples
+    paper = "arXiv:2501.13918"
+
+    def __post_init__(self):
+        if not isinstance(self.model, str):
+            self.weighted()  # raises BadInput before anything is loaded
+
+    def calls(self, steps: int) -> int:
+        return steps
+
+    def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
+        """Raises BadInput without a judge, for one of other latents, and for weights of objectives that it has not."""
+        weights = self.weighted()
+        for batch in batches:
+            generators = [torch.Generator().manual_seed(derive(s, "nrg")) for s in batch.seeds]
+            x, step = policy.start(policy.noise(batch.seeds)).float(), 0
+            self.model.check(x.shape[1:])
+            for i in range(policy.steps):
+                with torch.no_grad():
+                    law = base_step(policy, x, i, batch.prompts, self.base)
+                if within(i, policy.steps, self.start, self.stop):
+                    law = tilted(policy, law, i, self.delta(x, *level(policy, i), batch.prompts, weights))
+                x = law.sample(generators)
+                if self.every and (i + 1) % self.every == 0 and i + 1 < policy.steps:
+                    shown = finished(policy, reward, law.x0, batch, step)
+                    yield Event(step, shown.metrics, shown.media, batch.prompts, batch.seeds, shown.scores)
+                    step += 1
+            yield finished(policy, reward, x, batch, step)
+
+    def weighted(self) -> list[float]:
+        """[K]: the weight of each of the judge's objectives."""
+        if isinstance(self.model, str):
+            raise BadInput("nrg: give `model`, the file of a latent reward; workbench/latent_reward.py trains one")
+        known = self.model.objectives
+        weights = dict.fromkeys(known, 1.0) if self.weights is None else self.weights
+        if unknown := [name for name in weights if name not in known]:
+            raise BadInput(f"nrg: no objective {unknown[0]!r} in this latent reward; it has {', '.join(known)}")
+        return [float(weights.get(name, 0.0)) for name in known]
+
+    def delta(self, x: Tensor, a: float, s: float, prompts: Sequence[str], weights: Sequence[float]) -> Tensor:
+        """[B,*latent]: how far the predicted x0 moves at x_i = x."""
+        with torch.enable_grad():
+            x = x.detach().requires_grad_()
+            r = self.model(x, a, s, prompts)  # [B,K]
+            (g,) = torch.autograd.grad((r * r.new_tensor(weights)).sum(), x)
+        pull = unit(g) * (s / math.hypot(a, s)) if self.normalise == "unit" else g * (s * capped(a, s, self.cap))
+        return still(self.scale * pull)

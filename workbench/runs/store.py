@@ -1,0 +1,255 @@
+"""What runs leave behind: a folder each, and one SQLite index over all of them.
+
+The folder is the truth, the index follows: `events.jsonl` is appended to and synced only after the media that it names
+lie safely on disk, so a run that was killed at any moment goes on from its last finished batch.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sqlite3
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+from workbench.core.paths import write_atomic
+from workbench.core.types import BadInput
+
+SCHEMA = (
+    """
+    CREATE TABLE runs (id INTEGER PRIMARY KEY, folder TEXT UNIQUE NOT NULL, name TEXT NOT NULL, created TEXT NOT NULL,
+                       status TEXT NOT NULL, pipeline TEXT NOT NULL, config TEXT NOT NULL);
+    CREATE TABLE artefacts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), contestant TEXT NOT NULL,
+                       position INTEGER NOT NULL, k INTEGER NOT NULL, prompt TEXT NOT NULL, seed INTEGER NOT NULL,
+                       file TEXT NOT NULL, sha256 TEXT NOT NULL, UNIQUE (run, contestant, position, k));
+    CREATE TABLE scores (artefact INTEGER NOT NULL REFERENCES artefacts(id), reward TEXT NOT NULL,
+                       version TEXT NOT NULL, value REAL, PRIMARY KEY (artefact, reward, version));
+    CREATE TABLE costs (run INTEGER NOT NULL REFERENCES runs(id), contestant TEXT NOT NULL, method TEXT NOT NULL,
+                       samples INTEGER NOT NULL, nfe INTEGER NOT NULL, seconds REAL NOT NULL,
+                       PRIMARY KEY (run, contestant));
+    """,
+    """
+    CREATE TABLE battles (id TEXT PRIMARY KEY, left_artefact INTEGER NOT NULL REFERENCES artefacts(id),
+                       right_artefact INTEGER NOT NULL REFERENCES artefacts(id), left_sha256 TEXT NOT NULL,
+                       right_sha256 TEXT NOT NULL, asker TEXT NOT NULL, created TEXT NOT NULL, prompt TEXT NOT NULL);
+    CREATE INDEX battles_by_asker ON battles (asker, left_artefact, right_artefact);
+    CREATE TABLE votes (id INTEGER PRIMARY KEY, battle TEXT NOT NULL REFERENCES battles(id), choice TEXT,
+                       key TEXT UNIQUE NOT NULL, reason TEXT NOT NULL, dwell_left REAL NOT NULL, dwell_right REAL NOT NULL,
+                       rater TEXT NOT NULL, created TEXT NOT NULL, undoes INTEGER UNIQUE REFERENCES votes(id),
+                       CHECK ((choice IS NULL) = (undoes IS NOT NULL)),
+                       CHECK (choice IN ('left', 'right', 'tie', 'bad')));
+    CREATE UNIQUE INDEX one_vote_a_battle ON votes (battle) WHERE undoes IS NULL;
+    """,
+)
+
+
+@contextmanager
+def index(runs: Path) -> Iterator[sqlite3.Connection]:
+    """The index of a folder of runs, migrated to the newest schema; committed on success, rolled back on error."""
+    runs.mkdir(parents=True, exist_ok=True)
+    path = runs / "workbench.db"
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    try:
+        db.execute("PRAGMA journal_mode=WAL")
+        db.execute("PRAGMA synchronous=FULL")  # what was committed survives a power cut, whatever SQLite was built with
+        db.execute("PRAGMA foreign_keys=ON")
+        db.execute("BEGIN IMMEDIATE")
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        if version > len(SCHEMA):
+            raise BadInput(f"{path} was written by a newer workbench (schema {version}); update this one")
+        for step in SCHEMA[version:]:
+            for statement in filter(str.strip, step.split(";")):
+                db.execute(statement)
+        if version < len(SCHEMA):  # setting it is a write, which reading should not cost
+            db.execute(f"PRAGMA user_version={len(SCHEMA)}")
+        yield db
+        db.execute("COMMIT")
+    except sqlite3.DatabaseError as error:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise _plainly(path, error) from error
+    except BaseException:
+        if db.in_transaction:
+            db.execute("ROLLBACK")
+        raise
+    finally:
+        db.close()
+
+
+def _plainly(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it is."""
+    said = str(error)
+    if "not a database" in said or "malformed" in said:
+        return BadInput(
+            f"{path} is damaged ({said}); put a copy of it back, or move it away: each run is indexed again by "
+            "`workbench run FOLDER`, but the votes in it are lost"
+        )
+    if "locked" in said:
+        return BadInput(f"{path}: another program holds the index of the runs; close it and run the same command again")
+    return error
+
+
+def dump(value) -> str:
+    return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+class RunFolder:
+    """One run on disk."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    @staticmethod
+    def open(runs: Path, name: str, config: Mapping, fresh: bool = False) -> RunFolder:
+        """The newest unfinished run of this very config, or a new folder `<date-time>-<name>`.
+
+        Raises BadInput when nothing can be written there.
+        """
+        unfinished = [] if fresh else [f for f in folders(runs) if f.matches(name, config)]
+        if unfinished:
+            return unfinished[0]
+        stamp = time.strftime("%Y%m%d-%H%M%S")
+        for attempt in range(100):
+            path = runs / (f"{stamp}-{name}" if not attempt else f"{stamp}-{attempt}-{name}")
+            try:
+                path.mkdir(parents=True)
+                (path / "media").mkdir()
+                (path / "latents").mkdir()
+                return RunFolder(path)
+            except FileExistsError:
+                if runs.exists() and not runs.is_dir():
+                    break
+            except OSError as error:
+                raise BadInput(
+                    f"can't make the run folder {path}: {error.strerror}; choose another with --runs"
+                ) from None
+        raise BadInput(f"can't make a run folder in {runs}: it is not a folder; choose another with --runs")
+
+    def matches(self, name: str, config: Mapping) -> bool:
+        """Whether this is an unfinished run of that name and config, tuples being lists as JSON has them."""
+        run = self.read()
+        return (run.get("name"), run.get("config")) == (name, json.loads(dump(config))) and run.get("status") != "done"
+
+    @contextmanager
+    def alone(self) -> Iterator[None]:
+        """Raises BadInput while another process works in this folder; a process that dies gives it back.
+
+        The lock is SQLite's, which every platform has; a run that a server drives may change threads under it.
+        """
+        db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None, check_same_thread=False)
+        try:
+            db.execute("BEGIN EXCLUSIVE")
+        except sqlite3.OperationalError:
+            db.close()
+            raise BadInput(
+                f"{self.path}: another process works on this run; wait for it, or start another with --new"
+            ) from None
+        try:
+            yield
+        finally:
+            db.close()
+
+    def read(self, file: str = "run.json") -> dict:
+        """A JSON file of the run, or {} when it isn't there yet."""
+        path = self.path / file
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except OSError as error:
+            raise BadInput(f"{path}: can't be read ({error.strerror}); name a run folder") from None
+        except ValueError:
+            found = None
+        if not isinstance(found, dict):
+            raise BadInput(f"{path} is damaged; remove the run folder, or start anew with --new")
+        return found
+
+    def write(self, file: str, value: Mapping) -> None:
+        write_atomic(self.path / file, dump(value))
+
+    def events(self) -> list[dict]:
+        """Every whole line of the log; a last line torn by a crash is not one."""
+        try:
+            text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
+        except FileNotFoundError:
+            return []
+        try:
+            return [json.loads(line) for line in text.split("\n")[:-1] if line]
+        except ValueError:
+            raise BadInput(f"{self.path / 'events.jsonl'} is damaged; start anew with --new") from None
+
+    def rewind(self) -> set[tuple[str, int]]:
+        """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""
+        done = {(e["contestant"], e["batch"]) for e in self.events() if e.get("final") and not e.get("stopped")}
+        self.keep(lambda event: (event["contestant"], event.get("batch")) in done)
+        return done
+
+    def keep(self, wanted: Callable[[dict], bool]) -> None:
+        """Forget all other events."""
+        write_atomic(self.path / "events.jsonl", "".join(line(e) for e in self.events() if wanted(e)))
+
+    def append(self, event: Mapping) -> None:
+        with open(self.path / "events.jsonl", "a", encoding="utf-8") as f:
+            f.write(line(event))
+            f.flush()
+            if event.get("final"):
+                os.fsync(f.fileno())
+
+
+def line(event: Mapping) -> str:
+    return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def folders(runs: Path) -> list[RunFolder]:
+    """The run folders, newest first."""
+    found = [p.parent for p in runs.glob("*/run.json")] if runs.is_dir() else []
+    return [RunFolder(p) for p in sorted(found, key=lambda p: p.name, reverse=True)]
+
+
+def sync(runs: Path, folder: RunFolder, status: str = "") -> None:
+    """Bring the index up to what the run folder says, or will say of its `status`; safe to repeat."""
+    run, summary = folder.read(), folder.read("summary.json")
+    versions = run.get("rewards", {})
+    with index(runs) as db:
+        values = (folder.path.name, run["name"], run["created"], status or run["status"], run["config"]["pipeline"])
+        (number,) = db.execute(
+            "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES (?,?,?,?,?,?) "
+            "ON CONFLICT (folder) DO UPDATE SET status=excluded.status RETURNING id",
+            (*values, json.dumps(run["config"])),
+        ).fetchone()
+        for event in folder.events():
+            for s in event.get("samples", ()):
+                (artefact,) = db.execute(
+                    "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256) "
+                    "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE "
+                    "SET file=excluded.file, sha256=excluded.sha256 RETURNING id",
+                    (number, event["contestant"], s["index"], s["k"], s["prompt"], s["seed"], s["file"], s["sha256"]),
+                ).fetchone()
+                db.executemany(
+                    "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",
+                    [(artefact, name, versions.get(name, ""), value) for name, value in s["scores"].items()],
+                )
+        db.executemany(
+            "INSERT OR REPLACE INTO costs VALUES (?,?,?,?,?,?)",
+            [
+                (number, c["name"], c["method"], c["samples"], c["nfe"], c["seconds"])
+                for c in summary.get("contestants", ())
+                if "failed" not in c and c.get("pipeline") in (None, run["config"]["pipeline"])
+            ],
+        )
+
+
+def seconds_per_call(runs: Path, pipeline: str) -> dict[str, float]:
+    """Method -> seconds per denoiser row in the finished runs of this pipeline here; empty when there were none."""
+    if not (runs / "workbench.db").is_file():
+        return {}
+    with index(runs) as db:
+        rows = db.execute(
+            "SELECT method, SUM(seconds) / SUM(nfe) AS pace FROM costs JOIN runs ON runs.id = costs.run "
+            "WHERE pipeline = ? AND nfe > 0 GROUP BY method",
+            (pipeline,),
+        ).fetchall()
+    return {row["method"]: row["pace"] for row in rows}

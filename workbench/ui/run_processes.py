@@ -1,0 +1,233 @@
+"""Runs in processes of their own: they outlive the page that started them, and a later page finds them again.
+
+`process.json` in a run's folder names the process that works on it by its number AND the moment it began, since numbers
+are used again; `process.log` is what it printed. The process is `workbench run FOLDER`, in a group of its own: a signal
+meant for the page does not reach it, and one meant for it reaches its children too.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import runpy
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import psutil
+
+from workbench.core.paths import CONFIGS, write_atomic
+from workbench.core.types import BadInput
+from workbench.engine import run
+from workbench.runs import config
+from workbench.runs.store import RunFolder, dump, folders
+from workbench.ui.overrides import harmless
+
+RECORD, LOG = "process.json", "process.log"
+GRACE = 30.0  # seconds between the request to stop and the end
+SAME = 5.0  # seconds by which two accounts of when a process began may differ: clocks are set right at times
+LIVE = frozenset({"starting", "running", "stopping"})
+CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+_starting = threading.Lock()
+
+
+@dataclass(frozen=True)
+class State:
+    """How a run is doing: starting, running, stopping, stopped, crashed, failed, done or damaged; one sentence why."""
+
+    name: str
+    why: str = ""
+    ours: bool = False  # its process was started by a page, so a page can stop it
+
+    @property
+    def live(self) -> bool:
+        return self.name in LIVE
+
+
+def find(runs: Path, name: str) -> RunFolder:
+    """The run folder of this very name among those that there are: what was typed never becomes a path.
+
+    Raises BadInput."""
+    for folder in folders(runs):
+        if folder.path.name == name:
+            return folder
+    raise BadInput("there is no run of this name; reload the list and choose one of it")
+
+
+def start(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder:
+    """A new run of config `name`, checked in full before its process begins. Raises BadInput, in one sentence."""
+    if name not in {path.stem for path in (CONFIGS / "runs").glob("*.yaml")}:
+        raise BadInput("there is no config of this name; choose one of the list")
+    harmless(overrides)
+    wanted = config.read(name, overrides)
+    plan = run.plan(wanted, " ".join(["workbench run", name, *overrides]))
+    run.room(plan, runs)
+    with _starting:
+        _free(runs, wanted.device)
+        folder = RunFolder.open(runs, wanted.name, dataclasses.asdict(wanted), fresh=True)
+        folder.write("run.json", run.record(plan) | {"status": "starting"})
+        _launch(folder)
+    return folder
+
+
+def resume(runs: Path, name: str) -> RunFolder:
+    """Go on with a run that is not finished. Raises BadInput for one that is, or that is being worked on."""
+    with _starting:
+        folder = find(runs, name)
+        now = state(folder)
+        if now.live:
+            raise BadInput("this run is being worked on already")
+        if now.name in ("done", "damaged"):
+            raise BadInput(now.why or "this run is finished; start it anew to have it again")
+        record = folder.read()
+        _free(runs, record["config"].get("device", "auto"))
+        folder.write("run.json", record | {"status": "starting"})
+        _launch(folder)
+    return folder
+
+
+def stop(runs: Path, name: str, grace: float = GRACE) -> RunFolder:
+    """Ask a run's process to stop, as Ctrl-C does; what is left of its group after `grace` seconds is killed, at once
+    when it was asked before and they are over. Raises BadInput when there is nothing to stop."""
+    folder = find(runs, name)
+    now, record = state(folder), _record(folder)
+    if not now.live:
+        raise BadInput("this run is not at work, so there is nothing to stop")
+    if not now.ours:
+        raise BadInput("this run was not started from here; stop it where it was started")
+    asked = record.get("stop")
+    if asked is None:
+        write_atomic(folder.path / RECORD, dump(record | {"stop": time.time()}))
+        _signal(record, signal.SIGINT)
+        timer = threading.Timer(grace, _signal, (record, signal.SIGKILL))
+        timer.daemon = True
+        timer.start()
+    elif time.time() - asked >= grace:  # whoever asked is gone
+        _signal(record, signal.SIGKILL)
+    return folder
+
+
+def state(folder: RunFolder) -> State:
+    """What the run's own record says, held against whether anybody works on it."""
+    try:
+        told, record = folder.read(), _record(folder)
+    except BadInput:
+        return State("damaged", "its records can't be read; remove the run folder")
+    status = told.get("status", "")
+    if status not in ("starting", "running"):
+        return State(status or "damaged", ours=bool(record))
+    if _alive(record):
+        return State("stopping" if record.get("stop") else status, ours=True)
+    if _locked(folder):
+        return State("running", "started elsewhere")
+    if record.get("stop"):
+        return State("stopped", "its process was ended before it could say so", ours=True)
+    last = next((line for line in reversed(tail(folder).splitlines()) if line.strip()), "")
+    word = f"the last line of its log: {last.strip()[:300]}" if last else "it left no word"
+    return State("crashed", f"its process is gone; {word}", ours=bool(record))
+
+
+def tail(folder: RunFolder, size: int = 8000) -> str:
+    """The end of what the run's process printed, without a terminal's control characters."""
+    try:
+        with open(folder.path / LOG, "rb") as f:
+            f.seek(max(0, f.seek(0, os.SEEK_END) - size))
+            return CONTROL.sub("", f.read().decode("utf-8", "replace"))
+    except FileNotFoundError:
+        return ""
+
+
+def _launch(folder: RunFolder) -> None:
+    """Begin, and write down who it is before anybody can ask."""
+    env = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "120"}
+    with open(folder.path / LOG, "ab") as log:
+        child = subprocess.Popen(
+            [sys.executable, "-m", __name__, str(folder.path.absolute())],
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+            env=env,
+        )
+    began = psutil.Process(child.pid).create_time()
+    write_atomic(folder.path / RECORD, dump({"pid": child.pid, "began": began, "stop": None}))
+    threading.Thread(target=child.wait, daemon=True).start()  # a child that ended is no zombie
+
+
+def _record(folder: RunFolder) -> dict:
+    """{} for a run that no page started, or whose record is not one."""
+    try:
+        value = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return value if isinstance(value, dict) and isinstance(value.get("pid"), int) and "began" in value else {}
+
+
+def _alive(record: dict) -> bool:
+    """Whether the very process of the record runs: not one that got its number later, nor one that only awaits burial."""
+    if not record:
+        return False
+    try:
+        process = psutil.Process(record["pid"])
+        return abs(process.create_time() - record["began"]) < SAME and process.status() != psutil.STATUS_ZOMBIE
+    except (psutil.Error, ValueError, OverflowError, TypeError):
+        return False
+
+
+def _signal(record: dict, number: int) -> None:
+    if _alive(record) and record["pid"] != os.getpid():
+        with contextlib.suppress(ProcessLookupError):  # it ended in between
+            os.killpg(record["pid"], number)
+
+
+def _locked(folder: RunFolder) -> bool:
+    """Whether a process holds the run (see RunFolder.alone). Looks, and takes nothing."""
+    path = folder.path / ".lock"
+    if not path.exists():
+        return False
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro", uri=True, timeout=0)
+    try:
+        db.execute("SELECT COUNT(*) FROM sqlite_master").fetchone()
+    except sqlite3.OperationalError as error:
+        return "locked" in str(error)
+    finally:
+        db.close()
+    return False
+
+
+def _free(runs: Path, device: str) -> None:
+    """Raises BadInput while another run works on the same device."""
+    for folder, now in _ours(runs):
+        other = folder.read()["config"].get("device", "auto")
+        if now.live and (device == other or "auto" in (device, other)):
+            raise BadInput(f"{folder.path.name} is at work on this device; stop it, or wait until it is done")
+
+
+def _ours(runs: Path) -> Iterator[tuple[RunFolder, State]]:
+    yield from ((f, state(f)) for f in folders(runs) if (f.path / RECORD).is_file())
+
+
+def main() -> None:
+    """The process itself: `workbench run FOLDER`, which both signals stop, even if whoever started the page ignored
+    them (as a shell does for what it puts into the background)."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    sys.argv = ["workbench", "run", sys.argv[1]]
+    try:
+        runpy.run_module("workbench.cli", run_name="__main__")
+    except KeyboardInterrupt:  # before there was anything to stop
+        sys.exit(130)
+
+
+if __name__ == "__main__":
+    main()
