@@ -1,4 +1,4 @@
-"""Summaries as workbench/summary.py writes them, for the tests of what is made of them."""
+"""Summaries as workbench/evaluation/summary.py writes them, for the tests of what is made of them."""
 
 from __future__ import annotations
 

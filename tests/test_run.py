@@ -157,7 +157,7 @@ class Broken:
 
 def test_two_processes_never_work_on_one_run(small):
     """The second one is told so at once; when the first dies the run is free again."""
-    hold = "import sys, time; from pathlib import Path; from workbench import store\n" \
+    hold = "import sys, time; from pathlib import Path; from workbench.runs import store\n" \
            "with store.RunFolder(Path(sys.argv[1])).alone():\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
     other = subprocess.Popen([sys.executable, "-c", hold, small.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
     plan = run.plan(settings(**SMALL))

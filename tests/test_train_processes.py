@@ -189,7 +189,7 @@ def launched(path, program):
 FAILING = """
 import os, sys, torch
 sys.path.insert(0, os.getcwd())
-from workbench import cli, trainer
+from workbench import cli; from workbench.training import trainer
 
 def fails(self, *_):
     raise {error}

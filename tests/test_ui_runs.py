@@ -30,7 +30,7 @@ SMALL = ["limit=2", "seeds=1", "batch=1", "watch=[saturated_pixels]",
 
 OTHER = """
 import pathlib, sys, time
-from workbench.ui import processes
+from workbench.ui import run_processes as processes
 runs = pathlib.Path(sys.argv[1])
 while not (found := [p for p in runs.glob("*/events.jsonl") if p.stat().st_size]):
     time.sleep(0.05)

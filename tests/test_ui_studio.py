@@ -334,9 +334,10 @@ def test_the_theme_asks_for_nothing_from_the_network():
 def test_a_page_stands_before_torch_is_imported():
     code = """if 1:
         import sys, pathlib, gradio as gr
-        from workbench.ui import look, studio
-        from workbench.ui.desk import Desk
-        from workbench.ui.place import Place
+        from workbench.ui import theme
+        from workbench.ui.tabs import studio
+        from workbench.ui.jobs import Desk
+        from workbench.ui.context import Place
         with gr.Blocks() as page:
             studio.build(page, Place(pathlib.Path("x"), pathlib.Path("y"), Desk()))
         print([m for m in ("torch", "diffusers", "transformers") if m in sys.modules])

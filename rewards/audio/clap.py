@@ -33,7 +33,7 @@ class CLAPScore:
     Blind to the order of a long piece, and easily pleased by noise: gate it, and hold another family out.
     """
 
-    model: str = "laion/larger_clap_music"  # see rewards/ears.py for the forms
+    model: str = "laion/larger_clap_music"  # see rewards/encoders/audio.py for the forms
     hop: NonNegative = 0.0  # seconds from one window of a long sound to the next; 0: half a window
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network; scores are float32
     checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only

@@ -1,4 +1,4 @@
-"""How well a clip fits its prompt, by the music pack's own text-audio encoder (pipelines/starter/music_clap.py).
+"""How well a clip fits its prompt, by the music pack's own text-audio encoder (pipelines/starter/music/clap.py).
 
 The folder holds a transformers CLIPModel whose pictures are log-mel spectrograms, and beside it what the spectrogram is.
 """

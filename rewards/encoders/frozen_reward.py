@@ -1,6 +1,6 @@
 """What rewards on frozen weights share: their settings, the checks, and the call around `score`.
 
-A reward of this kind is its defaults, its spec and one line of arithmetic; rewards/pickscore.py is one to copy.
+A reward of this kind is its defaults, its spec and one line of arithmetic; rewards/image/pickscore.py is one to copy.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ class Frozen(ABC):
 class OnEncoder(Frozen):
     """A reward that looks through one shared CLIP or SigLIP."""
 
-    model: str = ""  # see rewards/encoders.py for the forms
+    model: str = ""  # see rewards/encoders/image_text.py for the forms
 
     def check(self) -> None:
         encoders.check(self.model)

@@ -28,7 +28,7 @@ class CLIPScore(OnEncoder):
     picture has in common with every caption cancels. A negative that equals the prompt is left out for that sample.
     """
 
-    model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms
+    model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders/image_text.py for the forms
     mode: Literal["cosine", "scaled", "contrastive"] = "cosine"
     negatives: tuple[str, ...] = ()  # captions that the picture should not fit, for `contrastive`
 

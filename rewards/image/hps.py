@@ -20,7 +20,9 @@ class HPS(OnEncoder):
     instead. Comparable within one prompt only, and never between v2.0 and v2.1.
     """
 
-    model: str = "open_clip:ViT-H-14/xswu/HPSv2/HPS_v2.1_compressed.pt"  # see rewards/encoders.py for the forms
+    model: str = (
+        "open_clip:ViT-H-14/xswu/HPSv2/HPS_v2.1_compressed.pt"  # see rewards/encoders/image_text.py for the forms
+    )
 
     spec = RewardSpec(
         "hps",

@@ -15,7 +15,7 @@ class PickScore(OnEncoder):
     Papers that report 0.2 for this score have divided it by 100.
     """
 
-    model: str = "yuvalkirstain/PickScore_v1"  # see rewards/encoders.py for the forms
+    model: str = "yuvalkirstain/PickScore_v1"  # see rewards/encoders/image_text.py for the forms
 
     spec = RewardSpec(
         "pickscore",

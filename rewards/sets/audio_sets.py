@@ -37,7 +37,7 @@ _HASHED: WeakKeyDictionary[ears.Ear, str] = WeakKeyDictionary()
 class Sounds:
     """Sounds as points of a hearing model's space, an Embedder: [B,D], or with `pooled` all windows of all sounds."""
 
-    model: str = CLAP  # see rewards/ears.py for the forms
+    model: str = CLAP  # see rewards/encoders/audio.py for the forms
     dtype: str = "float32"
     window: float = 0.0  # seconds; 0: the model's own
     hop: float = 0.0
@@ -87,7 +87,7 @@ class Sounds:
 class Heard:
     """The settings of a set reward on sounds, before the reward itself among the bases."""
 
-    model: str = CLAP  # see rewards/ears.py for the forms
+    model: str = CLAP  # see rewards/encoders/audio.py for the forms
     window: NonNegative = 0.0  # seconds of a window, at most the model's own, which 0 stands for
     hop: NonNegative = 0.0  # seconds from one window to the next; 0: the model's own, scaled with the window
 

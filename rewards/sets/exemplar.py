@@ -181,7 +181,9 @@ class SetReward:
     Samples that can't be embedded (NaN) are left out of the set; a set too small to judge is NaN.
     """
 
-    model: str | Embedder = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms; or an Embedder
+    model: str | Embedder = (
+        "openai/clip-vit-large-patch14"  # see rewards/encoders/image_text.py for the forms; or an Embedder
+    )
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the backbone; statistics are float64
     checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
 

@@ -143,7 +143,7 @@ class Consistency:
     and neither factor is to be had without the other: `parts` gives both, and after a call `last` holds them.
     """
 
-    model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders.py for the forms
+    model: str = "openai/clip-vit-large-patch14"  # see rewards/encoders/image_text.py for the forms
     least: float = (
         0.5  # dynamic degree, in `motion`'s percent of the short side a frame, from which on a clip counts in full
     )

@@ -1,4 +1,4 @@
-"""How well a clip fits its prompt, by the video pack's own CLIP (pipelines/starter/video_clip.py): it reads a clip as a film
+"""How well a clip fits its prompt, by the video pack's own CLIP (pipelines/starter/video/clip.py): it reads a clip as a film
 strip, nine frames in one picture, so that what it judges is what moves and not only what is there."""
 
 from __future__ import annotations

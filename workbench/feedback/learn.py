@@ -15,9 +15,9 @@ from workbench.core.types import BadInput
 def learn(
     file: Path, out: Path, encoder: str = "starter:image/clip", mixture: bool = False, prototypes: int = 3
 ) -> dict:
-    """Fit a taste to the votes in `file`, JSONL as rewards/votes.py reads it, and keep it in the folder `out`.
+    """Fit a taste to the votes in `file`, JSONL as rewards/people/votes.py reads it, and keep it in the folder `out`.
 
-    mixture: shared tastes and how much of each is in whom (rewards/personal.py), instead of one taste for all.
+    mixture: shared tastes and how much of each is in whom (rewards/people/personal.py), instead of one taste for all.
     Returns `reward`, the block that names it in a run; `better`, whether held-out votes show that it beats chance;
     `told`, what they say, in sentences; their `report` in numbers; and with `mixture` its `people`, and the report of one
     taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.

@@ -18,7 +18,7 @@ from workbench.feedback.blinding import bare
 from workbench.feedback.votes import Vote
 from workbench.runs import store
 
-WINNER = {"left": "a", "right": "b", "tie": "tie"}  # as rewards/votes.py reads it
+WINNER = {"left": "a", "right": "b", "tie": "tie"}  # as rewards/people/votes.py reads it
 ROWS = 100  # of a Parquet file that are in memory at once
 LABELS = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.5, 0.5)}  # as Pick-a-Pic has it
 
@@ -85,7 +85,7 @@ def majority(votes: Iterable[Vote]) -> list[Vote]:
 
 
 def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
-    """The file that `workbench learn` and a run's `pairs` read (rewards/votes.py), paths relative to it; how many votes it
+    """The file that `workbench learn` and a run's `pairs` read (rewards/people/votes.py), paths relative to it; how many votes it
     holds. "Both bad" prefers nothing and is left out. Raises BadInput when nothing is left.
     """
     rows = []

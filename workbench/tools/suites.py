@@ -1,6 +1,6 @@
 """A public benchmark's pictures, made by the driver and laid out in the very folders that its own scorer reads.
 
-workbench/benchmarks.py says what each benchmark's files look like. A run makes the pictures, so that any method can be
+workbench/tools/suite_layouts.py says what each benchmark's files look like. A run makes the pictures, so that any method can be
 used and a killed one goes on; OUT/manifest.json says what was made of what, and how it is scored.
 """
 

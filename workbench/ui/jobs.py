@@ -1,5 +1,5 @@
 """The one desk at which the app's models work: a queue that everyone sees, jobs that can be stopped, and a page that never
-waits. Training runs are not made here; they have processes of their own (workbench/ui/processes.py)."""
+waits. Training runs are not made here; they have processes of their own (workbench/ui/run_processes.py)."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def absent(reward: object) -> str:
 
 
 def here(source: str) -> bool:
-    """Whether the weights that a string names can be had without a network. The forms are those of rewards/encoders.py."""
+    """Whether the weights that a string names can be had without a network. The forms are those of rewards/encoders/image_text.py."""
     if source.startswith("starter:"):
         try:
             return bool(resolve(source))

@@ -27,7 +27,7 @@ from pipelines.starter.music.autoencoder import FRAMES, WIDTH, decode
 from pipelines.starter.resumable_training import Draw, Stage, train
 from pipelines.starter.tokenizer import LENGTH
 
-# what rewards/starter_music.py reads from the saved folder's preprocessor_config.json
+# what rewards/audio/starter_clap.py reads from the saved folder's preprocessor_config.json
 FRONT = {
     "sampling_rate": world.RATE, "samples": world.LENGTH, "n_fft": 2048, "hop_length": 256, "bands": 128,
     "min_frequency": 40.0, "max_frequency": 7900.0, "floor": 1.0, "mean": 3.0, "scale": 3.0,

@@ -39,7 +39,7 @@ class NoisyJudge(Protocol):
 class NRG:
     """Flow-NRG: guidance by a reward trained on noisy latents, its objectives weighted at sampling time."""
 
-    model: str | NoisyJudge = ""  # the file of a latent reward, see workbench/latent_reward.py
+    model: str | NoisyJudge = ""  # the file of a latent reward, see rewards/latent.py
     weights: dict | None = None  # objective -> weight, others 0; without any: 1 each
     scale: float = 0.1  # how hard; with normalise none an inverse temperature: the target is p(x) exp(scale * reward)
     normalise: Literal["none", "unit"] = "unit"  # unit: x0 moves by scale * s / |(a, s)| a value, rms
@@ -83,7 +83,7 @@ class NRG:
     def weighted(self) -> list[float]:
         """[K]: the weight of each of the judge's objectives."""
         if isinstance(self.model, str):
-            raise BadInput("nrg: give `model`, the file of a latent reward; workbench/latent_reward.py trains one")
+            raise BadInput("nrg: give `model`, the file of a latent reward; rewards/latent.py trains one")
         known = self.model.objectives
         weights = dict.fromkeys(known, 1.0) if self.weights is None else self.weights
         if unknown := [name for name in weights if name not in known]:

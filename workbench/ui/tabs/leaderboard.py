@@ -1,6 +1,6 @@
 """What the votes say: ratings with what can be trusted of them, which rewards agree with people, and votes put to use.
 
-Nothing here imports torch before a handler asks for it (workbench/ui/standings.py): the page stands first.
+Nothing here imports torch before a handler asks for it (workbench/ui/widgets/standings.py): the page stands first.
 """
 
 from __future__ import annotations
