@@ -22,7 +22,7 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 
-from workbench.ui import theme as look
+from workbench.ui import theme
 from workbench.ui.context import Place  # noqa: E402
 from workbench.ui.jobs import Desk  # noqa: E402
 from workbench.ui.tabs import (
@@ -153,7 +153,7 @@ def serve(
     try:
         _, url, shared = page.launch(
             server_name=host, server_port=port, auth=users(auth) if auth else None, share=share, prevent_thread_lock=True,
-            theme=look.theme(), css=look.CSS, head=look.HEAD, quiet=True, show_error=False, max_file_size=LARGEST,
+            theme=theme.theme(), css=theme.CSS, head=theme.HEAD, quiet=True, show_error=False, max_file_size=LARGEST,
             allowed_paths=[str(place.temp)], footer_links=["api"], run_history=False, enable_monitoring=False,
             ssr_mode=False, mcp_server=False, pwa=False, app_kwargs={"middleware": [Middleware(Gate, ready=place.ready)]},
         )  # fmt: skip

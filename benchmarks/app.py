@@ -103,12 +103,11 @@ def waits(browser, runs: Path) -> dict[str, float]:
 def people(runs: Path) -> None:
     """Votes of three people who see what the oracle sees, and else toss a coin."""
     sys.path.insert(0, str(ROOT))
-    from workbench.feedback import pairing as pairs
-    from workbench.feedback import votes
+    from workbench.feedback import pairing, votes
     from workbench.runs import store
 
     for n in range(VOTES):
-        found = pairs.ask(runs, f"person {n % 3}", lambda pair: pair)
+        found = pairing.ask(runs, f"person {n % 3}", lambda pair: pair)
         if found is None:
             return
         battle, pair, _ = found

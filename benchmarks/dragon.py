@@ -30,14 +30,13 @@ sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 from kept import finished, kept
 
 import pipelines
-from pipelines.starter.music import world as music_world
+from pipelines.starter.music import world
 from workbench.core.io import media
 from workbench.core.paths import CONFIGS, write_atomic
 from workbench.core.types import Media
 from workbench.engine import run
-from workbench.evaluation import set_rewards as judging
-from workbench.evaluation import statistics as evaluate
-from workbench.report import pages as report
+from workbench.evaluation import set_rewards, statistics
+from workbench.report import pages
 from workbench.runs import (
     config,
     store,
@@ -52,16 +51,16 @@ def references(place: Path, count: int, pipeline: str = "", seed: int = 0) -> No
     """`count` pieces of the world as waves in place/music, rendered or made by `pipeline`, and as many other captions in
     place/music.txt. What is made has the decoder's own noise floor, which a log-mel distance otherwise is mostly of."""
     draw, noise = random.Random(seed), torch.Generator().manual_seed(seed)
-    pieces = [draw.choice(music_world.seen_pieces()) for _ in range(2 * count)]
+    pieces = [draw.choice(world.seen_pieces()) for _ in range(2 * count)]
     if pipeline:
         policy, said = pipelines.load(pipeline), [p.prompt for p in pieces[:count]]
         parts = [range(low, min(low + 32, count)) for low in range(0, count, 32)]
         waves = torch.cat([policy.sample([said[n] for n in r], seeds=list(r)).media.data[:, 0].cpu() for r in parts])
     else:
-        waves = music_world.render(pieces[:count], draw, noise)
+        waves = world.render(pieces[:count], draw, noise)
     (place / "music").mkdir(parents=True, exist_ok=True)
     for n, wave in enumerate(waves):
-        sound = Media(wave.clamp(-1, 1)[None, None], "audio", float(music_world.RATE))
+        sound = Media(wave.clamp(-1, 1)[None, None], "audio", float(world.RATE))
         media.write(sound, place / "music" / f"{n:04d}.wav", meta={"prompt": pieces[n].prompt})
     write_atomic(place / "music.txt", "".join(f"{p.prompt}\n" for p in pieces[count:]))
     print(f"{count} sounds in {place / 'music'}, {count} captions in {place / 'music.txt'}")
@@ -89,7 +88,7 @@ class Arm:
 
     def made(self, contestant: str) -> tuple[Media, list[str]]:
         """Its sounds as they lie in the folder, and their prompts."""
-        found = report.samples(self.folder.events())[contestant]
+        found = pages.samples(self.folder.events())[contestant]
         rows = [found[key] for key in sorted(found)]
         return Media.cat([media.read(self.folder.path / s["file"]) for s in rows]), [s["prompt"] for s in rows]
 
@@ -108,12 +107,12 @@ def wins(one: Arm) -> tuple[float, str, float, float]:
     """(win rate, its interval or what it is over, the reward of the base, of the trained)."""
     (base, prompts), (after, _) = one.made("base"), one.made(TRAINED)
     if one.of_sets:
-        then, now = (judging.whole(one.plan.reward, m, prompts) for m in (base, after))
+        then, now = (set_rewards.whole(one.plan.reward, m, prompts) for m in (base, after))
         gaps = np.subtract(now.halves, then.halves)
         return float(np.heaviside(gaps, 0.5).mean()), f"{len(gaps)} halves", then.value, now.value
     with torch.no_grad():
         then, now = (one.plan.reward(media=m, prompts=prompts).double().numpy() for m in (base, after))
-    rate = evaluate.interval(np.heaviside(now - then, 0.5), prompts)
+    rate = statistics.interval(np.heaviside(now - then, 0.5), prompts)
     return rate["mean"], f"[{rate['ci95'][0]:.2f}, {rate['ci95'][1]:.2f}]", np.nanmean(then), np.nanmean(now)
 
 
@@ -148,7 +147,7 @@ def compared(arms: Sequence[Arm]) -> None:
         rank = f"song-{measure.name}"
         rivals = {a.name: a.made(TRAINED) for a in arms if a.name in (measure.name, rank) or a.of_sets}
         made = {"base": measure.made("base")} | rivals
-        found = {n: judging.whole(measure.plan.reward, *some) for n, some in made.items()}
+        found = {n: set_rewards.whole(measure.plan.reward, *some) for n, some in made.items()}
         shown = Table("trained for", "value", "gain over base", "gain over ranking songs", title=measure.name)
         for n, whole in found.items():
             rest = show(whole.estimate(found[rank]), "+") if rank in found and n != rank else ""

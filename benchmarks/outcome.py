@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from workbench.core import paths as assets
+from workbench.core import paths
 from workbench.evaluation import statistics as evaluate
 from workbench.runs import store
 
@@ -104,7 +104,7 @@ def record(path: Path, found: Mapping[tuple[str, ...], Outcome]) -> None:
     """The record with these outcomes added, each in the place of the one that was asked for in the same words."""
     both = recorded(path) | found
     lines = [json.dumps({"asked": asked, **dataclasses.asdict(o)}, separators=(",", ":")) for asked, o in both.items()]
-    assets.write_atomic(path, "".join(line + "\n" for line in lines))
+    paths.write_atomic(path, "".join(line + "\n" for line in lines))
 
 
 def _lines(path: Path) -> Iterator[dict]:

@@ -25,7 +25,7 @@ sys.path.insert(
 
 import pipelines
 from rewards import build
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from workbench.core.paths import resolve
 from workbench.core.types import Batch
 from workbench.methods import ReNO
@@ -60,7 +60,7 @@ def plain_score():
     folder = resolve("starter:image/clip")
     clip = CLIPModel.from_pretrained(folder).requires_grad_(False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    view = encoders.load("starter:image/clip", "cpu").view
+    view = image_text.load("starter:image/clip", "cpu").view
 
     def score(images, prompt):
         tokens = tokenizer([prompt], padding="max_length", max_length=16, truncation=True, return_tensors="pt")

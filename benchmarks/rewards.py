@@ -33,7 +33,7 @@ import transformers
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `rewards` is the package, not this file
 
 from rewards import build
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.sets.exemplar import Exemplar
 from rewards.sets.frechet import compact, frechet, normal
 from rewards.sets.moments import Moments
@@ -111,7 +111,7 @@ def vendi_ways(n: int, d: int) -> tuple[Callable, Callable]:
 
 
 def text_ways(model: str) -> tuple[Callable, Callable]:
-    encoder = encoders.load(model, "cpu")
+    encoder = image_text.load(model, "cpu")
 
     def plain() -> float:
         encoder.memo.kept.clear()
@@ -126,7 +126,7 @@ def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
     prompts, used = PROMPTS[:2], {}
 
     def judge(apart: bool) -> float:
-        encoders._load.cache_clear()
+        image_text._load.cache_clear()
         rewards = [
             build("clip", model=model),
             build("clip", model=model, mode="contrastive", negatives=("a blue circle",)),
@@ -135,9 +135,9 @@ def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
         total, nets = 0.0, {}
         for reward in rewards:
             if apart:
-                encoders._load.cache_clear()
+                image_text._load.cache_clear()
             total += reward(media=media, prompts=prompts, references=media).sum().item()
-            net = encoders.load(model, "cpu").net
+            net = image_text.load(model, "cpu").net
             nets[id(net)] = net  # held, so that no other can take its id
         used["plain" if apart else "ours"] = sum(p.nbytes for net in nets.values() for p in net.parameters())
         return total

@@ -26,13 +26,12 @@ sys.path.insert(
     0, str(Path(__file__).resolve().parent.parent)
 )  # `rewards` is the package, not the file beside this one
 
-from pipelines.starter.image import community
-from pipelines.starter.image import world as image_world
+from pipelines.starter.image import community, world
 from rewards import REWARDS, compose
 from rewards.people import curation, social, social_training
 from workbench.core.types import Media, derive
 from workbench.engine import run
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import statistics
 from workbench.feedback import social as work
 from workbench.runs import config, store
 
@@ -61,7 +60,7 @@ def truth_pairs(folder: Path, known: set[str], seed: int, prompts: int = 100) ->
                 if abs(taste[a] - taste[b]) >= APART:
                     pos, neg = (items[n] for n in ((a, b) if taste[a] > taste[b] else (b, a)))
                     paths = (str(folder / f"{i.name}.png") for i in (pos, neg))
-                    found.append(social.Pair(pos.prompt, *paths, image_world.category(pos.prompt), pos.name, neg.name))
+                    found.append(social.Pair(pos.prompt, *paths, world.category(pos.prompt), pos.name, neg.name))
     return found
 
 
@@ -108,7 +107,7 @@ def lead(seeds: list, better: str, worse: str) -> dict:
     for k, (test, margins, *_) in enumerate(seeds):
         gain += ((np.sign(margins[better]) - np.sign(margins[worse])) / 2).tolist()
         prompts += [f"{k} {p.prompt}" for p in test]
-    return evaluate.interval(gain, prompts)
+    return statistics.interval(gain, prompts)
 
 
 def show(part: dict) -> str:

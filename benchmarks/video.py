@@ -29,7 +29,7 @@ from rewards import REWARDS
 from workbench.core.io import media
 from workbench.core.paths import CONFIGS
 from workbench.core.types import Media
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import statistics
 from workbench.runs import (
     config,
     store,
@@ -83,21 +83,21 @@ def ways(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
         base, gains, prompts, each = [], [], [], []
         for folder in done(runs, name, seeds):
             both = [
-                (before["index"], *(evaluate.nan(s["scores"]["dynamic_degree"]) for s in (before, after)))
+                (before["index"], *(statistics.nan(s["scores"]["dynamic_degree"]) for s in (before, after)))
                 for before, after in paired(folder)
                 if before["category"] in MOVING and before["scores"]["oracle"] == after["scores"]["oracle"] == 1
             ]
             mine = [after - before for _, before, after in both]
             base, gains = base + [before for _, before, _ in both], gains + mine
             prompts += [index for index, *_ in both]
-            mean = evaluate.interval(mine, [index for index, *_ in both])["mean"]
+            mean = statistics.interval(mine, [index for index, *_ in both])["mean"]
             each.append("–" if mean is None else f"{mean:+.2f}")
         if each:
             told = [
                 name,
                 str(len(base)),
-                shown(evaluate.interval(base, prompts)),
-                shown(evaluate.interval(gains, prompts), "+"),
+                shown(statistics.interval(base, prompts)),
+                shown(statistics.interval(gains, prompts), "+"),
             ]
             print("| " + " | ".join([*told, ", ".join(each)]) + " |")
 
@@ -126,7 +126,7 @@ def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
                 f"| run | {' | '.join(map(str, range(1, gains.shape[1] + 1)))} | spread |\n|"
                 + "---|" * (gains.shape[1] + 2)
             )
-        cells = [shown(evaluate.interval(column.tolist(), prompts, kinds), "+") for column in gains.T]
+        cells = [shown(statistics.interval(column.tolist(), prompts, kinds), "+") for column in gains.T]
         print(f"| {name} | {' | '.join(cells)} | {gains.mean(0).std():.4f} |")
 
 

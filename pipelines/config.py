@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from pipelines import lora_loading as installing
+from pipelines import lora_loading
 from pipelines.weight_folder import class_in, component_class
 from workbench.core.paths import CONFIGS, resolve
 from workbench.core.schema import build, nearest
@@ -164,22 +164,22 @@ def adapted(config: PipelineConfig, lora: str | None) -> PipelineConfig:
         return config
     if config.lora:
         raise BadInput(f"lora: {config.name} has one already, {config.lora}")
-    installing.find(lora)
+    lora_loading.find(lora)
     return replace(config, lora=str(lora))
 
 
 def _exported(folder: Path) -> PipelineConfig | None:
     """The config in what a training run exported, if `folder` is that run or its export."""
-    home = next((p for p in (folder, folder / "export") if (p / installing.RECORD).is_file()), None)
+    home = next((p for p in (folder, folder / "export") if (p / lora_loading.RECORD).is_file()), None)
     if home is None:
-        several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{installing.RECORD}"))
+        several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{lora_loading.RECORD}"))
         if several:
             raise BadInput(f"{folder}: trained several contestants; name one: {folder / 'export' / several[0]}")
         if (folder / "run.json").is_file():
             raise BadInput(f"{folder}: this run exported no trained weights, so it is no pipeline")
         return None
-    kept = dict(installing.record(home)["pipeline"])
-    config = build(PipelineConfig, {k: v for k, v in kept.items() if k != "name"}, str(home / installing.RECORD))
+    kept = dict(lora_loading.record(home)["pipeline"])
+    config = build(PipelineConfig, {k: v for k, v in kept.items() if k != "name"}, str(home / lora_loading.RECORD))
     return replace(config, lora=str(home), name=str(folder))
 
 

@@ -14,9 +14,7 @@ from typing import Any
 
 import torch
 
-from pipelines import lora_loading as installing
-from pipelines import processes, schedule, seams, transitions
-from pipelines import weight_folder as folders
+from pipelines import lora_loading, processes, schedule, seams, transitions, weight_folder
 from pipelines.compat import mend
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
 from workbench.core.paths import resolve
@@ -110,9 +108,9 @@ def preflight(
     where, kind = _device(device), _dtype(dtype, config, device)
     chosen = kernels.choose(attention, where, kind, config.pipeline)
     if config.lora:
-        installing.find(config.lora)
+        lora_loading.find(config.lora)
     if local := config.folder:
-        folders.check(local, config.pipeline, config.components, OPTIONAL.get(config.pipeline, ()))
+        weight_folder.check(local, config.pipeline, config.components, OPTIONAL.get(config.pipeline, ()))
     if config.kernel:
         transitions.kernel(**config.kernel)
     if train is not None:
@@ -199,7 +197,7 @@ def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]
     for name, state in files.items():
         getattr(pipe, name).load_state_dict(state)
     if config.lora:
-        installing.install(pipe, config.lora)
+        lora_loading.install(pipe, config.lora)
     if config.scheduler:
         pipe.scheduler = _scheduler(pipe, config)
     return pipe
@@ -224,7 +222,7 @@ def _component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
         raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: dtype, file, repo, subfolder")
     repo, sub, dtype = resolve(spec["repo"]), spec.get("subfolder", ""), DTYPES.get(spec.get("dtype"), dtype)
     if Path(repo, sub).is_dir():
-        folders.check_weights(Path(repo, sub))
+        weight_folder.check_weights(Path(repo, sub))
     cls = getattr(importlib.import_module(entry[0]), entry[1])
     try:
         return cls.from_pretrained(repo, subfolder=sub, dtype=dtype, use_safetensors=True)
@@ -243,7 +241,7 @@ def _weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
             local = Path(hf_hub_download(repo, file))
         except (OSError, ValueError) as error:
             raise BadInput(f"components.{name}: {repo}/{file}: {_first_line(error)}") from error
-    folders.check_file(local)
+    weight_folder.check_file(local)
     return safetensors.torch.load_file(local)
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pipelines import weight_folder as folders
+from pipelines import weight_folder
 from workbench.core.types import BadInput
 
 RECORD = "export.json"  # beside the weights: {"pipeline": a PipelineConfig, "parts": {denoiser: lora | peft | merged}}
@@ -42,7 +42,7 @@ def find(source: str) -> Path:
             raise BadInput(f"lora: {path} has no {RECORD}, so no training exported it; name a .safetensors file")
         files = [f for f in path.rglob("*.safetensors") if not f.name.startswith("comfyui")]
         for file in files:
-            folders.check_file(file)
+            weight_folder.check_file(file)
         return path
     if not path.is_file():
         raise BadInput(f"lora: no such file: {path}")
@@ -50,7 +50,7 @@ def find(source: str) -> Path:
         raise BadInput(
             f"lora: {path} is not a .safetensors file; pickled weights are never loaded, because they can run code"
         )
-    folders.check_file(path)
+    weight_folder.check_file(path)
     if not pairs(path):
         raise BadInput(f"lora: {path} holds no pair of LoRA matrices (lora_A and lora_B, or lora_down and lora_up)")
     return path

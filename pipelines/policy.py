@@ -18,8 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pipelines import encoding, schedule, seams
-from pipelines import noise_hypernetwork as correction
+from pipelines import encoding, noise_hypernetwork, schedule, seams
 from pipelines.prompt_cache import Prompted
 from pipelines.structure import Anatomy, find, remembers
 from workbench.core.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
@@ -220,18 +219,18 @@ class Policy:
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside the block this is the pipeline without the LoRA that it was given, if any."""
-        return correction.off(self)
+        return noise_hypernetwork.off(self)
 
     def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
         """[B,*draw]: what HyperNoise adds to noise [B,*draw], by one denoiser call; with the graph to the LoRA.
 
         Raises BadInput where the denoiser's last layer has no LoRA.
         """
-        return correction.correction(self, self._outlet, noise, tuple(prompts))
+        return noise_hypernetwork.correction(self, self._outlet, noise, tuple(prompts))
 
     @cached_property
     def _outlet(self) -> correction.Outlet:
-        return correction.outlet(self)
+        return noise_hypernetwork.outlet(self)
 
     def _level(self, i: int) -> schedule.Level:
         if not 0 <= i < self.steps:

@@ -11,14 +11,12 @@ import importlib
 from collections.abc import Mapping
 from typing import Any
 
-from rewards.audio import audiobox
-from rewards.audio import starter_clap as starter_music
+from rewards.audio import audiobox, starter_clap
 from rewards.audio.audiobox import Audiobox
 from rewards.audio.clap import CLAPScore
 from rewards.audio.loudness import Clipping, Gated, Loudness, Silence
 from rewards.audio.starter_clap import StarterCLAP
-from rewards.encoders import audio as ears
-from rewards.encoders import image_text as encoders
+from rewards.encoders import audio, image_text
 from rewards.image import aesthetic, imagereward, mps
 from rewards.image.aesthetic import Aesthetic
 from rewards.image.clip import CLIPScore, StarterCLIP
@@ -53,7 +51,7 @@ from rewards.vlm.judge_named import (
     UnifiedRewardVideo,
     VideoDimensions,
 )
-from workbench.core import schema as strict
+from workbench.core import schema
 from workbench.core.types import BadInput, Reward, RewardSpec
 
 from .remote import Remote
@@ -138,7 +136,7 @@ def find(name: str, registry: Mapping[str, type] = REWARDS, where: str = "reward
         return registry[name]
     module, colon, attribute = name.partition(":")
     if not colon:
-        raise BadInput(f"{where}: unknown reward {name!r}; {strict.nearest(name, registry)}")
+        raise BadInput(f"{where}: unknown reward {name!r}; {schema.nearest(name, registry)}")
     try:
         cls = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
@@ -151,7 +149,7 @@ def find(name: str, registry: Mapping[str, type] = REWARDS, where: str = "reward
 def configured(cls: type, settings: Mapping[str, Any], where: str) -> Reward:
     """An instance of `cls`, whose version names the settings that are not the usual ones. Raises BadInput."""
     if dataclasses.is_dataclass(cls):
-        return versioned(strict.build(cls, settings, where))
+        return versioned(schema.build(cls, settings, where))
     if settings:
         raise BadInput(f"{where}: takes no settings, got {', '.join(settings)}")
     return cls()
@@ -162,13 +160,13 @@ def release() -> None:
     heads = (
         aesthetic._head,
         audiobox._load,
-        ears._load,
+        audio._load,
         social._head,
-        starter_music._load,
+        starter_clap._load,
         imagereward._load,
         mps._load,
     )
-    for cache in (encoders._load, exemplar._target, judge_client.client, *heads):
+    for cache in (image_text._load, exemplar._target, judge_client.client, *heads):
         cache.cache_clear()
 
 

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.core import schema as strict
+from workbench.core import schema
 from workbench.core.types import BadInput, Media, Reward, RewardSpec
 
 from . import REWARDS, configured, find
@@ -244,7 +244,7 @@ def _part(
 
 
 def _range(value: Any, where: str) -> tuple[float | None, float | None]:
-    ends = strict.convert(value, tuple[float | None], where)
+    ends = schema.convert(value, tuple[float | None], where)
     if len(ends) != 2 or ends == (None, None) or (None not in ends and not ends[0] < ends[1]):
         raise BadInput(f"{where}: expected [low, high] with null for an open end, got {value!r}")
     return ends
@@ -255,8 +255,8 @@ def _choice(value: Any, known: Mapping[str, type], where: str) -> Any:
     settings = dict(value) if isinstance(value, Mapping) else {"how": value}
     name = settings.pop("how", None)
     if not isinstance(name, str) or name not in known:
-        raise BadInput(f"{where}: unknown {where.rpartition('.')[2]} {name!r}; {strict.nearest(str(name), known)}")
-    return strict.build(known[name], settings, where)
+        raise BadInput(f"{where}: unknown {where.rpartition('.')[2]} {name!r}; {schema.nearest(str(name), known)}")
+    return schema.build(known[name], settings, where)
 
 
 def _name(choice: Any, known: Mapping[str, type]) -> str:

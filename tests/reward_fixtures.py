@@ -223,10 +223,12 @@ def serving(app) -> str:
 def served() -> str:
     """A server of two rewards, and its token in the environment."""
     from rewards.remote import TOKEN
-    from workbench.tools import reward_server as serve
+    from workbench.tools import reward_server
 
     os.environ.setdefault(TOKEN, "token-of-the-tests")
-    return serving(serve.app({"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN]))
+    return serving(
+        reward_server.app({"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN])
+    )
 
 
 # A reward that loads weights, or can't work without settings, has its small settings here: folder -> settings.

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.starter.image import world as image_world
+from pipelines.starter.image import world
 from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import CMMD, KAD, KID
 from rewards.sets.prdc import PRDC
@@ -39,8 +39,8 @@ RED, BLUE, GREEN = (0.9, 0.1, 0.1), (0.1, 0.2, 0.9), (0.1, 0.8, 0.2)
 def drawn(prompt: str, n: int, seed: int = 0) -> Media:
     """n pictures of the starter world for one of its prompts, as its encoder knows them."""
     draw = random.Random(seed)
-    scenes = [image_world.scene_for(prompt, draw) for _ in range(n)]
-    return Media(image_world.render(scenes, torch.Generator().manual_seed(seed)), "image")
+    scenes = [world.scene_for(prompt, draw) for _ in range(n)]
+    return Media(world.render(scenes, torch.Generator().manual_seed(seed)), "image")
 
 
 def save(media: Media, folder) -> str:

@@ -14,7 +14,7 @@ from sound_fixtures import heard, tone
 from rewards.audio.audiobox import AXES, Audiobox, renamed
 from rewards.audio.clap import CLAPScore
 from rewards.audio.loudness import Gated
-from rewards.encoders import audio as ears
+from rewards.encoders import audio
 from rewards.encoders.audio_frontend import LogMel, fit, mono, starts
 from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, Sounds
 from workbench.core.types import BadInput, Media
@@ -97,13 +97,13 @@ def test_a_checkpoint_of_laion_clap_hears_and_reads_as_the_same_weights_in_trans
 
 def test_a_file_that_is_no_clap_is_refused_by_what_it_lacks(folder, clap, vggish, tmp_path):
     with pytest.raises(BadInput, match="these are not the weights of a CLAP"):
-        ears.load(vggish.replace("vggish:", "laion:"), "cpu")
+        audio.load(vggish.replace("vggish:", "laion:"), "cpu")
     with pytest.raises(BadInput, match="these are not the weights of VGGish"):
         torch.save({"features.0.weight": torch.zeros(2, 1, 3, 3)}, tmp_path / "x.pth")
-        ears.load(f"vggish:{tmp_path / 'x.pth'}", "cpu")
+        audio.load(f"vggish:{tmp_path / 'x.pth'}", "cpu")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(BadInput, match="is a clip model; sounds are heard through clap models"):
-        ears.load(str(tmp_path), "cpu")
+        audio.load(str(tmp_path), "cpu")
     for missing in ("laion:/nowhere/clap.pt", "vggish:/nowhere/v.pth", "/nowhere/folder"):
         with pytest.raises(BadInput):
             CLAPScore(model=missing).check()
@@ -112,7 +112,7 @@ def test_a_file_that_is_no_clap_is_refused_by_what_it_lacks(folder, clap, vggish
 def test_a_long_sound_is_heard_in_windows_to_its_end(clap):
     """Fixed ones, so a score is the same every time; the last ends where the sound does."""
     assert starts(10, 4, 2) == [0, 2, 4, 6] and starts(9, 4, 2) == [0, 2, 4, 5] and starts(3, 4, 2) == [0]
-    media, ear = heard(1, 2.25, 48000), ears.load(clap, "cpu")
+    media, ear = heard(1, 2.25, 48000), audio.load(clap, "cpu")
     rows = ear.windows(media.data[:, 0], 48000.0)
     assert rows.shape == (1, 4, 24)
     cut = [media.data[:, 0, s : s + 48000] for s in (0, 24000, 48000, 60000)]
@@ -126,8 +126,8 @@ def test_stereo_and_any_rate_are_brought_to_what_the_model_hears(rate, clap):
     """The same piece below 4 kHz, however it is stored, scores nearly the same."""
     pieces = {r: sum(tone(p, 0.8, r, 0.2) for p in (220, 450, 1800)) for r in (rate, 48000)}
     media = [Media(pieces[r][None, None].repeat(1, c, 1), "audio", float(r)) for r, c in ((48000, 1), (rate, 2))]
-    rows = [ears.load(clap, "cpu")(mono(CLAPScore.spec, m, ("x",)), m.rate) for m in media]
-    other = ears.load(clap, "cpu")(heard(1, 0.8, 48000, seed=5).data[:, 0], 48000.0)
+    rows = [audio.load(clap, "cpu")(mono(CLAPScore.spec, m, ("x",)), m.rate) for m in media]
+    other = audio.load(clap, "cpu")(heard(1, 0.8, 48000, seed=5).data[:, 0], 48000.0)
     assert torch.cosine_similarity(*rows) > torch.cosine_similarity(rows[0], other)
 
 
@@ -136,7 +136,7 @@ def test_stereo_and_any_rate_are_brought_to_what_the_model_hears(rate, clap):
 
 def test_vggish_sees_frames_of_25_ms_that_start_with_the_sound(vggish):
     """One frame, computed with numpy as the published front end says: periodic Hann, 512-point FFT, magnitudes, HTK mel."""
-    ear, x = ears.load(vggish, "cpu"), heard(1, 1.2, 16000).data[:, 0]
+    ear, x = audio.load(vggish, "cpu"), heard(1, 1.2, 16000).data[:, 0]
     frame = x[0, 1600:2000].double().numpy() * (0.5 - 0.5 * np.cos(2 * np.pi / 400 * np.arange(400)))
     size = np.abs(np.fft.rfft(frame, 512))
     mel = 1127 * np.log(1 + np.linspace(0, 8000, 257) / 700)

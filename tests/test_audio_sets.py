@@ -9,7 +9,7 @@ import sound_fixtures as fixtures
 import torch
 from sound_fixtures import heard, tone, wav16
 
-from rewards.encoders import audio as ears
+from rewards.encoders import audio
 from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
 from rewards.sets.set_credit import LeaveOneOut, Witness
 from workbench.core.types import BadInput, Media
@@ -156,9 +156,9 @@ def test_a_folder_of_sounds_and_a_page_of_words_are_reference_sets(clap, tmp_pat
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "calm.txt").write_text("slow low organ\nslow falling flute\nlow organ\nslow flute")
     words = str(tmp_path / "words")
-    rows = ears.load(clap, "cpu").texts(["slow low organ", "slow falling flute", "low organ", "slow flute"]).double()
+    rows = audio.load(clap, "cpu").texts(["slow low organ", "slow falling flute", "low organ", "slow flute"]).double()
     exemplar = AudioExemplar(model=clap, reference=words)(media=media, prompts=[""] * 5)
-    x = ears.load(clap, "cpu")(media.data[:, 0], 16000.0).double()
+    x = audio.load(clap, "cpu")(media.data[:, 0], 16000.0).double()
     torch.testing.assert_close(exemplar.double(), torch.cosine_similarity(x, rows.mean(0)[None]), rtol=1e-4, atol=1e-5)
     assert FAD(model=clap, reference=words, window=0.2)(media=media, prompts=[""] * 5).isfinite()
     with pytest.raises(BadInput, match="hears and doesn't read"):

@@ -29,13 +29,13 @@ GOOD = {
 def no_weights(monkeypatch):
     """Any attempt to load a pipeline or a reward model is an error."""
     import pipelines
-    from rewards.encoders import image_text as encoders
+    from rewards.encoders import image_text
 
     def refuse(*_, **__):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(pipelines, "load", refuse)
-    monkeypatch.setattr(encoders, "load", refuse)
+    monkeypatch.setattr(image_text, "load", refuse)
 
 
 def call(capsys, *arguments):

@@ -15,13 +15,12 @@ import pytest
 import torch
 from PIL import Image
 
-from pipelines.starter.image import community
-from pipelines.starter.image import world as image_world
+from pipelines.starter.image import community, world
 from rewards import compose
 from rewards.people import curation
 from rewards.people.curation import Curation
 from workbench.core.types import BadInput, Media
-from workbench.feedback import social as work
+from workbench.feedback import social
 
 DAY = 86_400
 PLAIN = Curation(window=5, duplicates=-1, shares=(1.0, 0.0, 0.0), min_views=10)
@@ -134,8 +133,8 @@ def test_splits_share_no_prompt_and_each_lies_wholly_after_the_one_before(tmp_pa
 
 def test_a_copy_of_an_earlier_picture_is_left_out_and_another_colour_is_not(tmp_path):
     def scene(colour):
-        thing = image_world.Thing("circle", colour, "large", 24, 30, 12)
-        x = image_world.render([(thing,)], torch.Generator().manual_seed(1))[0]
+        thing = world.Thing("circle", colour, "large", 24, 30, 12)
+        x = world.render([(thing,)], torch.Generator().manual_seed(1))[0]
         return Image.fromarray((x * 255).byte().permute(1, 2, 0).numpy())
 
     scene("red").save(tmp_path / "first.png")
@@ -190,14 +189,14 @@ def test_a_bad_log_is_answered_in_one_sentence(tmp_path, text, says):
     if text is not None:
         (tmp_path / "log.csv").write_text(text)
     with pytest.raises(BadInput, match=says) as error:
-        work.curate(tmp_path / "log.csv", tmp_path / "out")
+        social.curate(tmp_path / "log.csv", tmp_path / "out")
     assert "\n" not in str(error.value) and not (tmp_path / "out").exists()
 
 
 def test_a_log_of_no_lines_has_no_rows_in_any_format(tmp_path):
     (tmp_path / "log.jsonl").write_text("")
     with pytest.raises(BadInput, match="log.jsonl: the log has no rows"):
-        work.curate(tmp_path / "log.jsonl", tmp_path / "out")
+        social.curate(tmp_path / "log.jsonl", tmp_path / "out")
 
 
 @pytest.mark.parametrize(
@@ -212,7 +211,7 @@ def test_a_log_of_no_lines_has_no_rows_in_any_format(tmp_path):
 )
 def test_a_bad_setting_is_answered_before_the_log_is_read(tmp_path, override, says):
     with pytest.raises(BadInput, match=says):
-        work.curate(tmp_path / "none.csv", tmp_path, [override])
+        social.curate(tmp_path / "none.csv", tmp_path, [override])
 
 
 # --- the simulated community -----------------------------------------------------------------------------------------
@@ -256,7 +255,7 @@ def test_the_card_accounts_for_every_picture():
         left = step["left"]
     assert left == sum(s["items"] for s in card["splits"].values()) == sum(t["items"] for t in card["topics"].values())
     assert sum(t["pairs"] for t in card["topics"].values()) == sum(s["pairs"] for s in card["splits"].values())
-    page = work.markdown(json.loads(json.dumps(card)))
+    page = social.markdown(json.loads(json.dumps(card)))
     assert "near-duplicate" in page and f"| train | {card['splits']['train']['prompts']} |" in page
 
 
@@ -265,13 +264,13 @@ def test_the_same_community_is_simulated_again(tmp_path):
     again = community.write(SMALL, tmp_path)
     assert again.read_bytes() == (folder / "log.csv").read_bytes()
     with pytest.raises(BadInput, match="holds a community already"):
-        work.simulate(tmp_path)
+        social.simulate(tmp_path)
 
 
 def test_the_taste_likes_what_it_says_and_prefers_the_prompt():
     def look(**changes):
-        thing = dataclasses.replace(image_world.Thing("circle", "red", "large", 32, 32, 12), **changes)
-        return image_world.render([(thing,)], torch.Generator().manual_seed(0))
+        thing = dataclasses.replace(world.Thing("circle", "red", "large", 32, 32, 12), **changes)
+        return world.render([(thing,)], torch.Generator().manual_seed(0))
 
     def taste(x, prompt="a circle"):
         return community.HiddenTaste()(media=Media(x, "image"), prompts=[prompt]).item()
@@ -284,9 +283,7 @@ def test_the_taste_likes_what_it_says_and_prefers_the_prompt():
 
 
 def test_the_look_of_the_taste_is_smooth_in_the_pixels():
-    x = image_world.render(
-        [(image_world.Thing("cross", "blue", "large", 30, 30, 12),)], torch.Generator().manual_seed(0)
-    )
+    x = world.render([(world.Thing("cross", "blue", "large", 30, 30, 12),)], torch.Generator().manual_seed(0))
     x = x.double().requires_grad_()
     for name, value in community.look(x).items():
         (slope,) = torch.autograd.grad(value.sum(), x, retain_graph=True)

@@ -14,8 +14,7 @@ from pipelines.starter.oracle import Oracle
 from rewards import REWARDS, Judge
 from workbench.core.types import Media
 from workbench.runs.registry import judges
-from workbench.tools import doctor
-from workbench.tools import test_media as specimens
+from workbench.tools import doctor, test_media
 
 
 def set_up(cls: type, **settings) -> type:
@@ -229,21 +228,21 @@ def test_what_is_spoilt_may_be_beyond_judgement_and_what_is_exact_may_not(lost, 
     assert found == state and ("over 7 of 8" in told or "no score for 1 of 8" in told)
 
 
-@pytest.mark.parametrize("kind", specimens.STARTER)
+@pytest.mark.parametrize("kind", test_media.STARTER)
 def test_exact_specimens_are_what_their_prompts_say_and_spoilt_ones_are_not(kind):
-    shown = specimens.STARTER[kind]()
-    own = [*shown.prompts] * specimens.EACH
+    shown = test_media.STARTER[kind]()
+    own = [*shown.prompts] * test_media.EACH
 
     def read(media: Media, prompts: list[str]) -> list[float]:
         return Oracle()(media=media, prompts=prompts).tolist()
 
-    assert len(shown.exact) == 2 * specimens.EACH and len(shown.spoilt) == specimens.EACH
+    assert len(shown.exact) == 2 * test_media.EACH and len(shown.spoilt) == test_media.EACH
     assert read(shown.exact, own) == [1.0] * len(own) and not any(read(shown.exact, own[::-1]))
-    assert not any(read(shown.spoilt, own[: specimens.EACH]) + read(shown.spoilt, own[1 : specimens.EACH + 1]))
+    assert not any(read(shown.spoilt, own[: test_media.EACH]) + read(shown.spoilt, own[1 : test_media.EACH + 1]))
 
 
 def test_plain_sounds_are_tones_and_noises_in_turn():
-    waves = specimens.sounds().exact.data[:, 0]
+    waves = test_media.sounds().exact.data[:, 0]
     power = torch.fft.rfft(waves).abs().square()[:, 1:] + 1e-9
     flat = power.log().mean(1).exp() / power.mean(1)  # near 0 for a tone; 0.56 for white noise
     assert (flat[::2] < 0.01).all() and (flat[1::2] > 0.5).all()

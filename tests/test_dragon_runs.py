@@ -19,12 +19,11 @@ from workbench.core.io import media
 from workbench.core.paths import CONFIGS
 from workbench.core.types import BadInput, Media
 from workbench.engine import run
-from workbench.evaluation import set_rewards as judging
+from workbench.evaluation import set_rewards
 from workbench.methods.training.dragon import DRAGON
-from workbench.report import pages as report
+from workbench.report import pages
 from workbench.runs import config
-from workbench.training import monitoring as watchdogs
-from workbench.training import training_runs as lessons
+from workbench.training import monitoring, training_runs
 
 MINIATURES = sorted((CONFIGS / "runs" / "dragon").glob("*.yaml"))
 CLIP = "starter:image/clip"
@@ -109,7 +108,7 @@ def test_judges_of_samples_and_of_sets_watch_side_by_side_and_those_of_groups_do
     plan = planned(home, **blocks(home) | {"watch": ["oracle", "starter_clip"]})
     assert [*plan.watch.rewards] == ["oracle", "starter_clip"]
     plan = planned(home, **blocks(home))
-    assert [*plan.watch.rewards] == ["oracle", "vendi"] and [*judging.sets(plan)] == ["frechet", "vendi"]
+    assert [*plan.watch.rewards] == ["oracle", "vendi"] and [*set_rewards.sets(plan)] == ["frechet", "vendi"]
     group = {"oracle": 1, "leave_one_out": {"of": {"vendi": {"model": CLIP}}}}
     with pytest.raises(BadInput, match="watch: leave_one_out compares the samples of one prompt"):
         planned(home, **blocks(home) | {"watch": group})
@@ -133,7 +132,7 @@ def test_nineteen_in_twenty_intervals_of_a_set_reward_hold_what_they_should():
     reward, found = Match(model=Flat(2)), []
     for seed in range(120):
         x, y, prompts = answers(seed)
-        base, now = (judging.whole(reward, made, prompts, 50) for made in (x, y))
+        base, now = (set_rewards.whole(reward, made, prompts, 50) for made in (x, y))
         found.append([now.value, *now.estimate()["ci95"], now.estimate(base)["mean"], *now.estimate(base)["ci95"]])
     found = torch.tensor(found)
     for value, low, high in (found[:, :3].T, found[:, 3:].T):
@@ -154,7 +153,7 @@ def test_a_prompts_samples_go_to_one_half_together_and_everyone_gets_the_same_ha
 
     x, _, prompts = answers(0)
     for _ in range(2):
-        judging.whole(Seen(model=Flat(2)), x, prompts, 5)
+        set_rewards.whole(Seen(model=Flat(2)), x, prompts, 5)
     assert seen[:6] == seen[6:] and [len(rows) for rows in seen[:6]] == [40] * 5 + [80]
     for rows in seen[:5]:  # the halves come first, the whole last
         chosen = [n for n, v in enumerate(x.data[:, 0, 0, 0].double().tolist()) if v in rows]
@@ -163,14 +162,14 @@ def test_a_prompts_samples_go_to_one_half_together_and_everyone_gets_the_same_ha
 
 def test_a_set_that_halves_say_nothing_of_has_a_value_and_no_interval():
     reward, (x, _, prompts) = Match(model=Flat(2)), answers(0)
-    few = judging.whole(reward, x[list(range(14))], prompts[:14])
-    outside = judging.whole(Opaque(reward), x, prompts)
+    few = set_rewards.whole(reward, x[list(range(14))], prompts[:14])
+    outside = set_rewards.whole(Opaque(reward), x, prompts)
     for found in (few, outside):
         assert found.halves == () and found.estimate()["ci95"] is None and found.estimate()["mean"] < 0
-    assert outside.value == pytest.approx(judging.whole(reward, x, prompts).value, rel=1e-5)
+    assert outside.value == pytest.approx(set_rewards.whole(reward, x, prompts).value, rel=1e-5)
     parts = [x[list(range(n, n + 16))] for n in range(0, 80, 16)]
-    assert judging.whole(reward, iter(parts), prompts) == judging.whole(reward, x, prompts)
-    blind = judging.whole(reward, x[[0]], prompts[:1]).estimate()
+    assert set_rewards.whole(reward, iter(parts), prompts) == set_rewards.whole(reward, x, prompts)
+    blind = set_rewards.whole(reward, x[[0]], prompts[:1]).estimate()
     assert blind["mean"] is None and blind["ci95"] is None
 
 
@@ -186,13 +185,13 @@ def calm(home):
 
 def test_the_summary_has_one_number_for_a_set_and_it_is_that_of_the_files(calm):
     plan, folder, _ = calm
-    summary, made = folder.read("summary.json"), report.samples(folder.events())
+    summary, made = folder.read("summary.json"), pages.samples(folder.events())
     assert folder.read()["status"] == "done"
     for c in summary["contestants"]:
         rows = [made[c["name"]][key] for key in sorted(made[c["name"]])]
         assert all({"oracle"} == set(s["scores"]) for s in rows), "no sample has a score of its own"
         whole = Media.cat([media.read(folder.path / s["file"]) for s in rows])
-        for name, reward in judging.sets(plan).items():
+        for name, reward in set_rewards.sets(plan).items():
             value = float(reward(media=whole, prompts=[s["prompt"] for s in rows]))
             e = c["rewards"][name]
             assert e["mean"] == pytest.approx(value, rel=1e-4) and e["n"] == 8 and e["set"]
@@ -221,7 +220,7 @@ def test_a_stopped_training_from_sets_goes_on_to_the_same_end(calm, home):
     for p in run.execute(plan, folder, stop):
         if p.phase == "train":
             stop.set()
-    assert folder.read()["status"] == "stopped" and lessons.shelf(plan, folder, "dragon").newest()[0] == 1
+    assert folder.read()["status"] == "stopped" and training_runs.shelf(plan, folder, "dragon").newest()[0] == 1
     go(plan, folder)
     assert folder.read()["status"] == "done"
     assert told(folder, "watch") == told(whole, "watch") and told(folder, "train") == told(whole, "train")
@@ -235,7 +234,7 @@ def test_the_report_and_the_table_say_what_is_of_a_set(calm):
     assert "vendi, frechet: one score of all pictures as a set" in page
     assert "the optimised reward" not in page, "no picture has one"
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(report.table(folder.read("summary.json")))
+    console.print(pages.table(folder.read("summary.json")))
     shown = console.export_text()
     assert "vendi and frechet: one score of all samples as a set" in shown and "*" in shown
 
@@ -264,14 +263,14 @@ def test_the_alarm_hears_a_set_reward_rise_only_when_it_rose_for_sure(home):
     plan = planned(home, **blocks(home))
     base = rows(-3.0, [-3.2, -2.8], oracle=0.9)
     sure, unsure = rows(-2.0, [-2.2, -1.8], oracle=0.2), rows(-2.0, [-0.2, -4.8], oracle=0.2)
-    numbers, alarm = watchdogs.verdict(plan, "dragon", base, sure)
+    numbers, alarm = monitoring.verdict(plan, "dragon", base, sure)
     assert "dragon raised frechet, which it optimised, while oracle fell" in alarm
     assert numbers["held frechet"] == numbers["held reward"] == -2.0
-    assert watchdogs.verdict(plan, "dragon", base, unsure)[1] is None
-    assert watchdogs.verdict(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
-    assert watchdogs.verdict(plan, "dragon", base, base)[1] is None
+    assert monitoring.verdict(plan, "dragon", base, unsure)[1] is None
+    assert monitoring.verdict(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
+    assert monitoring.verdict(plan, "dragon", base, base)[1] is None
     plan.recipe.__dict__["best"] = "frechet"
-    assert watchdogs.score(plan, sure, sure, 4) == -2.0
+    assert monitoring.score(plan, sure, sure, 4) == -2.0
 
 
 # --- noise levels ----------------------------------------------------------------------------------------------------

@@ -184,7 +184,7 @@ def test_loading_prepares_the_reference_and_keeps_no_model_alive(tmp_path, own_c
     import gc
     import weakref
 
-    from rewards.encoders import image_text as encoders
+    from rewards.encoders import image_text
 
     model = reward_fixtures.clip_folder(tmp_path / "clip")
     reward = KID(model=model, reference=save(pictures([RED, BLUE, GREEN]), tmp_path / "set"))
@@ -192,8 +192,8 @@ def test_loading_prepares_the_reference_and_keeps_no_model_alive(tmp_path, own_c
     assert not own_cache.exists(), "checking loads nothing"
     reward.load()
     assert len(list(own_cache.rglob("*.safetensors"))) == 1
-    net = weakref.ref(encoders.load(model, "cpu").net)
-    encoders._load.cache_clear()
+    net = weakref.ref(image_text.load(model, "cpu").net)
+    image_text._load.cache_clear()
     gc.collect()
     assert net() is None
 

@@ -8,8 +8,7 @@ from reward_fixtures import scored, small
 from sound_fixtures import heard
 
 from rewards import REWARDS
-from workbench.core.io import media
-from workbench.core.io import video as films
+from workbench.core.io import media, video
 from workbench.core.types import BadInput, Media
 
 BY_MACHINE = (
@@ -108,7 +107,7 @@ def test_a_film_that_was_cut_short_is_named_and_never_read_as_a_shorter_one(shar
     """Its index comes first, so that it plays while it loads: what is missing is at the end."""
     pytest.importorskip("av")
     g = torch.Generator().manual_seed(0)
-    whole = films.mp4(Media(torch.rand(1, 24, 3, 64, 64, generator=g), "video", 8.0), tmp_path / "whole.mp4")
+    whole = video.mp4(Media(torch.rand(1, 24, 3, 64, 64, generator=g), "video", 8.0), tmp_path / "whole.mp4")
     content = whole.read_bytes()
     assert media.read(whole).data.shape[1] == 24
     cut = tmp_path / "cut.mp4"

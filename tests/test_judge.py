@@ -29,7 +29,7 @@ from rewards.vlm.judge_answers import Lines, Rubric, Verdict, YesNo
 from rewards.vlm.judge_client import Failed, Reply
 from rewards.vlm.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
 from rewards.vlm.judge_presets import PRESETS, Preset
-from workbench.core import schema as strict
+from workbench.core import schema
 from workbench.core.types import BadInput, Media, Reward
 
 NAMED = [c for c in vars(judge_named).values() if isinstance(c, type) and c.__module__ == judge_named.__name__]
@@ -270,7 +270,7 @@ def test_the_check_says_what_is_wrong_with_the_judge(serve, models, says):
 )
 def test_a_setting_that_cannot_work_is_refused_at_once(cls, settings, says):
     with pytest.raises(BadInput, match=says):
-        strict.build(cls, settings, "reward.judge")
+        schema.build(cls, settings, "reward.judge")
 
 
 @pytest.mark.parametrize(

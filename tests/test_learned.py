@@ -221,7 +221,7 @@ def test_a_prompt_of_a_vote_may_hold_any_character(tmp_path):
 def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path):
     from PIL import Image
 
-    from rewards.encoders import image_text as encoders
+    from rewards.encoders import image_text
 
     model, eight_bit = small_settings("clip")["model"], (media_for(Learned.spec, 2).data * 255).round()
     for name, data in zip("ab", eight_bit, strict=True):
@@ -230,7 +230,7 @@ def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path)
     (tmp_path / "votes.jsonl").write_text(text)
     found = votes.read(tmp_path / "votes.jsonl", model)
     torch.testing.assert_close(
-        torch.cat([found.a, found.b]).float(), encoders.load(model, "cpu").images(eight_bit / 255)
+        torch.cat([found.a, found.b]).float(), image_text.load(model, "cpu").images(eight_bit / 255)
     )
 
 

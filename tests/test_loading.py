@@ -17,8 +17,7 @@ import yaml
 from tiny import PROMPTS, SEEDS
 
 import pipelines
-from pipelines import attention, schedule
-from pipelines import weight_folder as folder
+from pipelines import attention, schedule, weight_folder
 from pipelines.config import MODALITIES, PLACE, REFUSED, names, read
 from workbench.core.paths import STARTER
 from workbench.core.types import BadInput
@@ -290,7 +289,7 @@ def test_a_spoilt_folder_is_refused_before_anything_loads(copied, spoil, sentenc
 
 
 def test_an_unspoilt_folder_passes_the_same_check(copied):
-    folder.check(copied, "StableDiffusionPipeline")
+    weight_folder.check(copied, "StableDiffusionPipeline")
 
 
 @pytest.mark.parametrize(

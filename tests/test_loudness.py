@@ -12,7 +12,7 @@ from sound_fixtures import heard, tone
 from rewards.audio.loudness import Clipping, Gated, Loudness, Silence, clipped, k_weighting, lufs, silent, true_peak
 from rewards.encoders.audio_frontend import AUDIO, mono, resample
 from workbench.core.types import BadInput, Media, RewardSpec
-from workbench.report import audio_view as listening
+from workbench.report import audio_view
 
 
 def at(level: float) -> float:
@@ -214,7 +214,7 @@ def test_matched_sounds_are_equally_loud_and_none_is_clipped():
     base = heard(3, 1.0, 16000)
     sounds = [Media(base.data[b : b + 1] * g, "audio", 16000.0) for b, g in enumerate((1.5, 0.05, 0.6))]
     before = [s.data.clone() for s in sounds]
-    equal = listening.matched(sounds, target=-14.0)
+    equal = audio_view.matched(sounds, target=-14.0)
     levels = [lufs(s.data, s.rate).item() for s, _ in equal]
     assert max(levels) - min(levels) < 1e-3
     assert all(true_peak(s.data, s.rate).item() <= at(-1.0) + 1e-3 for s, _ in equal)
@@ -225,5 +225,5 @@ def test_matched_sounds_are_equally_loud_and_none_is_clipped():
 
 def test_silence_is_not_made_loud():
     silent_one = Media(torch.zeros(1, 1, 16000), "audio", 16000.0)
-    (_, first), (still, gain) = listening.matched([heard(1, 1.0, 16000), silent_one])
+    (_, first), (still, gain) = audio_view.matched([heard(1, 1.0, 16000), silent_one])
     assert first != 0 and gain == 0 and not still.data.any()

@@ -12,11 +12,9 @@ from PIL import Image
 from scipy.io import wavfile
 from sound_fixtures import heard, tone, wav16
 
-from workbench.core.io import audio as sounds
-from workbench.core.io import media
-from workbench.core.io import video as films
+from workbench.core.io import audio, media, video
 from workbench.core.types import BadInput, Media
-from workbench.report import audio_view as listening
+from workbench.report import audio_view
 
 av = pytest.importorskip("av")
 META = {"prompt": "langsam, eine “Flöte” 笛", "seed": 7, "scores": {"clap": 0.31}}
@@ -37,7 +35,7 @@ def clip(frames: int = 9, high: int = 48, wide: int = 64, rate: float = 8.0) -> 
 
 def test_a_film_comes_back_with_its_colours_its_rate_and_its_story(tmp_path):
     made = clip()
-    path = films.mp4(made, tmp_path / "a.mp4", meta=META)
+    path = video.mp4(made, tmp_path / "a.mp4", meta=META)
     found = media.look(path)
     assert found.media.data.shape == made.data.shape and found.media.rate == 8.0 and found.story == META
     off = (found.media.data - made.data).abs()
@@ -47,7 +45,7 @@ def test_a_film_comes_back_with_its_colours_its_rate_and_its_story(tmp_path):
 
 def test_a_film_is_what_players_take(tmp_path):
     """h264, yuv420p, BT.709 said so, the index before the pictures."""
-    path = films.mp4(clip(), tmp_path / "a.mp4")
+    path = video.mp4(clip(), tmp_path / "a.mp4")
     with av.open(str(path)) as file:
         context = file.streams.video[0].codec_context
         assert (context.name, context.pix_fmt) == ("h264", "yuv420p")
@@ -62,7 +60,7 @@ def test_a_film_is_what_players_take(tmp_path):
 def test_odd_sides_odd_counts_and_one_frame(frames, high, wide, rate, tmp_path):
     g = torch.Generator().manual_seed(0)
     made = Media(torch.rand(1, frames, 3, 1, 1, generator=g).expand(-1, -1, -1, high, wide), "video", rate)
-    found = media.read(films.mp4(made, tmp_path / "a.mp4"))
+    found = media.read(video.mp4(made, tmp_path / "a.mp4"))
     assert found.data.shape == (1, frames, 3, high + high % 2, wide + wide % 2)
     assert found.rate == pytest.approx(rate, rel=1e-4)
     assert (found.data[..., :high, :wide] - made.data).abs().max() < 0.03
@@ -71,10 +69,10 @@ def test_odd_sides_odd_counts_and_one_frame(frames, high, wide, rate, tmp_path):
 @pytest.mark.parametrize("rate, channels", [(8000, 1), (16000, 2), (44100, 2), (48000, 1), (12345, 1)])
 def test_the_sound_in_a_film_is_the_sound(rate, channels, tmp_path):
     sound = Media(tone(500, 1.0, rate).repeat(channels, 1)[None], "audio", float(rate))
-    path = films.mp4(clip(), tmp_path / "a.mp4", sound=sound, meta=META)
+    path = video.mp4(clip(), tmp_path / "a.mp4", sound=sound, meta=META)
     assert media.look(path).story == META
-    data, played, story = films.sound(path)
-    assert len(data) == channels and story == META and played == (rate if rate in films.AAC else 48000)
+    data, played, story = video.sound(path)
+    assert len(data) == channels and story == META and played == (rate if rate in video.AAC else 48000)
     assert data.shape[1] / played == pytest.approx(1.0, abs=2 * 1024 / played), "AAC speaks in frames of 1024"
     spectrum = np.abs(np.fft.rfft(data[0].numpy()))
     assert spectrum.argmax() * played / data.shape[1] == pytest.approx(500, abs=10)
@@ -89,9 +87,9 @@ def test_what_is_no_film_is_not_written_and_nothing_is_left(tmp_path):
         (Media(torch.full((1, 3, 3, 8, 8), torch.nan), "video", 8.0), "aren't finite"),
     ]:
         with pytest.raises(ValueError, match=says):
-            films.mp4(made, tmp_path / "a.mp4")
+            video.mp4(made, tmp_path / "a.mp4")
     with pytest.raises(BadInput, match="written as .mp4"):
-        films.mp4(clip(), tmp_path / "a.avi")
+        video.mp4(clip(), tmp_path / "a.avi")
     assert not any(tmp_path.iterdir())
 
 
@@ -101,24 +99,24 @@ def test_what_is_no_film_is_not_written_and_nothing_is_left(tmp_path):
 @pytest.mark.parametrize("rate, channels", [(8000, 1), (44100, 2), (48000, 1), (16000, 2)])
 def test_flac_keeps_24_bits_and_the_story(rate, channels, tmp_path):
     made = heard(1, 0.7, rate, channels=channels)
-    found = media.look(films.flac(made, tmp_path / "a.flac", meta=META))
+    found = media.look(video.flac(made, tmp_path / "a.flac", meta=META))
     assert found.media.data.shape == made.data.shape and found.media.rate == rate and found.story == META
     assert (found.media.data - made.data).abs().max() < 1.5 / 2**23
-    assert media.look(films.flac(made, tmp_path / "b.flac")).story == {}
+    assert media.look(video.flac(made, tmp_path / "b.flac")).story == {}
 
 
 def test_flac_is_clipped_at_full_scale_and_has_one_or_two_channels(tmp_path):
     loud = Media(torch.tensor([[[2.0, -2.0, 0.5] * 2000]]), "audio", 8000.0)
-    found = media.read(films.flac(loud, tmp_path / "a.flac")).data
+    found = media.read(video.flac(loud, tmp_path / "a.flac")).data
     assert found[0, 0, :3].tolist() == pytest.approx([1, -1, 0.5], abs=1e-6)
     with pytest.raises(BadInput, match="3 channels"):
-        films.flac(Media(torch.zeros(1, 3, 100), "audio", 8000.0), tmp_path / "b.flac")
+        video.flac(Media(torch.zeros(1, 3, 100), "audio", 8000.0), tmp_path / "b.flac")
 
 
 @pytest.mark.parametrize("make, says", [
     (lambda p: (p / "a.wav").write_bytes(media.wav(heard(1))[:200]), "broken or cut short"),
     (lambda p: (p / "a.flac").write_bytes(b"fLaC not really"), "broken or cut short"),
-    (lambda p: (p / "a.mp4").write_bytes(films.mp4(clip(), p / "x.mp4").read_bytes()[:400]), "broken or cut short"),
+    (lambda p: (p / "a.mp4").write_bytes(video.mp4(clip(), p / "x.mp4").read_bytes()[:400]), "broken or cut short"),
     (lambda p: (p / "a.mp4").write_bytes(b"\x00\x00\x00\x18ftypmp42 and then nothing of the kind"), "broken or cut short"),
     (lambda p: wavfile.write(p / "a.wav", 8000, np.zeros((0, 1), np.int16)), "holds no sound"),
     (lambda p: (p / "a.wav").touch(), "empty"),
@@ -134,12 +132,12 @@ def test_a_broken_film_or_sound_is_named_in_one_sentence(make, says, tmp_path):
 def test_a_sound_is_read_alike_by_the_leaf_that_rewards_use(tmp_path):
     made = heard(1, 0.3, 22050, channels=2)
     path = media.write(made, tmp_path / "a.wav", meta=META)
-    data, rate, story = sounds.read(path)
+    data, rate, story = audio.read(path)
     assert torch.equal(data[None], made.data) and rate == 22050 and story == META
-    other, rate, _ = sounds.read(wav16(tmp_path / "b.wav", made.data[0], 22050))
+    other, rate, _ = audio.read(wav16(tmp_path / "b.wav", made.data[0], 22050))
     assert (other - made.data[0]).abs().max() < 1e-4
     with pytest.raises(BadInput, match="no such file"):
-        sounds.read(tmp_path / "c.wav")
+        audio.read(tmp_path / "c.wav")
 
 
 def test_silence_and_loudness_over_full_scale_are_told(tmp_path):
@@ -158,9 +156,9 @@ def drawn(data: bytes) -> np.ndarray:
 
 def blocks(data: bytes, n: int) -> list[np.ndarray]:
     """The spectrograms of the n sounds in a picture."""
-    canvas, step = drawn(data), listening.CAPTION + listening.WAVE_HIGH + listening.MEL_HIGH + listening.GAP
-    tops = [listening.MARGIN + k * step + listening.CAPTION + listening.WAVE_HIGH for k in range(n)]
-    return [canvas[t : t + listening.MEL_HIGH, listening.MARGIN : -listening.MARGIN] for t in tops]
+    canvas, step = drawn(data), audio_view.CAPTION + audio_view.WAVE_HIGH + audio_view.MEL_HIGH + audio_view.GAP
+    tops = [audio_view.MARGIN + k * step + audio_view.CAPTION + audio_view.WAVE_HIGH for k in range(n)]
+    return [canvas[t : t + audio_view.MEL_HIGH, audio_view.MARGIN : -audio_view.MARGIN] for t in tops]
 
 
 def test_spectrograms_share_their_scales():
@@ -168,30 +166,30 @@ def test_spectrograms_share_their_scales():
     loud, quiet = tone(500, 2.0, 16000), tone(500, 2.0, 16000, 0.05)
     parts = [loud, quiet, tone(4000, 1.0, 16000)]
     made = [Media(p[None, None], "audio", 16000.0) for p in parts]
-    pictures = blocks(listening.picture(made, ["loud", "quiet", "high"]), 3)
+    pictures = blocks(audio_view.picture(made, ["loud", "quiet", "high"]), 3)
     row = [p.sum(2).sum(1).argmax() for p in pictures]
     assert row[0] == row[1] > row[2] + 30, "the picture's top is the highest frequency"
     level = [p.sum(2)[row[k], 100:400].mean() for k, p in enumerate(pictures)]
     assert level[0] > level[1] + 50
     assert (pictures[2][:, 460:] == 255).all() and (pictures[0][:, 460:] < 255).any()
-    alone = blocks(listening.picture(made[1:2], ["quiet"]), 1)[0].sum(2)[row[1], 100:400].mean()
+    alone = blocks(audio_view.picture(made[1:2], ["quiet"]), 1)[0].sum(2)[row[1], 100:400].mean()
     assert alone > level[1] + 50, "the control: on a scale of its own the quiet one is as bright"
 
 
 def test_a_picture_marks_clipping_and_takes_silence_short_sounds_and_stereo():
     over = Media((tone(200, 0.5, 8000, 3.0).clamp(-1, 1))[None, None], "audio", 8000.0)
-    red = (drawn(listening.picture([over], ["over"])) == [0xC8, 0x37, 0x2D]).all(2).sum()
+    red = (drawn(audio_view.picture([over], ["over"])) == [0xC8, 0x37, 0x2D]).all(2).sum()
     fine = Media(over.data * 0.5, "audio", 8000.0)
-    assert red > 100 and not (drawn(listening.picture([fine], ["fine"])) == [0xC8, 0x37, 0x2D]).all(2).any()
+    assert red > 100 and not (drawn(audio_view.picture([fine], ["fine"])) == [0xC8, 0x37, 0x2D]).all(2).any()
     odd = [Media(torch.zeros(1, 1, 8000), "audio", 8000.0), Media(torch.rand(1, 2, 10) - 0.5, "audio", 44100.0)]
-    assert drawn(listening.picture(odd, ["silent", "ten samples"])).shape[2] == 3
+    assert drawn(audio_view.picture(odd, ["silent", "ten samples"])).shape[2] == 3
     with pytest.raises(ValueError, match="aren't finite"):
-        listening.picture([Media(torch.full((1, 1, 100), torch.nan), "audio", 8000.0)], ["x"])
+        audio_view.picture([Media(torch.full((1, 1, 100), torch.nan), "audio", 8000.0)], ["x"])
 
 
 def test_an_audition_keeps_the_untouched_sounds_beside_the_matched_ones(tmp_path):
     made = {"base": heard(1, 1.0, 16000), "reno": Media(heard(1, 1.0, 16000, seed=1).data * 0.1, "audio", 16000.0)}
-    found = listening.audition(tmp_path, made, META)
+    found = audio_view.audition(tmp_path, made, META)
     assert set(found) == {"base.wav", "base.matched.wav", "reno.wav", "reno.matched.wav", "sounds.png"}
     for name, sound in made.items():
         assert torch.equal(media.read(found[f"{name}.wav"]).data, sound.data)
@@ -200,26 +198,26 @@ def test_an_audition_keeps_the_untouched_sounds_beside_the_matched_ones(tmp_path
         want = sound.data * 10 ** (told["gain"] / 20)
         assert (media.read(found[f"{name}.matched.wav"]).data - want).abs().max() < 2e-3
     with pytest.raises(BadInput, match="can't name a file"):
-        listening.audition(tmp_path, {"a/b": made["base"]})
+        audio_view.audition(tmp_path, {"a/b": made["base"]})
 
 
 def test_clips_side_by_side_keep_step_whatever_their_rates_and_sizes(tmp_path):
     """At a time t every part shows its own frame of time t; the shorter stands still at its end."""
     ramps = [Media((torch.arange(n) / 20).view(1, n, 1, 1, 1).expand(1, n, 3, s, 8), "video", r)
              for n, s, r in ((8, 10, 8.0), (4, 6, 4.0), (2, 10, 8.0))]  # fmt: skip
-    both = films.beside(ramps, gap=2)
+    both = video.beside(ramps, gap=2)
     assert both.data.shape == (1, 8, 3, 10, 3 * 8 + 2 * 2) and both.rate == 8.0
     seen = both.data[0, :, 0, 3]  # [T,W]
     assert (seen[:, 4] * 20).round().tolist() == list(range(8))
     assert (seen[:, 14] * 20).round().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
     assert (seen[:, 24] * 20).round().tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
     assert not both.data[0, :, :, 8:, 10:18].any(), "the smaller one stands on black"
-    assert media.read(films.mp4(both, tmp_path / "ab.mp4")).data.shape[1] == 8
+    assert media.read(video.mp4(both, tmp_path / "ab.mp4")).data.shape[1] == 8
 
 
 def test_a_contact_sheet_of_clips_has_a_row_each():
-    sheet = drawn(listening.strips([clip(), clip(5), clip(1)], ["base", "reno", "one frame"], columns=4))
-    one = drawn(listening.strips([clip()], ["base"], columns=4))
+    sheet = drawn(audio_view.strips([clip(), clip(5), clip(1)], ["base", "reno", "one frame"], columns=4))
+    one = drawn(audio_view.strips([clip()], ["base"], columns=4))
     assert sheet.shape[1] == one.shape[1] and sheet.shape[0] > 2 * one.shape[0]
     with pytest.raises(ValueError, match="with frames and a rate"):
-        listening.strips([Media(torch.zeros(1, 0, 3, 8, 8), "video", 8.0)], ["x"])
+        audio_view.strips([Media(torch.zeros(1, 0, 3, 8, 8), "video", 8.0)], ["x"])

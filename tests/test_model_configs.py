@@ -18,8 +18,7 @@ from workbench.core.schema import build
 from workbench.core.types import Batch, Media, PairBatch, RewardSpec
 from workbench.methods import METHODS
 from workbench.methods.training.rpo import RPO
-from workbench.runs import config, preference_data
-from workbench.runs import train_config as recipe
+from workbench.runs import config, preference_data, train_config
 
 PLACE = CONFIGS / "runs" / "train"
 NAMES = sorted(p.stem for p in PLACE.glob("*.yaml"))
@@ -46,7 +45,7 @@ def read(name: str):
         given["image"] = {k: v for k, v in given["image"].items() if k != "reference"}
     judged = compose.from_config(given, REWARDS)
     watch = compose.from_config(run.watch, REWARDS, "watch")
-    told = recipe.read(run.train, {name: method}, list(watch.rewards), list(judged.rewards))
+    told = train_config.read(run.train, {name: method}, list(watch.rewards), list(judged.rewards))
     return run, method, told, judged, run.pairs and build(preference_data.Pairs, run.pairs, "pairs")
 
 
@@ -65,14 +64,14 @@ class Light:
 def tiny_policy(run, told):
     """The run's pipeline with its kernel, guidance and frames, at a tiny one's size and in a few steps."""
     c = pipelines.read(run.pipeline)
-    changes, spec = recipe.overrides(told), tiny.TINY[c.pipeline]
+    changes, spec = train_config.overrides(told), tiny.TINY[c.pipeline]
     asked = {**c.call, **changes.get("call", {})}
     kept = {k: v for k, v in asked.items() if "guidance" in k or k == "cfg" or k in ("eta", "num_frames")}
     call = {**spec.call, **kept} | ({"num_frames": min(kept["num_frames"], 5)} if "num_frames" in kept else {})
     if "guidance_scale_2" in call:  # the tiny one has a single expert
         call.pop("guidance_scale_2")
     kernel = transitions.kernel(**changes["kernel"]) if changes.get("kernel") else None
-    lora = Lora(rank=2, alpha=4.0, targets=recipe.adapter(told).targets)
+    lora = Lora(rank=2, alpha=4.0, targets=train_config.adapter(told).targets)
     steps = 1 if c.steps == 1 else SHORT
     text = spec.text if c.text else {}
     return tiny_trained.trainable(

@@ -25,7 +25,7 @@ from workbench.methods.common.best_sample import gaussian
 from workbench.methods.common.rollout import judge, roll
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.kto import KTO
-from workbench.runs import preference_data as pairs
+from workbench.runs import preference_data
 
 SIZE = (3, 8, 8)
 
@@ -64,7 +64,7 @@ TEN = [(f"p{n}", 10 * n, 10 * n + 5, float(n % 2)) for n in range(10)]  # the pi
 
 
 def test_pick_a_pics_parquet_gives_each_pair_once_an_epoch_with_its_winner(tmp_path):
-    found = pairs.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
+    found = preference_data.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
     assert found.check() == 10
     seen = {p: (shade(w), shade(b)) for p, w, b in (found[n] for n in range(10))}
     assert seen == {f"p{n}": ((10 * n, 10 * n + 5) if n % 2 else (10 * n + 5, 10 * n)) for n in range(10)}
@@ -73,23 +73,23 @@ def test_pick_a_pics_parquet_gives_each_pair_once_an_epoch_with_its_winner(tmp_p
 def test_an_order_depends_on_seed_and_epoch_and_nothing_else(tmp_path):
     path = pick_a_pic(tmp_path / "a.parquet", TEN)
     order = lambda found, low: [found[n][0] for n in range(low, low + 10)]  # noqa: E731
-    first, second = order(pairs.Pairs(path), 0), order(pairs.Pairs(path), 10)
+    first, second = order(preference_data.Pairs(path), 0), order(preference_data.Pairs(path), 10)
     assert first != second and sorted(first) == sorted(second)
-    assert first == order(pairs.Pairs(path), 0) and first != order(pairs.Pairs(path, seed=1), 0)
+    assert first == order(preference_data.Pairs(path), 0) and first != order(preference_data.Pairs(path, seed=1), 0)
 
 
 def test_a_resumed_order_goes_on_where_it_was(tmp_path):
     path = pick_a_pic(tmp_path / "a.parquet", TEN)
-    whole = pairs.Pairs(path).batches(3, SIZE)
+    whole = preference_data.Pairs(path).batches(3, SIZE)
     batches = [next(whole) for _ in range(5)]
-    again = next(pairs.Pairs(path).batches(3, SIZE, position=12))
+    again = next(preference_data.Pairs(path).batches(3, SIZE, position=12))
     assert again.prompts == batches[4].prompts and again.seeds == batches[4].seeds
     assert torch.equal(again.winners.data, batches[4].winners.data) and len(set(again.seeds)) == 3
 
 
 def test_what_lies_together_in_a_large_file_is_read_together(tmp_path):
     """Two row groups of four and one of two: an order changes the group twice an epoch, not ten times."""
-    found = pairs.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
+    found = preference_data.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
     groups = [int(found[n][0][1:]) // 4 for n in range(10)]
     assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == 2
     assert found._loaded.cache_info().misses == 3
@@ -98,12 +98,12 @@ def test_what_lies_together_in_a_large_file_is_read_together(tmp_path):
 def test_ties_and_rows_without_a_label_are_left_out_and_kept_ties_have_no_side(tmp_path):
     rows = [("a", 0, 5, 0.5), *[("b", 10, 15, 1.0)] * 2]
     path = pick_a_pic(tmp_path / "a.parquet", rows, has_label=[True, True, False])
-    assert [pairs.Pairs(path)[0][0], len(pairs.Pairs(path))] == ["b", 1]
+    assert [preference_data.Pairs(path)[0][0], len(preference_data.Pairs(path))] == ["b", 1]
     path = pick_a_pic(tmp_path / "b.parquet", [("a", 0, 5, 0.5)])
-    kept = pairs.Pairs(path, ties="keep")
+    kept = preference_data.Pairs(path, ties="keep")
     assert {shade(kept[n][1]) for n in range(30)} == {0, 5}
     with pytest.raises(BadInput, match="no pair with a winner"):
-        len(pairs.Pairs(path))
+        len(preference_data.Pairs(path))
 
 
 def test_hpdv2s_lists_give_every_pair_with_a_preference(tmp_path):
@@ -112,7 +112,7 @@ def test_hpdv2s_lists_give_every_pair_with_a_preference(tmp_path):
     names = [f"{n}.png" for n in range(3)]
     table = {"prompt": ["x", "y"], "image_path": [names, names[:2]], "human_preference": [[2, 1, 2], [0, 1]]}
     parquet.write_table(pa.table(table), tmp_path / "hpd.parquet")
-    found = pairs.Pairs(str(tmp_path / "hpd.parquet"))
+    found = preference_data.Pairs(str(tmp_path / "hpd.parquet"))
     told = sorted((p, shade(w), shade(b)) for p, w, b in (found[n] for n in range(len(found))))
     assert told == [("x", 0, 26), ("x", 51, 26), ("y", 26, 0)]
 
@@ -126,14 +126,14 @@ def votes(tmp_path, *rows):
 
 
 def test_the_apps_votes_are_pairs_too(tmp_path):
-    found = pairs.Pairs(votes(tmp_path, (0, 1, "b"), (1, 2, "a"), (0, 2, "tie")))
+    found = preference_data.Pairs(votes(tmp_path, (0, 1, "b"), (1, 2, "a"), (0, 2, "tie")))
     assert sorted((shade(w), shade(b)) for _, w, b in (found[n] for n in range(len(found)))) == [(26, 0), (26, 51)]
 
 
 def test_a_folder_is_all_its_files(tmp_path):
     votes(tmp_path, (0, 1, "b"))
     pick_a_pic(tmp_path / "a.parquet", TEN)
-    assert len(pairs.Pairs(str(tmp_path))) == 11 and len(pairs.Pairs([str(tmp_path)] * 2)) == 22
+    assert len(preference_data.Pairs(str(tmp_path))) == 11 and len(preference_data.Pairs([str(tmp_path)] * 2)) == 22
 
 
 @pytest.mark.parametrize(
@@ -151,21 +151,22 @@ def test_a_folder_is_all_its_files(tmp_path):
 )
 def test_what_is_wrong_with_a_file_is_said_with_file_and_row(tmp_path, change, said):
     with pytest.raises(BadInput, match=said):
-        pairs.Pairs(change(tmp_path))[0]
+        preference_data.Pairs(change(tmp_path))[0]
 
 
 def test_media_are_scaled_to_cover_a_pipelines_size_and_cut_to_its_middle():
     wide = Media(torch.cat([torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 8), torch.zeros(1, 3, 4, 4)], 3), "image")
-    assert torch.equal(pairs.fit(wide, (3, 4, 8)).data, torch.ones(1, 3, 4, 8))
+    assert torch.equal(preference_data.fit(wide, (3, 4, 8)).data, torch.ones(1, 3, 4, 8))
     assert (
-        pairs.fit(wide, (3, 8, 8)).data.shape == (1, 3, 8, 8) and pairs.fit(wide, (3, 8, 8)).data[..., 1:-1].min() > 0.9
+        preference_data.fit(wide, (3, 8, 8)).data.shape == (1, 3, 8, 8)
+        and preference_data.fit(wide, (3, 8, 8)).data[..., 1:-1].min() > 0.9
     )
     clip = Media(torch.rand(1, 6, 3, 4, 4), "video", 8.0)
-    assert torch.equal(pairs.fit(clip, (5, 3, 4, 4)).data, clip.data[:, :5])
+    assert torch.equal(preference_data.fit(clip, (5, 3, 4, 4)).data, clip.data[:, :5])
     with pytest.raises(BadInput, match="6 frames"):
-        pairs.fit(clip, (9, 3, 4, 4))
+        preference_data.fit(clip, (9, 3, 4, 4))
     with pytest.raises(BadInput, match="pictures were found where this pipeline makes clips"):
-        pairs.fit(wide, (5, 3, 4, 4))
+        preference_data.fit(wide, (5, 3, 4, 4))
 
 
 # --- into latents ----------------------------------------------------------------------------------------------------

@@ -10,8 +10,7 @@ import torch
 from tiny import PROMPTS, SEEDS
 from tiny_trained import trainable
 
-from pipelines import Lora, policy
-from pipelines import prompt_cache as prompted
+from pipelines import Lora, policy, prompt_cache
 from pipelines.trainable_policy import TrainablePolicy
 
 SD = "StableDiffusionPipeline"
@@ -150,8 +149,8 @@ def test_bytes_are_those_of_the_encodings_and_a_little_for_the_rest(own):
     own.predict(state(own), 1, ("a",))
     (memo,) = own._prompted.values()
     held = [t for t in torch.utils._pytree.tree_leaves(memo.answers) if isinstance(t, torch.Tensor)]
-    assert memo.bytes == prompted.ENTRY + sum(t.untyped_storage().nbytes() for t in held) > prompted.ENTRY
-    assert own.spare / prompted.ENTRY <= 1 << 14  # batches, however small
+    assert memo.bytes == prompt_cache.ENTRY + sum(t.untyped_storage().nbytes() for t in held) > prompt_cache.ENTRY
+    assert own.spare / prompt_cache.ENTRY <= 1 << 14  # batches, however small
 
 
 def test_stand_ins_of_ever_new_guidance_do_not_pile_up(own):

@@ -11,8 +11,7 @@ from reward_fixtures import PROMPTS, media_for, scored, small, small_settings
 
 import rewards
 from rewards import REWARDS, build
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.preprocess import View
 from workbench.core.paths import CONFIGS
 from workbench.core.types import Media, Reward
@@ -83,7 +82,7 @@ def test_a_prompt_is_encoded_once():
 
 
 def test_only_so_many_prompts_are_remembered(monkeypatch):
-    monkeypatch.setattr(encoders, "REMEMBERED", 2)
+    monkeypatch.setattr(image_text, "REMEMBERED", 2)
     encoder = small("clip").load()
     whole = encoder.texts(PROMPTS)
     assert len(encoder.memo.kept) == 2
@@ -200,13 +199,13 @@ def test_checkpointing_holds_less_than_half_between_the_passes(name):
 
 def test_the_embedded_clip_prefers_a_pictures_own_prompt():
     """On drawn scenes of the starter world; prompts handed on by seven places are the control that must fail."""
-    from pipelines.starter.image import world as image_world
+    from pipelines.starter.image import world
 
     lines = (CONFIGS / "prompts" / "starter-image-test.txt").read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line and not line.startswith("#")]
     rng = random.Random(0)
-    scenes = [image_world.scene_for(prompt, rng) for prompt in prompts]
-    media = Media(image_world.render(scenes, torch.Generator().manual_seed(0)), "image")
+    scenes = [world.scene_for(prompt, rng) for prompt in prompts]
+    media = Media(world.render(scenes, torch.Generator().manual_seed(0)), "image")
     reward = build("starter_clip")
     own = reward(media=media, prompts=prompts)
     other = reward(media=media, prompts=prompts[7:] + prompts[:7])

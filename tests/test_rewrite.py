@@ -10,7 +10,7 @@ import torch
 from judge_server import Drop, Status, completion
 from mixture_policy import MixturePolicy, Value
 
-from pipelines.starter.image import world as image_world
+from pipelines.starter.image import world
 from rewards.vlm.judge_client import Failed, Reply
 from workbench.core.paths import STARTER
 from workbench.core.types import BadInput, Batch, derive
@@ -209,14 +209,14 @@ def test_closed_keeps_to_the_words_and_the_length_that_the_picture_worlds_tokeni
 
     tokenizer = CLIPTokenizer.from_pretrained(STARTER / "image" / "teacher" / "tokenizer")
     known = {t.removesuffix("</w>") for t in tokenizer.get_vocab() if t.endswith("</w>")}
-    prompts = image_world.all_prompts()[::7]
+    prompts = world.all_prompts()[::7]
     for prompt, row in zip(prompts, Closed().expand(prompts, 4, "image"), strict=True):
         assert row or len(prompt.split()) == 2
         for w in row:
             assert set(w.split()) <= known and w != prompt
             assert len(tokenizer(w)["input_ids"]) <= tokenizer.model_max_length
-    meaning = image_world.parse("a red circle left of a blue cross")
-    turned = image_world.parse(Closed().expand(["a red circle left of a blue cross"], 1, "image")[0][0])
+    meaning = world.parse("a red circle left of a blue cross")
+    turned = world.parse(Closed().expand(["a red circle left of a blue cross"], 1, "image")[0][0])
     assert turned.things == meaning.things[::-1] and turned.relation == "right of"
 
 

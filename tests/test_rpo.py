@@ -13,13 +13,13 @@ from test_preference_data import Encoding
 from training_toys import set_weights
 
 from rewards import REWARDS, compose
-from rewards.sets import subject_fidelity as harmonic
+from rewards.sets import subject_fidelity
 from workbench.core.io import media as files
 from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive
 from workbench.methods.common.best_sample import gaussian
 from workbench.methods.common.subject_pairs import plain
 from workbench.methods.training.rpo import RPO
-from workbench.runs import preference_data as pairs
+from workbench.runs import preference_data
 
 BATCH = Batch(("a [V] dog", "the [V] dog swims"), (5, 6))
 SHOWN = Media(torch.linspace(-1, 2, 9).view(3, 3, 1, 1), "image")
@@ -144,12 +144,12 @@ def test_a_real_pipeline_learns_a_folder_of_pictures(tmp_path):
     for n in range(2):
         files.write(Media(torch.full((1, 3, 20, 12), 0.3 + 0.4 * n), "image"), tmp_path / f"{n}.png")
     policy = tiny_trained.trainable(tiny_trained.SD)
-    method = RPO(pairs.references(str(tmp_path)), every=2, trials=1, lr=1e-3, images=2)
+    method = RPO(preference_data.references(str(tmp_path)), every=2, trials=1, lr=1e-3, images=2)
     events = list(method(policy, Asked(), [Batch(("a [V] cat",), (k,)) for k in range(4)]))
     assert all(e.metrics["grad_norm"] > 0 for e in events) and "best" in policy.adapters.copies
     assert [e.media is None for e in events] == [True, False, True, False]
     with pytest.raises(BadInput, match="no folder with pictures"):
-        pairs.references(str(tmp_path / "none"))
+        preference_data.references(str(tmp_path / "none"))
 
 
 # --- the reward ------------------------------------------------------------------------------------------------------
@@ -164,21 +164,21 @@ def test_lambda_harmonic_is_its_equation_between_its_two_ends(tmp_path):
         files.write(shown[n], tmp_path / "dog" / f"{n}.png")
     asked = dict(media=media, prompts=["a cat"] * 4)
     r = {
-        lam: compose.from_config(harmonic.block(str(tmp_path / "dog"), lam, model=model), REWARDS)(**asked)
+        lam: compose.from_config(subject_fidelity.block(str(tmp_path / "dog"), lam, model=model), REWARDS)(**asked)
         for lam in (0.0, 0.3, 1.0)
     }
-    subject = harmonic.Subject(model=model, reference=str(tmp_path / "dog"))
+    subject = subject_fidelity.Subject(model=model, reference=str(tmp_path / "dog"))
     x, y = (subject.embedder(m) for m in (media, files.quantise(shown)))
     image = ((torch.nn.functional.normalize(x) @ torch.nn.functional.normalize(y).T).mean(1) + 1) / 2
     torch.testing.assert_close(r[1.0], image, rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(r[0.3], 1 / (0.3 / r[1.0] + 0.7 / r[0.0]), rtol=1e-5, atol=1e-6)
     assert (r[0.3] <= torch.maximum(r[0.0], r[1.0])).all() and (r[0.3] >= torch.minimum(r[0.0], r[1.0])).all()
     with pytest.raises(BadInput, match="0, 1"):
-        harmonic.block("x", 1.5)
+        subject_fidelity.block("x", 1.5)
 
 
 def test_a_reference_picture_itself_is_most_like_the_subject_and_gradients_pass(tmp_path):
-    subject = harmonic.Subject(model=clip_folder(tmp_path / "clip"))
+    subject = subject_fidelity.Subject(model=clip_folder(tmp_path / "clip"))
     shown = Media(torch.rand(1, 3, 32, 32), "image")
     media = Media(torch.cat([shown.data, torch.rand(1, 3, 32, 32)]).requires_grad_(), "image")
     r = subject(media=media, prompts=["", ""], references=shown)

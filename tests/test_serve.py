@@ -20,7 +20,7 @@ from reward_fixtures import PROMPTS, media_for, scored, serving, small
 from rewards import build, remote
 from rewards.remote import TOKEN, Remote, pack, read_spec, say_spec
 from workbench.core.types import BadInput, Media, RewardSpec
-from workbench.tools import reward_server as serve
+from workbench.tools import reward_server
 
 SECRET = "a-secret-of-these-tests"
 IMAGE = frozenset({"image"})
@@ -57,7 +57,7 @@ def rewards():
 
 @pytest.fixture(scope="module")
 def url(rewards):
-    return serving(serve.app(rewards, SECRET, limit=2**20))
+    return serving(reward_server.app(rewards, SECRET, limit=2**20))
 
 
 @pytest.fixture(autouse=True)
@@ -335,18 +335,18 @@ def test_a_server_that_is_too_slow_is_given_up(url):
 
 def test_a_taken_port_and_an_impossible_device_are_one_sentence_before_anything_loads():
     with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(BadInput, match="--port"):
-        serve.serve({"broken": Broken()}, host="127.0.0.1", port=door.getsockname()[1], device="cpu")
+        reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=door.getsockname()[1], device="cpu")
     with pytest.raises(BadInput, match="--device toaster"):
-        serve.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="toaster")
+        reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="toaster")
 
 
 def test_a_token_is_made_and_told_when_none_was_given(monkeypatch, capsys):
     monkeypatch.delenv(TOKEN)
     ran = []
-    monkeypatch.setattr(serve.uvicorn.Server, "run", lambda self, sockets: ran.append(sockets[0].close()))
-    serve.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
+    monkeypatch.setattr(reward_server.uvicorn.Server, "run", lambda self, sockets: ran.append(sockets[0].close()))
+    reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
     told = capsys.readouterr().err
     assert ran and "serving broken on http://127.0.0.1:" in told and len(told.partition(f"{TOKEN}=")[2].strip()) == 32
     monkeypatch.setenv(TOKEN, SECRET)
-    serve.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
+    reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
     assert SECRET not in capsys.readouterr().err, "a secret that was given is not printed"

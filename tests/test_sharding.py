@@ -312,19 +312,19 @@ def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(mad
 )
 def test_what_can_not_be_sharded_is_refused_in_one_sentence(block, says):
     from workbench.core.types import BadInput
-    from workbench.runs import train_config as recipe
+    from workbench.runs import train_config
 
     with pytest.raises(BadInput, match=says):
-        recipe.read({"shard": True, **block}, {}, [], [])
+        train_config.read({"shard": True, **block}, {}, [], [])
 
 
 def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monkeypatch):
-    from workbench.runs import train_config as recipe
+    from workbench.runs import train_config
 
-    asked = recipe.read({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
-    assert "nothing is sharded: this is one process" in recipe.told(asked, ["a"], True, ["b"])[0]
+    asked = train_config.read({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
+    assert "nothing is sharded: this is one process" in train_config.told(asked, ["a"], True, ["b"])[0]
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "in shards over 4 processes" in recipe.told(asked, ["a"], True, ["b"])[0]
+    assert "in shards over 4 processes" in train_config.told(asked, ["a"], True, ["b"])[0]
 
 
 if __name__ == "__main__":

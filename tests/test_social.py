@@ -14,11 +14,11 @@ from PIL import Image
 from reward_fixtures import clip_folder, media_for
 from test_curation import small_community
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.people import social, social_training
 from rewards.people.social import Head, Pair, Social
 from rewards.people.social_training import Training, bradley_terry, triplet
-from workbench.core.io import image as pictures
+from workbench.core.io import image
 from workbench.core.types import BadInput, Media
 from workbench.feedback import social as work
 
@@ -69,9 +69,7 @@ def test_training_learns_a_plain_taste_and_only_the_upper_blocks_move(tmp_path, 
     told = run(bright_pairs(tmp_path, 64, seed=1), tmp_path / "out", s, test[:20])
     assert [e["epoch"] for e in told] == [1, 2, 3, 4]
     reward = Social(model=str(tmp_path / "out"))
-    media = [
-        Media(torch.stack([pictures.read(getattr(p, k)) for p in test]), "image") for k in ("pos_path", "neg_path")
-    ]
+    media = [Media(torch.stack([image.read(getattr(p, k)) for p in test]), "image") for k in ("pos_path", "neg_path")]
     pos, neg = (reward(media=m, prompts=[p.prompt for p in test]) for m in media)
     assert (pos > neg).float().mean() > 0.9
     before, after = (safetensors.torch.load_file(Path(f) / "model.safetensors") for f in (small_clip, tmp_path / "out"))
@@ -79,7 +77,7 @@ def test_training_learns_a_plain_taste_and_only_the_upper_blocks_move(tmp_path, 
     assert {"visual_projection.weight", "text_projection.weight"} <= moved
     assert any("vision_model.encoder.layers.1" in name for name in moved)
     assert not any("layers.0" in name or "embed" in name or "logit_scale" in name for name in moved)
-    assert torch.equal(before["text_projection.weight"], encoders.load(small_clip, "cpu").net.text_projection.weight)
+    assert torch.equal(before["text_projection.weight"], image_text.load(small_clip, "cpu").net.text_projection.weight)
 
 
 def test_labels_by_lot_teach_nothing_and_the_test_sees_it(tmp_path, small_clip):
@@ -182,7 +180,7 @@ def test_a_head_scores_pictures_with_a_gradient(tmp_path, small_clip):
     media = media_for(reward.spec, 3)
     media.data.requires_grad_()
     score = reward(media=media, prompts=["a cat"] * 3)
-    encoder = encoders.load(small_clip, "cpu")
+    encoder = image_text.load(small_clip, "cpu")
     image, text = encoder.images(media.data), encoder.texts(["a cat"] * 3)
     torch.testing.assert_close(score, head(image, text))
     assert torch.autograd.grad(score.sum(), media.data)[0].abs().sum() > 0

@@ -16,9 +16,9 @@ from pipelines.starter.music.build import build
 from pipelines.starter.music.clap import corrupted, draw_batch
 from pipelines.starter.resumable_training import Draw
 from rewards.audio.starter_clap import StarterCLAP
-from workbench.core import paths as assets
+from workbench.core import paths
 from workbench.core.types import BadInput, Media, Reward
-from workbench.runs import prompts as data
+from workbench.runs import prompts
 
 
 def sound(waves: torch.Tensor) -> Media:
@@ -101,8 +101,8 @@ def test_the_hold_out_leaks_neither_through_pieces_nor_prompts_nor_near_misses()
     for k in range(4):
         _, heard, texts = draw_batch(16, Draw.at(5, k))
         assert not held & set(texts) and not held & {p.prompt for p in heard if p}
-    assert held.issuperset(data.prompts("starter-music-test"))
-    assert held.isdisjoint(data.prompts("starter-music-train"))
+    assert held.issuperset(prompts.prompts("starter-music-test"))
+    assert held.isdisjoint(prompts.prompts("starter-music-train"))
 
 
 def test_a_computed_autoencoder_keeps_the_content_and_a_small_one_does_not(sample):
@@ -136,7 +136,7 @@ def waves_of() -> dict[str, torch.Tensor]:
     """40 held-out prompts as each generator plays them."""
     return {
         name: measure.generate(
-            DiffusionPipeline.from_pretrained(assets.resolve(f"starter:music/{name}")),
+            DiffusionPipeline.from_pretrained(paths.resolve(f"starter:music/{name}")),
             measure.prompts(True, 40), seed=1, steps=8, guidance=2.0,
         )
         for name in ("base", "good")
@@ -191,7 +191,7 @@ def test_the_encoder_prefers_the_truth_to_near_misses_and_broken_clips(sample):
 
 def test_the_reward_hears_as_the_encoder_was_trained(sample):
     _, prompts, waves = sample
-    folder = assets.resolve("starter:music/clap")
+    folder = paths.resolve("starter:music/clap")
     clap, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     trained = measure.cosine(clap, tokenizer, waves[:6], prompts[:6])
     assert torch.allclose(StarterCLAP()(media=sound(waves[:6]), prompts=prompts[:6]), trained, atol=1e-4)

@@ -14,20 +14,16 @@ from safetensors.torch import load_file
 from transformers import CLIPModel, CLIPTokenizer
 
 import pipelines
-from pipelines.starter import resumable_training as training
+from pipelines.starter import resumable_training
 from pipelines.starter.resumable_training import Draw
 from pipelines.starter.tokenizer import new_tokenizer
-from pipelines.starter.video import autoencoder as video_autoencoder
-from pipelines.starter.video import build as video_build
+from pipelines.starter.video import autoencoder, build, generator, measure, world
 from pipelines.starter.video import clip as video_clip
-from pipelines.starter.video import generator as video_generator
-from pipelines.starter.video import measure as video_measure
-from pipelines.starter.video import world
 from pipelines.starter.video.oracle import DynamicDegree, VideoOracle, VideoOracleSoft, judge, read_clip
-from rewards.video import starter_clip as starter_video
-from workbench.core import paths as assets
+from rewards.video import starter_clip
+from workbench.core import paths
 from workbench.core.types import BadInput, Media, Reward
-from workbench.runs import prompts as data
+from workbench.runs import prompts
 
 
 def video(x) -> Media:
@@ -38,50 +34,50 @@ def video(x) -> Media:
 def sample():
     """150 clips of all kinds, what they show, and one true prompt each."""
     draw = Draw.at(21, "tests")
-    x, shown = video_autoencoder.clips(150, draw, video_measure.EVEN)
+    x, shown = autoencoder.clips(150, draw, measure.EVEN)
     return x, shown, [draw.python.choice(world.captions(clip)) for clip in shown]
 
 
 def test_the_oracle_reads_fresh_renders_exactly(sample):
     x, _, asked = sample
-    assert video_measure.exact(x, asked).mean() == 1.0
+    assert measure.exact(x, asked).mean() == 1.0
 
 
 def test_noise_on_the_pixels_does_not_fool_the_oracle(sample):
     x, _, asked = sample
     noisy = (x + 0.04 * torch.randn(x.shape, generator=Draw.at(22, "noise").torch)).clamp(0, 1)
-    assert video_measure.exact(noisy[:60], asked[:60]).mean() >= 0.98
+    assert measure.exact(noisy[:60], asked[:60]).mean() >= 0.98
 
 
 def test_frozen_reversed_and_interrupted_clips_are_wrong(sample):
     x, _, asked = sample
     kinds = [world.category(p) for p in asked]
     moving = [i for i, k in enumerate(kinds) if k != "still"][:40]
-    ordered = [i for i, k in enumerate(kinds) if k in video_measure.ORDERED][:40]
+    ordered = [i for i, k in enumerate(kinds) if k in measure.ORDERED][:40]
     frozen = x[moving, :1].expand(-1, world.FRAMES, -1, -1, -1)
-    assert video_measure.exact(frozen, [asked[i] for i in moving]).sum() == 0
-    assert video_measure.exact(x[ordered].flip(1), [asked[i] for i in ordered]).sum() == 0
-    assert video_measure.exact(video_measure.vanished(x[:40], random.Random(0)), asked[:40]).sum() == 0
+    assert measure.exact(frozen, [asked[i] for i in moving]).sum() == 0
+    assert measure.exact(x[ordered].flip(1), [asked[i] for i in ordered]).sum() == 0
+    assert measure.exact(measure.vanished(x[:40], random.Random(0)), asked[:40]).sum() == 0
 
 
 def test_noise_and_prompts_of_other_clips_score_zero(sample):
     x, shown, asked = sample
     others = asked[1:] + asked[:1]
-    told = video_measure.exact(x, others)
+    told = measure.exact(x, others)
     assert [bool(t) for t in told] == [p in world.captions(s) for p, s in zip(others, shown, strict=True)]
     noise = torch.rand(10, *x.shape[1:], generator=Draw.at(23, "noise").torch)
-    assert video_measure.exact(noise, asked[:10]).sum() == 0
+    assert measure.exact(noise, asked[:10]).sum() == 0
 
 
 def test_a_near_miss_is_read_as_wrong(sample):
     _, shown, asked = sample
     plain = [kind for kind in video_clip.MISSES if kind != "melted"]
     wrong, true, _ = video_clip.near_misses(shown[:80], Draw.at(24, "wrong"), plain)
-    assert video_measure.exact(wrong, asked[:80]).mean() < 0.05
+    assert measure.exact(wrong, asked[:80]).mean() < 0.05
     shows = [(clip, prompts[-1]) for clip, prompts in zip(wrong, true, strict=True) if prompts]
-    assert len(shows) > 30 and video_measure.exact(torch.stack([c for c, _ in shows]), [p for _, p in shows]).all()
+    assert len(shows) > 30 and measure.exact(torch.stack([c for c, _ in shows]), [p for _, p in shows]).all()
     melted, _, _ = video_clip.near_misses(shown[:80], Draw.at(24, "melted"), ["melted"])
-    assert video_measure.exact(melted, asked[:80]).mean() < 0.4  # some are bent where it doesn't show
+    assert measure.exact(melted, asked[:80]).mean() < 0.4  # some are bent where it doesn't show
 
 
 def test_the_soft_oracle_is_one_only_where_the_exact_one_is_and_falls_by_degrees(sample):
@@ -135,17 +131,17 @@ def test_the_hold_out_leaks_neither_through_clips_nor_through_words():
         _, captions, texts, truth, _ = video_clip.draw_batch(16, Draw.at(26, k))
         assert not any(world.held_out(t) for t in texts) and not any(world.held_out(c) for c in captions if c)
         assert truth[range(16), [texts.index(c) for c in captions[:16]]].all()
-    _, shown = video_autoencoder.clips(60, Draw.at(27, "clips"))
+    _, shown = autoencoder.clips(60, Draw.at(27, "clips"))
     assert not any(world.held_out(c) for clip in shown for c in world.captions(clip))
     seen = {word for p in world.all_prompts() if not world.held_out(p) for word in p.split()}
-    assert seen == set(video_generator.words())
+    assert seen == set(generator.words())
 
 
 def test_the_prompt_lists_are_what_the_world_says_they_are():
-    train, test, more = (data.prompts(f"starter-video-{name}") for name in ("train", "test", "more"))
+    train, test, more = (prompts.prompts(f"starter-video-{name}") for name in ("train", "test", "more"))
     assert not any(map(world.held_out, train)) and all(map(world.held_out, test + more))
     assert not set(train) & set(test) and not set(train) & set(more) and not set(test) & set(more)
-    assert list(test) == video_measure.prompts(True, 15)
+    assert list(test) == measure.prompts(True, 15)
     assert {p for p in world.all_prompts() if world.held_out(p) and world.category(p) != "pass"} <= set(test + more)
     assert set(Counter(map(world.category, test[:12])).values()) == {2}
 
@@ -159,11 +155,11 @@ def test_the_strip_shows_the_frames_in_order_and_is_the_same_on_both_sides():
             top, left = side * (k // 3), side * (k % 3)
             small = torch.nn.functional.avg_pool2d(x[:, k], 64 // side)
             assert torch.equal(made[:, :, top : top + side, left : left + side], small)
-        assert torch.equal(made, starter_video.strip(x, side))
+        assert torch.equal(made, starter_clip.strip(x, side))
 
 
 def test_an_encoder_of_whole_frames_begins_as_that_of_halved_ones():
-    tokenizer, x = new_tokenizer(video_generator.words()), torch.rand(2, 9, 3, 64, 64)
+    tokenizer, x = new_tokenizer(generator.words()), torch.rand(2, 9, 3, 64, 64)
     torch.manual_seed(0)
     coarse = video_clip.new_clip(tokenizer, video_clip.COARSE).eval()
     fine = video_clip.finer(coarse, tokenizer).eval()
@@ -177,18 +173,16 @@ def test_an_encoder_of_whole_frames_begins_as_that_of_halved_ones():
 
 def test_words_reach_the_transformer_as_the_pipeline_sends_them():
     torch.manual_seed(0)
-    tokenizer = new_tokenizer(video_generator.words())
-    encoder = video_generator.new_text_encoder(tokenizer).eval()
-    model, vae = video_generator.new_transformer(32, 1).eval(), video_autoencoder.new_autoencoder((4, 4)).eval()
-    pipe = video_generator.pipeline(vae, model, encoder, tokenizer)
+    tokenizer = new_tokenizer(generator.words())
+    encoder = generator.new_text_encoder(tokenizer).eval()
+    model, vae = generator.new_transformer(32, 1).eval(), autoencoder.new_autoencoder((4, 4)).eval()
+    pipe = generator.pipeline(vae, model, encoder, tokenizer)
     prompts = ["a red circle passing a blue square", "", "a white cross growing"]
     with torch.no_grad():
-        sent, _ = pipe.encode_prompt(
-            prompts, max_sequence_length=video_generator.WORDS, do_classifier_free_guidance=False
-        )
-        assert torch.allclose(sent, video_generator.said(encoder, tokenizer, prompts), atol=1e-5)
+        sent, _ = pipe.encode_prompt(prompts, max_sequence_length=generator.WORDS, do_classifier_free_guidance=False)
+        assert torch.allclose(sent, generator.said(encoder, tokenizer, prompts), atol=1e-5)
     assert isinstance(pipe, WanPipeline)
-    made = video_measure.generate(pipe, prompts, seed=0, steps=2, guidance=2.0)
+    made = measure.generate(pipe, prompts, seed=0, steps=2, guidance=2.0)
     assert made.shape == (3, 9, 3, 64, 64) and len(tokenizer(prompts[0]).input_ids) == 9  # each word is one token
 
 
@@ -198,7 +192,7 @@ class Killed(BaseException):
 
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     """Killed right after a checkpoint in the middle of several stages; the weights are those of a build left alone."""
-    save, whole = training.save_atomically, training.train
+    save, whole = resumable_training.save_atomically, resumable_training.train
 
     def run(folder: Path, saves: float) -> bool:
         left = [saves]
@@ -209,15 +203,15 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
             if left[0] == 0:
                 raise Killed
 
-        for module in (training, video_generator):
+        for module in (resumable_training, generator):
             monkeypatch.setattr(module, "save_atomically", dies)
         try:
-            video_build.build(folder, folder / "pack", fast=True, stages=["save"])
+            build.build(folder, folder / "pack", fast=True, stages=["save"])
         except Killed:
             return False
         return True
 
-    for module in (video_autoencoder, video_clip, video_generator):  # a checkpoint after every step
+    for module in (autoencoder, video_clip, generator):  # a checkpoint after every step
         monkeypatch.setattr(module, "train", lambda *a, **k: whole(*a, **(k | {"every": 0.0})))
     assert [run(tmp_path / "a", n) for n in (2, 4, 3)] == [False] * 3
     assert run(tmp_path / "a", float("inf")) and run(tmp_path / "b", float("inf"))
@@ -230,24 +224,24 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
 
 def test_an_unknown_stage_is_named():
     with pytest.raises(BadInput, match="'dream'"):
-        video_build.build("unused", "unused", stages=["dream"])
+        build.build("unused", "unused", stages=["dream"])
 
 
 # --- what ships ------------------------------------------------------------------------------------------------------
 
 
 def test_the_base_makes_what_it_was_never_told_and_leaves_room():
-    prompts = video_measure.prompts(True, 8)
-    made = video_measure.generate(
-        DiffusionPipeline.from_pretrained(assets.resolve("starter:video/base")), prompts, seed=1, **video_build.BASE
+    prompts = measure.prompts(True, 8)
+    made = measure.generate(
+        DiffusionPipeline.from_pretrained(paths.resolve("starter:video/base")), prompts, seed=1, **build.BASE
     )
-    right = video_measure.exact(made, prompts).mean()
+    right = measure.exact(made, prompts).mean()
     assert 0.2 <= right <= 0.85
-    assert video_measure.exact(made.roll(1, 0), prompts).mean() <= 0.05
+    assert measure.exact(made.roll(1, 0), prompts).mean() <= 0.05
 
 
 def test_the_policy_of_the_config_is_the_pipeline_itself():
-    policy, prompts, seeds = pipelines.load("starter-video", device="cpu"), video_measure.prompts(True, 2)[:2], (3, 4)
+    policy, prompts, seeds = pipelines.load("starter-video", device="cpu"), measure.prompts(True, 2)[:2], (3, 4)
     made = policy.sample(prompts, seeds=seeds).media
     plain = policy.pipe(
         prompts, generator=[torch.Generator().manual_seed(s) for s in seeds], num_inference_steps=8, guidance_scale=3.0,
@@ -259,15 +253,15 @@ def test_the_policy_of_the_config_is_the_pipeline_itself():
 
 def test_a_stochastic_step_is_replayed_as_it_was_drawn():
     policy = pipelines.load("starter-video", device="cpu", kernel={"name": "flow-sde", "eta": 0.7})
-    prompts, seeds = video_measure.prompts(True, 2)[:2], (3, 4)
+    prompts, seeds = measure.prompts(True, 2)[:2], (3, 4)
     path = policy.sample(prompts, seeds=seeds)
     step = policy.transition(path.x[:, 2], 2, prompts)
     assert torch.allclose(step.log_prob(path.x[:, 3]), path.log_prob[:, 2], atol=1e-5)
 
 
 def test_the_encoder_prefers_the_truth_to_near_misses_in_words_and_in_clips():
-    draw, reward = Draw.at(31, "reward"), starter_video.StarterVideoCLIP()
-    prompts = video_measure.prompts(True, 12)
+    draw, reward = Draw.at(31, "reward"), starter_clip.StarterVideoCLIP()
+    prompts = measure.prompts(True, 12)
     shown = [world.clip_for(world.parse(p), draw.python) for p in prompts]
     x = world.render(shown, draw.torch)
     near = [
@@ -282,7 +276,7 @@ def test_the_encoder_prefers_the_truth_to_near_misses_in_words_and_in_clips():
 
 def test_the_reward_sees_as_the_encoder_was_trained_and_its_gradient_is_right(sample):
     x, _, asked = sample
-    folder, reward = assets.resolve("starter:video/clip"), starter_video.StarterVideoCLIP()
+    folder, reward = paths.resolve("starter:video/clip"), starter_clip.StarterVideoCLIP()
     clip, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
     trained = video_clip.cosine(clip, tokenizer, x[:6], asked[:6])
     assert torch.allclose(reward(media=video(x[:6]), prompts=asked[:6]), trained, atol=1e-4)

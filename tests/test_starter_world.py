@@ -11,18 +11,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.starter import resumable_training as training
-from pipelines.starter.image import autoencoder as train_autoencoder
-from pipelines.starter.image import build, distil, measure, negatives, world
-from pipelines.starter.image import clip as train_clip
-from pipelines.starter.image import generator as train_generator
+from pipelines.starter import resumable_training
+from pipelines.starter.image import autoencoder, build, clip, distil, generator, measure, negatives, world
 from pipelines.starter.image.autoencoder import MIX
 from pipelines.starter.image.clip import draw_batch, words
 from pipelines.starter.image.oracle import ImageOracle, ImageOracleSoft, judge, read
 from pipelines.starter.resumable_training import Draw
 from pipelines.starter.tokenizer import new_tokenizer
 from workbench.core.types import BadInput, Media, Reward
-from workbench.runs import prompts as data
+from workbench.runs import prompts
 
 
 def drawn(n: int, name: str):
@@ -149,19 +146,19 @@ def test_the_lesson_on_sides_keeps_the_hold_out_and_shows_what_it_says():
 
 def test_latents_are_standardised_without_changing_a_picture():
     torch.manual_seed(0)
-    vae, draw = train_autoencoder.new_autoencoder(), Draw.at(16, "latents")
-    x = train_autoencoder.pictures(32, draw)[0]
+    vae, draw = autoencoder.new_autoencoder(), Draw.at(16, "latents")
+    x = autoencoder.pictures(32, draw)[0]
     with torch.no_grad():
         before = vae.decode(vae.encode(x * 2 - 1).latent_dist.mean).sample
-        train_autoencoder.standardise(vae, x)
-        z = train_autoencoder.encode(vae, x)
+        autoencoder.standardise(vae, x)
+        z = autoencoder.encode(vae, x)
         after = vae.decode(z).sample
     assert z.mean((0, 2, 3)).abs().max() < 1e-3 and (z.std((0, 2, 3)) - 1).abs().max() < 1e-3
     assert torch.allclose(before, after, atol=1e-4) and vae.config.scaling_factor == 1.0
 
 
 def test_the_prompt_lists_are_what_the_world_says_they_are():
-    train, test = (data.prompts(f"starter-image-{name}") for name in ("train", "test"))
+    train, test = (prompts.prompts(f"starter-image-{name}") for name in ("train", "test"))
     assert not any(world.held_out(p) for p in train)
     kinds = Counter(world.category(p) for p in test)
     assert set(kinds) == set(world.CATEGORIES) and sum(map(world.held_out, test)) >= 70
@@ -186,7 +183,7 @@ class Killed(BaseException):
 
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     """Killed right after a checkpoint in the middle of several stages; the weights are those of a build left alone."""
-    save, whole = training.save_atomically, training.train
+    save, whole = resumable_training.save_atomically, resumable_training.train
 
     def run(folder: Path, saves: float) -> bool:
         left = [saves]
@@ -197,7 +194,7 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
             if left[0] == 0:
                 raise Killed
 
-        for module in (training, train_generator, distil):
+        for module in (resumable_training, generator, distil):
             monkeypatch.setattr(module, "save_atomically", dies)
         try:
             build.build(folder, folder / "pack", fast=True, stages=["save"])
@@ -205,7 +202,7 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
             return False
         return True
 
-    for module in (train_autoencoder, train_clip, train_generator, distil):  # a checkpoint after every step
+    for module in (autoencoder, clip, generator, distil):  # a checkpoint after every step
         monkeypatch.setattr(module, "train", lambda *a, **k: whole(*a, **(k | {"every": 0.0})))
     assert [run(tmp_path / "a", n) for n in (2, 4, 3, 5)] == [False] * 4
     assert run(tmp_path / "a", float("inf")) and run(tmp_path / "b", float("inf"))

@@ -15,11 +15,10 @@ from PIL import Image
 from workbench import cli
 from workbench.core.io import media
 from workbench.core.types import BadInput
-from workbench.engine import run as driver
+from workbench.engine import run
 from workbench.methods import METHODS
 from workbench.runs import store
-from workbench.tools import suite_layouts as benchmarks
-from workbench.tools import suites as suite
+from workbench.tools import suite_layouts, suites
 
 TASKS = [
     {"tag": "single_object", "include": [{"class": "circle", "count": 1}], "prompt": "a red circle"},
@@ -62,16 +61,16 @@ def prompt_file(folder: Path, name: str, content: str | None = None) -> Path:
     return path
 
 
-def ask(folder: Path, name: str, **change) -> suite.Job:
+def ask(folder: Path, name: str, **change) -> suites.Job:
     source = folder / FILES[name][0]
     if "prompts" not in change and not source.exists():
         prompt_file(folder, name)
-    asked = {"pipeline": "starter-image", "seeds": 1 if benchmarks.SUITES[name].single else 2} | change
-    return suite.job(name, asked.pop("prompts", source), folder / "out", **asked)
+    asked = {"pipeline": "starter-image", "seeds": 1 if suite_layouts.SUITES[name].single else 2} | change
+    return suites.job(name, asked.pop("prompts", source), folder / "out", **asked)
 
 
-def make(job: suite.Job, command: str = "workbench suite …") -> dict:
-    for _ in suite.make(job, driver.plan(job.config, command), job.out.parent / "runs"):
+def make(job: suites.Job, command: str = "workbench suite …") -> dict:
+    for _ in suites.make(job, run.plan(job.config, command), job.out.parent / "runs"):
         pass
     return json.loads((job.out / "manifest.json").read_text())
 
@@ -85,7 +84,7 @@ def laid(out: Path) -> dict[str, tuple[str, int]]:
 @pytest.fixture(scope="module")
 def made(tmp_path_factory):
     """Every suite, made once with the starter pipeline: name -> (job, manifest)."""
-    jobs = {name: ask(tmp_path_factory.mktemp(name), name) for name in benchmarks.SUITES}
+    jobs = {name: ask(tmp_path_factory.mktemp(name), name) for name in suite_layouts.SUITES}
     return {name: (job, make(job)) for name, job in jobs.items()}
 
 
@@ -96,7 +95,7 @@ def own(made, tmp_path):
     return ask(tmp_path / "own", "geneval")
 
 
-@pytest.mark.parametrize("name", benchmarks.SUITES)
+@pytest.mark.parametrize("name", suite_layouts.SUITES)
 def test_each_suite_lies_where_its_scorer_looks_and_nothing_else_does(made, name):
     job, manifest = made[name]
     assert set(laid(job.out)) == LAID[name]
@@ -111,13 +110,13 @@ def test_each_suite_lies_where_its_scorer_looks_and_nothing_else_does(made, name
         assert media.fingerprint(job.out / f["file"]) == f["sha256"]
 
 
-def runs_own(job: suite.Job) -> dict[tuple[str, int], Path]:
+def runs_own(job: suites.Job) -> dict[tuple[str, int], Path]:
     (folder,) = store.folders(job.out.parent / "runs")
     rows = [s for e in folder.events() if e.get("final") for s in e["samples"]]
     return {(s["prompt"], s["k"]): folder.path / s["file"] for s in rows}
 
 
-@pytest.mark.parametrize("name", benchmarks.SUITES)
+@pytest.mark.parametrize("name", suite_layouts.SUITES)
 def test_pictures_are_of_their_prompts_lossless_as_png_and_as_pil_writes_jpeg_where_jpeg_is_read(made, name):
     job, manifest = made[name]
     source = runs_own(job)
@@ -158,10 +157,10 @@ def test_partiprompts_is_an_imagefolder_with_category_and_challenge(made):
     assert len(rows) == 4 and rows[2]["file_name"] == "00001_0.png"
 
 
-@pytest.mark.parametrize("name", sorted(set(benchmarks.SUITES) - {"partiprompts"}))
+@pytest.mark.parametrize("name", sorted(set(suite_layouts.SUITES) - {"partiprompts"}))
 def test_the_scorers_commands_are_one_shell_line_each_that_names_what_was_made(made, name):
     job, manifest = made[name]
-    assert manifest["score"] and manifest["scorer"] == benchmarks.SUITES[name].scorer
+    assert manifest["score"] and manifest["scorer"] == suite_layouts.SUITES[name].scorer
     for line in manifest["score"]:
         words = shlex.split(line)
         paths = [Path(w) for w in words if w.startswith(str(job.out.resolve()))]
@@ -170,7 +169,7 @@ def test_the_scorers_commands_are_one_shell_line_each_that_names_what_was_made(m
 
 
 def test_the_published_number_of_pictures_is_made_unless_another_is_asked_for(tmp_path):
-    counts = {name: ask(tmp_path, name, seeds=None).config.seeds for name in benchmarks.SUITES}
+    counts = {name: ask(tmp_path, name, seeds=None).config.seeds for name in suite_layouts.SUITES}
     assert counts == {
         "geneval": 4,
         "t2i-compbench": 10,
@@ -197,7 +196,7 @@ def test_any_method_can_make_them(tmp_path):
 
 def test_asking_again_changes_nothing_and_makes_nothing(own, monkeypatch):
     before, manifest = laid(own.out), (own.out / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(driver, "execute", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(run, "execute", lambda *_: pytest.fail("made again"))
     make(own, "another wording of the same command")
     assert laid(own.out) == before and (own.out / "manifest.json").stat().st_mtime_ns == manifest
 
@@ -207,7 +206,7 @@ def test_what_is_missing_comes_back_from_the_finished_run_and_the_rest_stays(own
     lost = {"00001/samples/00000.png", "00000/metadata.jsonl"}
     for f in lost:
         (own.out / f).unlink()
-    monkeypatch.setattr(driver, "execute", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(run, "execute", lambda *_: pytest.fail("made again"))
     again = make(own)
     after = laid(own.out)
     assert {f: d for f, (d, _) in after.items()} == {f: d for f, (d, _) in before.items()}
@@ -225,7 +224,7 @@ def test_when_the_run_is_gone_too_it_is_made_again_to_the_same_pictures(own):
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     job = ask(tmp_path, "geneval", overrides=["batch=1"])
-    progress = suite.make(job, driver.plan(job.config), tmp_path / "runs")
+    progress = suites.make(job, run.plan(job.config), tmp_path / "runs")
     next(progress), next(progress), progress.close()
     assert not json.loads((job.out / "manifest.json").read_text())["complete"] and not laid(job.out)
     (folder,) = store.folders(tmp_path / "runs")
@@ -246,7 +245,7 @@ def test_a_disk_without_links_gets_copies(own, monkeypatch):
     def refuse(*_):
         raise OSError("no links here")
 
-    monkeypatch.setattr(suite.os, "link", refuse)
+    monkeypatch.setattr(suites.os, "link", refuse)
     lost = own.out / "00000/samples/00001.png"
     digest = media.fingerprint(lost)
     lost.unlink(), make(own)

@@ -11,8 +11,7 @@ from train_fixtures import NFT, folder_of, go, planned, told
 import pipelines
 from workbench import cli
 from workbench.core.types import BadInput, Event
-from workbench.training import monitoring as watchdogs
-from workbench.training import training_runs as lessons
+from workbench.training import monitoring, training_runs
 
 
 @pytest.fixture(scope="module")
@@ -61,8 +60,8 @@ def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence
         ((float("nan"),) * 2, "none of the first samples"),
     ):
         with pytest.raises(BadInput, match=sentence):
-            watchdogs.first(event(scores=scores), None)
-    watchdogs.first(event(), None)
+            monitoring.first(event(scores=scores), None)
+    monitoring.first(event(), None)
     path = tmp_path / "flat.yaml"
     flat = {"reward": {"starter_clip": {"within": [5.0, 6.0]}}, "method": NFT}
     path.write_text(yaml.safe_dump(tiny.asked(home, **flat)))
@@ -71,10 +70,10 @@ def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence
 
 
 def test_a_log_ratio_that_is_not_zero_before_the_first_update_stops():
-    watchdogs.first(event(log_ratio=0.0), train_method(1))
-    watchdogs.first(event(log_ratio=1e-3), train_method(2))  # of its second update
-    with pytest.raises(watchdogs.Halted, match="before the first update"):
-        watchdogs.first(event(log_ratio=1e-9), train_method(1))
+    monitoring.first(event(log_ratio=0.0), train_method(1))
+    monitoring.first(event(log_ratio=1e-3), train_method(2))  # of its second update
+    with pytest.raises(monitoring.Halted, match="before the first update"):
+        monitoring.first(event(log_ratio=1e-9), train_method(1))
 
 
 def train_method(updates):
@@ -84,14 +83,14 @@ def train_method(updates):
 
 
 def test_what_is_not_a_number_stops_the_training():
-    watchdogs.sound(Weights(1.0, 2.0), scaled=False)
-    with pytest.raises(watchdogs.Halted, match="gradient was not finite"):
-        watchdogs.sound(Weights(1.0, 2.0, overflows=1), scaled=False)
-    watchdogs.sound(Weights(1.0, 2.0, overflows=watchdogs.PATIENCE), scaled=True)  # a loss scaler finds its scale
-    with pytest.raises(watchdogs.Halted):
-        watchdogs.sound(Weights(1.0, 2.0, overflows=watchdogs.PATIENCE + 1), scaled=True)
-    with pytest.raises(watchdogs.Halted, match="weight is not finite"):
-        watchdogs.sound(Weights(1.0, float("inf")), scaled=False)
+    monitoring.sound(Weights(1.0, 2.0), scaled=False)
+    with pytest.raises(monitoring.Halted, match="gradient was not finite"):
+        monitoring.sound(Weights(1.0, 2.0, overflows=1), scaled=False)
+    monitoring.sound(Weights(1.0, 2.0, overflows=monitoring.PATIENCE), scaled=True)  # a loss scaler finds its scale
+    with pytest.raises(monitoring.Halted):
+        monitoring.sound(Weights(1.0, 2.0, overflows=monitoring.PATIENCE + 1), scaled=True)
+    with pytest.raises(monitoring.Halted, match="weight is not finite"):
+        monitoring.sound(Weights(1.0, float("inf")), scaled=False)
 
 
 def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_checkpoint_kept(home, tmp_path):
@@ -107,7 +106,7 @@ def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_chec
 
     said = go(plan, folder, load=load)
     assert any("gradient was not finite" in p.failed for p in said) and folder.read()["status"] == "failed"
-    update, state, _ = lessons.shelf(plan, folder, "nft").newest()
+    update, state, _ = training_runs.shelf(plan, folder, "nft").newest()
     assert update == 1 and all(v.isfinite().all() for v in state["policy"]["adapters"]["train"].values())
     go(plan, folder)  # the cause is gone: it goes on from there
     assert folder.read()["status"] == "done"
@@ -115,20 +114,20 @@ def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_chec
 
 def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monkeypatch):
     looks = []
-    real = watchdogs.verdict
+    real = monitoring.verdict
 
     def verdict(plan, name, base, now):
         looks.append(base is now)
         return (real(plan, name, base, now)[0], None if base is now else "it hacks.")
 
-    monkeypatch.setattr(watchdogs, "verdict", verdict)
+    monkeypatch.setattr(monitoring, "verdict", verdict)
     plan = planned(home, train={"on_alarm": "stop", "evaluate": 1})
     folder = folder_of(plan, tmp_path)
     said = go(plan, folder)
-    done = lessons.shelf(plan, folder, "nft").finished
+    done = training_runs.shelf(plan, folder, "nft").finished
     assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
     assert any(p.phase == "told" and "alarm" in p.note for p in said)
-    lessons.rewind(plan, folder)  # which forgets nothing that is on a checkpoint
+    training_runs.rewind(plan, folder)  # which forgets nothing that is on a checkpoint
     assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 1, "alarm": "it hacks."}]
 
 
@@ -136,7 +135,7 @@ def test_minutes_end_a_training_and_what_there_is_is_exported(home, tmp_path):
     plan = planned(home, train={"minutes": 1e-4, "evaluate": 0})
     folder = folder_of(plan, tmp_path)
     go(plan, folder)
-    done = lessons.shelf(plan, folder, "nft").finished
+    done = training_runs.shelf(plan, folder, "nft").finished
     assert done["updates"] == done["best"] == 1 and "minutes" in done["ended"] and folder.read()["status"] == "done"
     assert [w["step"] for w in told(folder, "watch")] == [0, 1], "looked at once more at the end"
 
@@ -166,7 +165,7 @@ def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(home,
     ]
     ours, theirs = told(folder, "train"), told(whole, "train")
     assert all(a["reward"] == pytest.approx(b["reward"], abs=1e-3) for a, b in zip(ours, theirs, strict=True))
-    assert lessons.shelf(plan, folder, "nft").finished["micro"] == 1
+    assert training_runs.shelf(plan, folder, "nft").finished["micro"] == 1
 
 
 @pytest.mark.parametrize(
@@ -219,7 +218,7 @@ def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
         said = go(plan, folder, load=loader)
         assert any("out of memory" in p.note for p in said) == (name == "full")
         assert [e["step"] for e in folder.events() if e.get("phase") == "train"] == [1, 2, 3]
-        kept[name] = lessons.shelf(plan, folder, "nft").newest()[1]["policy"]["adapters"]
+        kept[name] = training_runs.shelf(plan, folder, "nft").newest()[1]["policy"]["adapters"]
     for copy_of in ("train", "ema"):
         calm, full = (torch.cat([v.flatten() for v in kept[name][copy_of].values()]) for name in ("calm", "full"))
         assert (calm - full).norm() < 0.02 * (

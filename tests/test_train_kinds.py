@@ -18,7 +18,7 @@ from workbench.core.types import BadInput, Media, PairBatch
 from workbench.engine import run
 from workbench.methods import HyperNoise, name_of
 from workbench.runs import config, store
-from workbench.training import training_runs as lessons
+from workbench.training import training_runs
 
 DPO = {"name": "dpo", "beta": 5.0, "times": 1, "lr": 1e-3}
 RPO = {"name": "rpo", "every": 1, "trials": 1, "images": 1, "lr": 1e-3, "patience": 1}
@@ -65,7 +65,7 @@ def test_a_run_learns_from_pairs_and_says_so(paired):
     rounds = told(folder, "train")
     assert all(0 <= r["agrees"] <= 1 and r["grad_norm"] > 0 and "reward" not in r for r in rounds)
     taught = folder.read("summary.json")["contestants"][1]["training"]
-    assert taught["samples"] == lessons.drawn(plan, "dpo") == 2 * 2 * 2 and taught["reward_calls"] == 0
+    assert taught["samples"] == training_runs.drawn(plan, "dpo") == 2 * 2 * 2 and taught["reward_calls"] == 0
     assert taught["nfe"] == plan.calls("dpo") - 3 * len(plan.rows), "nothing was sampled to be learnt from"
     assert "3 preference pairs" in (folder.path / "export" / "README.md").read_text()
 
@@ -151,14 +151,14 @@ def test_rpo_delivers_its_best_copy_and_what_it_remembers_outlives_a_stop(home, 
     plan = planned(home, method=method, train={"updates": 3, "prompts": 1, "evaluate": 0})
     whole, parts = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "parts")
     go(plan, whole)
-    done = lessons.shelf(plan, whole, "rpo").finished
+    done = training_runs.shelf(plan, whole, "rpo").finished
     validated = [r["reward"] for r in told(whole, "train")]
     if len(validated) < 3:
         assert "nothing more to do" in done["ended"] and validated[-1] < max(validated)
     stopped(plan, parts, 1)
     go(plan, parts)
     same(parts, whole)
-    policy, name, update = lessons.best(plan, whole, "rpo")
+    policy, name, update = training_runs.best(plan, whole, "rpo")
     assert name == "best" and update == done["updates"] == len(validated)
     scale = {k: v for k, v in weights(whole).items() if "lora_A" in k}
     key = next(iter(scale))
@@ -177,7 +177,7 @@ def test_hypernoise_is_sampled_by_its_correction_in_the_looks_in_the_table_and_i
     assert made["rewards"]["starter_clip"]["mean"] != base["rewards"]["starter_clip"]["mean"]
     looks = told(folder, "watch")
     assert looks[0]["held starter_clip"] != looks[1]["held starter_clip"]
-    assert name_of(lessons.delivers(HyperNoise())) == "corrected"
+    assert name_of(training_runs.delivers(HyperNoise())) == "corrected"
     ask = ["--reward", "starter_clip", "--prompts", "starter-image-test", "--limit", "1", "--json"]
     code = cli.main(["compare", str(home / "free.yaml"), str(folder.path), *ask, "--runs", str(tmp_path / "compared")])
     row = json.loads(capsys.readouterr().out)["contestants"][-1]

@@ -14,8 +14,7 @@ import pipelines
 from workbench import cli
 from workbench.core.io import media
 from workbench.core.types import BadInput
-from workbench.runs import checkpoints
-from workbench.runs import train_config as recipe
+from workbench.runs import checkpoints, train_config
 from workbench.tools import hub
 
 
@@ -60,7 +59,7 @@ def test_the_log_has_every_round_and_every_look_at_the_watched_prompts(calm):
 
 def test_watched_prompts_are_never_trained_on_and_test_prompts_never_watched(calm):
     plan, folder, _ = calm
-    drawn = {p for n in range(50) for p in recipe.batch(plan.train, plan.recipe, 0, n).prompts}
+    drawn = {p for n in range(50) for p in train_config.batch(plan.train, plan.recipe, 0, n).prompts}
     assert not drawn & set(plan.held) and len(plan.held) == 2 and len(drawn) > 50
     assert not set(plan.held) & {r[1] for r in plan.rows}
 
@@ -212,10 +211,10 @@ def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):
 
 
 def test_rates_rise_and_fall_as_the_recipe_says():
-    plan = recipe.Recipe(updates=10, warmup=2, decay=0.5)
-    assert [round(recipe.factor(plan, n), 2) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
-    gathered = recipe.Recipe(updates=3, accumulate=2, warmup=2)  # updates count, not what gathers into them
-    assert [recipe.factor(gathered, n) for n in range(6)] == [0.5, 0.5, 1, 1, 1, 1]
+    plan = train_config.Recipe(updates=10, warmup=2, decay=0.5)
+    assert [round(train_config.factor(plan, n), 2) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
+    gathered = train_config.Recipe(updates=3, accumulate=2, warmup=2)  # updates count, not what gathers into them
+    assert [train_config.factor(gathered, n) for n in range(6)] == [0.5, 0.5, 1, 1, 1, 1]
 
 
 def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, home):

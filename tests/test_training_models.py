@@ -15,7 +15,7 @@ from pipelines import FlowSDE, Lora, Rows
 from pipelines.adapters import layers
 from workbench.core.types import Batch, RewardSpec
 from workbench.methods import GRPO, HyperNoise
-from workbench.training import monitoring as watchdogs
+from workbench.training import monitoring
 
 
 class Level:
@@ -46,7 +46,7 @@ def test_grpos_first_update_has_log_ratios_of_exactly_zero_and_the_second_has_no
 def test_steps_that_are_not_scored_as_they_were_drawn_stop_a_training_before_its_first_round():
     policy = trainable(SD)
     nudge(policy)
-    assert watchdogs.replayed(policy, PROMPTS) == 0.0
+    assert monitoring.replayed(policy, PROMPTS) == 0.0
     sample = policy.sample
 
     def forged(*args, **settings):
@@ -54,8 +54,8 @@ def test_steps_that_are_not_scored_as_they_were_drawn_stop_a_training_before_its
         return replace(path, log_prob=path.log_prob + 0.01)
 
     policy.sample = forged
-    with pytest.raises(watchdogs.Halted, match="not scored as they were drawn"):
-        watchdogs.replayed(policy, PROMPTS)
+    with pytest.raises(monitoring.Halted, match="not scored as they were drawn"):
+        monitoring.replayed(policy, PROMPTS)
 
 
 def test_merged_adapters_sample_the_same_but_for_rounding_and_leave_no_trace(policy):

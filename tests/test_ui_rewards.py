@@ -23,13 +23,11 @@ from ui_fixtures import launched
 
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media, RewardSpec
-from workbench.ui import reward_choices as judging
-from workbench.ui import uploads
+from workbench.ui import reward_choices, uploads
 from workbench.ui.context import Place
 from workbench.ui.lora_uploads import lora_file
 from workbench.ui.tabs import rewards
-from workbench.ui.widgets import reward_scores as scores
-from workbench.ui.widgets import saliency
+from workbench.ui.widgets import reward_scores, saliency
 
 EVIL = "<script>alert(1)</script>{{evil}}${evil}"
 SPACE = rewards.SPACES[0]
@@ -67,7 +65,9 @@ def test_every_reward_that_applies_judges_a_picture_by_its_own_prompt_and_the_ot
     assert "its weights are not on this machine: yuvalkirstain/PickScore_v1" in refused
     assert "give some below" in refused and "asks a server" in refused
     direct = float(
-        judging.configured(judging.judges()["brightness"], {}, "")(media=media.read(picture), prompts=[""])[0]
+        reward_choices.configured(reward_choices.judges()["brightness"], {}, "")(
+            media=media.read(picture), prompts=[""]
+        )[0]
     )
     assert f"<td>{direct:.3f}</td>" in judged, "the same number as the reward itself gives"
 
@@ -91,10 +91,10 @@ def test_a_prompt_is_text_and_has_an_end(page, picture):
 
 
 def test_a_range_is_drawn_with_what_lies_in_it_and_beyond_it():
-    inside, above = judging.bar((0.0, 1.0), [0.25]), judging.bar((0.0, 1.0), [7.0])
+    inside, above = reward_choices.bar((0.0, 1.0), [0.25]), reward_choices.bar((0.0, 1.0), [7.0])
     assert 'aria-label="within"' in inside and "<circle" in inside
     assert 'aria-label="above"' in above and "<path" in above and "<circle" not in above
-    assert "not known" in judging.bar(None, [1.0])
+    assert "not known" in reward_choices.bar(None, [1.0])
 
 
 # --- maps ------------------------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_a_map_needs_a_gradient_that_is_one():
     with pytest.raises(BadInput, match="zero or not finite"):
         next(saliency.smooth(Flat(), image, ""))
     with pytest.raises(BadInput, match="has no gradient"):
-        next(saliency.smooth(judging.configured(judging.judges()["saturated_pixels"], {}, ""), image, ""))
+        next(saliency.smooth(reward_choices.configured(reward_choices.judges()["saturated_pixels"], {}, ""), image, ""))
 
 
 def test_a_map_over_http_sharpens_and_its_bad_input_is_one_sentence(page, picture):
@@ -256,7 +256,7 @@ def test_no_name_of_a_user_becomes_a_path_or_html(page, picture, tmp_path):
     evil.write_bytes(picture.read_bytes())
     taken = uploads.take(evil, tmp_path / "home")
     assert taken.path.parent.parent == tmp_path / "home" and taken.path.name == "file.png"
-    tiles = scores.thumbnails([taken], [uploads.look(taken)], [""])
+    tiles = reward_scores.thumbnails([taken], [uploads.look(taken)], [""])
     assert "<script" not in tiles and "{{" not in tiles
 
 
@@ -379,7 +379,7 @@ def test_a_log_or_a_setting_that_is_none_is_one_sentence(tmp_path, content, wind
     (tmp_path / "log.csv").write_bytes(content)
     place = Place(tmp_path, tmp_path / "home", _Now())
     with pytest.raises(BadInput, match=said) as told:
-        list(scores.curate(place, str(tmp_path / "log.csv"), window, 3, confidence))
+        list(reward_scores.curate(place, str(tmp_path / "log.csv"), window, 3, confidence))
     assert "\n" not in str(told.value) and str(place.temp) not in str(told.value)
 
 

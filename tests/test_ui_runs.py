@@ -18,11 +18,10 @@ from ui_fixtures import launched
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media
 from workbench.runs.store import RunFolder
-from workbench.ui import run_processes as processes
+from workbench.ui import run_processes
 from workbench.ui.overrides import harmless
 from workbench.ui.tabs import runs
-from workbench.ui.widgets import curves, samples
-from workbench.ui.widgets import run_view as watching
+from workbench.ui.widgets import curves, run_view, samples
 
 EVIL = "<img src=x onerror=alert(1)>{{evil}}${evil}"
 SMALL = ["limit=2", "seeds=1", "batch=1", "watch=[saturated_pixels]",
@@ -94,22 +93,22 @@ def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page):
     other = subprocess.Popen([sys.executable, "-c", OTHER, place.runs], stdout=subprocess.PIPE, text=True)
     said, name = client.predict("methods-student", "\n".join(SMALL), api_name="/start")
     assert "is starting" in said
-    folder = processes.find(place.runs, name)
+    folder = run_processes.find(place.runs, name)
     with pytest.raises(BadInput, match="at work on this device"):
-        processes.start(place.runs, "methods-student", SMALL)
+        run_processes.start(place.runs, "methods-student", SMALL)
     with pytest.raises(BadInput, match="worked on already"):
-        processes.resume(place.runs, name)
+        run_processes.resume(place.runs, name)
     seen = other.communicate(timeout=90)[0].split()
     assert seen[0] == "running" and seen[1] in ("stopping", "stopped")
-    wait(lambda: not processes.state(folder).live, 20)
-    assert processes.state(folder).name == "stopped"
+    wait(lambda: not run_processes.state(folder).live, 20)
+    assert run_processes.state(folder).name == "stopped"
     client.predict(name, api_name="/resume")
-    wait(lambda: not processes.state(folder).live, 90)
-    assert processes.state(folder).name == "done", processes.tail(folder)
+    wait(lambda: not run_processes.state(folder).live, 90)
+    assert run_processes.state(folder).name == "done", run_processes.tail(folder)
     assert {c["name"] for c in folder.read("summary.json")["contestants"]} == {"base", "reno"}
     assert curves.series(folder.path / "events.jsonl").lines()["reward"]["reno"], "its curve can be drawn"
     with pytest.raises(BadInput, match="finished"):
-        processes.resume(place.runs, name)
+        run_processes.resume(place.runs, name)
     listed = client.predict(api_name="/runs")[-1]
     assert {"run": name, "state": "done"}.items() <= listed[0].items()
 
@@ -118,10 +117,10 @@ def test_a_process_that_was_killed_is_told_as_crashed_with_its_last_words(tmp_pa
     folder = written(tmp_path)
     adopted(folder, sleeper)
     (folder.path / "process.log").write_text("loading\n\x1b[31mout of memory\x1b[0m\n")
-    assert processes.state(folder) == processes.State("running", ours=True)
+    assert run_processes.state(folder) == run_processes.State("running", ours=True)
     os.killpg(sleeper.pid, signal.SIGKILL)
-    wait(lambda: processes.state(folder).name == "crashed", 5)
-    assert "out of memory" in processes.state(folder).why and "\x1b" not in processes.state(folder).why
+    wait(lambda: run_processes.state(folder).name == "crashed", 5)
+    assert "out of memory" in run_processes.state(folder).why and "\x1b" not in run_processes.state(folder).why
 
 
 def test_one_that_does_not_listen_is_killed_after_the_grace(tmp_path):
@@ -130,28 +129,28 @@ def test_one_that_does_not_listen_is_killed_after_the_grace(tmp_path):
     process.stdout.readline()
     folder = written(tmp_path)
     adopted(folder, process)
-    processes.stop(tmp_path, folder.path.name, grace=0.6)
-    assert processes.state(folder).name == "stopping"
+    run_processes.stop(tmp_path, folder.path.name, grace=0.6)
+    assert run_processes.state(folder).name == "stopping"
     wait(lambda: process.poll() is not None, 10)
-    assert process.returncode == -signal.SIGKILL and processes.state(folder).name == "stopped"
+    assert process.returncode == -signal.SIGKILL and run_processes.state(folder).name == "stopped"
 
 
 def test_a_number_that_was_used_again_is_not_taken_for_the_run(tmp_path, sleeper):
     folder = written(tmp_path)
     adopted(folder, sleeper, began=psutil.Process(sleeper.pid).create_time() - 3600)
-    assert processes.state(folder).name == "crashed"
+    assert run_processes.state(folder).name == "crashed"
     with pytest.raises(BadInput, match="not at work"):
-        processes.stop(tmp_path, folder.path.name)
+        run_processes.stop(tmp_path, folder.path.name)
     assert sleeper.poll() is None
 
 
 def test_a_run_started_elsewhere_is_seen_by_its_lock_and_not_stopped(tmp_path):
     folder = written(tmp_path)
-    assert processes.state(folder).name == "crashed"
+    assert run_processes.state(folder).name == "crashed"
     with folder.alone():
-        assert processes.state(folder).name == "running"
+        assert run_processes.state(folder).name == "running"
         with pytest.raises(BadInput, match="not started from here"):
-            processes.stop(tmp_path, folder.path.name)
+            run_processes.stop(tmp_path, folder.path.name)
         with pytest.raises(BadInput, match="another process"), folder.alone():
             pass
 
@@ -162,7 +161,7 @@ def test_a_run_started_elsewhere_is_seen_by_its_lock_and_not_stopped(tmp_path):
 def test_a_damaged_process_record_stops_nothing_and_breaks_nothing(tmp_path, content):
     folder = written(tmp_path)
     (folder.path / "process.json").write_text(content)
-    assert processes.state(folder).name == "crashed"
+    assert run_processes.state(folder).name == "crashed"
 
 
 @pytest.mark.parametrize(
@@ -170,7 +169,7 @@ def test_a_damaged_process_record_stops_nothing_and_breaks_nothing(tmp_path, con
 )
 def test_only_the_name_of_a_listed_run_is_a_run(tmp_path, name):
     written(tmp_path)
-    for act in (processes.find, processes.stop, processes.resume):
+    for act in (run_processes.find, run_processes.stop, run_processes.resume):
         with pytest.raises(BadInput, match="no run of this name"):
             act(tmp_path, name)
 
@@ -187,7 +186,7 @@ def test_only_the_name_of_a_listed_run_is_a_run(tmp_path, name):
 )  # fmt: skip
 def test_an_override_that_names_a_file_an_address_or_an_absurd_number_is_one_sentence(tmp_path, text):
     with pytest.raises(BadInput) as told:
-        processes.start(tmp_path, "demo", [text])
+        run_processes.start(tmp_path, "demo", [text])
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
 
 
@@ -277,9 +276,9 @@ def test_texts_of_users_are_shown_as_texts(tmp_path):
         {"contestant": EVIL, "failed": EVIL, "alarm": EVIL},
     ]
     (folder.path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in lines))
-    series, now = curves.series(folder.path / "events.jsonl"), processes.state(folder)
-    shown = [watching.header(folder, now, series), watching.drawn(folder, now, series), watching.shown(folder, series),
-             watching.listing(watching.rows(tmp_path))]  # fmt: skip
+    series, now = curves.series(folder.path / "events.jsonl"), run_processes.state(folder)
+    shown = [run_view.header(folder, now, series), run_view.drawn(folder, now, series), run_view.shown(folder, series),
+             run_view.listing(run_view.rows(tmp_path))]  # fmt: skip
     for part in shown:
         assert "onerror=alert(1)&gt;" in part, "the text is there"
         assert "<img src=x" not in part and "{{" not in part and "${" not in part
@@ -321,4 +320,4 @@ def test_a_report_runs_in_a_frame_without_scripts(page):
 def test_a_damaged_run_is_listed_as_such_and_the_others_stay(tmp_path):
     written(tmp_path, name="20260101-000000-good", status="done")
     (written(tmp_path, name="20260102-000000-bad").path / "run.json").write_text("{")
-    assert [r["state"] for r in watching.rows(tmp_path)] == ["damaged", "done"]
+    assert [r["state"] for r in run_view.rows(tmp_path)] == ["damaged", "done"]

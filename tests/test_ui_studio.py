@@ -28,10 +28,7 @@ from workbench.core.schema import build
 from workbench.core.types import BadInput
 from workbench.engine import run
 from workbench.methods import METHODS, trains
-from workbench.ui import contestant_choices as contestants
-from workbench.ui import lora_uploads as lora
-from workbench.ui import studio_comparison as comparison
-from workbench.ui import theme as look
+from workbench.ui import contestant_choices, lora_uploads, studio_comparison, theme
 from workbench.ui.context import Place
 from workbench.ui.jobs import Desk
 from workbench.ui.tabs import studio
@@ -46,7 +43,7 @@ def app(tmp_path_factory):
     tab = studio.Studio(place)
     with gr.Blocks() as page:
         tab.draw(page)
-    how = {"theme": look.theme(), "css": look.CSS, "head": look.HEAD, "allowed_paths": [str(place.temp)]}
+    how = {"theme": theme.theme(), "css": theme.CSS, "head": theme.HEAD, "allowed_paths": [str(place.temp)]}
     _, url, _ = page.queue().launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False, **how
     )
@@ -61,7 +58,7 @@ def compared(app):
 
 
 def at_rest(app, prompts="a red circle", lines=FEW, **more):
-    return comparison.Asked(prompts.splitlines(), "starter-image", lines, {"starter_clip": 1.0}, **more)
+    return studio_comparison.Asked(prompts.splitlines(), "starter-image", lines, {"starter_clip": 1.0}, **more)
 
 
 def test_previews_and_costs_stream_while_it_works(compared):
@@ -177,9 +174,9 @@ def test_what_cannot_work_is_refused_in_one_sentence_before_anything_loads(tmp_p
         "contestants": FEW,
         "rewards": {"starter_clip": 1.0},
     }
-    bench = comparison.Bench(Place(tmp_path, tmp_path, Desk()))
+    bench = studio_comparison.Bench(Place(tmp_path, tmp_path, Desk()))
     with pytest.raises(BadInput, match=sentence) as told:
-        bench.start(comparison.Asked(**asked | changed))
+        bench.start(studio_comparison.Asked(**asked | changed))
     assert len(str(told.value)) < 400 and not list(tmp_path.iterdir())
 
 
@@ -237,7 +234,11 @@ def test_a_stopped_comparison_goes_on_where_it_was(app, compared):
 def test_the_pipeline_is_loaded_once_for_many_comparisons(monkeypatch):
     calls = []
     monkeypatch.setattr(pipelines, "load", lambda source, **how: calls.append(source) or object())
-    load, one, other = comparison.Loaded(), pipelines.read("starter-image"), pipelines.read("starter-image-teacher")
+    load, one, other = (
+        studio_comparison.Loaded(),
+        pipelines.read("starter-image"),
+        pipelines.read("starter-image-teacher"),
+    )
     first = load(one, device="cpu")
     assert load(pipelines.read("starter-image"), device="cpu") is first and len(calls) == 1
     assert load(other, device="cpu") is not first and load(one, device="cpu") is not first and len(calls) == 3
@@ -245,32 +246,32 @@ def test_the_pipeline_is_loaded_once_for_many_comparisons(monkeypatch):
 
 def test_equal_calls_fit_every_method_to_the_budget(tmp_path):
     place = Place(tmp_path, tmp_path, Desk())
-    wish = comparison.wanted(at_rest(None, calls=16), place)
+    wish = studio_comparison.wanted(at_rest(None, calls=16), place)
     assert wish.contestants["best_of_n"]["n"] == 16 and wish.contestants["reno"]["iterations"] == 15
 
 
 def test_only_fitting_methods_and_rewards_are_offered(tmp_path):
     one, many = (
-        {n for _, n in contestants.methods(p, ["starter_clip"], tmp_path)}
+        {n for _, n in contestant_choices.methods(p, ["starter_clip"], tmp_path)}
         for p in ("starter-image", "starter-image-teacher")
     )
     assert {"sample", "best_of_n", "reno"} <= one and "fk" in many and "grpo" not in many and "reuse" not in many
-    dull = {n for _, n in contestants.methods("starter-image", ["saturated_pixels"], tmp_path)}
+    dull = {n for _, n in contestant_choices.methods("starter-image", ["saturated_pixels"], tmp_path)}
     assert "best_of_n" in dull and "reno" not in dull
-    offered = {n for _, n in contestants.rewards("starter-image", tmp_path)}
+    offered = {n for _, n in contestant_choices.rewards("starter-image", tmp_path)}
     assert {"starter_clip", "oracle"} <= offered and not offered & {"kid", "judge", "remote", "social"}
-    assert "oracle" not in {n for _, n in contestants.rewards("sdxl-turbo", tmp_path)}
-    assert contestants.watched("starter-image", ["starter_clip"], tmp_path)[0] == "oracle"
+    assert "oracle" not in {n for _, n in contestant_choices.rewards("sdxl-turbo", tmp_path)}
+    assert contestant_choices.watched("starter-image", ["starter_clip"], tmp_path)[0] == "oracle"
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, cls in METHODS.items() if not trains(cls) and m not in contestants.FROM_FILES]
+    "method", [m for m, cls in METHODS.items() if not trains(cls) and m not in contestant_choices.FROM_FILES]
 )
 def test_a_contestant_survives_the_way_through_the_fields(method, tmp_path):
-    blocks = contestants.read([f"{method}@starter-image-teacher"], tmp_path)
-    (line,) = contestants.lines_of(blocks, tmp_path)
-    name, values, more, on = contestants.fields(line)
-    again = contestants.read([contestants.line(name, values, more, on)], tmp_path)
+    blocks = contestant_choices.read([f"{method}@starter-image-teacher"], tmp_path)
+    (line,) = contestant_choices.lines_of(blocks, tmp_path)
+    name, values, more, on = contestant_choices.fields(line)
+    again = contestant_choices.read([contestant_choices.line(name, values, more, on)], tmp_path)
     made = [
         build(METHODS[method], {k: v for k, v in b.items() if k not in ("name", "pipeline")}, "x")
         for b in (*blocks.values(), *again.values())
@@ -283,11 +284,11 @@ def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
     home.mkdir(parents=True)
     (home.parent / "run.json").write_text("{}")
     (home / "export.json").write_text("{}")
-    assert contestants.source("run:20260101-trained", tmp_path) == str(home)
-    blocks = contestants.read(["sample", "sample@run:20260101-trained"], tmp_path)
+    assert contestant_choices.source("run:20260101-trained", tmp_path) == str(home)
+    blocks = contestant_choices.read(["sample", "sample@run:20260101-trained"], tmp_path)
     assert blocks["20260101-trained"] == {"name": "sample", "pipeline": str(home)}
     with pytest.raises(BadInput, match="only configured ones"):
-        contestants.read([f"sample@{home}"], tmp_path)
+        contestant_choices.read([f"sample@{home}"], tmp_path)
 
 
 def test_a_lora_from_elsewhere_is_kept_by_name_and_a_contestant_runs_on_it(tmp_path):
@@ -295,21 +296,23 @@ def test_a_lora_from_elsewhere_is_kept_by_name_and_a_contestant_runs_on_it(tmp_p
     given = tmp_path / "My Style!.safetensors"
     save_file(pair, given)
     runs = tmp_path / "runs"
-    name = lora.keep(given, runs)
-    assert re.fullmatch(r"lora:my-style-[0-9a-f]{8}", name) and name == lora.keep(given, runs), (
+    name = lora_uploads.keep(given, runs)
+    assert re.fullmatch(r"lora:my-style-[0-9a-f]{8}", name) and name == lora_uploads.keep(given, runs), (
         "the same file is kept once"
     )
-    blocks = contestants.read(["sample", f"reno@{name} iterations=2"], runs)
-    assert blocks["reno"] == {"name": "reno", "iterations": 2, "lora": lora.kept(runs)[name]}
-    assert contestants.lines_of(blocks, runs)[1] == f"reno@{name} iterations=2"
-    assert (f"with LoRA: {name[5:]}", name) in contestants.beside("starter-image", runs)
-    asked = comparison.Asked(["a red circle"], "starter-image", ["sample", f"sample@{name}"], {"starter_clip": 1.0})
+    blocks = contestant_choices.read(["sample", f"reno@{name} iterations=2"], runs)
+    assert blocks["reno"] == {"name": "reno", "iterations": 2, "lora": lora_uploads.kept(runs)[name]}
+    assert contestant_choices.lines_of(blocks, runs)[1] == f"reno@{name} iterations=2"
+    assert (f"with LoRA: {name[5:]}", name) in contestant_choices.beside("starter-image", runs)
+    asked = studio_comparison.Asked(
+        ["a red circle"], "starter-image", ["sample", f"sample@{name}"], {"starter_clip": 1.0}
+    )
     assert (
-        run.plan(comparison.wanted(asked, Place(runs, tmp_path, Desk()))).pipelines[name[5:]].lora
-        == lora.kept(runs)[name]
+        run.plan(studio_comparison.wanted(asked, Place(runs, tmp_path, Desk()))).pipelines[name[5:]].lora
+        == lora_uploads.kept(runs)[name]
     )
     with pytest.raises(BadInput, match="no such LoRA"):
-        contestants.read(["sample@lora:../../etc"], runs)
+        contestant_choices.read(["sample@lora:../../etc"], runs)
 
 
 def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
@@ -318,7 +321,7 @@ def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
     kept = {"pipeline": "starter-image-teacher", "reward": "oracle_soft", "prompts": ["a red circle"], "method": "nft"}
     (home.parent / "run.json").write_text(json.dumps({"name": "trained", "config": kept | {"train": {"updates": 3}}}))
     (home / "export.json").write_text("{}")
-    bench = comparison.Bench(Place(tmp_path, tmp_path, Desk()))
+    bench = studio_comparison.Bench(Place(tmp_path, tmp_path, Desk()))
     asked = bench.trainings("run:20260101-trained")
     assert (asked.pipeline, list(asked.prompts)) == ("starter-image-teacher", ["a red circle"])
     assert list(asked.contestants) == ["sample", "sample@run:20260101-trained"]
@@ -328,7 +331,7 @@ def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
 
 
 def test_the_theme_asks_for_nothing_from_the_network():
-    assert not look.theme()._stylesheets and "http" not in look.CSS + look.HEAD and "@import" not in look.CSS
+    assert not theme.theme()._stylesheets and "http" not in theme.CSS + theme.HEAD and "@import" not in theme.CSS
 
 
 def test_a_page_stands_before_torch_is_imported():

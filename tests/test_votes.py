@@ -18,11 +18,7 @@ from rewards.audio.loudness import lufs
 from rewards.people import votes as readers
 from workbench.core.io import media
 from workbench.core.types import BadInput
-from workbench.feedback import blinding as blind
-from workbench.feedback import learn as voting
-from workbench.feedback import pairing as pairs
-from workbench.feedback import vote_export as preferences
-from workbench.feedback import votes
+from workbench.feedback import blinding, learn, pairing, vote_export, votes
 from workbench.runs import preference_data, store
 
 
@@ -44,7 +40,7 @@ def test_a_pair_is_two_contestants_of_one_run_on_one_prompt_the_sides_drawn_by_l
         assert Path(pair.left.file).stem == Path(pair.right.file).stem, "the same prompt and seed"
     first = [pair.left.contestant < pair.right.contestant for pair in seen]
     assert 10 < sum(first) < 50
-    assert {pair.folder for pair in seen} == {s.folder for s in pairs.stock(runs)} and len(pairs.stock(runs)) == 2
+    assert {pair.folder for pair in seen} == {s.folder for s in pairing.stock(runs)} and len(pairing.stock(runs)) == 2
 
 
 def test_nobody_is_asked_twice_before_everything_was_asked_once(runs):
@@ -95,7 +91,7 @@ def test_contestants_that_are_least_known_are_asked_about_most(runs):
 
 def test_only_the_run_and_the_kind_that_were_asked_for(runs):
     run(runs, "sounds", modality="audio")
-    by_name = {s.folder.rsplit("-")[-1]: s for s in pairs.stock(runs)}
+    by_name = {s.folder.rsplit("-")[-1]: s for s in pairing.stock(runs)}
     assert by_name["sounds"].modality == "audio" and by_name["demo"].prompts == len(PROMPTS)
     assert {ask(runs, modality="audio")[1].modality for _ in range(5)} == {"audio"}
     assert {ask(runs, run=by_name["demo"].id)[1].modality for _ in range(5)} == {"image"}
@@ -106,9 +102,9 @@ def test_only_the_run_and_the_kind_that_were_asked_for(runs):
 
 
 def test_there_is_nothing_to_vote_on_without_two_contestants(tmp_path):
-    assert ask(tmp_path / "none") is None and pairs.stock(tmp_path / "none") == []
+    assert ask(tmp_path / "none") is None and pairing.stock(tmp_path / "none") == []
     run(tmp_path / "one", names=("base",))
-    assert ask(tmp_path / "one") is None and pairs.stock(tmp_path / "one") == []
+    assert ask(tmp_path / "one") is None and pairing.stock(tmp_path / "one") == []
 
 
 # Keeping votes
@@ -249,7 +245,7 @@ def test_nothing_of_who_made_it_is_in_the_files_that_are_shown(tmp_path, modalit
     runs, temp = tmp_path / "runs", tmp_path / "temp"
     run(runs, modality=modality)
     _, pair = ask(runs)
-    shown = blind.show(pair, runs, temp)
+    shown = blinding.show(pair, runs, temp)
     for path, side in ((shown.left, pair.left), (shown.right, pair.right)):
         original = (runs / side.file).read_bytes()
         assert side.contestant.encode() in original, "it is in the run's own file"
@@ -264,7 +260,7 @@ def test_nothing_of_who_made_it_is_in_the_files_that_are_shown(tmp_path, modalit
 def test_two_sounds_are_made_equally_long_and_equally_loud(tmp_path):
     run(tmp_path, modality="audio", names=("base", "reno"))
     _, pair = ask(tmp_path)
-    shown = blind.show(pair, tmp_path, tmp_path / "temp")
+    shown = blinding.show(pair, tmp_path, tmp_path / "temp")
     left, right = (media.read(p) for p in (shown.left, shown.right))
     assert left.data.shape == right.data.shape == (1, 1, 8000) and left.rate == right.rate
     loud = [float(lufs(x.data, x.rate)) for x in (left, right)]
@@ -278,13 +274,13 @@ def test_what_hangs_behind_a_picture_or_sits_in_odd_chunks_is_not_shown(tmp_path
     info = media.PngInfo()
     info.add_text("Comment", "reno"), info.add(b"prVt", b"reno"), info.add(b"eXIf", b"reno")
     Image.new("RGB", (4, 4), "red").save(file, pnginfo=info)
-    clean = blind.bare(file.read_bytes() + b"reno")
+    clean = blinding.bare(file.read_bytes() + b"reno")
     assert b"reno" not in clean and b"reno" in file.read_bytes()
     (tmp_path / "y.png").write_bytes(clean)
     assert torch.equal(media.read(tmp_path / "y.png").data, media.read(file).data)
     for broken in (b"", b"RIFF", file.read_bytes()[:40], clean[:8] + b"\xff\xff\xff\xffIDAT"):
         with pytest.raises(BadInput, match="not a whole PNG"):
-            blind.bare(broken)
+            blinding.bare(broken)
 
 
 def test_files_that_are_gone_changed_equal_or_outside_are_never_shown(runs, tmp_path):
@@ -293,19 +289,19 @@ def test_files_that_are_gone_changed_equal_or_outside_are_never_shown(runs, tmp_
     secret = tmp_path / "secret.png"
     secret.write_bytes(left.read_bytes())
     outside = votes.Side(1, "base", "p", "../secret.png", media.fingerprint(secret))
-    assert blind.show(votes.Pair(outside, pair.right, "p", pair.folder), runs, tmp_path / "temp") is None
+    assert blinding.show(votes.Pair(outside, pair.right, "p", pair.folder), runs, tmp_path / "temp") is None
     same = votes.Side(2, "reno", "p", pair.left.file, pair.left.sha256)
-    assert blind.show(votes.Pair(same, pair.left, "p", pair.folder), runs, tmp_path / "temp") is None
+    assert blinding.show(votes.Pair(same, pair.left, "p", pair.folder), runs, tmp_path / "temp") is None
     left.write_bytes(right.read_bytes())
-    assert blind.show(pair, runs, tmp_path / "temp") is None
+    assert blinding.show(pair, runs, tmp_path / "temp") is None
     left.unlink()
-    assert blind.show(pair, runs, tmp_path / "temp") is None
+    assert blinding.show(pair, runs, tmp_path / "temp") is None
 
 
 def test_a_run_whose_folder_was_removed_is_not_asked_about(runs):
     other = run(runs, "other")
     (runs / other.path.name).rename(runs / "elsewhere")
-    assert {ask(runs)[1].folder for _ in range(20)} == {pairs.stock(runs)[0].folder}
+    assert {ask(runs)[1].folder for _ in range(20)} == {pairing.stock(runs)[0].folder}
 
 
 # What becomes of them
@@ -330,14 +326,14 @@ def test_a_contestant_of_another_pipeline_is_another_one(tmp_path):
 
 def test_a_reward_that_people_follow_agrees_with_them_and_one_that_knows_nothing_does_not(runs):
     poll(runs, 300, {"base": -1.5, "best_of_n": 0.0, "reno": 1.5})
-    found = {a.reward: a for a in preferences.agreement(runs, votes.effective(runs))}
+    found = {a.reward: a for a in vote_export.agreement(runs, votes.effective(runs))}
     assert found["level"].verdict == "better than chance" and found["level"].report.by == "prompts"
     assert found["noise"].report.low < 0.5 < found["noise"].report.high
     assert found["noise"].verdict == "not told from chance by these votes"
     poll(runs, 300, {"base": 4.0, "best_of_n": 0.0, "reno": -4.0}, seed=1)  # others, who like the opposite
     second = votes.effective(runs)[300:]
-    assert {a.reward: a for a in preferences.agreement(runs, second)}["level"].verdict.startswith("worse than chance")
-    assert preferences.agreement(runs, []) == []
+    assert {a.reward: a for a in vote_export.agreement(runs, second)}["level"].verdict.startswith("worse than chance")
+    assert vote_export.agreement(runs, []) == []
 
 
 def test_the_exported_jsonl_is_what_a_reward_is_learned_from(runs, tmp_path):
@@ -346,12 +342,12 @@ def test_the_exported_jsonl_is_what_a_reward_is_learned_from(runs, tmp_path):
     found = votes.effective(runs)
     for file in (runs / "votes.jsonl", tmp_path / "elsewhere" / "votes.jsonl"):
         file.parent.mkdir(exist_ok=True)
-        assert preferences.write_jsonl(found, runs, file) == 121, "both bad prefers nothing"
+        assert vote_export.write_jsonl(found, runs, file) == 121, "both bad prefers nothing"
         read = readers.read(file)
         assert len(read) == 121 and int((~read.decided).sum()) == 1 and len(readers.voters(read.voters)) == 6
     row = json.loads(file.read_text().splitlines()[0])
     assert set(row) <= set(readers.KEYS) and not Path(row["a_path"]).is_absolute()
-    learned = voting.learn(runs / "votes.jsonl", tmp_path / "taste")
+    learned = learn.learn(runs / "votes.jsonl", tmp_path / "taste")
     assert learned["better"] and learned["reward"] == {"learned": {"path": str(tmp_path / "taste")}}
 
 
@@ -368,9 +364,9 @@ def test_votes_on_one_pair_become_one_pair_by_majority(runs):
         votes.record(runs, battle, ("left" if n % 2 == 0 else "right") if n else "right", f"key-{battle}")
     votes.record(runs, battles[6], "tie", "a-tie-key"), votes.record(runs, battles[7], "bad", "a-bad-key")
     found = votes.effective(runs)
-    (only,) = preferences.majority(found)
+    (only,) = vote_export.majority(found)
     assert only.choice == "left" and only.left.artefact == first["l"] and only.rater == ""
-    assert preferences.majority(found[:2]) == [], "one against, one for"
+    assert vote_export.majority(found[:2]) == [], "one against, one for"
 
 
 def test_parquet_and_pairs_are_what_dpo_reads(runs):
@@ -378,11 +374,11 @@ def test_parquet_and_pairs_are_what_dpo_reads(runs):
     poll(runs, 20, {"base": -9.0, "best_of_n": 0.0, "reno": 9.0})
     vote(runs, "tie"), vote(runs, "bad")
     found = votes.effective(runs)
-    assert preferences.write_parquet(found, runs, runs / "votes.parquet") == 21, "both bad prefers nothing"
+    assert vote_export.write_parquet(found, runs, runs / "votes.parquet") == 21, "both bad prefers nothing"
     rows = pq.read_table(runs / "votes.parquet").to_pylist()
     assert all((runs / r["image_0"]).is_file() and r["label_0"] + r["label_1"] == 1 for r in rows)
     assert b"tiny-pipeline" not in rows[0]["jpg_0"], "the story stays at home"
-    count = preferences.write_jsonl(preferences.majority(found), runs, runs / "pairs.jsonl")
+    count = vote_export.write_jsonl(vote_export.majority(found), runs, runs / "pairs.jsonl")
     level = {v.prompt: {} for v in found}
     for v in found:
         level[v.prompt] |= {side.contestant: media.read(runs / side.file).data for side in (v.left, v.right)}
@@ -396,7 +392,7 @@ def test_parquet_and_pairs_are_what_dpo_reads(runs):
 
 def test_nothing_to_write_is_said_in_one_sentence(runs):
     vote(runs, "bad")
-    for write in (preferences.write_jsonl, preferences.write_parquet):
+    for write in (vote_export.write_jsonl, vote_export.write_parquet):
         with pytest.raises(BadInput, match="vote first"):
             write(votes.effective(runs), runs, runs / "out")
     assert not (runs / "out").exists()

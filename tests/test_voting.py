@@ -13,7 +13,7 @@ from reward_fixtures import small_settings
 
 from rewards import build
 from workbench.core.types import BadInput, Media
-from workbench.feedback import learn as voting
+from workbench.feedback import learn
 
 CLIP = "clip"
 
@@ -41,7 +41,7 @@ def test_a_taste_in_votes_becomes_a_reward_that_runs_accept(tmp_path):
     file = voted(tmp_path / "votes.jsonl", 300)
     more = {"prompt": "x", "a_features": [1.0] * 32, "b_features": [math.nan] * 32, "winner": "a"}
     file.write_text(file.read_text() + json.dumps(more) + "\n")
-    found = voting.learn(file, tmp_path / "taste", encoder())
+    found = learn.learn(file, tmp_path / "taste", encoder())
     assert found["better"] and found["told"][0].startswith("better than chance: right on ")
     assert found["told"][1:] == ["besides, 0 ties, and 1 votes whose features are not finite"]
     report = found["report"]
@@ -55,7 +55,7 @@ def test_a_taste_in_votes_becomes_a_reward_that_runs_accept(tmp_path):
 
 def test_votes_by_lot_are_kept_as_a_reward_but_said_to_prove_nothing(tmp_path):
     """The control: the same number of votes without a taste."""
-    found = voting.learn(voted(tmp_path / "votes.jsonl", 300, by_lot=True), tmp_path / "taste", encoder())
+    found = learn.learn(voted(tmp_path / "votes.jsonl", 300, by_lot=True), tmp_path / "taste", encoder())
     assert not found["better"] and found["report"]["low"] <= 0.5
     assert found["told"][0].startswith(("not enough votes yet", "not better than chance"))
     assert found["told"][-1] == "a run refuses it as it is, unless its block says `unproven: true`"
@@ -66,21 +66,21 @@ def test_votes_by_lot_are_kept_as_a_reward_but_said_to_prove_nothing(tmp_path):
 
 def test_a_handful_of_votes_is_not_enough_and_nothing_is_written(tmp_path):
     with pytest.raises(BadInput, match="not enough votes yet: 6 without a tie on 6 prompts; .*about [0-9]+ to show"):
-        voting.learn(voted(tmp_path / "votes.jsonl", 6), tmp_path / "taste", encoder())
+        learn.learn(voted(tmp_path / "votes.jsonl", 6), tmp_path / "taste", encoder())
     assert not (tmp_path / "taste").exists()
 
 
 def test_opposite_tastes_become_a_mixture_in_which_everybody_has_a_reward(tmp_path):
     people = {"ada": 8.0, "bob": 8.0, "eve": -8.0, "jim": -8.0}
     file = voted(tmp_path / "votes.jsonl", 320, voters=people)
-    found = voting.learn(file, tmp_path / "tastes", encoder(), mixture=True, prototypes=2)
+    found = learn.learn(file, tmp_path / "tastes", encoder(), mixture=True, prototypes=2)
     assert found["better"] and not found["shared"]["low"] > 0.5 and found["people"] == sorted(people)
     assert found["told"][1].startswith("one taste for all, on the same votes: ")
     path = found["reward"]["personal"]["path"]
     ada, eve = (build("personal", path=path, person=p).weights for p in ("ada", "eve"))
     assert ada[0] > 0.2 and eve[0] < -0.2, "the axis that they disagree about"
     with pytest.raises(BadInput, match="number of voters, 1, got 3"):
-        voting.learn(voted(tmp_path / "one.jsonl", 60), tmp_path / "none", encoder(), mixture=True)
+        learn.learn(voted(tmp_path / "one.jsonl", 60), tmp_path / "none", encoder(), mixture=True)
 
 
 def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
@@ -95,7 +95,7 @@ def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
             sides = {"a_path": clear.name, "b_path": f"dark{k}.png", "winner": "a"}
         rows.append({"prompt": f"prompt {k}"} | sides)
     (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = voting.learn(tmp_path / "votes.jsonl", tmp_path / "taste", encoder())
+    found = learn.learn(tmp_path / "votes.jsonl", tmp_path / "taste", encoder())
     assert found["better"] and found["report"]["accuracy"] == 1.0
     reward = build("learned", **found["reward"]["learned"])
     white, dark = torch.ones(3, 32, 32), torch.tensor([0.2, 0.2, 0.0]).view(3, 1, 1).expand(3, 32, 32)
@@ -116,4 +116,4 @@ def test_what_can_not_be_learned_from_is_one_sentence(tmp_path, change, says):
     voted(tmp_path / "votes.jsonl", 20)
     asked = {"file": "votes.jsonl", "out": "taste", "encoder": encoder()} | change
     with pytest.raises(BadInput, match=says):
-        voting.learn(tmp_path / asked["file"], tmp_path / asked["out"], asked["encoder"])
+        learn.learn(tmp_path / asked["file"], tmp_path / asked["out"], asked["encoder"])

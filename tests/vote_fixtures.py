@@ -9,8 +9,7 @@ import torch
 
 from workbench.core.io import media
 from workbench.core.types import Media
-from workbench.feedback import pairing as pairs
-from workbench.feedback import votes
+from workbench.feedback import pairing, votes
 from workbench.runs import store
 
 PROMPTS = tuple(f"{n} red circles" for n in range(12))
@@ -58,7 +57,7 @@ def made(modality: str, c: int, n: int, g: torch.Generator) -> Media:
 
 def ask(runs: Path, rater: str = "ada", **only):
     """(battle, pair) without media being shown."""
-    found = pairs.ask(runs, rater, lambda pair: pair, **only)
+    found = pairing.ask(runs, rater, lambda pair: pair, **only)
     return found[:2] if found else None
 
 

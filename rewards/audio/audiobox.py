@@ -21,8 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio_frontend import AUDIO, mono, resample
 from workbench.core.types import BadInput, Media, RewardSpec
 
@@ -184,7 +183,7 @@ class Audiobox:
         checkpoints.check(self.weights)
 
     def load(self, device: torch.device | str = "cpu") -> Judge:
-        return _load(self.weights, encoders.place(device))
+        return _load(self.weights, image_text.place(device))
 
     def axes_of(self, media: Media, prompts: Sequence[str] = ()) -> dict[str, Tensor]:
         """Every axis [B]. Ten seconds are heard at a time, and weigh by how much of the sound they hold."""

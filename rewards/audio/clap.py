@@ -17,9 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rewards.encoders import audio as ears
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import audio, checkpoints, image_text
 from rewards.encoders.audio_frontend import AUDIO, LogMel, fit, mono
 from workbench.core.types import BadInput, Media, NonNegative, RewardSpec
 
@@ -56,10 +54,10 @@ class CLAPScore:
             object.__setattr__(self, "spec", replace(self.spec, **own))
 
     def check(self) -> None:
-        ears.check(self.model)
+        audio.check(self.model)
 
-    def load(self, device: torch.device | str = "cpu") -> ears.Ear:
-        return ears.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> audio.Ear:
+        return audio.load(self.model, device, self.dtype)
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = mono(self.spec, media, prompts)
@@ -70,7 +68,7 @@ class CLAPScore:
 # --- loading ---------------------------------------------------------------------------------------------------------
 
 
-def ear(model: str) -> ears.Ear:
+def ear(model: str) -> audio.Ear:
     """The CLAP model of this name. Raises BadInput."""
     if model.startswith("laion:"):
         net, tokenise = _laion(model.removeprefix("laion:"))
@@ -81,7 +79,7 @@ def ear(model: str) -> ears.Ear:
     return _ear(model, net, tokenise, settings)
 
 
-def _ear(model: str, net: torch.nn.Module, tokenise: Any, settings: Mapping[str, Any]) -> ears.Ear:
+def _ear(model: str, net: torch.nn.Module, tokenise: Any, settings: Mapping[str, Any]) -> audio.Ear:
     fusion, rate = net.config.audio_config.enable_fusion, settings.get("sampling_rate", 48000)
     front = LogMel(
         rate,
@@ -103,17 +101,17 @@ def _ear(model: str, net: torch.nn.Module, tokenise: Any, settings: Mapping[str,
     def text(prompt: str) -> Tensor:  # [D]
         ids = tokenise(prompt, truncation=True, max_length=longest, return_tensors="pt").to(net.logit_scale_a.device)
         if ids["input_ids"].shape[1] == longest:
-            encoders.cut(model, longest, prompt)
+            image_text.cut(model, longest, prompt)
         return net.get_text_features(ids["input_ids"], ids["attention_mask"]).pooler_output[0]
 
     view = f"{front} {seconds} {padding}"
-    return ears.Ear(model, net, rate, seconds, seconds / 2, embed, net.config.projection_dim, True, text, view)
+    return audio.Ear(model, net, rate, seconds, seconds / 2, embed, net.config.projection_dim, True, text, view)
 
 
 def _transformers(model: str) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
     import transformers
 
-    folder = encoders._resolve(model)
+    folder = image_text._resolve(model)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         if config.model_type != "clap":

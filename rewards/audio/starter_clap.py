@@ -14,9 +14,7 @@ import torch
 from torch import Tensor
 
 from rewards.audio.clap import CLAPScore
-from rewards.encoders import audio as ears
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import audio, checkpoints, image_text
 from rewards.encoders.audio_frontend import AUDIO, LogMel, filters, fit
 from workbench.core.types import BadInput, RewardSpec
 
@@ -42,23 +40,23 @@ class StarterCLAP(CLAPScore):
         licence="Apache-2.0",
     )
 
-    def load(self, device: torch.device | str = "cpu") -> ears.Ear:
-        return _load(self.model, encoders.place(device), self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> audio.Ear:
+        return _load(self.model, image_text.place(device), self.dtype)
 
 
 @functools.cache
 @checkpoints.aside()
-def _load(model: str, device: str, dtype: str) -> ears.Ear:
+def _load(model: str, device: str, dtype: str) -> audio.Ear:
     found = ear(model)
     checkpoints.freeze(found.net).to(device=device, dtype=getattr(torch, dtype))
     return found
 
 
-def ear(model: str) -> ears.Ear:
+def ear(model: str) -> audio.Ear:
     """The encoder in this folder or part of the pack. Raises BadInput for a folder that holds something else."""
     import transformers
 
-    folder = Path(encoders._resolve(model)).expanduser()
+    folder = Path(image_text._resolve(model)).expanduser()
     try:
         settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
         front = LogMel(
@@ -83,4 +81,4 @@ def ear(model: str) -> ears.Ear:
         return net.get_text_features(input_ids=ids.input_ids.to(net.device)).pooler_output[0]
 
     view, seconds = f"{front} {floor} {mean} {scale}", length / front.rate
-    return ears.Ear(model, net, front.rate, seconds, seconds / 2, embed, net.config.projection_dim, True, text, view)
+    return audio.Ear(model, net, front.rate, seconds, seconds / 2, embed, net.config.projection_dim, True, text, view)

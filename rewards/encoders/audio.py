@@ -18,8 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio_frontend import LogMel, filters, resample, windows
 from workbench.core.types import BadInput
 
@@ -38,10 +37,10 @@ class Ear:
     unit: bool = False  # points are directions: of norm 1
     text: Callable[[str], Tensor] | None = None  # prompt -> [D]
     view: str = ""  # how it hears, besides its weights
-    memo: encoders.Memo | None = field(init=False, default=None)
+    memo: image_text.Memo | None = field(init=False, default=None)
 
     def __post_init__(self):
-        self.memo = encoders.Memo(self._encode)
+        self.memo = image_text.Memo(self._encode)
 
     def windows(
         self, x: Tensor, rate: float, window: float = 0.0, hop: float = 0.0, checkpoint: bool = False
@@ -82,14 +81,13 @@ class Ear:
 
 def load(model: str, device: torch.device | str, dtype: str = "float32") -> Ear:
     """The one ear of these arguments. Raises BadInput for an unknown or broken model."""
-    return _load(model, encoders.place(device), dtype)
+    return _load(model, image_text.place(device), dtype)
 
 
 @functools.cache
 @checkpoints.aside()
 def _load(model: str, device: str, dtype: str) -> Ear:
-    from rewards.audio import clap
-    from rewards.audio import starter_clap as starter_music
+    from rewards.audio import clap, starter_clap
     from rewards.encoders import vggish
 
     kind, _, source = model.partition(":")
@@ -97,8 +95,8 @@ def _load(model: str, device: str, dtype: str) -> Ear:
         ear = _logmel()
     elif kind == "vggish":
         ear = vggish.ear(source)
-    elif model == starter_music.MODEL:
-        ear = starter_music.ear(model)
+    elif model == starter_clap.MODEL:
+        ear = starter_clap.ear(model)
     else:
         ear = clap.ear(model)
     checkpoints.freeze(ear.net).to(device=device, dtype=getattr(torch, dtype))
@@ -111,7 +109,7 @@ def check(model: str) -> None:
     if kind in ("vggish", "laion"):
         checkpoints.check(source)
     elif model != "logmel":
-        encoders._known(model)
+        image_text._known(model)
 
 
 class Statistics(nn.Module):

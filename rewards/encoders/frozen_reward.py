@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.encoders.preprocess import pixels
 from workbench.core.types import Media, RewardSpec
 
@@ -51,7 +51,7 @@ class OnEncoder(Frozen):
     model: str = ""  # see rewards/encoders/image_text.py for the forms
 
     def check(self) -> None:
-        encoders.check(self.model)
+        image_text.check(self.model)
 
-    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
-        return encoders.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> image_text.Encoder:
+        return image_text.load(self.model, device, self.dtype)

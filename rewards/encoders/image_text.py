@@ -23,7 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints
 from rewards.encoders.preprocess import View
-from workbench.core import paths as assets
+from workbench.core import paths
 from workbench.core.schema import nearest
 from workbench.core.types import BadInput
 
@@ -150,7 +150,7 @@ def _is_file(source: str) -> bool:
 
 def _resolve(model: str) -> str:
     try:
-        return assets.resolve(model)
+        return paths.resolve(model)
     except FileNotFoundError as error:
         raise BadInput(str(error)) from None
 

@@ -12,8 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import OnEncoder
 from workbench.core.types import RewardSpec
 
@@ -60,9 +59,9 @@ class Aesthetic(OnEncoder):
         checkpoints.check(self.weights)
         super().check()
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[encoders.Encoder, Head]:
+    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.Encoder, Head]:
         encoder = super().load(device)
-        return encoder, _head(self.weights, encoders.place(device), encoder.width)
+        return encoder, _head(self.weights, image_text.place(device), encoder.width)
 
     def score(self, loaded, x, prompts):
         encoder, head = loaded

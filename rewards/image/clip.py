@@ -12,7 +12,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.encoders.frozen_reward import OnEncoder
 from workbench.core.types import BadInput, RewardSpec
 
@@ -51,7 +51,7 @@ class CLIPScore(OnEncoder):
             own = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
             object.__setattr__(self, "spec", replace(self.spec, **own))
 
-    def score(self, encoder: encoders.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, encoder: image_text.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         image = encoder.images(x, checkpoint=self.checkpoint)  # [B,D]
         cosine = (image * encoder.texts(prompts)).sum(1)  # [B]
         if self.mode == "cosine":

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import Frozen
 from rewards.encoders.preprocess import View
 from rewards.image.aesthetic import Head
@@ -134,7 +133,7 @@ class ImageReward(Frozen):
         checkpoints.check(self.weights)
 
     def load(self, device: torch.device | str = "cpu"):
-        return _load(self.weights, self.tokenizer, encoders.place(device), self.dtype)
+        return _load(self.weights, self.tokenizer, image_text.place(device), self.dtype)
 
     def score(self, loaded, x, prompts):
         net, tokenise = loaded
@@ -143,7 +142,7 @@ class ImageReward(Frozen):
         ).to(x.device)
         for prompt, mask in zip(prompts, read["attention_mask"], strict=True):
             if mask.all():
-                encoders.cut("ImageReward", TOKENS, prompt)
+                image_text.cut("ImageReward", TOKENS, prompt)
         x = View((net.size, net.size))(x).to(getattr(torch, self.dtype))
         with torch.autocast(x.device.type, enabled=False):
             inputs = (x, read["input_ids"], read["attention_mask"])

@@ -17,8 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import Frozen
 from rewards.encoders.preprocess import View
 from workbench.core.types import BadInput, RewardSpec
@@ -169,12 +168,12 @@ def _load(weights: str, backbone: str, device: str, dtype: str):
     def read(prompt: str) -> Tensor:
         found = tokenise([prompt], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         if len(tokenise(prompt, truncation=True, max_length=length)["input_ids"]) == length:
-            encoders.cut("MPS", length, prompt)
+            image_text.cut("MPS", length, prompt)
         with torch.autocast(torch.device(device).type, enabled=False):
             every, end = net.words(found["input_ids"].to(device))
         return torch.cat([end[:, None], every], 1)[0]
 
-    return net, encoders.Memo(read, REMEMBERED)
+    return net, image_text.Memo(read, REMEMBERED)
 
 
 @dataclass(frozen=True)
@@ -206,7 +205,7 @@ class MPS(Frozen):
         checkpoints.check(self.weights)
 
     def load(self, device: torch.device | str = "cpu"):
-        return _load(self.weights, self.backbone, encoders.place(device), self.dtype)
+        return _load(self.weights, self.backbone, image_text.place(device), self.dtype)
 
     def score(self, loaded, x, prompts):
         net, read = loaded

@@ -26,7 +26,7 @@ from scipy.fft import dctn
 from scipy.special import ndtr
 
 from rewards.encoders.preprocess import resize
-from workbench.core.io import image as pictures
+from workbench.core.io import image
 from workbench.core.schema import nearest
 from workbench.core.types import BadInput, Count, Natural, NonNegative, derive
 
@@ -227,7 +227,7 @@ def split(items: pd.DataFrame, c: Curation) -> pd.Series:
 def perceptual_hash(path: Path) -> np.ndarray:
     """192 bits: for each of R, G, B whether the 64 lowest frequencies of a 32 x 32 thumbnail lie above their median.
     Raises BadInput for a file that is no readable picture."""
-    small = (resize(pictures.read(path)[None], (32, 32))[0] * 255).round().numpy()  # [3,32,32]
+    small = (resize(image.read(path)[None], (32, 32))[0] * 255).round().numpy()  # [3,32,32]
     low = dctn(small, axes=(1, 2))[:, :8, :8].reshape(3, 64).T
     return (low > np.median(low, 0)).T.ravel()
 

@@ -26,8 +26,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import Frozen
 from rewards.people.votes import Report, Votes, clusters, folds, held_out
 from workbench.core.paths import write_atomic
@@ -191,15 +190,15 @@ class Learned(Frozen):
             object.__setattr__(self, name, value)
 
     def check(self) -> None:
-        encoders.check(self.model)
+        image_text.check(self.model)
         if not (self.unproven or self.report.better):
             raise BadInput(f"{self.spec.name}: {self.path} is {self.report}; vote more, or set `unproven: true`")
 
-    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
-        encoder = encoders.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> image_text.Encoder:
+        encoder = image_text.load(self.model, device, self.dtype)
         if len(self.weights) != encoder.width:
             raise BadInput(f"{self.path} weighs {len(self.weights)} features, {self.model} has {encoder.width}")
         return encoder
 
-    def score(self, encoder: encoders.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, encoder: image_text.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         return encoder.images(x, checkpoint=self.checkpoint) @ self.weights.to(x.device)

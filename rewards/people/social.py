@@ -20,8 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import OnEncoder
 from workbench.core.types import BadInput, RewardSpec
 
@@ -57,9 +56,9 @@ class Social(OnEncoder):
         if self.head:
             checkpoints.check(self.head)
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[encoders.Encoder, Head | None]:
+    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.Encoder, Head | None]:
         encoder = super().load(device)
-        head = _head(self.head, encoders.place(device)) if self.head else None
+        head = _head(self.head, image_text.place(device)) if self.head else None
         if head is not None and head.anchor.shape[0] != encoder.width:
             raise BadInput(f"{self.head} reads {head.anchor.shape[0]} numbers, and {self.model} gives {encoder.width}")
         return encoder, head

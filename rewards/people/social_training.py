@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from rewards.encoders import checkpoints
-from rewards.encoders import image_text as encoders
+from rewards.encoders import checkpoints, image_text
 from rewards.people.social import Head, Pair, check_files, read_embeddings
-from workbench.core.io import image as pictures
+from workbench.core.io import image
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Count, Natural, NonNegative, derive
 
@@ -50,7 +49,7 @@ class Tower(nn.Module):
 
     def __init__(self, model: str, vision: int, text: int, projections: bool):
         super().__init__()
-        self.encoder = encoders._transformers(model)  # its own copy: a loaded reward's weights never move
+        self.encoder = image_text._transformers(model)  # its own copy: a loaded reward's weights never move
         net = self.net = checkpoints.freeze(self.encoder.net)
         if type(net).__name__ != "CLIPModel":
             raise BadInput(f"model: {model} is a {type(net).__name__}; training needs a transformers CLIP")
@@ -69,7 +68,7 @@ class Tower(nn.Module):
         self.tokens = functools.lru_cache(4096)(lambda prompt: self.encoder.tokens([prompt]))
 
     def read(self, pair: Pair) -> tuple:
-        pos, neg = (self.encoder.view(pictures.read(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
+        pos, neg = (self.encoder.view(image.read(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
         return pos, neg, self.tokens(pair.prompt)
 
     def forward(self, pos: Tensor, neg: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -83,7 +82,7 @@ class Tower(nn.Module):
 
         part = folder / ".part"
         self.net.save_pretrained(part)
-        source = encoders._resolve(model)
+        source = image_text._resolve(model)
         transformers.AutoTokenizer.from_pretrained(source).save_pretrained(part)
         settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
         (part / "preprocessor_config.json").write_text(json.dumps(settings))
@@ -164,7 +163,7 @@ class Training:
             return
         if self.model.startswith("open_clip:"):
             raise BadInput(f"model: {self.model} is open_clip's; training needs a transformers CLIP (hub id or folder)")
-        encoders.check(self.model)
+        image_text.check(self.model)
         check_files(pairs)
 
 

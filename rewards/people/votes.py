@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
-from workbench.core.io import image as pictures
+from rewards.encoders import image_text
+from workbench.core.io import image
 from workbench.core.schema import nearest
 from workbench.core.types import BadInput, derive
 
@@ -140,11 +140,11 @@ def _features(row: dict, side: str, folder: Path, model: str, device: torch.devi
         return values
     path = folder / row[f"{side}_path"]
     try:
-        picture = pictures.read(path)
+        picture = image.read(path)
     except BadInput:
         raise BadInput(f"{where}: can't read the picture {path}") from None
     with torch.no_grad():
-        return encoders.load(model, device).images(picture[None].to(device))[0].double().cpu()
+        return image_text.load(model, device).images(picture[None].to(device))[0].double().cpu()
 
 
 def clusters(votes: Votes) -> tuple[Tensor, str]:

@@ -26,15 +26,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.encoders.preprocess import pixels
 from rewards.sets.moments import Moments, finite
-from workbench.core.io import image as pictures
+from workbench.core.io import image
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Count, Media, Modality, RewardSpec
 
 BOTH: frozenset[Modality] = frozenset({"image", "video"})
-PICTURES = pictures.SUFFIXES - {".apng"}
+PICTURES = image.SUFFIXES - {".apng"}
 BATCH = 64  # examples embedded at once
 
 
@@ -78,7 +78,7 @@ class Pictures:
         return self._encoder(device).texts(lines)
 
     def read(self, path: Path) -> Media:
-        return Media(pictures.read(path)[None], "image")
+        return Media(image.read(path)[None], "image")
 
     def load(self, device: torch.device) -> None:
         self._encoder(device)
@@ -87,16 +87,16 @@ class Pictures:
         return _weights(self._encoder(device))
 
     def check(self) -> None:
-        encoders.check(self.model)
+        image_text.check(self.model)
 
-    def _encoder(self, device: torch.device | str) -> encoders.Encoder:
-        return encoders.load(self.model, device, self.dtype)
-
-
-_HASHED: WeakKeyDictionary[encoders.Encoder, str] = WeakKeyDictionary()
+    def _encoder(self, device: torch.device | str) -> image_text.Encoder:
+        return image_text.load(self.model, device, self.dtype)
 
 
-def _weights(encoder: encoders.Encoder) -> str:
+_HASHED: WeakKeyDictionary[image_text.Encoder, str] = WeakKeyDictionary()
+
+
+def _weights(encoder: image_text.Encoder) -> str:
     """A hash of an encoder's weights and of how it looks at pictures."""
     if encoder not in _HASHED:
         digest = hashlib.blake2b(repr(encoder.view).encode(), digest_size=16)
@@ -202,7 +202,7 @@ class SetReward:
         self.embedder.check()
 
     def load(self, device: torch.device | str = "cpu") -> None:
-        self.embedder.load(torch.device(encoders.place(device)))
+        self.embedder.load(torch.device(image_text.place(device)))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = self.features(media)
@@ -246,7 +246,7 @@ class ReferenceReward(SetReward):
         """The model, and the reference if one is named, onto `device` now instead of on first use."""
         super().load(device)
         if self.reference:
-            _target(self, torch.device(encoders.place(device)))
+            _target(self, torch.device(image_text.place(device)))
 
     def target(self, references: Media | None, device: torch.device) -> Any:
         """The named reference, else `references`. Raises BadInput when there is neither."""

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.encoders.preprocess import pixels
 from rewards.image.simple import TINY, luma
 from workbench.core.types import BadInput, Count, Media, NonNegative, Reward, RewardSpec, derive
@@ -160,10 +160,10 @@ class Consistency:
         object.__setattr__(self, "spec", replace(self.spec, version=f"{self.spec.version} {self.model} {self.least:g}"))
 
     def check(self) -> None:
-        encoders.check(self.model)
+        image_text.check(self.model)
 
-    def load(self, device: torch.device | str = "cpu") -> encoders.Encoder:
-        return encoders.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> image_text.Encoder:
+        return image_text.load(self.model, device, self.dtype)
 
     def parts(self, media: Media, prompts: Sequence[str] = ()) -> dict[str, Tensor]:
         """`consistency` in [-1,1] and `dynamic_degree`, each [B]; NaN for one frame."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.encoders.frozen_reward import OnEncoder
 from rewards.encoders.preprocess import pixels, resize
 from workbench.core.types import Media, RewardSpec
@@ -56,6 +56,6 @@ class StarterVideoCLIP(OnEncoder):
         scores = self.score(self.load(x.device), x[:, at.to(x.device)], prompts)
         return scores.masked_fill(x.detach().flatten(1).isnan().any(1), torch.nan)  # in any frame, seen or not
 
-    def score(self, encoder: encoders.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+    def score(self, encoder: image_text.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         picture = strip(x, encoder.view.size[0] // ROWS)
         return (encoder.images(picture, checkpoint=self.checkpoint) * encoder.texts(prompts)).sum(1)

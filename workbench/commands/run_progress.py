@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 
 from workbench.commands.console import err, out
-from workbench.runs import config as configs
+from workbench.runs import config
 
 
 @contextmanager
@@ -120,11 +120,11 @@ def dry_run(driver, plan, runs: Path, as_json: bool) -> int:
 def _foreseen(plan, runs: Path, name: str) -> dict:
     from workbench.methods import name_of
     from workbench.runs.store import seconds_per_call
-    from workbench.training import training_runs as lessons
+    from workbench.training import training_runs
 
-    method, calls, here = plan.methods[name], plan.calls(name), configs.repos(plan.config)[name] == plan.config.pipeline
+    method, calls, here = plan.methods[name], plan.calls(name), config.repos(plan.config)[name] == plan.config.pipeline
     row = {"contestant": name, "settings": dataclasses.asdict(method), "denoiser_calls": calls}
     if name in plan.trained:
-        return row | lessons.foreseen(plan, runs, name)
+        return row | training_runs.foreseen(plan, runs, name)
     pace = seconds_per_call(runs, plan.config.pipeline).get(name_of(method)) if here else None
     return row | {"seconds": round(calls * pace, 1) if pace else None}

@@ -49,12 +49,12 @@ def run(args) -> int:
 
 def compare(args) -> int:
     from workbench.core.schema import build
-    from workbench.engine import compare as comparing
+    from workbench.engine import compare
     from workbench.evaluation import scoring
 
     if args.calls is not None and args.calls < 1:
         raise BadInput(f"--calls: {args.calls} leaves nothing to work with; give 1 or more")
-    home, blocks = comparing.blocks(args.contestants, args.pipeline, args.calls, timed=args.seconds is not None)
+    home, blocks = compare.blocks(args.contestants, args.pipeline, args.calls, timed=args.seconds is not None)
     shared = {key: getattr(args, key) for key in ("prompts", "name", "seed", "seeds", "limit", "batch")}
     shared |= {"reward": scoring.blocks(args.reward), "watch": scoring.blocks(args.watch) or None, "curve": True}
     if args.seconds is not None:
@@ -67,28 +67,28 @@ def _run(config: configs.RunConfig, args, command: str, folder: Path | None = No
     import transformers
 
     from pipelines import processes
-    from workbench.engine import run as driver
+    from workbench.engine import run
     from workbench.runs import store
-    from workbench.training import training_runs as lessons
+    from workbench.training import training_runs
 
     runs = folder.parent if folder else args.runs
-    plan = driver.plan(config, command)
-    driver.room(plan, runs)
+    plan = run.plan(config, command)
+    run.room(plan, runs)
     transformers.utils.logging.disable_progress_bar()  # our own bars are enough
     if getattr(args, "dry_run", False):
-        return dry_run(driver, plan, runs, args.json)
+        return dry_run(run, plan, runs, args.json)
     asked = dataclasses.asdict(config)
-    place = lessons.together(
+    place = training_runs.together(
         lambda: folder if folder and not args.new else store.RunFolder.open(runs, config.name, asked, args.new).path,
         config.device,
     )
     try:
         with stopping() as stop:
-            watch(driver.execute(plan, store.RunFolder(place), stop), plan, quiet=not processes.leads())
+            watch(run.execute(plan, store.RunFolder(place), stop), plan, quiet=not processes.leads())
     except Exception as error:
         if processes.count() > 1:
             _leave(error)
-        if isinstance(error, driver.DiskFull):
+        if isinstance(error, run.DiskFull):
             raise Failed(str(error)) from error
         raise
     if not processes.leads():
@@ -112,14 +112,13 @@ def _leave(error: Exception) -> NoReturn:
 
 
 def _show(path: Path, summary: Mapping, as_json: bool) -> int:
-    from workbench.report import findings
-    from workbench.report import pages as reports
+    from workbench.report import findings, pages
 
     failed = [c for c in summary["contestants"] if "failed" in c]
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
     else:
-        out.print(reports.table(summary))
+        out.print(pages.table(summary))
         for sentence in findings.headline(summary):
             out.print(sentence, markup=False)
         for c in summary["contestants"]:
@@ -146,7 +145,7 @@ def _taught(name: str, cost: Mapping) -> str:
 def suite(args) -> int:
     import transformers
 
-    from workbench.engine import run as driver
+    from workbench.engine import run
     from workbench.tools import suites
 
     transformers.utils.logging.disable_progress_bar()
@@ -160,12 +159,12 @@ def suite(args) -> int:
     job = suites.job(args.name, args.prompts, args.out, **told, overrides=args.override)
     flags = {"prompts": args.prompts, **told, "runs": args.runs, "out": args.out}
     said = [word for flag, value in flags.items() if value not in (None, 0) for word in (f"--{flag}", str(value))]
-    plan = driver.plan(job.config, shlex.join(["workbench", "suite", args.name, *args.override, *said]))
+    plan = run.plan(job.config, shlex.join(["workbench", "suite", args.name, *args.override, *said]))
     if args.dry_run:
-        return dry_run(driver, plan, args.runs, args.json)
+        return dry_run(run, plan, args.runs, args.json)
     try:
         watch(suites.make(job, plan, args.runs), plan)
-    except driver.DiskFull as error:
+    except run.DiskFull as error:
         raise Failed(str(error)) from error
     made = json.loads((args.out / suites.MANIFEST).read_text(encoding="utf-8"))
     if not made["complete"]:
@@ -188,7 +187,7 @@ def suite(args) -> int:
 
 
 def export(args) -> int:
-    from workbench.engine import export as exporting
+    from workbench.engine import export
     from workbench.tools import hub
 
     if args.push is not None:
@@ -196,7 +195,7 @@ def export(args) -> int:
     elif args.private:
         raise BadInput("--private: says how a new hub repository is made; name one with --push")
     wanted = {"comfy": args.comfy, "merged": args.merged, "reuse": args.push is not None}
-    told = exporting.again(args.run, args.contestant, args.out, **wanted)
+    told = export.again(args.run, args.contestant, args.out, **wanted)
     if args.push:
         try:
             hub.push(told.folder, args.push, args.private)
@@ -213,7 +212,7 @@ def export(args) -> int:
 
 
 def report(args) -> int:
-    from workbench.report import pages as reports
+    from workbench.report import pages
     from workbench.runs import store
 
     folder = store.RunFolder(args.run)
@@ -221,5 +220,5 @@ def report(args) -> int:
     if not summary:
         known = [p.name for p in args.run.absolute().parent.glob("*") if (p / "summary.json").is_file()]
         raise BadInput(f"{args.run} has no summary.json, so it is no finished run; {nearest(args.run.name, known)}")
-    reports.write_report(args.run)
+    pages.write_report(args.run)
     return _show(args.run, summary, args.json)

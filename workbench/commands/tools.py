@@ -65,11 +65,11 @@ def learn(args) -> int:
     import transformers
     import yaml
 
-    from workbench.feedback import learn as voting
+    from workbench.feedback import learn
 
     transformers.utils.logging.disable_progress_bar()
     try:
-        told = voting.learn(args.votes, args.out, args.encoder, args.personal, args.prototypes)
+        told = learn.learn(args.votes, args.out, args.encoder, args.personal, args.prototypes)
     except RuntimeError as error:  # the fit did not converge
         raise Failed(str(error)) from error
     if args.json:
@@ -86,28 +86,28 @@ def learn(args) -> int:
 def serve_rewards(args) -> int:
     from workbench.evaluation import scoring
     from workbench.runs.registry import judges
-    from workbench.tools import reward_server as serve
+    from workbench.tools import reward_server
 
     rewards = scoring.named(args.reward, judges())
-    serve.serve(rewards, host=args.host, port=args.port, device=args.device, limit_mb=args.max_mb)
+    reward_server.serve(rewards, host=args.host, port=args.port, device=args.device, limit_mb=args.max_mb)
     return 0
 
 
 def social(args) -> int:
     import transformers
 
-    from workbench.feedback import social as work
+    from workbench.feedback import social
 
     transformers.utils.logging.disable_progress_bar()
     if args.step == "simulate":
-        told = {"log": str(work.simulate(args.out, args.override))}
+        told = {"log": str(social.simulate(args.out, args.override))}
         rows = [told]
     elif args.step == "curate":
-        told = work.curate(args.source, args.out, args.override, args.format)
+        told = social.curate(args.source, args.out, args.override, args.format)
         rows = [{"split": n} | {k: s[k] for k in ("prompts", "items", "pairs")} for n, s in told["splits"].items()]
     elif args.step == "train":
         rows = told = []
-        for epoch in work.train(args.source, args.out, args.override):
+        for epoch in social.train(args.source, args.out, args.override):
             told.append(epoch)
             if not args.json:
                 out.print(", ".join(f"{k} {v:.4g}" for k, v in epoch.items() if v is not None))
@@ -115,7 +115,7 @@ def social(args) -> int:
     else:
         if bool(args.head) != bool(args.embeddings):
             raise BadInput("--head and --embeddings go together")
-        told = work.compare(args.source, args.reward, args.model, args.embeddings, args.head)
+        told = social.compare(args.source, args.reward, args.model, args.embeddings, args.head)
         rows = [{"reward": r["reward"], "accuracy": r["accuracy"], "95 % interval": " to ".join(f"{x:.3f}" for x in r["ci95"] or ()),
                  "calibration error": r["ece"], "pairs": r["pairs"]} for r in told]  # fmt: skip
     if args.json:
@@ -126,9 +126,9 @@ def social(args) -> int:
 
 
 def doctor(args) -> int:
-    from workbench.tools import doctor as checks
+    from workbench.tools import doctor
 
-    rows = checks.examine(args.runs)
+    rows = doctor.examine(args.runs)
     if args.json:
         print(json.dumps(rows, ensure_ascii=False))
     else:

@@ -19,9 +19,8 @@ from workbench.core.paths import CONFIGS
 from workbench.core.schema import build, nearest
 from workbench.core.types import BadInput
 from workbench.methods import METHODS, name_of, trains
-from workbench.runs import config as configs
-from workbench.runs import store
-from workbench.training import training_runs as lessons
+from workbench.runs import config, store
+from workbench.training import training_runs
 
 FAR = 100_000  # denoiser calls: what a contestant that is to be stopped by the clock is made to last for
 
@@ -80,8 +79,8 @@ def fit(method, steps: int, calls: int, where: str):
 def _read(text: str) -> list[tuple[str, object, str | None]]:
     """(name, method, pipeline or None) of each contestant that `text` stands for."""
     if os.path.isfile(Path(text) / "run.json"):  # which unlike Path's takes a text that is no path for no file
-        kept = build(configs.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json")
-        made, repos = configs.contestants(kept, METHODS), configs.repos(kept)
+        kept = build(config.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json")
+        made, repos = config.contestants(kept, METHODS), config.repos(kept)
         if trained := [name for name, method in made.items() if trains(method)]:
             return _trained(Path(text), {name: made[name] for name in trained})
         return [(n, m, repos[n]) for n, m in made.items() if name_of(m) != "sample" or repos[n] != kept.pipeline]
@@ -113,11 +112,11 @@ def _trained(run: Path, methods: Mapping) -> list[tuple[str, object, str | None]
     done = [n for n, home in homes.items() if any((p / "export.json").is_file() for p in (home, home / "export"))]
     if not done:
         raise BadInput(f"compare: {run} has not finished its training; go on with: workbench run {run}")
-    return [(run.name if len(methods) == 1 else n, lessons.delivers(methods[n]), str(homes[n])) for n in done]
+    return [(run.name if len(methods) == 1 else n, training_runs.delivers(methods[n]), str(homes[n])) for n in done]
 
 
 def _free(name: str, taken: Mapping) -> str:
-    name = "".join(c if configs.NAME.fullmatch(f"a{c}") else "-" for c in name)
+    name = "".join(c if config.NAME.fullmatch(f"a{c}") else "-" for c in name)
     return next(n for n in (name, *(f"{name}-{k}" for k in range(2, 100))) if n not in taken)
 
 

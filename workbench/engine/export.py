@@ -15,9 +15,8 @@ from workbench.core.schema import build, nearest
 from workbench.core.types import BadInput
 from workbench.engine import plan as planning
 from workbench.report import findings
-from workbench.runs import config as configs
-from workbench.runs import store
-from workbench.training import training_runs as lessons
+from workbench.runs import config, store
+from workbench.training import training_runs
 
 CARD, GRID = "README.md", "grid.png"
 EXPORTS = "exports.json"  # in the run folder: where its weights were exported to again, and how
@@ -54,8 +53,8 @@ def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged:
     kept = folder.read()
     if not kept:
         raise BadInput(f"{run} is no run folder: it has no run.json")
-    plan = planning.plan(build(configs.RunConfig, kept["config"], str(run / "run.json")), kept.get("command", ""))
-    done = [n for n in plan.trained if lessons.shelf(plan, folder, n).finished]
+    plan = planning.plan(build(config.RunConfig, kept["config"], str(run / "run.json")), kept.get("command", ""))
+    done = [n for n in plan.trained if training_runs.shelf(plan, folder, n).finished]
     if not done:
         raise BadInput(f"{run}: nothing in this run has finished its training, so there is nothing to export")
     if name is None and len(done) > 1:
@@ -69,14 +68,14 @@ def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged:
         "contestant": name,
         "comfy": comfy,
         "merged": merged,
-        "best": lessons.shelf(plan, folder, name).finished["best"],
+        "best": training_runs.shelf(plan, folder, name).finished["best"],
     }
     same = reuse and how.items() <= known.get(place, {}).items()
     if same and (told := _as_told(out, known[place]["told"])) is not None:
         return told
     if out.exists():
         raise BadInput(f"{out}: exists already, and an export is never written over; name another with --out")
-    policy, weights, best = lessons.best(plan, folder, name)
+    policy, weights, best = training_runs.best(plan, folder, name)
     about = {"method": name, "run": folder.path.name, "update": str(best)}
     base = plan.pipelines[name]
     told = pipelines.export(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
@@ -100,7 +99,7 @@ def _as_told(out: Path, rows: Mapping) -> Told | None:
 def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
     """README.md and grid.png into the folder of an export: what was trained, on what, judged by whom, and how to repeat it."""
     summary, run = folder.read("summary.json"), folder.read()
-    training = lessons.shelf(plan, folder, name).finished
+    training = training_runs.shelf(plan, folder, name).finished
     if (folder.path / GRID).is_file():
         shutil.copyfile(folder.path / GRID, out / GRID)
     config, recipe = plan.config, plan.recipe

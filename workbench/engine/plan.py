@@ -15,13 +15,11 @@ from workbench.core.schema import build
 from workbench.core.types import BadInput, derive
 from workbench.methods import METHODS, name_of, trains
 from workbench.runs import config as configs
-from workbench.runs import preference_data, stages
-from workbench.runs import prompts as data
-from workbench.runs import train_config as recipe
+from workbench.runs import preference_data, prompts, stages, train_config
 from workbench.runs.budget import Budget
 from workbench.runs.registry import judges
 from workbench.runs.resolve import supplied
-from workbench.training import training_runs as lessons
+from workbench.training import training_runs
 
 EXAMPLES = "python benchmarks/dragon.py --references data --made-by starter-music-good"  # makes data/music
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
@@ -102,12 +100,12 @@ def plan(config: configs.RunConfig, command: str = "") -> Plan:
     for method in methods.values():
         supplied(method)
     pairs = paired(config, methods, next(iter(read.values())).modality)
-    found = data.prompts(config.prompts)
+    found = prompts.prompts(config.prompts)
     training = any(map(trains, methods.values()))
     if not training and (config.train is not None or config.test is not None):
         raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
-    judged = found if config.test is None else data.prompts(config.test, "test")
-    rows = data.items(judged[: config.limit or None], config.seed, config.seeds)
+    judged = found if config.test is None else prompts.prompts(config.test, "test")
+    rows = prompts.items(judged[: config.limit or None], config.seed, config.seeds)
     if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts")
     for part in (reward, watch) if watch else (reward,):
@@ -141,19 +139,19 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
         raise BadInput(
             "budget: is what a sample may cost without training; a training is bounded by train.updates and train.minutes"
         )
-    asked = recipe.read(
+    asked = train_config.read(
         config.train, methods, list(plan.watch.rewards) if plan.watch else [], list(plan.reward.rewards)
     )
     for name, method in methods.items():
         trainable(replace(plan, recipe=asked), name, method)
-    train, held, apart = recipe.setting_apart(found, asked, config.seed)
+    train, held, apart = train_config.setting_apart(found, asked, config.seed)
     if plan.pairs is not None:  # which bring prompts of their own: all of these may be watched
         train, held, apart = (), tuple(sorted(found, key=lambda p: derive(config.seed, "held", p))[: asked.held]), True
     if config.control == "shuffled" and (len(train) if plan.pairs is None else asked.prompts) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts to train on")
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
         part.check_own([*train, *held])
-    lines = [*plan.checks, *recipe.told(asked, held, apart, train if plan.pairs is None else plan.pairs)]
+    lines = [*plan.checks, *train_config.told(asked, held, apart, train if plan.pairs is None else plan.pairs)]
     if config.test is not None and plan.pairs is None and (seen := trained_on(plan.rows, train)):
         lines.append(f"warning: {seen} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
     if config.test is None:
@@ -169,7 +167,7 @@ def trained_on(rows: Sequence[tuple], train: Sequence[str]) -> int:
 
 def trainable(plan: Plan, name: str, method: Any) -> None:
     """Raises BadInput where the pipeline as it trains, its LoRA or the reward are not what the method can work with."""
-    pipeline, lora = lessons.while_training(plan, name), recipe.adapter(plan.recipe)
+    pipeline, lora = training_runs.while_training(plan, name), train_config.adapter(plan.recipe)
     where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
     pipelines.preflight(pipeline, **where, train={"lora": lora, "shard": plan.recipe.shard})
     if hasattr(method, "check"):
@@ -219,7 +217,7 @@ def in_stages(config: configs.RunConfig, command: str) -> Plan:
                 f"stages[{n}] ({stage.name}): its method leaves no weights that another stage could go on from"
             )
         held = tuple(dict.fromkeys(row[1] for row in task.rows))
-        tasks.append(replace(task, train=data.prompts(stage.prompts), held=held))
+        tasks.append(replace(task, train=prompts.prompts(stage.prompts), held=held))
     judged = config.prompts if config.test is None else config.test
     both = {"base": "sample", "staged": "sample"}
     whole = plan(

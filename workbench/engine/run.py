@@ -31,21 +31,18 @@ from pipelines import processes
 from workbench.core.io import media
 from workbench.core.paths import ROOT
 from workbench.core.types import BadInput, Batch, Event, Stopped, derive
-from workbench.engine import export as exporting
+from workbench.engine import export
 from workbench.engine.plan import FREE_MB, Plan, able, fits, plan, room, weights_mb
 from workbench.evaluation.summary import summarise
 from workbench.methods import name_of
-from workbench.report import pages as report
-from workbench.runs import config as configs
-from workbench.runs import prompts as data
-from workbench.runs import store
+from workbench.report import pages
+from workbench.runs import config, prompts, store
 from workbench.runs.budget import Budget, Cost, Meter
 from workbench.runs.controls import Counted, controlled
 from workbench.runs.progress import Progress, judge
 from workbench.runs.progress import number as _number
 from workbench.runs.resolve import supplied
-from workbench.training import train
-from workbench.training import training_runs as lessons
+from workbench.training import train, training_runs
 
 __all__ = [
     "FREE_MB",
@@ -91,21 +88,21 @@ def _execute(plan: Plan, folder: store.RunFolder, stop: threading.Event, load) -
         kept = started
     with store.index(folder.path.parent):  # one that is damaged is said before anything is made
         pass
-    done = lessons.rewind(plan, folder)
+    done = training_runs.rewind(plan, folder)
     folder.write("run.json", kept | {"status": "running"})
     status = "failed"
     try:
         yield from train.train(plan, folder, stop, load)
-        ready = lessons.trained(plan, folder)
+        ready = training_runs.trained(plan, folder)
         missing = [n for n in ready.methods if any((n, b) not in done for b in range(plan.batches))]
         if missing and not stop.is_set():
             yield from _make(ready, folder, missing, done, stop, load)
         summary = unfinished(summarise(plan, folder), folder.events())
         folder.write("summary.json", summary)
-        report.write_report(folder.path)
+        pages.write_report(folder.path)
         for name in ready.methods:
             if name in plan.trained:
-                exporting.card(plan, folder, name, lessons.exported(plan, folder, name))
+                export.card(plan, folder, name, training_runs.exported(plan, folder, name))
         failed = any("failed" in c for c in summary["contestants"])
         status = "stopped" if stop.is_set() else "failed" if failed else "done"
     except (KeyboardInterrupt, GeneratorExit):
@@ -157,7 +154,7 @@ def _make(
             policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
             policy.stop = stop
         method, meter = supplied(plan.methods[name]), Meter(policy, optimised)
-        for number, (rows, batch) in enumerate(data.batches(plan.rows, config.batch)):
+        for number, (rows, batch) in enumerate(prompts.batches(plan.rows, config.batch)):
             if (name, number) in done:
                 yield Progress(name, number, plan.batches)
                 continue
@@ -251,7 +248,7 @@ def _keep(plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Seq
         store.write_atomic(folder.path / latents, safetensors.torch.save({"noise": noise}))
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     categories = oracle.categories(event.prompts) if oracle else [None] * len(rows)
-    samples, repo = [], configs.repos(plan.config)[name]
+    samples, repo = [], config.repos(plan.config)[name]
     for b, (position, prompt, k, seed) in enumerate(rows):
         own = {reward: _number(values[b]) for reward, values in scores.items()}
         meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own}

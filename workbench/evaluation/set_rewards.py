@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import BadInput, Media, Reward, derive
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import statistics
 from workbench.methods.common.demonstrations import embeds, of_sets
 
 HALVES = 100  # random halves of the prompts
@@ -117,7 +117,7 @@ def amended(
 ) -> dict:
     """A contestant's part of a summary (evaluate.contestant) with the rewards of whole sets: their value, and what it is more than
     the base's. No sample wins or loses by them."""
-    told = {n: w.estimate() | evaluate.aim(n, optimised) for n, w in found.items()}
+    told = {n: w.estimate() | statistics.aim(n, optimised) for n, w in found.items()}
     out = {**part, "rewards": part["rewards"] | told}
     if "versus_base" in part:
         out["versus_base"] = part["versus_base"] | {n: w.estimate((base or {}).get(n)) for n, w in found.items()}

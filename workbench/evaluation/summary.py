@@ -10,19 +10,17 @@ from dataclasses import replace
 from pipelines import preflight
 from workbench.core.io import media
 from workbench.core.types import Media
-from workbench.evaluation import set_rewards as judging
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import set_rewards, statistics
 from workbench.methods import name_of
-from workbench.runs import config as configs
-from workbench.runs import store
+from workbench.runs import config, store
 from workbench.runs.budget import Cost
 from workbench.runs.stages import Matrix
 
 
 def summarise(plan, folder: store.RunFolder) -> dict:
     """The summary of what the run folder holds, exactly as the files say: a resumed run sums up like any other."""
-    events, parts, made, repos = folder.events(), [], {}, configs.repos(plan.config)
-    sets: dict[str, dict[str, judging.Whole]] = {}  # contestant -> what rewards of whole sets say
+    events, parts, made, repos = folder.events(), [], {}, config.repos(plan.config)
+    sets: dict[str, dict[str, set_rewards.Whole]] = {}  # contestant -> what rewards of whole sets say
     for name, method in plan.methods.items():
         failed = next((e["failed"] for e in events if e["contestant"] == name and "failed" in e), None)
         finals = [e for e in events if e["contestant"] == name and e.get("final")]
@@ -33,14 +31,14 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
         optimised = plan.reward.weights if "reward" in method.needs else {}
-        part = head | evaluate.contestant(samples, next(iter(made.values()), None), optimised)
+        part = head | statistics.contestant(samples, next(iter(made.values()), None), optimised)
         sets[name] = wholes(plan, folder, samples)
-        part = judging.amended(part, sets[name], next(iter(sets.values())), optimised)
+        part = set_rewards.amended(part, sets[name], next(iter(sets.values())), optimised)
         files: dict[int, list] = {}
         for s in samples:
             files.setdefault(s["index"], []).append(folder.path / s["file"])
         groups = ([media.read(f).data.numpy() for f in group] for group in files.values() if len(group) > 1)
-        part |= {"diversity": evaluate.diversity(groups)} | dataclasses.asdict(cost)
+        part |= {"diversity": statistics.diversity(groups)} | dataclasses.asdict(cost)
         if taught := folder.read(f"checkpoints/{name}/done.json"):
             part["training"] = taught  # what it took; nfe, seconds and so on are those of the samples alone
         if plan.config.curve:
@@ -56,11 +54,11 @@ def summarise(plan, folder: store.RunFolder) -> dict:
         "seeds": plan.config.seeds,
         "control": plan.config.control,
         "contestants": parts,
-        "alarm": evaluate.alarm(parts, next(iter(plan.methods)), margins(plan)),
+        "alarm": statistics.alarm(parts, next(iter(plan.methods)), margins(plan)),
     }
 
 
-def wholes(plan, folder: store.RunFolder, samples: Sequence[Mapping]) -> dict[str, judging.Whole]:
+def wholes(plan, folder: store.RunFolder, samples: Sequence[Mapping]) -> dict[str, set_rewards.Whole]:
     """What the run's rewards of whole sets say of a contestant's samples, as the files are."""
     size, where = plan.config.batch, preflight(next(iter(plan.pipelines.values())), device=plan.config.device)[0]
 
@@ -70,7 +68,7 @@ def wholes(plan, folder: store.RunFolder, samples: Sequence[Mapping]) -> dict[st
             yield replace(few, data=few.data.to(where))
 
     prompts = [s["prompt"] for s in samples]
-    return {name: judging.whole(reward, chunks(), prompts) for name, reward in judging.sets(plan).items()}
+    return {name: set_rewards.whole(reward, chunks(), prompts) for name, reward in set_rewards.sets(plan).items()}
 
 
 def interference(plan, rows: Sequence[Mapping]) -> dict:
@@ -106,7 +104,7 @@ def _against_best_of_n(parts: Sequence[dict], made: Mapping[str, Sequence[Mappin
     rival = max(rivals, key=lambda p: p["nfe"])
     for part in parts:
         if part is not rival and "failed" not in part:
-            part["versus_best_of_n"] = evaluate.versus(made[part["name"]], made[rival["name"]])
+            part["versus_best_of_n"] = statistics.versus(made[part["name"]], made[rival["name"]])
 
 
 def curve(events: Sequence[Mapping], batches: int) -> list[dict]:
@@ -128,7 +126,7 @@ def curve(events: Sequence[Mapping], batches: int) -> list[dict]:
             continue
         rows, clusters = sum(e["rows"] for e, _, _ in parts), [i for _, index, _ in parts for i in index]
         rewards = {
-            name: evaluate.interval([evaluate.nan(v) for _, _, scores in parts for v in scores[name]], clusters)
+            name: statistics.interval([statistics.nan(v) for _, _, scores in parts for v in scores[name]], clusters)
             for name in parts[0][2]
         }
         spent = {unit: sum(e["cost"][unit] for e, _, _ in parts) / rows for unit in ("nfe", "seconds")}

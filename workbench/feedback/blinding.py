@@ -13,7 +13,7 @@ from rewards.encoders.audio_frontend import resample
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media
 from workbench.feedback.votes import Pair
-from workbench.report import audio_view as listening
+from workbench.report import audio_view
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")  # all that makes the picture or clip
@@ -103,7 +103,7 @@ def _alike(*parts: Media) -> tuple[list[bytes], float]:
     found = [resample(p.data, p.rate, rate) for p in parts]
     length = min(x.shape[-1] for x in found)
     found = [replace(parts[0], data=x[..., :length].expand(1, channels, -1), rate=float(rate)) for x in found]
-    return [media.wav(sound) for sound, _ in listening.matched(found)], length / rate
+    return [media.wav(sound) for sound, _ in audio_view.matched(found)], length / rate
 
 
 def _sweep(folder: Path) -> None:

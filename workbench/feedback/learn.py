@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from rewards.encoders import image_text as encoders
+from rewards.encoders import image_text
 from rewards.people import learned, personal, votes
 from workbench.core.types import BadInput
 
@@ -23,11 +23,11 @@ def learn(
     taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    encoders.check(encoder)
+    image_text.check(encoder)
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out: {out} is a file; name a folder")
     found = votes.read(file, encoder, device)
-    if found.a.shape[1] != (width := encoders.load(encoder, device).width):
+    if found.a.shape[1] != (width := image_text.load(encoder, device).width):
         wrong = f"{file}: features of {found.a.shape[1]} numbers, where {encoder} gives {width}"
         raise BadInput(f"{wrong}; name the encoder that made them with --encoder")
     made = personal.fit(found, encoder, prototypes) if mixture else learned.fit(found, encoder)

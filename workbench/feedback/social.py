@@ -17,11 +17,11 @@ from scipy.special import expit
 
 from rewards import compose
 from rewards.people import curation, social, social_training
-from workbench.core import schema as strict
-from workbench.core.io import image as pictures
+from workbench.core import schema
+from workbench.core.io import image
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Media, derive
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import statistics
 from workbench.runs import config
 from workbench.runs.registry import judges
 
@@ -35,7 +35,7 @@ def settings(cls: type, overrides: Sequence[str], where: str):
     values: dict[str, Any] = {}
     for text in overrides:
         config.override(values, text)
-    return strict.build(cls, values, where)
+    return schema.build(cls, values, where)
 
 
 # --- simulate and curate ---------------------------------------------------------------------------------------------
@@ -176,7 +176,7 @@ def margins(pairs: Sequence[social.Pair], rewards: compose.Weighted, batch: int 
     scores = {name: np.full(len(asked), np.nan) for name in rewards.rewards}
     for start in range(0, len(asked), batch):
         part = asked[start : start + batch]
-        shown = [pictures.read(path) for path, _ in part]
+        shown = [image.read(path) for path, _ in part]
         for size in {x.shape for x in shown}:
             rows = [n for n, x in enumerate(shown) if x.shape == size]
             made = Media(torch.stack([shown[n] for n in rows]), "image")
@@ -207,11 +207,11 @@ def agreement(pairs: Sequence[social.Pair], margin: np.ndarray) -> dict:
     """`accuracy` (a tie is a half) with `ci95` from a bootstrap over prompts, `ece`, `pairs` judged, and `topics`."""
     prompts = [p.prompt for p in pairs]
     right = np.where(np.isnan(margin), np.nan, 0.5 + 0.5 * np.sign(margin))
-    whole = evaluate.interval(right, prompts)
+    whole = statistics.interval(right, prompts)
     topics = {}
     for topic in sorted({p.topic for p in pairs}):
         rows = [n for n, p in enumerate(pairs) if p.topic == topic]
-        topics[topic] = evaluate.interval(right[rows], [prompts[n] for n in rows])
+        topics[topic] = statistics.interval(right[rows], [prompts[n] for n in rows])
     ece = calibration(margin, prompts)
     return {"accuracy": whole["mean"], "ci95": whole["ci95"], "ece": ece, "pairs": whole["n"], "topics": topics}
 

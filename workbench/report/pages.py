@@ -14,8 +14,7 @@ from rich.text import Text
 from workbench.core.io import media
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput
-from workbench.report import audio_view as listening
-from workbench.report import charts as plots
+from workbench.report import audio_view, charts
 from workbench.report.findings import (
     CONTROLS,
     EQUAL,
@@ -120,7 +119,7 @@ def _sheet(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[
         row = [made.get(n, {}).get(key) for n in names]
         files = [s and _file(run, s) for s in row]
         notes = [f"{shown} {number(s['scores'].get(shown), 3)}" if s and shown else "" for s in row]
-        cells.append([media.Cell(f and listening.still(media.read(f)), _right(s or {}), note)
+        cells.append([media.Cell(f and audio_view.still(media.read(f)), _right(s or {}), note)
                       for s, f, note in zip(row, files, notes, strict=True)])  # fmt: skip
         first = next(s for s in row if s)
         captions.append(" ".join(first["prompt"].split()) + (f"\n{first['category']}" if first.get("category") else ""))
@@ -147,7 +146,7 @@ def write_report(run_dir: Path) -> Path:
     )
     if keys:
         write_atomic(run_dir / "grid.png", _sheet(run_dir, made, names, keys, shown))
-    page = _page(run, summary, plots.curves(events), _gallery(run_dir, made, names, keys), shown)
+    page = _page(run, summary, charts.curves(events), _gallery(run_dir, made, names, keys), shown)
     write_atomic(run_dir / "report.html", page)
     return run_dir / "report.html"
 
@@ -173,11 +172,11 @@ def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, sh
         equal=EQUAL,
         several=bool(sources(summary)),
         tone={c["name"]: n % 8 for n, c in enumerate(summary["contestants"])},
-        panels=plots.panels(summary),
-        differences=plots.differences(summary),
-        scaling=plots.scaling(summary),
-        categories=plots.categories(summary),
-        unit=plots.Axis.over((0, 1), (0.0, 1.0), count=2),
+        panels=charts.panels(summary),
+        differences=charts.differences(summary),
+        scaling=charts.scaling(summary),
+        categories=charts.categories(summary),
+        unit=charts.Axis.over((0, 1), (0.0, 1.0), count=2),
         curves=lines,
         gallery=gallery,
         shown=shown,

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 
 from rewards.people import votes
 from workbench.core.io import image as pictures
-from workbench.core.io import media as files
+from workbench.core.io import media
 from workbench.core.types import BadInput, Media, Natural, PairBatch, derive
 
 TIE = -1
@@ -145,7 +145,7 @@ def references(place: str) -> Callable[[Sequence[int]], Media]:
     found = sorted(p for p in Path(place).expanduser().glob("*") if p.suffix.lower() in pictures.SUFFIXES)
     if not found:
         raise BadInput(f"references: {place} is no folder with pictures in it")
-    return lambda size: Media.cat([fit(files.read(p), size) for p in found])
+    return lambda size: Media.cat([fit(media.read(p), size) for p in found])
 
 
 def _order(n: int, seed: int) -> list[int]:
@@ -279,7 +279,7 @@ def _bytes(value: Any, column: str, choice: Choice) -> Media:
 
 def _file(path: Path, where: str) -> Media:
     try:
-        return files.read(path)
+        return media.read(path)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
 

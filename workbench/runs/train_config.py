@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from workbench.core.schema import build, nearest
 from workbench.core.types import BadInput, Batch, Count, Natural, NonNegative, derive
-from workbench.runs import prompts as data
+from workbench.runs import prompts
 from workbench.runs.preference_data import Pairs
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # name -> module
@@ -180,4 +180,4 @@ def told(recipe: Recipe, held: Sequence[str], apart: bool, train: Sequence[str] 
 
 def prompts_of(config) -> tuple[tuple[str, ...], tuple[str, ...] | None]:
     """(those of `prompts`, those of `test` or None)."""
-    return data.prompts(config.prompts), data.prompts(config.test, "test") if config.test is not None else None
+    return prompts.prompts(config.prompts), prompts.prompts(config.test, "test") if config.test is not None else None

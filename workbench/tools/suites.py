@@ -27,7 +27,7 @@ from workbench.core.io import media
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build, nearest
 from workbench.core.types import BadInput
-from workbench.engine import run as driver
+from workbench.engine import run
 from workbench.methods import METHODS
 from workbench.runs import config as configs
 from workbench.runs import store
@@ -120,7 +120,7 @@ def _method(text: str) -> tuple[str, dict]:
     return str(name), {"name": str(name)} | dict(settings or {})
 
 
-def make(job: Job, plan: driver.Plan, runs: Path) -> Iterator[driver.Progress]:
+def make(job: Job, plan: run.Plan, runs: Path) -> Iterator[run.Progress]:
     """Make and lay out what is missing in `job.out`, as the run's progress. Afterwards the manifest says `complete`, unless
     the method failed: the run folder holds why. Raises BadInput for an OUT that holds anything else, and DiskFull."""
     kept = claim(job, plan.command)
@@ -130,9 +130,9 @@ def make(job: Job, plan: driver.Plan, runs: Path) -> Iterator[driver.Progress]:
     asked = {"name": job.config.name, "config": config, "status": "done"}
     folder = next((f for f in store.folders(runs) if asked.items() <= f.read().items()), None)
     if folder is None:
-        driver.room(plan, runs)
+        run.room(plan, runs)
         folder = store.RunFolder.open(runs, job.config.name, config)
-        yield from driver.execute(plan, folder)
+        yield from run.execute(plan, folder)
     if folder.read()["status"] == "done":
         lay_out(job, folder, kept)
 
@@ -143,7 +143,7 @@ def _writing(out: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise driver.DiskFull(f"the disk of {out} is full; make room and run the same command to go on") from error
+            raise run.DiskFull(f"the disk of {out} is full; make room and run the same command to go on") from error
         raise BadInput(f"{error.filename or out}: can't be written ({error.strerror}); choose another --out") from error
 
 

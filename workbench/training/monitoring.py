@@ -12,8 +12,7 @@ import torch
 from pipelines import sharding
 from workbench.core.io import media
 from workbench.core.types import BadInput, Batch, Event, Media, derive
-from workbench.evaluation import set_rewards as judging
-from workbench.evaluation import statistics as evaluate
+from workbench.evaluation import set_rewards, statistics
 from workbench.evaluation.summary import margins
 from workbench.runs.progress import judge, number
 
@@ -47,10 +46,14 @@ def look(plan, sampler, method, place: Path | None) -> list[dict]:
     categories = oracle.categories(prompts) if oracle else [None] * len(rows)
     if place is not None:
         _write(place, rows, made, scores)
-    wholes = {name: judging.whole(reward, made, prompts, len(rows)) for name, reward in judging.sets(plan).items()}
+    wholes = {
+        name: set_rewards.whole(reward, made, prompts, len(rows)) for name, reward in set_rewards.sets(plan).items()
+    }
     scores |= {name: torch.full((len(rows),), found.value) for name, found in wholes.items()}
     total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
-    spread = [evaluate.diversity([made.data[n * SEEDS : (n + 1) * SEEDS].cpu().numpy()]) for n in range(len(plan.held))]
+    spread = [
+        statistics.diversity([made.data[n * SEEDS : (n + 1) * SEEDS].cpu().numpy()]) for n in range(len(plan.held))
+    ]
     return [
         {"index": n, "k": k, "prompt": p, "category": categories[b], "reward": number(total[b]), "diversity": spread[n]}
         | {"scores": {name: number(values[b]) for name, values in scores.items()}}
@@ -72,18 +75,20 @@ def verdict(plan, name: str, base: Sequence[Mapping], now: Sequence[Mapping]) ->
     optimised, wholes = plan.reward.weights, {n: _wholes(plan, rows) for n, rows in (("base", base), (name, now))}
     parts = []
     for n, rows in (("base", base), (name, now)):
-        part = evaluate.contestant(rows, base if n != "base" else None, optimised)
-        parts.append({"name": n, **judging.amended(part, wholes[n], wholes["base"], optimised)})
+        part = statistics.contestant(rows, base if n != "base" else None, optimised)
+        parts.append({"name": n, **set_rewards.amended(part, wholes[n], wholes["base"], optimised)})
         parts[-1]["diversity"] = mean(rows, "diversity")
     told = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
     told |= {"held diversity": parts[1]["diversity"], "held reward": mean(now, "reward")}
-    return told, evaluate.alarm(parts, "base", margins(plan))
+    return told, statistics.alarm(parts, "base", margins(plan))
 
 
-def _wholes(plan, rows: Sequence[Mapping]) -> dict[str, judging.Whole]:
+def _wholes(plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.Whole]:
     """What rewards of whole sets said of these rows."""
-    halves = {n: [evaluate.nan(r["halves"][n]) for r in rows if n in r.get("halves", {})] for n in judging.sets(plan)}
-    return {n: judging.Whole(evaluate.nan(rows[0]["scores"][n]), tuple(h), len(rows)) for n, h in halves.items()}
+    halves = {
+        n: [statistics.nan(r["halves"][n]) for r in rows if n in r.get("halves", {})] for n in set_rewards.sets(plan)
+    }
+    return {n: set_rewards.Whole(statistics.nan(rows[0]["scores"][n]), tuple(h), len(rows)) for n, h in halves.items()}
 
 
 def score(plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
@@ -97,7 +102,7 @@ def score(plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -
         return float(update)
 
     def judged(rows: Sequence[Mapping]) -> list[float]:
-        found = [evaluate.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
+        found = [statistics.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
         return [value for value in found if not math.isnan(value)]
 
     values = judged(rows)

@@ -15,7 +15,7 @@ from workbench.core.types import Event
 from workbench.runs import store
 from workbench.runs.progress import Progress
 from workbench.runs.stages import Step
-from workbench.training import monitoring as watchdogs
+from workbench.training import monitoring
 from workbench.training.trainer import Batches, Training
 
 
@@ -89,7 +89,7 @@ class Staged(Training):
         self.base = self.base or found
         judged, alarms = {}, []
         for name, task, base, now in zip(self.names, self.tasks, self.base, found, strict=True):
-            means, alarm = watchdogs.verdict(task.plan, self.name, base, now)
+            means, alarm = monitoring.verdict(task.plan, self.name, base, now)
             judged[name] = {key.removeprefix("held "): value for key, value in means.items()}
             alarms += [f"{name}: {alarm}"] if alarm else []
         self.matrix.append({"after": after, "step": self.update, "tasks": judged})

@@ -22,13 +22,11 @@ import pipelines
 from pipelines import processes
 from workbench.core.types import Batch, Event, PairBatch, derive
 from workbench.evaluation.set_rewards import Judging
-from workbench.runs import store
-from workbench.runs import train_config as recipes
+from workbench.runs import store, train_config
 from workbench.runs.budget import Cost, Meter
 from workbench.runs.progress import Progress, number
 from workbench.runs.resolve import supplied
-from workbench.training import monitoring as watchdogs
-from workbench.training import trackers as tracking
+from workbench.training import monitoring, trackers
 from workbench.training.monitoring import Halted
 from workbench.training.training_runs import copy_of, delivers, exported, policy_of, put_best, shelf
 
@@ -47,8 +45,12 @@ class Batches:
         for n in itertools.count(self.first):
             seed = derive(plan.config.seed, "round", n)
             torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-            rows.pace(recipes.factor(plan.recipe, n))
-            yield recipes.batch(plan.train, plan.recipe, plan.config.seed, n) if plan.pairs is None else self.pairs(n)
+            rows.pace(train_config.factor(plan.recipe, n))
+            yield (
+                train_config.batch(plan.train, plan.recipe, plan.config.seed, n)
+                if plan.pairs is None
+                else self.pairs(n)
+            )
 
     def pairs(self, n: int) -> PairBatch:
         """Pairs instead of prompts; a control's are turned round, or have each other's prompts."""
@@ -103,15 +105,15 @@ class Training:
         yield from self.restore()
         self.agree("at the start")
         if self.recipe.shard:
-            yield self.progress("told", note=f"train.shard: all weights, {recipes.sharded()}")
+            yield self.progress("told", note=f"train.shard: all weights, {train_config.sharded()}")
         config = dataclasses.asdict(self.plan.config)
         self.boards = (
-            tracking.trackers(self.recipe, self.folder.path, self.name, config, self.update) if self.leads else []
+            trackers.trackers(self.recipe, self.folder.path, self.name, config, self.update) if self.leads else []
         )
         try:
             if not self.number and not self.base:
                 if self.policy.kernel is not None:
-                    far = watchdogs.replayed(self.policy, [*self.plan.held, *self.plan.train][:2])
+                    far = monitoring.replayed(self.policy, [*self.plan.held, *self.plan.train][:2])
                     if far:
                         yield self.progress(
                             "told", note=f"the log-ratio before the first update is {far:.1g}, not exactly 0"
@@ -161,9 +163,9 @@ class Training:
             return None
         self.samples += len(event.prompts)
         if self.number == 0:
-            watchdogs.first(event, self.method)
+            monitoring.first(event, self.method)
         self.number += 1
-        watchdogs.sound(self.policy, self.policy.scaled)
+        monitoring.sound(self.policy, self.policy.scaled)
         return event
 
     def over(self, stop: threading.Event) -> bool:
@@ -228,8 +230,8 @@ class Training:
             rows = self.watched(self.plan, place)
             distance = self.policy.adapters.distance() if self.update else 0.0
         self.base = self.base or rows
-        told, alarm = watchdogs.verdict(self.plan, self.name, self.base, rows)
-        score = watchdogs.score(self.plan, rows, self.base, self.update)
+        told, alarm = monitoring.verdict(self.plan, self.name, self.base, rows)
+        score = monitoring.score(self.plan, rows, self.base, self.update)
         (alarm, score), *_ = self.share((alarm, score))  # judges elsewhere may fail one process alone
         if not self.best or score > self.best["score"]:
             self.best = {"update": self.update, "score": score}
@@ -247,7 +249,7 @@ class Training:
         method = delivers(self.method)
         with nullcontext() if hasattr(self.method, "delivers") else self.policy.merged():
             try:
-                return watchdogs.look(plan, self.sampler, method, place)
+                return monitoring.look(plan, self.sampler, method, place)
             except torch.OutOfMemoryError:
                 raise Halted(
                     f"the GPU's memory is full where watched prompts are sampled, {plan.config.batch} at once; set batch to fewer"

@@ -12,8 +12,7 @@ from pipelines import processes
 from pipelines.trainable_policy import EMA
 from workbench.core.types import BadInput
 from workbench.methods import Sample, name_of
-from workbench.runs import store
-from workbench.runs import train_config as recipes
+from workbench.runs import store, train_config
 from workbench.runs.checkpoints import Shelf
 from workbench.training.monitoring import Halted
 
@@ -107,14 +106,19 @@ def foreseen(plan, runs, name: str) -> dict[str, Any]:
 
 def while_training(plan, name: str) -> pipelines.PipelineConfig:
     """The pipeline of contestant `name` as the recipe has it while it trains."""
-    changes, base = recipes.overrides(plan.recipe), plan.pipelines[name]
+    changes, base = train_config.overrides(plan.recipe), plan.pipelines[name]
     return replace(base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})})
 
 
 def policy_of(plan, name: str, load, **changes: str):
     """The policy of contestant `name`, ready to be trained; `changes` of device, dtype and attention."""
     config, recipe = plan.config, plan.recipe
-    settings = {"lora": recipes.adapter(recipe), "clip": recipe.clip, "ema": recipe.ema, "blocks": recipe.checkpointing}
+    settings = {
+        "lora": train_config.adapter(recipe),
+        "clip": recipe.clip,
+        "ema": recipe.ema,
+        "blocks": recipe.checkpointing,
+    }
     settings["shard"] = recipe.shard
     where = {key: getattr(config, key) for key in ("device", "dtype", "attention")} | changes
     return load(while_training(plan, name), **where, train=settings)

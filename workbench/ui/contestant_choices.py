@@ -22,7 +22,7 @@ from workbench.methods import METHODS, trains
 from workbench.runs import config, store
 from workbench.runs.registry import judges, own
 from workbench.tools import doctor
-from workbench.ui import lora_uploads as lora
+from workbench.ui import lora_uploads
 from workbench.ui.overrides import harmless
 
 SLOTS = 4  # contestants, and rewards in the mix
@@ -64,7 +64,7 @@ def beside(pipeline: str, runs: Path) -> list[tuple[str, str]]:
     """(label, name) of what a contestant may run on instead: pipelines of the same kind of media."""
     kind = pipelines.read(source(pipeline, runs)).modality
     same = [n for n, repo in sources(runs).items() if n != pipeline and _modality(repo) == kind]
-    same += lora.kept(runs)
+    same += lora_uploads.kept(runs)
     return [("the same pipeline", "")] + [
         (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in same
     ]
@@ -205,7 +205,7 @@ def _settings(text: str | None) -> dict:
 
 def _on(name: str | None, runs: Path) -> dict:
     if name and name.startswith("lora:"):
-        known = lora.kept(runs)
+        known = lora_uploads.kept(runs)
         if name not in known:
             raise BadInput(f"contestants: no such LoRA was given to this page; {_near(name, known)}")
         return {"lora": known[name]}
@@ -224,7 +224,7 @@ def _free(name: str, taken: Mapping) -> str:
 
 def lines_of(blocks: Mapping[str, Mapping | str], runs: Path) -> list[str]:
     """The lines that `read` would make these blocks of: a stored comparison back in the editor. Raises BadInput."""
-    homes, out = {repo: name for name, repo in (sources(runs) | lora.kept(runs)).items()}, []
+    homes, out = {repo: name for name, repo in (sources(runs) | lora_uploads.kept(runs)).items()}, []
     for label, block in blocks.items():
         block = {"name": block} if isinstance(block, str) else dict(block or {})
         method, on = block.pop("name", label), block.pop("pipeline", None) or block.pop("lora", None)

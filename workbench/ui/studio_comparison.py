@@ -18,7 +18,7 @@ from workbench.engine import compare, run
 from workbench.methods import METHODS
 from workbench.runs import config, store
 from workbench.runs import prompts as data
-from workbench.ui import contestant_choices as contestants
+from workbench.ui import contestant_choices
 from workbench.ui.context import Place
 from workbench.ui.jobs import Job
 
@@ -45,7 +45,7 @@ class Asked:
 
 def wanted(asked: Asked, place: Place) -> config.RunConfig:
     """Raises BadInput for whatever is not known here or absurd."""
-    runs, rewards = place.runs, contestants.mix(asked.rewards)
+    runs, rewards = place.runs, contestant_choices.mix(asked.rewards)
     for name, most in (("seed", SEED), ("seeds", SAMPLES), ("calls", CALLS), ("batch", SAMPLES)):
         _whole(name, getattr(asked, name), most, least=0 if name in ("seed", "calls") else 1)
     prompts = _prompts(asked.prompts)
@@ -53,15 +53,15 @@ def wanted(asked: Asked, place: Place) -> config.RunConfig:
         raise BadInput(
             f"{len(prompts)} prompts x {asked.seeds} seeds are {samples} samples; from here at most {SAMPLES}"
         )
-    watch = contestants.watched(asked.pipeline, list(rewards), runs) if asked.watch is None else asked.watch
-    blocks = contestants.read(asked.contestants, runs)
-    home = contestants.source(asked.pipeline, runs)
+    watch = contestant_choices.watched(asked.pipeline, list(rewards), runs) if asked.watch is None else asked.watch
+    blocks = contestant_choices.read(asked.contestants, runs)
+    home = contestant_choices.source(asked.pipeline, runs)
     made = config.RunConfig(
         home,
         rewards,
         list(prompts),
         contestants=_fitted(blocks, home, asked.calls),
-        watch=[contestants.known(name) for name in watch] or None,
+        watch=[contestant_choices.known(name) for name in watch] or None,
         name="studio",
         seed=int(asked.seed),
         seeds=int(asked.seeds),
@@ -78,8 +78,8 @@ def _whole(name: str, value: Any, most: int, least: int) -> None:
 
 def _prompts(given: Sequence[str] | str) -> tuple[str, ...]:
     if isinstance(given, str):
-        if given not in contestants.lists():
-            raise BadInput(f"prompts: there is no list of this name; known: {', '.join(contestants.lists())}")
+        if given not in contestant_choices.lists():
+            raise BadInput(f"prompts: there is no list of this name; known: {', '.join(contestant_choices.lists())}")
         return data.prompts(given)[:PROMPTS]
     found = data.prompts([line.replace("\0", "") for line in given], "prompts: write at least one;")
     if len(found) > PROMPTS:
@@ -272,15 +272,15 @@ class Bench:
     def asked(self, folder: store.RunFolder) -> Asked:
         """What a stored comparison was asked, if this page may ask it again. Raises BadInput."""
         kept = build(config.RunConfig, folder.read().get("config"), "run.json")
-        homes = {repo: name for name, repo in contestants.sources(self.place.runs).items()}
+        homes = {repo: name for name, repo in contestant_choices.sources(self.place.runs).items()}
         rewards = mixture(kept.reward)
         watch = [kept.watch] if isinstance(kept.watch, str) else list(kept.watch or ())
         plain = kept.pipeline in homes and not kept.train and kept.contestants
         if not plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
-        lines = contestants.lines_of(kept.contestants, self.place.runs)
+        lines = contestant_choices.lines_of(kept.contestants, self.place.runs)
         home, prompts = homes[kept.pipeline], kept.prompts
-        if isinstance(prompts, str) and Path(prompts).stem in contestants.lists():
+        if isinstance(prompts, str) and Path(prompts).stem in contestant_choices.lists():
             prompts = Path(prompts).stem
         return Asked(prompts, home, lines, rewards, watch, kept.seed, kept.seeds, batch=kept.batch)
 
@@ -288,13 +288,13 @@ class Bench:
         """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was judged
         on. Raises BadInput."""
         chosen = [name.strip() for name in names.split(",")]
-        known = contestants.trained(self.place.runs)
-        if not 1 <= len(chosen) < contestants.SLOTS or not set(chosen) <= known.keys():
+        known = contestant_choices.trained(self.place.runs)
+        if not 1 <= len(chosen) < contestant_choices.SLOTS or not set(chosen) <= known.keys():
             raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
         kept = build(
             config.RunConfig, self.find(chosen[0].removeprefix("run:").split("/")[0]).read()["config"], "run.json"
         )
-        homes = {repo: name for name, repo in contestants.sources(self.place.runs).items()}
+        homes = {repo: name for name, repo in contestant_choices.sources(self.place.runs).items()}
         if kept.pipeline not in homes:
             raise BadInput("these trainings started from a pipeline that is not configured here")
         prompts = data.prompts(kept.test or kept.prompts)[:FIRST]

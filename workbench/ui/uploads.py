@@ -12,8 +12,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from workbench.core.io import media
-from workbench.core.io import video as films
+from workbench.core.io import media, video
 from workbench.core.types import BadInput, Modality
 
 MB = 2**20
@@ -142,7 +141,7 @@ def _affordable(path: Path, modality: Modality, name: str) -> Modality:
 def _decoded(path: Path, modality: Modality) -> int:
     """Pixels of all frames, or samples of all channels; counted until they are too many, and nothing is kept."""
     cost, most = 0, MOVING if modality == "video" else HEARD
-    with films._opened(path, modality) as (file, stream):
+    with video._opened(path, modality) as (file, stream):
         for frame in file.decode(stream):
             cost += frame.width * frame.height if modality == "video" else frame.samples * len(frame.layout.channels)
             if cost > most:

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.core.io import video as films
+from workbench.core.io import video
 from workbench.core.types import BadInput
 
 COMPRESSED = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})  # read by PyAV
@@ -26,7 +26,7 @@ def read(path: str | Path) -> tuple[Tensor, float, dict]:
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give a sound")
     try:
-        data, rate, story = films.sound(path) if path.suffix.lower() in COMPRESSED else _wav(path)
+        data, rate, story = video.sound(path) if path.suffix.lower() in COMPRESSED else _wav(path)
     except BadInput:
         raise
     except (OSError, ValueError, EOFError) as error:

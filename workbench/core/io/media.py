@@ -20,15 +20,14 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
-from workbench.core.io import audio as sounds
+from workbench.core.io import audio, video
 from workbench.core.io import image as pictures
-from workbench.core.io import video as films
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Media
 
 SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
 FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
-READABLE = pictures.SUFFIXES | FILMS | sounds.SUFFIXES
+READABLE = pictures.SUFFIXES | FILMS | audio.SUFFIXES
 
 
 def fingerprint(path: str | Path) -> str:
@@ -167,9 +166,9 @@ def look(path: str | Path) -> Found:
         raise BadInput(f"{path}: the file is empty")
     try:
         if suffix in FILMS:
-            data, rate, story = films.film(path)
+            data, rate, story = video.film(path)
             return Found(Media(data, "video", rate), story)
-        return _heard(*sounds.read(path)) if suffix in sounds.SUFFIXES else _picture(path)
+        return _heard(*audio.read(path)) if suffix in audio.SUFFIXES else _picture(path)
     except BadInput:
         raise
     except (*pictures.BROKEN, Image.DecompressionBombError) as error:

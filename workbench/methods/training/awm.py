@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
+from workbench.methods.common import forward_process
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Advantage
 
@@ -44,7 +44,7 @@ class AWM:
     scales = ""
     paper = "arXiv:2509.25050"
     samples, same_eps, updates = "train", False, 1
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         return advantage.clamp(-self.bound, self.bound)

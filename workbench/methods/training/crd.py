@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
-from workbench.methods.common import losses
+from workbench.methods.common import forward_process, losses
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Advantage
 
@@ -51,7 +50,7 @@ class CRD:
     scales = ""
     paper = "arXiv:2603.14128"
     samples, same_eps = "train", False
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         return advantage

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
-from workbench.methods.common import losses
+from workbench.methods.common import forward_process, losses
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Advantage
 
@@ -46,7 +45,7 @@ class DGPO:
     scales = ""
     paper = "arXiv:2510.08425"
     samples, same_eps = "train", True
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         return advantage

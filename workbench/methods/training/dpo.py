@@ -19,8 +19,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
-from workbench.methods.common import losses
+from workbench.methods.common import forward_process, losses
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS
 
@@ -46,10 +45,10 @@ class DPO:
     paper = "arXiv:2311.12908"
     pairs = True  # may learn from pairs of media that exist already
     samples, same_eps, advantage = "train", True, "centre"
-    __call__ = matching.train
+    __call__ = forward_process.train
 
     def calls(self, steps: int) -> int:
-        return self.group * steps + 2 * (matching.calls(self, steps) // self.group - steps)
+        return self.group * steps + 2 * (forward_process.calls(self, steps) // self.group - steps)
 
     def weigh(self, advantage: Tensor) -> Tensor:
         """1 for the best of each group, -1 for the worst; NaN for the rest."""

@@ -35,7 +35,7 @@ from workbench.core.types import (
     Trajectory,
     derive,
 )
-from workbench.methods.common import forward_process as matching
+from workbench.methods.common import forward_process
 from workbench.methods.common.demonstrations import built, drawn
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS
@@ -80,7 +80,7 @@ class DRAGON:
     def calls(self, steps: int) -> int:
         """At most: pairs that don't differ cost nothing in an update."""
         return self.group * (
-            (self.steps or steps) + 2 * self.updates * matching.levels(self, steps - self.skipped(steps))[1]
+            (self.steps or steps) + 2 * self.updates * forward_process.levels(self, steps - self.skipped(steps))[1]
         )
 
     def skipped(self, steps: int) -> int:
@@ -111,8 +111,8 @@ class DRAGON:
         pairs, batch, first = replace(self, group=2), Batch(prompts[::2], seeds[::2]), self.skipped(policy.steps)
         for u in range(self.updates):
             told = Counter()
-            for i, few, share in matching.meetings(pairs, sign, batch, policy.steps - first, u):
-                seen = matching.look(pairs, policy, sides, sign, batch, first + i, few, u)
+            for i, few, share in forward_process.meetings(pairs, sign, batch, policy.steps - first, u):
+                seen = forward_process.look(pairs, policy, sides, sign, batch, first + i, few, u)
                 policy.backward(loss := self.loss(seen).sum() * share / len(rows))
                 told.update(loss=loss.item(), agrees=agrees(seen) * share / len(rows))
             norm = policy.update()

@@ -23,8 +23,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
-from workbench.methods.common import losses
+from workbench.methods.common import forward_process, losses
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS
 
@@ -52,7 +51,7 @@ class KTO:
     paper = "arXiv:2404.04465"
     pairs = True  # may learn from pairs of media that exist already
     samples, same_eps, advantage = "train", False, "centre"
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         """y / (2 share of those with this y in the prompt's group), NaN for what is neither."""

@@ -20,8 +20,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
-from workbench.methods.common import losses
+from workbench.methods.common import forward_process, losses
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Advantage
 
@@ -49,7 +48,7 @@ class NFT:
     scales = ""
     paper = "arXiv:2509.16117"
     samples, same_eps = "old", False
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         return advantage

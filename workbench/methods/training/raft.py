@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import BadInput, Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
+from workbench.methods.common import forward_process
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Learnt
 
@@ -37,14 +37,14 @@ class RAFT:
     scales = ""
     paper = "arXiv:2304.06767"
     same_eps, advantage = False, "centre"
-    __call__ = matching.train
+    __call__ = forward_process.train
 
     def __post_init__(self):
         if self.keep > self.group:
             raise BadInput(f"method.keep: {self.keep} of {self.group} samples can't be kept; set keep to at most group")
 
     def calls(self, steps: int) -> int:
-        return self.group * steps + self.keep * (matching.calls(self, steps) // self.group - steps)
+        return self.group * steps + self.keep * (forward_process.calls(self, steps) // self.group - steps)
 
     def weigh(self, advantage: Tensor) -> Tensor:
         """1 for the best `keep` of each group, NaN for the rest."""

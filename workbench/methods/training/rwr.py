@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process as matching
+from workbench.methods.common import forward_process
 from workbench.methods.common.forward_process import Seen
 from workbench.methods.common.rollout import NEEDS, Advantage, Learnt
 
@@ -42,7 +42,7 @@ class RWR:
     scales = ""
     paper = "arXiv:2501.13918"
     same_eps = False
-    calls, __call__ = matching.calls, matching.train
+    calls, __call__ = forward_process.calls, forward_process.train
 
     def weigh(self, advantage: Tensor) -> Tensor:
         return (advantage / self.temperature).exp().clamp(max=self.cap)

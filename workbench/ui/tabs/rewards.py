@@ -24,10 +24,10 @@ LOG = "A log of what a community did (item, prompt, path, user, event, time) bec
 def spoken(place: Place, what: str, *values, rest: int = 0) -> Iterator:
     """What function `what` of scores.py yields; BadInput is one sentence in its first output, where it was asked."""
     from workbench.core.types import BadInput
-    from workbench.ui.widgets import reward_scores as scores
+    from workbench.ui.widgets import reward_scores
 
     try:
-        for view in getattr(scores, what)(place, *values):
+        for view in getattr(reward_scores, what)(place, *values):
             yield view if rest else view[0]
     except BadInput as error:
         yield (bad(error), *[gr.skip()] * rest) if rest else bad(error)
@@ -35,12 +35,16 @@ def spoken(place: Place, what: str, *values, rest: int = 0) -> Iterator:
 
 def arrive() -> tuple:
     """What there is to choose from here: models, rewards with a gradient, and the table of all."""
-    from workbench.ui import reward_choices as judging
-    from workbench.ui.widgets import reward_scores as scores
+    from workbench.ui import reward_choices
+    from workbench.ui.widgets import reward_scores
 
-    steep = scores.steep()
+    steep = reward_scores.steep()
     first = "starter_clip" if "starter_clip" in steep else None
-    return gr.update(choices=judging.spaces()), gr.update(choices=steep, value=first), judging.everything()
+    return (
+        gr.update(choices=reward_choices.spaces()),
+        gr.update(choices=steep, value=first),
+        reward_choices.everything(),
+    )
 
 
 def build(page: gr.Blocks, place: Place) -> None:

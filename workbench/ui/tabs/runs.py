@@ -67,42 +67,41 @@ class Tab:
 
     def list(self) -> list:
         """What there is: runs, trainings, and the runs again for other programs."""
-        from workbench.ui.widgets import run_view as watching
+        from workbench.ui.widgets import run_view
 
-        runs = watching.rows(self.place.runs)
-        shown = watching.listing(runs) if runs else empty(TEACH)
+        runs = run_view.rows(self.place.runs)
+        shown = run_view.listing(runs) if runs else empty(TEACH)
         return [shown, gr.update(choices=self.trainings()), runs]
 
     def trainings(self) -> list[tuple[str, str]]:
-        from workbench.ui import contestant_choices as contestants
+        from workbench.ui import contestant_choices
 
-        return [(name.removeprefix("run:"), name) for name in contestants.trained(self.place.runs)]
+        return [(name.removeprefix("run:"), name) for name in contestant_choices.trained(self.place.runs)]
 
     def look(self, name: str, seen: Sequence = ()) -> list:
         """What has changed about run `name` since `seen`: a value for each of `parts`."""
         from workbench.core.types import BadInput
-        from workbench.ui import run_processes as processes
-        from workbench.ui.widgets import curves
-        from workbench.ui.widgets import run_view as watching
+        from workbench.ui import run_processes
+        from workbench.ui.widgets import curves, run_view
 
         still = [gr.skip() for _ in self.parts[:-1]]
         if not name:
             return [*still, gr.Timer(active=False)]
         try:
-            folder = processes.find(self.place.runs, name)
+            folder = run_processes.find(self.place.runs, name)
         except BadInput as error:
             return [bad(error), *still[1:], gr.Timer(active=False)]
-        now, series = processes.state(folder), curves.series(folder.path / "events.jsonl")
-        log = processes.tail(folder)
+        now, series = run_processes.state(folder), curves.series(folder.path / "events.jsonl")
+        log = run_processes.tail(folder)
         marks = ((name, now, series.changes), (name, log), name, (name, now))
         new, talked, other, turned = (a != b for a, b in zip(marks, seen or (None,) * 4, strict=True))
         return [
-            watching.header(folder, now, series) if new else gr.skip(),
+            run_view.header(folder, now, series) if new else gr.skip(),
             gr.Button(interactive=now.live and now.ours),
             gr.Button(interactive=now.name in ("stopped", "crashed", "failed")),
-            watching.drawn(folder, now, series) if new else gr.skip(),
-            watching.shown(folder, series) if new else gr.skip(),
-            watching.settings(folder, now) if other else gr.skip(),
+            run_view.drawn(folder, now, series) if new else gr.skip(),
+            run_view.shown(folder, series) if new else gr.skip(),
+            run_view.settings(folder, now) if other else gr.skip(),
             log if talked else gr.skip(),
             marks,
             self.list()[0] if turned else gr.skip(),
@@ -115,11 +114,11 @@ class Tab:
         (what to say, the new run's name)."""
         yield note("Checking …"), gr.skip()
         from workbench.core.types import BadInput
-        from workbench.ui import run_processes as processes
+        from workbench.ui import run_processes
 
         asked = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
         try:
-            name = processes.start(self.place.runs, config, asked).path.name
+            name = run_processes.start(self.place.runs, config, asked).path.name
         except BadInput as error:
             yield bad(error), gr.skip()
             return
@@ -131,10 +130,10 @@ class Tab:
         def handler(name: str) -> list:
             """Stop or go on with a run, by its name, and look at it again as `run` does."""
             from workbench.core.types import BadInput
-            from workbench.ui import run_processes as processes
+            from workbench.ui import run_processes
 
             try:
-                getattr(processes, what)(self.place.runs, name)
+                getattr(run_processes, what)(self.place.runs, name)
             except BadInput as error:
                 return [bad(error), *self.look(name)]
             return [note(told), *self.look(name)]
@@ -143,20 +142,20 @@ class Tab:
 
     def compare(self, chosen: list[str]) -> str:
         from workbench.core.types import BadInput
-        from workbench.ui.widgets import run_view as watching
+        from workbench.ui.widgets import run_view
 
         try:
-            return watching.opener(watching.link(self.place.runs, chosen)) if chosen else note(SEVERAL)
+            return run_view.opener(run_view.link(self.place.runs, chosen)) if chosen else note(SEVERAL)
         except BadInput as error:
             return note(error)
 
     def report(self, name: str) -> tuple:
         """The report of a run, by its name: (the page in a frame, the file)."""
         from workbench.core.types import BadInput
-        from workbench.ui.widgets import run_view as watching
+        from workbench.ui.widgets import run_view
 
         try:
-            shown, file = watching.report(self.place, name)
+            shown, file = run_view.report(self.place, name)
         except BadInput as error:
             return note(error), gr.DownloadButton(visible=False)
         return shown, gr.DownloadButton(value=file, visible=True)

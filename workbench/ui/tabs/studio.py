@@ -60,9 +60,9 @@ class Studio:
             time.sleep(0.1)
         self.place.ready.wait()
         from workbench.core.types import BadInput
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
-        show.sweep(self.place.temp)
+        comparison_view.sweep(self.place.temp)
         try:
             self.bench.warm(first())
         except BadInput:
@@ -202,15 +202,15 @@ class Studio:
         return f'<div class="wb-links"><code>{path}</code>{copy}</div>' if path else ""
 
     def packed(self, shown: dict) -> str:
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
-        return show.url(show.archive(self.bench.find(shown.get("run")), self.place.temp))
+        return comparison_view.url(comparison_view.archive(self.bench.find(shown.get("run")), self.place.temp))
 
     def slid(self, shown: dict, row: int | None, left: str | None, right: str | None):
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
         pair = (
-            show.pair(shown["rows"], shown["kind"], row, left, right)
+            comparison_view.pair(shown["rows"], shown["kind"], row, left, right)
             if shown and None not in (row, left, right)
             else None
         )
@@ -220,9 +220,9 @@ class Studio:
 
     def followed(self, live: Live, own: bool = True) -> Iterator[list]:
         """Updates of the results while a comparison is made, and its result."""
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
-        previews, sent = show.Previews(live), [None, None]
+        previews, sent = comparison_view.Previews(live), [None, None]
         skip = gr.skip()
         try:
             for _ in live.job.watch(0.5, leaving_stops=own):
@@ -241,22 +241,31 @@ class Studio:
         yield self._finished(live.folder)
 
     def _seen(self, live: Live, previews: Previews) -> list[str]:
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
-        shown = show.view(live, previews)
+        shown = comparison_view.view(live, previews)
         if live.job.state != "waiting":
-            return [show.live(shown), show.drawn(live)]
+            return [comparison_view.live(shown), comparison_view.drawn(live)]
         queue = self.place.desk.queue()
-        return [show.waiting(shown, self.place.desk.ahead(live.job), queue[0].title if queue else ""), ""]
+        return [comparison_view.waiting(shown, self.place.desk.ahead(live.job), queue[0].title if queue else ""), ""]
 
     def _finished(self, folder: RunFolder) -> list:
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
-        found = show.result(folder, self.place.temp)
-        return ["", found.html, found.chart, "", show.kept(found), gr.update(visible=True), "", *self._slide(found)]
+        found = comparison_view.result(folder, self.place.temp)
+        return [
+            "",
+            found.html,
+            found.chart,
+            "",
+            comparison_view.kept(found),
+            gr.update(visible=True),
+            "",
+            *self._slide(found),
+        ]
 
     def _slide(self, found: Result) -> list:
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
         rows = [(f"{n + 1}. {row['prompt'][:80]}", n) for n, row in enumerate(found.rows)]
         names = [
@@ -266,7 +275,7 @@ class Studio:
         ]
         if found.kind == "audio" or len(names) < 2:
             return [gr.update(visible=False), *[gr.skip()] * 4]
-        pair = show.pair(show.kept(found)["rows"], found.kind, 0, names[0], names[-1])
+        pair = comparison_view.pair(comparison_view.kept(found)["rows"], found.kind, 0, names[0], names[-1])
         picks = [gr.update(choices=names, value=names[0]), gr.update(choices=names, value=names[-1])]
         return [gr.update(visible=True), gr.update(choices=rows, value=0), *picks, pair or gr.skip()]
 
@@ -308,19 +317,19 @@ class Studio:
         """
         from workbench.core.types import BadInput
         from workbench.ui.studio_comparison import Asked
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
         name = prompts.strip().removeprefix("list:") if prompts.strip().startswith("list:") else None
         asked = Asked(name or prompts.splitlines(), pipeline, contestants, rewards, watch, seed, seeds, calls, batch)
         try:
             live = self.bench.start(asked)
-            previews = show.Previews(live)
+            previews = comparison_view.Previews(live)
             for _ in live.job.watch(0.5):
-                yield show.view(live, previews) | {"ahead": self.place.desk.ahead(live.job)}
+                yield comparison_view.view(live, previews) | {"ahead": self.place.desk.ahead(live.job)}
                 time.sleep(EVERY)
             if live.folder is None:
                 raise BadInput("stopped before it began")
-            yield show.told(show.result(live.folder, self.place.temp), live.folder)
+            yield comparison_view.told(comparison_view.result(live.folder, self.place.temp), live.folder)
         except Exception as error:
             raise refused(error) from error
 
@@ -333,11 +342,11 @@ class Studio:
         """A stored comparison: {"run", "folder", "state", "headline", "summary", "files": [{"contestant", "prompt", "seed", "url",
         "scores"}]}, its first rows. `url` is relative to the page."""
         from workbench.core.types import BadInput
-        from workbench.ui.widgets import comparison_view as show
+        from workbench.ui.widgets import comparison_view
 
         try:
             folder = self.bench.find(run)
-            return show.told(show.result(folder, self.place.temp), folder)
+            return comparison_view.told(comparison_view.result(folder, self.place.temp), folder)
         except BadInput as error:
             raise refused(error) from None
 

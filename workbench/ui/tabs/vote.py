@@ -29,10 +29,14 @@ FREE = {"concurrency_limit": None, "show_progress": "hidden"}  # voters wait for
 
 def ask(place: Place, rater: str, run: int = 0, modality: str = "") -> dict | None:
     """{battle, prompt, modality, seconds, left, right: files}; None when there is nothing."""
-    from workbench.feedback import blinding as blind
-    from workbench.feedback import pairing as pairs  # and torch with them, here as below: not before the page stands
+    from workbench.feedback import (
+        blinding,
+        pairing,  # and torch with them, here as below: not before the page stands
+    )
 
-    found = pairs.ask(place.runs, rater, lambda pair: blind.show(pair, place.runs, place.temp / "votes"), modality, run)
+    found = pairing.ask(
+        place.runs, rater, lambda pair: blinding.show(pair, place.runs, place.temp / "votes"), modality, run
+    )
     if found is None:
         return None
     battle, pair, shown = found
@@ -59,11 +63,11 @@ def _file(path: Path) -> dict:
 
 def runs_of(place: Place) -> list[tuple[str, int]]:
     """Choices by prompts and date: a run's name may say whose it is."""
-    from workbench.feedback import pairing as pairs
+    from workbench.feedback import pairing
 
     return [ANY] + [
         (f"{s.first[:60]}{'…' if len(s.first) > 60 else ''} ({s.prompts} prompts, {s.created[:16].replace('T', ' ')})", s.id)
-        for s in pairs.stock(place.runs)
+        for s in pairing.stock(place.runs)
     ]  # fmt: skip
 
 

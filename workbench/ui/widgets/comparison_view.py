@@ -20,12 +20,10 @@ from PIL import Image
 
 from workbench.core.io import media
 from workbench.core.types import Media
-from workbench.report import findings
-from workbench.report import pages as report
+from workbench.report import findings, pages
 from workbench.runs import store
 from workbench.ui.studio_comparison import Live, Working, level, mixture
-from workbench.ui.widgets import audio_player as hearing
-from workbench.ui.widgets import curves
+from workbench.ui.widgets import audio_player, curves
 from workbench.ui.widgets.html import plain
 
 SIDE = 256  # pixels of a preview
@@ -73,7 +71,7 @@ def _middle(clip: Media) -> bytes:
     return png(Media(clip.data[:, clip.data.shape[1] // 2], "image"))
 
 
-PREVIEW: dict[str, Callable[[Media], bytes]] = {"image": png, "video": _middle, "audio": hearing.picture}
+PREVIEW: dict[str, Callable[[Media], bytes]] = {"image": png, "video": _middle, "audio": audio_player.picture}
 
 
 def uri(data: bytes, kind: str = "image/png") -> str:
@@ -230,7 +228,7 @@ def result(folder: store.RunFolder, temp: Path, still: str = "") -> Result:
     """A run folder as the page shows it, whole or not; `still` says what is being done to it."""
     record, summary = folder.read(), folder.read("summary.json")
     summary = summary if "contestants" in summary else {}
-    made = report.samples(folder.events())
+    made = pages.samples(folder.events())
     names = list((record.get("config", {}).get("contestants") or dict.fromkeys(made)) | dict.fromkeys(made))
     kind = summary.get("modality") or _kind(made)
     table = findings.metrics(summary) if summary else {}
@@ -308,7 +306,7 @@ def _row(folder, temp, made: Mapping, names: Sequence[str], key: tuple, kind: st
         cells.append(cell)
     if kind == "audio":
         heard = [c for c in cells if c["url"]]
-        for cell, volume in zip(heard, hearing.volumes([c["loudness"] for c in heard]), strict=True):
+        for cell, volume in zip(heard, audio_player.volumes([c["loudness"] for c in heard]), strict=True):
             cell["volume"] = f"{volume:.4f}"
     return {
         "prompt": first["prompt"],
@@ -337,7 +335,7 @@ def _clip(file: Path) -> dict:
 
 def _sound(file: Path) -> dict:
     sound = media.read(file)
-    return {"drawn": uri(hearing.picture(sound)), "loudness": hearing.loudness(sound)}
+    return {"drawn": uri(audio_player.picture(sound)), "loudness": audio_player.loudness(sound)}
 
 
 FACTS: dict[str, Callable[[Path], dict]] = {"image": _picture, "video": _clip, "audio": _sound}

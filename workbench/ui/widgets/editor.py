@@ -142,19 +142,29 @@ class Editor:
 
     def fields(self, asked: Asked) -> list:
         """The editor, filled with what was asked."""
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
 
         runs, rewards = self.runs, list(asked.rewards)
-        watch = may.watched(asked.pipeline, rewards, runs) if asked.watch is None else list(asked.watch)
+        watch = contestant_choices.watched(asked.pipeline, rewards, runs) if asked.watch is None else list(asked.watch)
         listed = isinstance(asked.prompts, str)
-        names = may.rewards(asked.pipeline, runs)
+        names = contestant_choices.rewards(asked.pipeline, runs)
         out = [gr.skip() if listed else "\n".join(asked.prompts)]
-        out += [gr.update(choices=[("the prompts above", ""), *may.lists()], value=asked.prompts if listed else "")]
-        out += [gr.update(choices=list(may.sources(runs)), value=asked.pipeline), gr.update(choices=names, value=watch)]
+        out += [
+            gr.update(
+                choices=[("the prompts above", ""), *contestant_choices.lists()], value=asked.prompts if listed else ""
+            )
+        ]
+        out += [
+            gr.update(choices=list(contestant_choices.sources(runs)), value=asked.pipeline),
+            gr.update(choices=names, value=watch),
+        ]
         out += [asked.seed, asked.seeds, asked.calls, asked.batch]
-        methods, on = may.methods(asked.pipeline, rewards, runs), may.beside(asked.pipeline, runs)
+        methods, on = (
+            contestant_choices.methods(asked.pipeline, rewards, runs),
+            contestant_choices.beside(asked.pipeline, runs),
+        )
         for text in [*asked.contestants, *[""] * SLOTS][:SLOTS]:
-            method, values, rest, where = may.fields(text) if text else (None, [], "", "")
+            method, values, rest, where = contestant_choices.fields(text) if text else (None, [], "", "")
             out += [gr.update(visible=bool(text)), gr.update(choices=methods, value=method)]
             out += [*self._turned(method, values, rest), gr.update(choices=on, value=where)]
         for name, weight in [*asked.rewards.items(), *[(None, 1.0)] * SLOTS][:SLOTS]:
@@ -163,33 +173,33 @@ class Editor:
 
     def _turned(self, method: str | None, values: Sequence[float | None] = (), rest: str = "") -> list:
         """Updates of a slot's knobs, its words and its further settings."""
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
         from workbench.ui.widgets.html import note
 
-        knobs = may.knobs(method) if method else []
+        knobs = contestant_choices.knobs(method) if method else []
         given = list(values) or [k.default for k in knobs]
         out = [gr.update(label=k.name, value=v, visible=True) for k, v in zip(knobs, given, strict=True)]
-        out += [gr.update(visible=False, value=None)] * (may.KNOBS - len(knobs))
-        words = f'<div style="font-size:12.5px">{note(may.about(method))}</div>' if method else ""
-        return [*out, words, gr.update(value=rest, placeholder=may.rest(method) if method else "")]
+        out += [gr.update(visible=False, value=None)] * (contestant_choices.KNOBS - len(knobs))
+        words = f'<div style="font-size:12.5px">{note(contestant_choices.about(method))}</div>' if method else ""
+        return [*out, words, gr.update(value=rest, placeholder=contestant_choices.rest(method) if method else "")]
 
     def turned(self, method: str | None) -> list:
         return self._turned(method)
 
     def refitted(self, pipeline: str, *chosen: str | None) -> list:
         """What can be chosen once the pipeline is another: choices that no longer fit are given up."""
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
 
         runs, methods, mixed = self.runs, chosen[:SLOTS], chosen[SLOTS:]
-        names = may.rewards(pipeline, runs)
+        names = contestant_choices.rewards(pipeline, runs)
         known = [name for _, name in names]
         kept = [name if name in known else None for name in mixed]
         if not any(kept):
             kept[0] = known[0]
         optimised = [name for name in kept if name]
-        fitting, on = may.methods(pipeline, optimised, runs), may.beside(pipeline, runs)
+        fitting, on = contestant_choices.methods(pipeline, optimised, runs), contestant_choices.beside(pipeline, runs)
         able = [name for _, name in fitting]
-        out = [gr.update(choices=names, value=may.watched(pipeline, optimised, runs))]
+        out = [gr.update(choices=names, value=contestant_choices.watched(pipeline, optimised, runs))]
         out += [gr.update(choices=fitting, value=m if m in able else "sample" if m else None) for m in methods]
         return [
             *out,
@@ -199,12 +209,12 @@ class Editor:
 
     def rewarded(self, pipeline: str, *chosen: str | None) -> list:
         """What can be watched, and which methods fit, once the rewards are others."""
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
 
         methods, optimised = chosen[:SLOTS], [name for name in chosen[SLOTS:] if name]
-        fitting = may.methods(pipeline, optimised, self.runs)
+        fitting = contestant_choices.methods(pipeline, optimised, self.runs)
         able = [name for _, name in fitting]
-        watch = gr.update(value=may.watched(pipeline, optimised, self.runs))
+        watch = gr.update(value=contestant_choices.watched(pipeline, optimised, self.runs))
         return [
             watch,
             *(gr.update(choices=fitting, value=m if m in able else "sample" if m else None) for m in methods),
@@ -212,10 +222,10 @@ class Editor:
 
     def added(self, pipeline: str, *chosen: str | None) -> list:
         """One contestant more: the first method that nobody has."""
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
 
         methods, optimised = chosen[:SLOTS], [name for name in chosen[SLOTS:] if name]
-        able = [name for _, name in may.methods(pipeline, optimised, self.runs)]
+        able = [name for _, name in contestant_choices.methods(pipeline, optimised, self.runs)]
         new = next((n for n, m in enumerate(methods) if not m), None)
         method = next((m for m in able if m not in methods), able[0])
         same = [gr.skip()] * (4 + 3)
@@ -228,22 +238,21 @@ class Editor:
     def given(self, file: str, pipeline: str) -> list:
         """Keep a LoRA in safetensors, for contestants to run on: what became of it, and what can be run on."""
         from workbench.core.types import BadInput
-        from workbench.ui import contestant_choices as may
-        from workbench.ui import lora_uploads as lora
+        from workbench.ui import contestant_choices, lora_uploads
         from workbench.ui.widgets.html import bad, note
 
         try:
-            name = lora.keep(file, self.runs)
+            name = lora_uploads.keep(file, self.runs)
         except BadInput as error:
             return [bad(error), *[gr.skip()] * SLOTS]
-        on = may.beside(pipeline, self.runs)
+        on = contestant_choices.beside(pipeline, self.runs)
         return [note(f"Kept as {name}: choose it under “Runs on” of a contestant."), *[gr.update(choices=on)] * SLOTS]
 
     def weighed(self, pipeline: str, *mixed: str | None) -> list:
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
 
         new = next((n for n, m in enumerate(mixed) if not m), None)
-        name = next((r for _, r in may.rewards(pipeline, self.runs) if r not in mixed), None)
+        name = next((r for _, r in contestant_choices.rewards(pipeline, self.runs) if r not in mixed), None)
         return [
             u for n in range(SLOTS) for u in ([gr.update(visible=True), name] if n == new else [gr.skip(), gr.skip()])
         ]
@@ -251,7 +260,7 @@ class Editor:
     def asked(self, prompts: str, listed: str, pipeline: str, watch: list[str], *rest) -> Asked:
         """What the editor says. Raises BadInput."""
         from workbench.core.types import BadInput
-        from workbench.ui import contestant_choices as may
+        from workbench.ui import contestant_choices
         from workbench.ui.studio_comparison import Asked
 
         numbers, slots, mix = rest[:4], rest[4 : 4 + 6 * SLOTS], rest[4 + 6 * SLOTS :]
@@ -259,7 +268,7 @@ class Editor:
         for n in range(SLOTS):
             method, *values, more, on = slots[6 * n : 6 * n + 6]
             if method:
-                lines.append(may.line(method, values, more or "", on or ""))
+                lines.append(contestant_choices.line(method, values, more or "", on or ""))
         rewards: dict[str, float] = {}
         for name, weight in zip(mix[::2], mix[1::2], strict=True):
             if name in rewards:

@@ -14,8 +14,7 @@ from workbench.core.schema import build as settings_of
 from workbench.core.types import BadInput
 from workbench.feedback import social
 from workbench.runs.registry import judges
-from workbench.ui import reward_choices as judging
-from workbench.ui import uploads
+from workbench.ui import reward_choices, uploads
 from workbench.ui.context import Place
 from workbench.ui.tabs.rewards import LOG, MOST, PROMPT, TEACH
 from workbench.ui.widgets import saliency
@@ -57,7 +56,7 @@ def score(
         yield empty(TEACH), ""
         return
     prompt = asked_prompt(prompt)
-    if space not in judging.spaces():
+    if space not in reward_choices.spaces():
         raise BadInput("examples can only be seen through one of the listed models")
     taken = uploads.take_all(media, place.temp, MOST)
     shelf = set_aside(uploads.take_all(examples, place.temp), place.temp)
@@ -67,8 +66,8 @@ def score(
         found = [uploads.look(u) for u in taken]
         prompts = [prompt or own_prompt(f.story) for f in found]
         tiles = thumbnails(taken, found, prompts)
-        for rows in judging.score(found, prompts, shelf, space, stop):
-            yield judging.results(rows, names), tiles
+        for rows in reward_choices.score(found, prompts, shelf, space, stop):
+            yield reward_choices.results(rows, names), tiles
 
     yield from through(place, f"score {len(taken)} file(s)", work, tuple, (note("Reading …"), ""))
 
@@ -103,7 +102,7 @@ def set_aside(examples: Sequence[uploads.Upload], home: Path) -> str:
 
 def steep() -> list[str]:
     """The rewards that have a gradient of a single sample and can be had here."""
-    found = judging.candidates(set())
+    found = reward_choices.candidates(set())
     return [n for n, r, row in found if r is not None and row.spec.differentiable and row.spec.scope == "sample"]
 
 

@@ -16,8 +16,7 @@ from workbench.core.types import BadInput
 from workbench.report import findings
 from workbench.runs import store
 from workbench.runs.store import RunFolder
-from workbench.ui import contestant_choices as contestants
-from workbench.ui import run_processes as processes
+from workbench.ui import contestant_choices, run_processes
 from workbench.ui.context import Place
 from workbench.ui.tabs.runs import COMPARED
 from workbench.ui.widgets import curves, samples
@@ -37,7 +36,7 @@ def rows(runs: Path) -> list[dict[str, str]]:
     """One row a run, newest first: run, state, when, pipeline, contestants."""
     found = []
     for folder in store.folders(runs)[:MOST]:
-        now = processes.state(folder)
+        now = run_processes.state(folder)
         told = {} if now.name == "damaged" else folder.read()
         pipeline = Path(str((told.get("config") or {}).get("pipeline", ""))).name  # of a local one the name is enough
         names = ", ".join(told.get("methods", ()))
@@ -68,7 +67,7 @@ def when(created: str) -> str:
 
 def link(runs: Path, chosen: Sequence[str]) -> str:
     """The studio's address for one run, or for trainings as contestants beside the base. Raises BadInput."""
-    known = contestants.trained(runs)
+    known = contestant_choices.trained(runs)
     if not 1 <= len(chosen) <= COMPARED or not set(chosen) <= known.keys():
         raise BadInput(f"choose one to {COMPARED} of the trainings in the list")
     return f"?{urlencode({'contestants': ','.join(chosen)})}"
@@ -77,7 +76,7 @@ def link(runs: Path, chosen: Sequence[str]) -> str:
 # --- one run ---------------------------------------------------------------------------------------------------------
 
 
-def header(folder: RunFolder, now: processes.State, series: curves.Series) -> str:
+def header(folder: RunFolder, now: run_processes.State, series: curves.Series) -> str:
     """Name, state, what is being done, and what went wrong: HTML."""
     if now.name == "damaged":
         return bad(now.why)
@@ -133,7 +132,7 @@ def _doing(series: curves.Series, config: Mapping) -> str:
     )
 
 
-def drawn(folder: RunFolder, now: processes.State, series: curves.Series) -> str:
+def drawn(folder: RunFolder, now: run_processes.State, series: curves.Series) -> str:
     """Its curves: HTML."""
     if lines := series.lines():
         return curves.draw(lines, folder.read().get("methods", ()) if now.name != "damaged" else ())
@@ -150,7 +149,7 @@ def shown(folder: RunFolder, series: curves.Series) -> str:
     return "".join(parts) or note("Samples appear here as soon as there are some.")
 
 
-def settings(folder: RunFolder, now: processes.State) -> str:
+def settings(folder: RunFolder, now: run_processes.State) -> str:
     """The run's config as YAML."""
     return (
         ""
@@ -167,7 +166,7 @@ def report(place: Place, name: str) -> tuple[str, str]:
     """(the run's report inside a frame that runs no script and opens nothing, a copy that the page may serve).
 
     Raises BadInput where there is none."""
-    path = processes.find(place.runs, name).path / "report.html"
+    path = run_processes.find(place.runs, name).path / "report.html"
     if not path.is_file() or path.stat().st_size > REPORT:
         raise BadInput("this run has no report yet; it is written when the run ends")
     home = place.temp / f"report-{uuid.uuid4().hex}"

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.core.io import media as files
+from workbench.core.io import media
 from workbench.core.types import BadInput, Media, Reward
 from workbench.report.findings import number
 from workbench.ui.widgets.html import note, plain
@@ -100,7 +100,7 @@ def draw(made: Map, name: str, done: int) -> str:
 
 def _picture(x: Tensor, caption: str) -> str:
     tiny = ' class="wb-tiny"' if max(x.shape[-2:]) < 160 else ""
-    data = base64.b64encode(files.png(Media(x[None].clamp(0, 1), "image"))).decode()
+    data = base64.b64encode(media.png(Media(x[None].clamp(0, 1), "image"))).decode()
     return f'<figure class="wb-media"><img{tiny} alt="{plain(caption)}" src="data:image/png;base64,{data}"><figcaption><b>{plain(caption)}</b></figcaption></figure>'
 
 

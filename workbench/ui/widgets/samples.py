@@ -10,7 +10,7 @@ from pathlib import Path
 
 from workbench.core.io import media
 from workbench.core.types import BadInput
-from workbench.report import pages as report
+from workbench.report import pages
 from workbench.ui.widgets.html import plain
 
 ROWS, ACROSS, WHO = 4, 6, 3  # shown
@@ -73,7 +73,7 @@ def contestants(folder: Path, made: Mapping[str, Mapping[tuple[int, int], Mappin
     """HTML of the first samples that every contestant has made, from the same noise; "" before there is one."""
     names = list(made)[:ACROSS]
     body = ""
-    for key in report.selection(made, names)[:ROWS]:
+    for key in pages.selection(made, names)[:ROWS]:
         first = made[names[0]][key]
         tiles = (_tile(_inside(folder, made[n][key].get("file", "")), folder, n) for n in names)
         body += (

@@ -13,10 +13,8 @@ import yaml
 
 from workbench.core.types import BadInput
 from workbench.feedback import learn as voting
-from workbench.feedback import ratings, votes
-from workbench.feedback import vote_export as preferences
-from workbench.report import charts as plots
-from workbench.report import findings
+from workbench.feedback import ratings, vote_export, votes
+from workbench.report import charts, findings
 from workbench.ui.context import Place
 from workbench.ui.widgets.html import INERT
 
@@ -41,14 +39,14 @@ def draw(place: Place, run: int = 0, modality: str = "", rater: str = "") -> str
         bad=len(found) - len(rated),
         rows=board.rows,
         listed=ratings.LISTED,
-        axis=plots.Axis.over(ends) if ends else None,
+        axis=charts.Axis.over(ends) if ends else None,
         by=board.by,
         rates=board.rates.tolist(),
         met=board.met.tolist(),
         most=board.met.max(initial=1),
         bias=board.bias,
         warnings=warnings(board),
-        agreement=preferences.agreement(place.runs, found),
+        agreement=vote_export.agreement(place.runs, found),
     )
     return page.translate(INERT)
 
@@ -75,9 +73,9 @@ def raters(place: Place) -> list[tuple[str, str]]:
 
 def export(place: Place, kind: str, run: int = 0, modality: str = "", rater: str = "") -> tuple[str, str]:
     """(a copy to download, a sentence). The file itself lies beside the runs, for its paths are relative to it."""
-    write = {".jsonl": preferences.write_jsonl, ".parquet": preferences.write_parquet}[Path(kind).suffix]
+    write = {".jsonl": vote_export.write_jsonl, ".parquet": vote_export.write_parquet}[Path(kind).suffix]
     file, found = place.runs / kind, votes.effective(place.runs, modality, run, rater)
-    count = write(preferences.majority(found) if kind.startswith("pairs") else found, place.runs, file)
+    count = write(vote_export.majority(found) if kind.startswith("pairs") else found, place.runs, file)
     copy = place.temp / "exports" / secrets.token_urlsafe(8) / kind
     copy.parent.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(file, copy)
@@ -90,7 +88,7 @@ def learn(place: Place, run: int = 0, rater: str = "") -> Iterator[dict]:
     folder = place.runs / "learned" / f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     folder.mkdir(parents=True)
     try:
-        count = preferences.write_jsonl(
+        count = vote_export.write_jsonl(
             votes.effective(place.runs, "image", run, rater), place.runs, folder / "votes.jsonl"
         )
         yield {"told": [f"Fitting a taste to {findings.count(count, 'vote')} on pictures…"], "block": ""}
