@@ -3,7 +3,8 @@
     make app                      http://127.0.0.1:7860
     workbench app --port 8000     the same, elsewhere
 
-Each tab is a file in workbench/ui. What a tab does is a run, a vote or a score like any other, in the folder of runs.
+Each tab is a file in workbench/ui/tabs. What a tab does is a run, a vote or a score like any other, in the folder of
+runs.
 """
 
 from __future__ import annotations
@@ -21,24 +22,20 @@ os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
 
 import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
+from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
 
-from workbench.ui import theme
-from workbench.ui.context import Place  # noqa: E402
-from workbench.ui.jobs import Desk  # noqa: E402
-from workbench.ui.tabs import (
-    leaderboard,
-    rewards,
-    runs,
-    studio,
-    vote,  # noqa: E402
-)
+from workbench.ui import theme  # noqa: E402
+from workbench.ui.context import AppContext  # noqa: E402
+from workbench.ui.jobs import JobQueue  # noqa: E402
+from workbench.ui.tabs import leaderboard, rewards, runs, studio, vote  # noqa: E402
 
 TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
-WORK = (  # torch comes with these
+WORK_MODULES = (  # torch comes with these
     "workbench.ui.studio_comparison",
     "workbench.ui.run_processes",
     "workbench.ui.lora_uploads",
-    "workbench.ui.widgets.comparison_view",
+    "workbench.ui.widgets.live_view",
+    "workbench.ui.widgets.result_view",
     "workbench.ui.widgets.run_view",
     "workbench.ui.widgets.reward_scores",
     "workbench.ui.widgets.standings",
@@ -47,93 +44,93 @@ WORK = (  # torch comes with these
     "workbench.feedback.votes",
 )
 LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
-LARGEST = "200mb"  # of an uploaded file
+MAX_UPLOAD = "200mb"  # of an uploaded file
 EXPIRY = 86_400  # seconds that a temporary file is kept
 PREFIX = "workbench-app-"
 HEADER = """<header class="wb-head"><h1>Media Alignment Workbench</h1>
 <p class="wb-note">Any pipeline, any reward, any way to align — and judges that nobody optimised.</p></header>"""
 
 
-def build(place: Place) -> gr.Blocks:
-    """The page. What it shows is copied to `place.temp` first; no path comes from a user."""
+def build_page(context: AppContext) -> gr.Blocks:
+    """The page. What it shows is copied to `context.temp` first; no path comes from a user."""
     with gr.Blocks(title="Media Alignment Workbench", delete_cache=(3600, EXPIRY)) as page:
         gr.HTML(HEADER)
         with gr.Tabs():
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name.split()[-1].lower()):
-                    tab.build(page, place)
+                    tab.build_tab(page, context)
     return page
 
 
-class Gate:
+class ImportGate:
     """ASGI: whoever asks for something waits until all that the tabs work with is imported.
 
     One thread imports it, after the page stands. Where many do it at once, Python breaks their deadlocks by handing out
     modules that are half imported.
     """
 
-    def __init__(self, app, ready: threading.Event):
-        self.app, self.ready = app, ready
+    def __init__(self, app: ASGIApp, imports_done: threading.Event):
+        self.app, self.imports_done = app, imports_done
 
-    async def __call__(self, scope, receive, send) -> None:
-        if scope["type"] == "http" and scope["method"] == "POST" and not self.ready.is_set():
-            await asyncio.to_thread(self.ready.wait)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["method"] == "POST" and not self.imports_done.is_set():
+            await asyncio.to_thread(self.imports_done.wait)
         await self.app(scope, receive, send)
 
 
-def wake(ready: threading.Event) -> None:
+def import_work_modules(imports_done: threading.Event) -> None:
     """Import what the tabs work with. What can't be imported says so to whoever asks for it."""
     try:
-        for name in WORK:
+        for name in WORK_MODULES:
             importlib.import_module(name)
     finally:
-        ready.set()
+        imports_done.set()
 
 
-def temporary() -> Path:
+def make_temp_folder() -> Path:
     """A folder that this user alone can read, which gradio's own temporary files share; those that earlier apps left
     behind are removed, and files that grow old."""
-    home = Path(tempfile.gettempdir())
-    for old in home.glob(f"{PREFIX}*"):
-        if time.time() - old.stat().st_mtime > EXPIRY:
-            shutil.rmtree(old, ignore_errors=True)  # another user's stays
-    made = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
-    os.environ["GRADIO_TEMP_DIR"] = str(made / "served")
-    own = made / "own"
-    own.mkdir()
-    threading.Thread(target=_sweep, args=(made,), name="sweep", daemon=True).start()
-    return own
+    system_temp = Path(tempfile.gettempdir())
+    for stale in system_temp.glob(f"{PREFIX}*"):
+        if time.time() - stale.stat().st_mtime > EXPIRY:
+            shutil.rmtree(stale, ignore_errors=True)  # another user's stays
+    folder = Path(tempfile.mkdtemp(prefix=PREFIX))  # mode 0700
+    os.environ["GRADIO_TEMP_DIR"] = str(folder / "served")
+    private = folder / "own"
+    private.mkdir()
+    threading.Thread(target=_sweep_hourly, args=(folder,), name="sweep", daemon=True).start()
+    return private
 
 
-def _sweep(folder: Path) -> None:
+def _sweep_hourly(folder: Path) -> None:
     while folder.is_dir():
         os.utime(folder)  # this app lives
-        expire(folder)
+        remove_old_files(folder)
         time.sleep(3600)
 
 
-def expire(folder: Path) -> None:
+def remove_old_files(folder: Path) -> None:
     """Remove the files in it that are old."""
     for file in folder.rglob("*"):
         if file.is_file() and time.time() - file.stat().st_mtime > EXPIRY:
             file.unlink(missing_ok=True)
 
 
-def refused(sentence: str) -> Exception:
+def bad_input(sentence: str) -> Exception:
     from workbench.core.types import BadInput  # and torch with it: not before the page stands
 
     return BadInput(sentence)
 
 
-def users(file: Path) -> list[tuple[str, str]]:
+def read_users(file: Path) -> list[tuple[str, str]]:
     """The people who may enter: a line `name:password` each. Raises BadInput."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        raise refused(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
+        raise bad_input(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
     pairs = [line.split(":", 1) for line in lines]
     if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
-        raise refused(f"--auth: {file} must hold name:password on each line, both not empty")
+        raise bad_input(f"--auth: {file} must hold name:password on each line, both not empty")
     return [(name, password) for name, password in pairs]
 
 
@@ -145,22 +142,25 @@ def serve(
     Raises BadInput when it would be open to others without anybody having to log in, or when the port is taken.
     """
     if (share or host not in LOOPBACK) and auth is None:
-        what = "--share" if share else f"--host {host}"
-        raise refused(f"{what} opens the app to others: give --auth FILE, with name:password on each line")
-    place = Place(runs=Path(runs).absolute(), temp=temporary(), desk=Desk(), ready=threading.Event())
-    page = build(place)
+        option = "--share" if share else f"--host {host}"
+        raise bad_input(f"{option} opens the app to others: give --auth FILE, with name:password on each line")
+    context = AppContext(
+        runs=Path(runs).absolute(), temp=make_temp_folder(), jobs=JobQueue(), imports_done=threading.Event()
+    )
+    page = build_page(context)
     page.queue(max_size=256)
     try:
-        _, url, shared = page.launch(
-            server_name=host, server_port=port, auth=users(auth) if auth else None, share=share, prevent_thread_lock=True,
-            theme=theme.theme(), css=theme.CSS, head=theme.HEAD, quiet=True, show_error=False, max_file_size=LARGEST,
-            allowed_paths=[str(place.temp)], footer_links=["api"], run_history=False, enable_monitoring=False,
-            ssr_mode=False, mcp_server=False, pwa=False, app_kwargs={"middleware": [Middleware(Gate, ready=place.ready)]},
+        _, url, public_url = page.launch(
+            server_name=host, server_port=port, auth=read_users(auth) if auth else None, share=share,
+            prevent_thread_lock=True, theme=theme.make_theme(), css=theme.CSS, head=theme.HEAD, quiet=True,
+            show_error=False, max_file_size=MAX_UPLOAD, allowed_paths=[str(context.temp)], footer_links=["api"],
+            run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
+            app_kwargs={"middleware": [Middleware(ImportGate, imports_done=context.imports_done)]},
         )  # fmt: skip
     except OSError:
-        raise refused(f"--port: {port} is taken on this machine; give another") from None
-    threading.Thread(target=wake, args=(place.ready,), name="wake", daemon=True).start()
-    print(f"Media Alignment Workbench: {shared or url}", flush=True)
+        raise bad_input(f"--port: {port} is taken on this machine; give another") from None
+    threading.Thread(target=import_work_modules, args=(context.imports_done,), name="imports", daemon=True).start()
+    print(f"Media Alignment Workbench: {public_url or url}", flush=True)
     return page, url
 
 

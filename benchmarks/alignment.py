@@ -2,22 +2,24 @@
 
     python benchmarks/alignment.py rules                      # paid by the soft oracle; the starter CLIP is held out
     python benchmarks/alignment.py learned                    # paid by the starter CLIP; the oracle is held out
-    python benchmarks/alignment.py grpo --seeds 0             # the settings of Flow-GRPO of which the best is in the others
+    python benchmarks/alignment.py grpo --seeds 0             # settings of Flow-GRPO of which the best is in the others
     python benchmarks/alignment.py rules --only nft,grpo --seeds 0
-    python benchmarks/alignment.py rules --tables             # train nothing: the table of what is finished, or in the record
+    python benchmarks/alignment.py rules --tables             # train nothing: the table of what is finished or recorded
 
-Each cell is a run of its own (`workbench run` would make the same): trained on one set of prompts, judged on combinations
-that training never saw (74 prompts; the 12 of single things in the list were, and are left out), beside the base and with its
-noises. What is finished in --runs is read, what was broken off goes on.
-The record (alignment.jsonl, written by --record) keeps the scores of every sample, so that tables can be made without the runs.
-Intervals are 95 % bootstraps over the held-out prompts within their categories, the samples of all seeds of training together; the lowest and the highest
-seed are told too. `-nft` is the control: the same method paid to lower the reward must lower the oracle.
+Each cell is a run of its own (`workbench run` would make the same): trained on one set of prompts, judged on
+combinations that training never saw (74 prompts; the 12 of single things in the list were, and are left out), beside
+the base and with its noises. What is finished in --runs is read, what was broken off goes on. The record
+(alignment.jsonl, written by --record) keeps the scores of every sample, so that tables can be made without the runs.
+Intervals are 95 % bootstraps over the held-out prompts within their categories, the samples of all seeds of training
+together; the lowest and the highest seed are told too. `-nft` is the control: the same method paid to lower the reward
+must lower the oracle.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import json
 import os
 import statistics
 import sys
@@ -30,6 +32,7 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
+import yaml
 from kept import all_kept, asked_for, finished, known
 from outcome import Outcome, pooled, record, recorded, shown
 
@@ -42,14 +45,20 @@ LORA = "train.lora={rank: 32, alpha: 64, targets: all}"
 COMMON = [
     "pipeline=starter-image-base",
     "train.policy={}",
-    "seeds=2",
+    "samples_per_prompt=2",
     "batch=43",
-    "train.held=24",
+    "train.eval_prompts=24",
     "train.best=last",
     LORA,
 ]
-GROUPS = ["train.updates=16", "train.prompts=8", "train.evaluate=16"]  # x 12 samples: 1,536
-SINGLE = ["train.updates=48", "train.prompts=32", "train.evaluate=48", "train.warmup=4", "train.clip=0.3"]  # 1,536 too
+GROUPS = ["train.rounds=16", "train.prompts_per_round=8", "train.eval_every=16"]  # x 12 samples: 1,536
+SINGLE = [
+    "train.rounds=48",
+    "train.prompts_per_round=32",
+    "train.eval_every=48",
+    "train.warmup=4",
+    "train.max_grad_norm=0.3",
+]  # 1,536 too
 NOISY = ["train.policy={kernel: {name: flow-sde}}"]
 HELD = {"oracle_soft": "starter_clip", "starter_clip": "oracle_soft"}  # what is paid: what is watched beside the oracle
 
@@ -78,48 +87,61 @@ FORWARD, CHAIN, PAIRS, RANKS, GRADIENT = (
     "reward gradient",
 )
 SHARED = {
-    "nft": group(FORWARD, "{name: nft, group: 12, times: 1, updates: 2, lr: 1.5e-3, kl: 0}"),
-    "awm": group(FORWARD, "{name: awm, group: 12, times: 2, lr: 1.5e-3}"),
-    "crd": group(FORWARD, "{name: crd, group: 12, times: 1, updates: 2, lr: 1.5e-3}"),
-    "dgpo": group(FORWARD, "{name: dgpo, group: 12, times: 2, lr: 1.5e-3}"),
-    "grpo": group(CHAIN, "{name: grpo, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY),
+    "nft": group(FORWARD, "{name: nft, group: 12, levels_per_sample: 1, optimizer_steps: 2, lr: 1.5e-3, kl: 0}"),
+    "awm": group(FORWARD, "{name: awm, group: 12, levels_per_sample: 2, lr: 1.5e-3}"),
+    "crd": group(FORWARD, "{name: crd, group: 12, levels_per_sample: 1, optimizer_steps: 2, lr: 1.5e-3}"),
+    "dgpo": group(FORWARD, "{name: dgpo, group: 12, levels_per_sample: 2, lr: 1.5e-3}"),
+    "grpo": group(CHAIN, "{name: grpo, group: 12, window: fast, window_size: 2, lr: 6.0e-4}", *NOISY),
     "gdpo": group(
         CHAIN,
-        "{name: grpo, group: 12, window: fast, width: 2, lr: 6.0e-4, advantage: gdpo}",
+        "{name: grpo, group: 12, window: fast, window_size: 2, lr: 6.0e-4, advantage: gdpo}",
         *NOISY,
         "reward={PAID: 1, sharpness: 0.1}",
     ),
     "pref_grpo": group(
         CHAIN,
-        "{name: grpo, group: 12, window: fast, width: 2, lr: 6.0e-4}",
+        "{name: grpo, group: 12, window: fast, window_size: 2, lr: 6.0e-4}",
         *NOISY,
         "reward={PAID: 1, shape: win_rate}",
     ),
-    "ddpo": group(CHAIN, "{name: ddpo, group: 12, window: fast, width: 2, lr: 6.0e-4}", *NOISY),
-    "dpo": group(PAIRS, "{name: dpo, group: 12, times: 4, updates: 2, lr: 1.0e-3}"),
-    "kto": group(PAIRS, "{name: kto, group: 12, beta: 100, times: 2, updates: 2, lr: 5.0e-4}"),
+    "ddpo": group(CHAIN, "{name: ddpo, group: 12, window: fast, window_size: 2, lr: 6.0e-4}", *NOISY),
+    "dpo": group(PAIRS, "{name: dpo, group: 12, levels_per_sample: 4, optimizer_steps: 2, lr: 1.0e-3}"),
+    "kto": group(PAIRS, "{name: kto, group: 12, beta: 100, levels_per_sample: 2, optimizer_steps: 2, lr: 5.0e-4}"),
     "d3po": group(PAIRS, "{name: d3po, group: 12, lr: 3.0e-4}", *NOISY),
-    "raft": group(RANKS, "{name: raft, group: 12, keep: 2, times: 4, lr: 6.0e-4, samples: reference}"),
-    "rwr": group(RANKS, "{name: rwr, group: 12, temperature: 0.5, times: 2, lr: 6.0e-4, samples: reference}"),
-    "prdp": group(RANKS, "{name: prdp, group: 12, window: fast, width: 2, updates: 1, lr: 1.2e-3}", *NOISY),
+    "raft": group(RANKS, "{name: raft, group: 12, keep_best: 2, levels_per_sample: 4, lr: 6.0e-4, samples: reference}"),
+    "rwr": group(
+        RANKS, "{name: rwr, group: 12, temperature: 0.5, levels_per_sample: 2, lr: 6.0e-4, samples: reference}"
+    ),
+    "prdp": group(
+        RANKS, "{name: prdp, group: 12, window: fast, window_size: 2, optimizer_steps: 1, lr: 1.2e-3}", *NOISY
+    ),
     "parrot": group(
         RANKS,
-        "{name: parrot, group: 12, window: fast, width: 2, lr: 6.0e-4}",
+        "{name: parrot, group: 12, window: fast, window_size: 2, lr: 6.0e-4}",
         *NOISY,
         "reward={PAID: 1, sharpness: 0.1}",
     ),
-    "-nft": group(FORWARD, "{name: nft, group: 12, times: 1, updates: 2, lr: 1.5e-3, kl: 0}", "control=negated"),
+    "-nft": group(
+        FORWARD,
+        "{name: nft, group: 12, levels_per_sample: 1, optimizer_steps: 2, lr: 1.5e-3, kl: 0}",
+        "control=negated",
+    ),
 }
 GRADIENTS = {
     "draft": Recipe(GRADIENT, "{name: draft, lr: 1.0e-3}", (*SINGLE,)),
     "draft_lv": Recipe(GRADIENT, "{name: draft_lv, lr: 1.0e-3}", (*SINGLE,)),
-    "align_prop": Recipe(GRADIENT, "{name: align_prop, last: 4, jitter: 2, lr: 1.0e-3}", (*SINGLE,)),
-    "refl": Recipe(GRADIENT, "{name: refl, enough: 100, lr: 1.0e-3}", (*SINGLE,)),
+    "align_prop": Recipe(GRADIENT, "{name: align_prop, grad_steps: 4, grad_steps_std: 2, lr: 1.0e-3}", (*SINGLE,)),
+    "refl": Recipe(GRADIENT, "{name: refl, reward_threshold: 100, lr: 1.0e-3}", (*SINGLE,)),
     "instruct_video": Recipe(GRADIENT, "{name: instruct_video, lr: 1.0e-3}", (*SINGLE,)),
-    "srpo": Recipe(GRADIENT, "{name: srpo, good: '', bad: 'two ', enough: 100, lr: 5.0e-4}", (*SINGLE,)),
+    "srpo": Recipe(
+        GRADIENT,
+        "{name: srpo, positive_words: '', negative_words: 'two ', reward_threshold: 100, lr: 5.0e-4}",
+        (*SINGLE,),
+    ),
     "direct_align": Recipe(  # SRPO without words: its steps back into noise climb down, so both climb the plain reward
         GRADIENT,
-        "{name: srpo, good: '', bad: '', k: [1, 1], k_inverse: [-1, -1], known: fresh, enough: 100, lr: 1.0e-3}",
+        "{name: srpo, positive_words: '', negative_words: '', k: [1, 1], k_inverse: [-1, -1], injected_noise: fresh, "
+        "reward_threshold: 100, lr: 1.0e-3}",
         (*SINGLE,),
     ),
 }
@@ -127,13 +149,24 @@ GRADIENTS = {
 
 def long(recipe: Recipe, rounds: int, decay: float = 0.33) -> Recipe:
     """So many rounds of 144 samples, looked at on the way, the last `decay` of them with a falling learning rate."""
-    more = (f"train.updates={rounds}", f"train.decay={decay}", "train.prompts=12", "train.evaluate=5", "train.held=48")
+    more = (
+        f"train.rounds={rounds}",
+        f"train.decay={decay}",
+        "train.prompts_per_round=12",
+        "train.eval_every=5",
+        "train.eval_prompts=48",
+    )
     return dataclasses.replace(recipe, train=(*recipe.train, *more))
 
 
-# held to the base *with* its guidance, as the paper does (section 4.5): it learns from the reward and what guidance does
+# held to the base *with* its guidance, as the paper does (section 4.5): it learns from the reward and what guidance
+# does
 GUIDED, HOT = (
-    group(FORWARD, f"{{name: crd, group: 12, times: 1, updates: 2, lr: {lr}, kl: 0.3, anchor_guidance: 3.0}}")
+    group(
+        FORWARD,
+        f"{{name: crd, group: 12, levels_per_sample: 1, optimizer_steps: 2, lr: {lr}, kl: 0.3, "
+        "reference_guidance: 3.0}",
+    )
     for lr in ("1.0e-3", "1.5e-3")
 )
 
@@ -145,7 +178,9 @@ LONG = {
     "crd-guided-hot": long(HOT, 50),
 }
 GRPOS = {  # settings of which the best counts as well tuned
-    f"grpo-{window}-{lr}": group(CHAIN, f"{{name: grpo, group: 12, window: {window}, width: 2, lr: {lr}}}", *NOISY)
+    f"grpo-{window}-{lr}": group(
+        CHAIN, f"{{name: grpo, group: 12, window: {window}, window_size: 2, lr: {lr}}}", *NOISY
+    )
     for window, lr in (("fast", "2.0e-4"), ("fast", "6.0e-4"), ("fast", "1.5e-3"), ("all", "2.0e-4"), ("all", "6.0e-4"))
 }
 TABLES = {  # what is optimised, and recipes
@@ -165,7 +200,7 @@ def told(table: str, name: str, seed: int) -> list[str]:
 
 def asked(table: str, name: str, seed: int) -> config.RunConfig:
     """The run that is a cell of a table."""
-    return config.read("train-nft", told(table, name, seed))
+    return config.read_run_config("train-nft", told(table, name, seed))
 
 
 def slug(table: str, name: str) -> str:
@@ -176,9 +211,22 @@ def slug(table: str, name: str) -> str:
 
 
 @cache
-def written() -> dict[tuple[str, ...], Outcome]:
+def written() -> dict[str, Outcome]:
     """The record, read once: every cell asks."""
-    return recorded(RECORD)
+    return {settings_key(overrides): outcome for overrides, outcome in recorded(RECORD).items()}
+
+
+def settings_key(overrides: Sequence[str]) -> str:
+    """What overrides set, under the names that settings have now: the record has those of its time."""
+    values: dict = {}
+    for text in overrides:
+        path, _, value = text.partition("=")
+        *parents, leaf = path.split(".")
+        block = values
+        for parent in parents:
+            block = block.setdefault(parent, {})
+        block[leaf] = yaml.safe_load(value)
+    return json.dumps(config.current_config(values, announce=False), sort_keys=True)
 
 
 def outcomes(runs: Path, table: str, name: str, seeds: Sequence[int]) -> list[Outcome]:
@@ -187,7 +235,7 @@ def outcomes(runs: Path, table: str, name: str, seeds: Sequence[int]) -> list[Ou
     found = [
         Outcome.of(folder)
         if (folder := finished(runs, asked(table, name, seed)))
-        else kept.get(tuple(told(table, name, seed)))
+        else kept.get(settings_key(told(table, name, seed)))
         for seed in seeds
     ]
     return [outcome for outcome in found if outcome]
@@ -249,8 +297,9 @@ def there(outcome: Outcome, level: float) -> int | None:
 
 
 def samples(runs: Path, seeds: Sequence[int], rival: str = "grpo-long") -> None:
-    """What forward-process methods have with fewer samples than the rival's long training: on the test prompts, and when, as the
-    watched prompts tell, they had the mean reward of its last three looks (looks of table rows are too few for that)."""
+    """What forward-process methods have with fewer samples than the rival's long training: on the test prompts, and
+    when, as the watched prompts tell, they had the mean reward of its last three looks (looks of table rows are too few
+    for that)."""
     print(f"\n| method | seeds | samples | fewer than {rival} | reward | more than {rival}'s | had its reward after |")
     print("|" + "---|" * 7)
     paid, recipes = TABLES["rules"]

@@ -3,8 +3,8 @@
     python benchmarks/app.py                     # start, first preview, stop: three rounds, each a new process
     python benchmarks/app.py --pictures docs/app # and its pictures, light, dark and on a phone
 
-Waiting begins at the click, or at the command, and ends when it is drawn. The baseline of the start is the import of gradio
-alone, measured in the same rounds: no page of gradio's stands earlier.
+Waiting begins at the click, or at the command, and ends when it is drawn. The baseline of the start is the import of
+gradio alone, measured in the same rounds: no page of gradio's stands earlier.
 """
 
 from __future__ import annotations
@@ -87,7 +87,8 @@ def waits(browser, runs: Path) -> dict[str, float]:
         found["click to first preview"] = compare(page)
         began = press(page, "Stop")
         page.wait_for_function(
-            "document.querySelector('#wb-status').innerText.includes('Stopping') || document.querySelector('#wb-stage table')"
+            "document.querySelector('#wb-status').innerText.includes('Stopping') || "
+            "document.querySelector('#wb-stage table')"
         )
         found["stop to answer"] = time.perf_counter() - began
         result(page)
@@ -107,14 +108,14 @@ def people(runs: Path) -> None:
     from workbench.runs import store
 
     for n in range(VOTES):
-        found = pairing.ask(runs, f"person {n % 3}", lambda pair: pair)
+        found = pairing.ask_next_pair(runs, f"person {n % 3}", lambda pair: pair)
         if found is None:
             return
         battle, pair, _ = found
-        with store.index(runs) as db:
+        with store.open_index(runs) as db:
             seen = dict(db.execute("SELECT artefact, value FROM scores WHERE reward = 'oracle'").fetchall())
         gap = (seen.get(pair.left.artefact) or 0) - (seen.get(pair.right.artefact) or 0)
-        votes.record(
+        votes.record_vote(
             runs, battle, "left" if gap > 0 else "right" if gap < 0 else "tie", f"picture-{n:08d}", dwell=(2, 2)
         )
 
@@ -127,7 +128,8 @@ def pictures(browser, runs: Path, folder: Path) -> None:
         page.screenshot(path=folder / f"{name}.png", full_page=whole)
         small = [
             "-c",
-            f"from PIL import Image as I; p={str(folder / name)!r}+'.png'; I.open(p).convert('P', palette=1, colors=256).save(p, optimize=True)",
+            f"from PIL import Image as I; p={str(folder / name)!r}+'.png'; "
+            "I.open(p).convert('P', palette=1, colors=256).save(p, optimize=True)",
         ]
         subprocess.run([sys.executable, *small], check=True)
 
@@ -142,7 +144,17 @@ def pictures(browser, runs: Path, folder: Path) -> None:
         result(page)
         shoot(page, "studio")
         subprocess.run(
-            [sys.executable, "-m", "workbench.cli", "run", "demo", "limit=24", "seeds=1", "--runs", str(runs)],
+            [
+                sys.executable,
+                "-m",
+                "workbench.cli",
+                "run",
+                "demo",
+                "limit=24",
+                "samples_per_prompt=1",
+                "--runs",
+                str(runs),
+            ],
             check=True,
             cwd=ROOT,
         )

@@ -2,8 +2,8 @@
 
     python benchmarks/controls.py [reno|fk] [--prompts 42] [--seeds 2] [--runs runs]
 
-On the starter reward a method must raise the oracle; paid for the opposite it must lower it; judged against other prompts it
-must not gain; with nothing to do it must be the base, bit for bit.
+On the starter reward a method must raise the oracle; paid for the opposite it must lower it; judged against other
+prompts it must not gain; with nothing to do it must be the base, bit for bit.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ sys.path.insert(
 
 from workbench.core.paths import CONFIGS
 from workbench.engine import run
+from workbench.engine.plan import plan_run
 from workbench.runs import config, store
 
 # method -> the run it stands in, the contestant that it is measured against, and what leaves it nothing to do
@@ -49,12 +50,12 @@ def main():
     table = Table("arm", f"oracle, {against}", f"oracle, {args.method}", "difference, paired", "must", "holds")
     fine = True
     for arm, change in arms.items():
-        settings = [f"limit={args.prompts}", f"seeds={args.seeds}", "name=control", "curve=false", *change]
-        values = config.read(CONFIGS / "runs" / f"{name}.yaml", settings)
+        settings = [f"limit={args.prompts}", f"samples_per_prompt={args.seeds}", "name=control", "curve=false", *change]
+        values = config.read_run_config(CONFIGS / "runs" / f"{name}.yaml", settings)
         both = {who: values.contestants[who] for who in (against, args.method)}
-        plan = run.plan(dataclasses.replace(values, contestants=both))
+        plan = plan_run(dataclasses.replace(values, contestants=both))
         folder = store.RunFolder.open(args.runs, "control", dataclasses.asdict(plan.config))
-        for _ in run.execute(plan, folder):
+        for _ in run.execute_run(plan, folder):
             pass
         base, aligned = folder.read("summary.json")["contestants"]
         low, high = aligned["versus_base"]["oracle"]["ci95"]
@@ -81,7 +82,7 @@ def pictures(folder: store.RunFolder, contestant: str) -> list[str]:
     from workbench.core.io import media
 
     paths = sorted((folder.path / "media" / contestant).glob("*.png"))
-    return [hashlib.sha256(media.read(p).data.numpy().tobytes()).hexdigest() for p in paths]
+    return [hashlib.sha256(media.read_media(p).data.numpy().tobytes()).hexdigest() for p in paths]
 
 
 if __name__ == "__main__":

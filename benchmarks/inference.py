@@ -2,17 +2,19 @@
 
     python benchmarks/inference.py [reno] [memory] [glue] [--fast] [--threads 1]
 
-reno    an iteration of ReNO, seconds a picture, against the plain loop of benchmarks/reno.py, which works as the published
-        code does: one prompt at a time, prompt and reward text encoded again in each iteration. Aim: at most 0.7.
-memory  the most that one gradient step of noise optimisation holds at once, over 16 denoising steps against over 4. It is
-        read off the allocator's own record of every allocation and release, so it has neither the weights in it nor what
-        Python and its libraries take, which would drown it in a process's resident memory. With checkpointing it is the
-        graph of the decoder and the reward, or that of one step, rebuilt in the backward pass, whichever is larger, and a
-        latent a step. A chain of one step is not checkpointed. Aim: at most 1.3.
+reno    an iteration of ReNO, seconds a picture, against the plain loop of benchmarks/reno.py, which works as the
+        published code does: one prompt at a time, prompt and reward text encoded again in each iteration. Aim: at most
+        0.7.
+memory  the most that one gradient step of noise optimisation holds at once, over 16 denoising steps against over 4. It
+        is read off the allocator's own record of every allocation and release, so it has neither the weights in it nor
+        what Python and its libraries take, which would drown it in a process's resident memory. With checkpointing it
+        is the graph of the decoder and the reward, or that of one step, rebuilt in the backward pass, whichever is
+        larger, and a latent a step. A chain of one step is not checkpointed. Aim: at most 1.3.
 glue    a replayed step (Policy.transition, Policy.predict) against the denoiser call in it alone, for three denoisers.
 
-Contestants take turns in random order, so that a busy machine slows all alike; a ratio is the median of the ratios within
-the rounds, and its range is printed beside it. Without names all three are measured; --fast only shows that they work.
+Contestants take turns in random order, so that a busy machine slows all alike; a ratio is the median of the ratios
+within the rounds, and its range is printed beside it. Without names all three are measured; --fast only shows that they
+work.
 """
 
 from __future__ import annotations
@@ -52,7 +54,7 @@ def show(ratio: str, seconds: dict[str, list[float]], of: str, to: str, aim: str
 
 
 def measure_reno(prompts: int, iterations: int, rounds: int) -> None:
-    policy, texts = pipelines.load("starter-image"), data.prompts("starter-image-test")[:prompts]
+    policy, texts = pipelines.load("starter-image"), data.read_prompts("starter-image-test")[:prompts]
     seeds, method = tuple(range(prompts)), ReNO(iterations=iterations)
     reward, score = build("starter_clip"), plain.plain_score()
     work = {
@@ -69,7 +71,7 @@ def measure_reno(prompts: int, iterations: int, rounds: int) -> None:
 
 
 def measure_memory(lengths: tuple[int, ...], batch: int) -> None:
-    reward, texts = build("starter_clip"), data.prompts("starter-image-test")[:batch]
+    reward, texts = build("starter_clip"), data.read_prompts("starter-image-test")[:batch]
     held: dict[tuple[int, bool], float] = {}
     print(f"\nMost memory held in one gradient step on the noise of starter-image-teacher, batch {batch}, MB")
     print(f"{'steps':>5} {'checkpointed':>14} {'all kept':>10}")
@@ -87,7 +89,8 @@ def measure_memory(lengths: tuple[int, ...], batch: int) -> None:
         print(f"{f'{last} / {first} steps, {name}':44} {held[last, checkpoint] / held[first, checkpoint]:8.3f} x{aim}")
     grows = (held[last, True] - held[first, True]) / (last - first)
     print(
-        f"checkpointed, each further step holds {grows:.3f} MB; the whole graph of a 1-step chain is {held[1, True]:.2f} MB"
+        f"checkpointed, each further step holds {grows:.3f} MB; the whole graph of a 1-step chain is "
+        f"{held[1, True]:.2f} MB"
     )
 
 
@@ -104,7 +107,8 @@ def ascent(policy: pipelines.Policy, reward: Any, texts: list[str]) -> Callable[
 
 
 def peak(do: Callable[[], None]) -> float:
-    """The most MB that `do` holds at once beyond what is held before it, by every allocation and release that torch makes."""
+    """The most MB that `do` holds at once beyond what is held before it, by every allocation and release that torch
+    makes."""
     if torch.cuda.is_available():
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()

@@ -1,11 +1,12 @@
-"""Trainings killed without warning, again and again, until they are done: do they end with the bits of an undisturbed one?
+"""Trainings killed without warning, again and again, until they are done: do they end with the bits of an undisturbed
+one?
 
     python benchmarks/kills.py --kills 20                    # a row for each method of METHODS, seeded random moments
     python benchmarks/kills.py --kills 2 --methods nft --json
 
-Each method trains the starter pack for a few rounds, once undisturbed and once killed with SIGKILL at random moments of its work, the
-same command being given again each time. Compared, bit for bit: exported weights, every finished picture, every logged number but
-the clock's, the final table. Files half-written are looked for after each kill.
+Each method trains the starter pack for a few rounds, once undisturbed and once killed with SIGKILL at random moments of
+its work, the same command being given again each time. Compared, bit for bit: exported weights, every finished picture,
+every logged number but the clock's, the final table. Files half-written are looked for after each kill.
 """
 
 from __future__ import annotations
@@ -28,11 +29,11 @@ import yaml
 ROOT = Path(__file__).resolve().parent.parent
 METHODS = {
     "draft": {"lr": 1e-3},
-    "grpo": {"group": 2, "window": "fast", "width": 2},
-    "nft": {"group": 2, "times": 1, "slow": 0.1},
-    "dpo": {"group": 2, "times": 1, "refresh": 2},
-    "prdp": {"group": 2, "updates": 1},
-    "raft": {"group": 2, "times": 1},
+    "grpo": {"group": 2, "window": "fast", "window_size": 2},
+    "nft": {"group": 2, "levels_per_sample": 1, "old_decay_slope": 0.1},
+    "dpo": {"group": 2, "levels_per_sample": 1, "refresh_every": 2},
+    "prdp": {"group": 2, "optimizer_steps": 1},
+    "raft": {"group": 2, "levels_per_sample": 1},
 }
 PIPELINE = {
     "class": "StableDiffusionPipeline",
@@ -45,11 +46,11 @@ PIPELINE = {
 def config(home: Path, method: str, updates: int) -> Path:
     (home / "free.yaml").write_text(yaml.safe_dump(PIPELINE))
     train = {
-        "updates": updates,
-        "prompts": 2,
-        "held": 2,
-        "evaluate": 2,
-        "save": 1,
+        "rounds": updates,
+        "prompts_per_round": 2,
+        "eval_prompts": 2,
+        "eval_every": 2,
+        "save_every": 1,
         "ema": 0.5,
         "lora": {"rank": 2, "alpha": 4},
     }
@@ -187,7 +188,8 @@ def main() -> None:
             rows.append({"method": method, "kills": kills, "compared": len(calm), "different": apart, "torn": torn})
             if not options.json:
                 print(
-                    f"{method:8} killed {kills:2} times, {len(calm)} things compared, {len(apart)} differ, {len(torn)} torn",
+                    f"{method:8} killed {kills:2} times, {len(calm)} things compared, {len(apart)} differ, "
+                    f"{len(torn)} torn",
                     flush=True,
                 )
     if options.json:

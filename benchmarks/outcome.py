@@ -26,8 +26,9 @@ def paired(folder: store.RunFolder) -> list[tuple[dict, dict]]:
 
 @dataclasses.dataclass(frozen=True)
 class Outcome:
-    """One training, as tables need it: by judge, `before` and `after` have for each test prompt its samples' numbers (None: could
-    not judge); `kinds` is each prompt's category; `watched` has (samples drawn, reward of the watched prompts) of each look."""
+    """One training, as tables need it: by judge, `before` and `after` have for each test prompt its samples' numbers
+    (None: could not judge); `kinds` is each prompt's category; `watched` has (samples drawn, reward of the watched
+    prompts) of each look."""
 
     kinds: list[str]
     before: dict[str, list[list[float | None]]]
@@ -68,8 +69,8 @@ def _short(value: float | None) -> float | None:
 
 
 def pooled(outcomes: Sequence[Outcome], judge: str, but: Collection[str] = ()) -> dict:
-    """{"base", "after", "gain"} of a judge over all seeds of training and all prompts `but` those of some kinds, each with an
-    interval over prompts, and the mean of each seed."""
+    """{"base", "after", "gain"} of a judge over all seeds of training and all prompts `but` those of some kinds, each
+    with an interval over prompts, and the mean of each seed."""
     places = [[n for n, kind in enumerate(o.kinds) if kind not in but] for o in outcomes]
     rows = [(o, n) for o, found in zip(outcomes, places, strict=True) for n in found for _ in o.after[judge][n]]
     prompts, kinds = [n for _, n in rows], [o.kinds[n] for o, n in rows]
@@ -77,12 +78,12 @@ def pooled(outcomes: Sequence[Outcome], judge: str, but: Collection[str] = ()) -
     before = sum((_flat(o.before[judge], found) for o, found in zip(outcomes, places, strict=True)), [])
     after = sum(each, [])
     values = {"base": before, "after": after, "gain": [b - a for a, b in zip(before, after, strict=True)]}
-    intervals = {what: evaluate.interval(found, prompts, kinds) for what, found in values.items()}
+    intervals = {what: evaluate.mean_with_interval(found, prompts, kinds) for what, found in values.items()}
     return intervals | {"seeds": [statistics.mean(found) for found in each]}
 
 
 def _flat(by_prompt: Sequence[Sequence[float | None]], places: Sequence[int]) -> list[float]:
-    return [evaluate.nan(value) for n in places for value in by_prompt[n]]
+    return [evaluate.none_to_nan(value) for n in places for value in by_prompt[n]]
 
 
 def shown(estimate: Mapping, sign: str = "") -> str:
@@ -92,7 +93,8 @@ def shown(estimate: Mapping, sign: str = "") -> str:
     return f"{estimate['mean']:{sign}.3f} [{low:{sign}.2f}, {high:{sign}.2f}]"
 
 
-# --- a record of outcomes, which outlives the runs' folders: a line each, by what was asked ---------------------------------
+# --- a record of outcomes, which outlives the runs' folders: a line each, by what was asked
+# ---------------------------------
 
 
 def recorded(path: Path) -> dict[tuple[str, ...], Outcome]:

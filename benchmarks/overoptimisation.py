@@ -2,10 +2,10 @@
 
     python benchmarks/overoptimisation.py                      # four trainings, the table, docs/overoptimisation.svg
 
-The same training (DRaFT-1 on the starter base) is paid by colourfulness alone; by the sum of log-sigmoids of colourfulness and the
-starter CLIP, each against what the base scores (arXiv:2402.00742); by the lower of the two (arXiv:2310.02743); and by colourfulness
-up to 0.3 beside the CLIP. The oracle is optimised by none of them. Every few rounds the watched prompts are judged. Runs are kept in
---runs: begun again it goes on, and what is finished is read.
+The same training (DRaFT-1 on the starter base) is paid by colourfulness alone; by the sum of log-sigmoids of
+colourfulness and the starter CLIP, each against what the base scores (arXiv:2402.00742); by the lower of the two
+(arXiv:2310.02743); and by colourfulness up to 0.3 beside the CLIP. The oracle is optimised by none of them. Every few
+rounds the watched prompts are judged. Runs are kept in --runs: begun again it goes on, and what is finished is read.
 """
 
 from __future__ import annotations
@@ -41,11 +41,11 @@ ARMS = {  # the reward, and what is written beside the line
     "within": ("{colourfulness: {within: [null, 0.3]}, starter_clip: 1}", "up to 0.3, beside the CLIP"),
 }
 RECIPE = [
-    "train.prompts=16",
+    "train.prompts_per_round=16",
     "train.warmup=4",
-    "train.clip=0.3",
+    "train.max_grad_norm=0.3",
     "train.ema=0",
-    "train.held=24",
+    "train.eval_prompts=24",
     "train.best=last",
     LORA,
 ]
@@ -70,17 +70,17 @@ def base(runs: Path, seed: int) -> store.RunFolder:
         "reward={colourfulness: 1, starter_clip: 1}",
         "watch=[oracle]",
     ]
-    asked += ["prompts=starter-image-train", "test=null", "train=null", "limit=48", "seeds=4", "batch=48"]
+    asked += ["prompts=starter-image-train", "test=null", "train=null", "limit=48", "samples_per_prompt=4", "batch=48"]
     told = ["pipeline=starter-image-base", f"seed={seed}", f"name=pushed-base-{seed}", *asked]
-    return kept(runs, config.read("train-nft", told))
+    return kept(runs, config.read_run_config("train-nft", told))
 
 
 def arm(runs: Path, name: str, seed: int, updates: int) -> store.RunFolder:
     reward = ARMS[name][0].replace("BASE", f"'{base(runs, seed).path.resolve()}'" if "BASE" in ARMS[name][0] else "")
     told = [*common(seed, f"pushed-{name}-{seed}"), *RECIPE, f"reward={reward}", "method={name: draft, lr: 1.0e-3}"]
     watch = [] if "starter_clip" not in reward else ["watch=[oracle]"]
-    told += [f"train.updates={updates}", "train.evaluate=6", "limit=44", "seeds=1", "batch=44", *watch]
-    return kept(runs, config.read("train-nft", told))
+    told += [f"train.rounds={updates}", "train.eval_every=6", "limit=44", "samples_per_prompt=1", "batch=44", *watch]
+    return kept(runs, config.read_run_config("train-nft", told))
 
 
 def looks(folder: store.RunFolder) -> list[dict]:
@@ -114,7 +114,8 @@ def figure(found: dict[str, tuple[list[dict], int | None]]) -> str:
     top = max(0.8, *(p["oracle"] for points, _ in found.values() for p in points))
     panels = (("step", 0, most, "rounds of training"), ("reward", low, high, "colourfulness, optimised"))
     parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width} {height + 26 * 2 + 14}" font-family="sans-serif" font-size="12">',
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {2 * width} {height + 26 * 2 + 14}" '
+        'font-family="sans-serif" font-size="12">',
         '<rect width="100%" height="100%" fill="white"/>',
     ]
     for n, (key, first, last, label) in enumerate(panels):
@@ -148,7 +149,8 @@ def figure(found: dict[str, tuple[list[dict], int | None]]) -> str:
     for n, (colour, name) in enumerate(zip(COLOURS, found, strict=False)):
         x, y = pad + n % 2 * width, height + 14 + 22 * (n // 2)
         parts.append(
-            f'<path d="M{x} {y}h22" stroke="{colour}" stroke-width="3"/><text x="{x + 30}" y="{y + 4}">{escape(ARMS[name][1])}</text>'
+            f'<path d="M{x} {y}h22" stroke="{colour}" stroke-width="3"/>'
+            f'<text x="{x + 30}" y="{y + 4}">{escape(ARMS[name][1])}</text>'
         )
     parts.append(f'<text x="{pad}" y="{height + 60}" fill="#444">ring: the alarm is raised</text></svg>')
     return "\n".join(parts) + "\n"
@@ -172,7 +174,8 @@ def main() -> None:
         ends = [f"{points[0][key]:.2f} → {points[-1][key]:.2f}" for key in ("reward", "clip", "oracle")]
         print(f"| {ARMS[name][1]} | {' | '.join(ends)} | {f'round {fired}' if fired else 'none'} |")
     print(
-        "\nAt the highest colourfulness that each guarded reward comes to, the oracle says, and where only colourfulness is paid:"
+        "\nAt the highest colourfulness that each guarded reward comes to, the oracle says, and where only "
+        "colourfulness is paid:"
     )
     alone = sorted(found["alone"][0], key=lambda p: p["reward"])
     for name, (points, _) in list(found.items())[1:]:

@@ -3,8 +3,8 @@ code does: one prompt at a time, prompt and reward text encoded again at every i
 
     python benchmarks/reno.py [--prompts 16] [--iterations 10] [--rounds 3]
 
-Both use the same pipeline, reward, step rule and number of iterations, in turn, in this process; the ratio is of seconds
-per picture, and that both climb the same reward is printed beside it.
+Both use the same pipeline, reward, step rule and number of iterations, in turn, in this process; the ratio is of
+seconds per picture, and that both climb the same reward is printed beside it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ sys.path.insert(
 import pipelines
 from rewards import build
 from rewards.encoders import image_text
-from workbench.core.paths import resolve
+from workbench.core.paths import resolve_repo
 from workbench.core.types import Batch
 from workbench.methods import ReNO
 from workbench.methods.inference.reno import norm_nll
@@ -57,10 +57,10 @@ def plain_loop(policy, score, prompts, seeds, method):
 
 def plain_score():
     """The starter CLIP by transformers alone: pixels and prompt in, both towers run."""
-    folder = resolve("starter:image/clip")
+    folder = resolve_repo("starter:image/clip")
     clip = CLIPModel.from_pretrained(folder).requires_grad_(False).eval()
     tokenizer = AutoTokenizer.from_pretrained(folder)
-    view = image_text.load("starter:image/clip", "cpu").view
+    view = image_text.load_encoder("starter:image/clip", "cpu").view
 
     def score(images, prompt):
         tokens = tokenizer([prompt], padding="max_length", max_length=16, truncation=True, return_tensors="pt")
@@ -84,7 +84,7 @@ def main():
     args = parser.parse_args()
     policy = pipelines.load("starter-image")
     judges = {plain_loop: plain_score(), ours: build("starter_clip")}
-    prompts = data.prompts("starter-image-test")[: args.prompts]
+    prompts = data.read_prompts("starter-image-test")[: args.prompts]
     seeds, method = tuple(range(len(prompts))), ReNO(iterations=args.iterations)
     took = {plain_loop: [], ours: []}
     for round in range(args.rounds + 1):  # the first round warms up

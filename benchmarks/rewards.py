@@ -2,12 +2,14 @@
 
     python benchmarks/rewards.py [--rounds 5] [--items 5000]
 
-Fréchet by a nuclear norm against `scipy.linalg.sqrtm` of the product of covariances (the reference's moments are at hand
-for both); Vendi by its D x D dual against the eigenvalues of the n x n kernel; prompts remembered against encoded at every
-call; three rewards on one CLIP against three with a CLIP each, seconds until all have scored and bytes of weights.
+Fréchet by a nuclear norm against `scipy.linalg.sqrtm` of the product of covariances (the reference's moments are at
+hand for both); Vendi by its D x D dual against the eigenvalues of the n x n kernel; prompts remembered against encoded
+at every call; three rewards on one CLIP against three with a CLIP each, seconds until all have scored and bytes of
+weights.
 
-Both ways run on one core. Prints a row each: the median milliseconds of CPU time of the plain way and of ours, the median of their ratios within a
-round (from the lowest to the highest), and by how much, relatively, the two ways' numbers differ.
+Both ways run on one core. Prints a row each: the median milliseconds of CPU time of the plain way and of ours, the
+median of their ratios within a round (from the lowest to the highest), and by how much, relatively, the two ways'
+numbers differ.
 """
 
 from __future__ import annotations
@@ -35,10 +37,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))  # `rewards` is 
 from rewards import build
 from rewards.encoders import image_text
 from rewards.sets.exemplar import Exemplar
-from rewards.sets.frechet import compact, frechet, normal
+from rewards.sets.frechet import fit_normal, frechet_distance, normal_from_moments
 from rewards.sets.moments import Moments
-from rewards.sets.vendi import vendi
-from workbench.core.paths import resolve
+from rewards.sets.vendi import vendi_score
+from workbench.core.paths import resolve_repo
 from workbench.core.types import Media
 
 PROMPTS = tuple(f"{n} {colour} squares" for n in ("two", "three", "four") for colour in ("red", "blue", "green"))
@@ -70,8 +72,8 @@ def frechet_ways(n: int, d: int) -> tuple[Callable, Callable]:
     g = torch.Generator().manual_seed(0)
     mix = torch.randn(d, d, generator=g, dtype=torch.float64) / d**0.5
     y, x = (torch.randn(rows, d, generator=g, dtype=torch.float64) for rows in (4 * d, n))
-    reference = Moments.of(y @ mix)
-    target = compact(reference)
+    reference = Moments.from_rows(y @ mix)
+    target = normal_from_moments(reference)
     mean, covariance = reference.mean.numpy(), reference.covariance.numpy()
 
     def plain() -> float:
@@ -80,7 +82,7 @@ def frechet_ways(n: int, d: int) -> tuple[Callable, Callable]:
         root = scipy.linalg.sqrtm(own @ covariance).real
         return np.square(rows.mean(0) - mean).sum() + np.trace(own) + np.trace(covariance) - 2 * np.trace(root)
 
-    return plain, lambda: frechet(normal(x), target).item()
+    return plain, lambda: frechet_distance(fit_normal(x), target).item()
 
 
 def frechet_slope(n: int, d: int) -> tuple[Callable, Callable]:
@@ -89,11 +91,11 @@ def frechet_slope(n: int, d: int) -> tuple[Callable, Callable]:
     g = torch.Generator().manual_seed(0)
     mix = torch.randn(d, d, generator=g, dtype=torch.float64) / d**0.5
     y, x = (torch.randn(rows, d, generator=g, dtype=torch.float64) for rows in (4 * d, n))
-    target = compact(Moments.of(y @ mix))
+    target = normal_from_moments(Moments.from_rows(y @ mix))
 
     def ours() -> float:
         leaf = x.clone().requires_grad_()
-        value = frechet(normal(leaf), target)
+        value = frechet_distance(fit_normal(leaf), target)
         value.backward()
         return value.item()
 
@@ -107,17 +109,17 @@ def vendi_ways(n: int, d: int) -> tuple[Callable, Callable]:
         unit = torch.nn.functional.normalize(x, dim=1)
         return torch.special.entr(torch.linalg.eigvalsh(unit @ unit.T / n).clamp(min=0)).sum().exp().item()
 
-    return plain, lambda: vendi(x).item()
+    return plain, lambda: vendi_score(x).item()
 
 
 def text_ways(model: str) -> tuple[Callable, Callable]:
-    encoder = image_text.load(model, "cpu")
+    encoder = image_text.load_encoder(model, "cpu")
 
     def plain() -> float:
-        encoder.memo.kept.clear()
-        return encoder.texts(PROMPTS).sum().item()
+        encoder.text_cache.rows.clear()
+        return encoder.embed_texts(PROMPTS).sum().item()
 
-    return plain, lambda: encoder.texts(PROMPTS).sum().item()
+    return plain, lambda: encoder.embed_texts(PROMPTS).sum().item()
 
 
 def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
@@ -126,7 +128,7 @@ def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
     prompts, used = PROMPTS[:2], {}
 
     def judge(apart: bool) -> float:
-        image_text._load.cache_clear()
+        image_text._load_cached.cache_clear()
         rewards = [
             build("clip", model=model),
             build("clip", model=model, mode="contrastive", negatives=("a blue circle",)),
@@ -135,9 +137,9 @@ def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
         total, nets = 0.0, {}
         for reward in rewards:
             if apart:
-                image_text._load.cache_clear()
+                image_text._load_cached.cache_clear()
             total += reward(media=media, prompts=prompts, references=media).sum().item()
-            net = image_text.load(model, "cpu").net
+            net = image_text.load_encoder(model, "cpu").net
             nets[id(net)] = net  # held, so that no other can take its id
         used["plain" if apart else "ours"] = sum(p.nbytes for net in nets.values() for p in net.parameters())
         return total
@@ -147,7 +149,7 @@ def family(model: str) -> tuple[Callable, Callable, dict[str, int]]:
 
 def middling_clip(folder: str) -> str:
     """A random CLIP of 12 + 12 layers with the starter's vocabulary: its speed is that of its size."""
-    starter = resolve("starter:image/clip")
+    starter = resolve_repo("starter:image/clip")
     config = transformers.CLIPConfig.from_pretrained(starter)
     for tower in (config.vision_config, config.text_config):
         tower.hidden_size, tower.intermediate_size = 384, 1536

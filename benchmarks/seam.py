@@ -42,7 +42,7 @@ def contestants(policy: pipelines.Policy, batch: int) -> dict[str, Callable[[], 
 
     @torch.no_grad()
     def reencoded():
-        policy.forget()
+        policy.forget_prompts()
         return policy.sample(prompts, seeds=seeds)
 
     def differentiated():
@@ -50,13 +50,13 @@ def contestants(policy: pipelines.Policy, batch: int) -> dict[str, Callable[[], 
         policy.sample(prompts, seeds=seeds, noise=z, grad=policy.steps).media.data.sum().backward()
 
     found = {
-        "plain pipeline call": lambda: policy.pipe(**policy._kwargs(prompts, seeds)),
+        "plain pipeline call": lambda: policy.pipe(**policy.call_arguments(prompts, seeds)),
         "sample, prompts encoded anew": reencoded,
         "sample, prompts remembered": lambda: policy.sample(prompts, seeds=seeds),
         "sample with gradient to the noise": differentiated,
         "denoiser of one step": denoiser(policy, prompts),
-        "first step replayed": torch.no_grad()(lambda: policy._output(x[:, 0], 0, prompts)),
-        "last step replayed": torch.no_grad()(lambda: policy._output(x[:, last], last, prompts)),
+        "first step replayed": torch.no_grad()(lambda: policy._model_output(x[:, 0], 0, prompts)),
+        "last step replayed": torch.no_grad()(lambda: policy._model_output(x[:, last], last, prompts)),
         "decode": torch.no_grad()(lambda: policy.decode(x[:, -1], prompts)),
     }
     return found
@@ -66,15 +66,17 @@ def denoiser(policy: pipelines.Policy, prompts: tuple[str, ...]) -> Callable[[],
     """The denoiser calls of one step and nothing else, with the very arguments the pipeline gave them."""
     calls = []
 
-    def on_call(call: seams.Call, forward: seams.Forward) -> Any:
-        if call.step == 0 and call.module in policy.anatomy.denoisers:
+    def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
+        if call.step == 0 and call.module in policy.structure.denoisers:
             calls.append((forward, call.args, call.kwargs))
         return forward(*call.args, **call.kwargs)
 
-    def on_step(step: seams.Step) -> Any:
-        raise seams.Stop()
+    def on_step(step: seams.SchedulerStep) -> Any:
+        raise seams.LeavePipeline()
 
-    seams.run(policy.pipe, policy._kwargs(prompts, range(len(prompts))), on_call=on_call, on_step=on_step)
+    seams.run_pipeline(
+        policy.pipe, policy.call_arguments(prompts, range(len(prompts))), on_call=on_call, on_step=on_step
+    )
 
     @torch.no_grad()
     def run():
@@ -136,7 +138,8 @@ def main() -> None:
         )
         return
     print(
-        f"{options.pipeline}, {policy.steps} step(s), batch {options.batch}, {options.threads} thread(s), {policy.device}"
+        f"{options.pipeline}, {policy.steps} step(s), batch {options.batch}, {options.threads} thread(s), "
+        f"{policy.device}"
     )
     for name, value in medians.items():
         print(f"{name:42} {value:10.2f} ms")

@@ -2,11 +2,11 @@
 
     python benchmarks/social.py [--seeds 3] [--prompts 90] [--work DIR] [--skip-reno]
 
-For each seed a community leaves an unfair log. The starter CLIP is tuned on pairs from the curated log, on as many pairs
-from raw engagement counts, and on the curated pairs with the preferred side drawn by lot. All are judged on prompts that
-no training saw, by whether they prefer the picture that the community TRULY likes better. A last section optimises the
-starter image model's noise for the learned reward and reads the true taste of what comes out. Exit code 1 when a claim
-does not hold.
+For each seed a community leaves an unfair log. The starter CLIP is tuned on pairs from the curated log, on as many
+pairs from raw engagement counts, and on the curated pairs with the preferred side drawn by lot. All are judged on
+prompts that no training saw, by whether they prefer the picture that the community TRULY likes better. A last section
+optimises the starter image model's noise for the learned reward and reads the true taste of what comes out. Exit code 1
+when a claim does not hold.
 """
 
 from __future__ import annotations
@@ -27,17 +27,18 @@ sys.path.insert(
 )  # `rewards` is the package, not the file beside this one
 
 from pipelines.starter.image import community, world
-from rewards import REWARDS, compose
+from rewards import REWARDS, build_reward
 from rewards.people import curation, social, social_training
-from workbench.core.types import Media, derive
+from workbench.core.types import Media, derive_seed
 from workbench.engine import run
+from workbench.engine.plan import plan_run
 from workbench.evaluation import statistics
 from workbench.feedback import social as work
 from workbench.runs import config, store
 
 CURATION = curation.Curation(window=3, shares=(0.85, 0.15, 0.0))
 RAW = dataclasses.replace(curation.RAW, window=3, shares=CURATION.shares)
-TRAINING = social_training.Training(
+TRAINING = social_training.SocialTraining(
     model="starter:image/clip", loss="triplet", vision=3, text=2, lr=2e-4, batch=32, epochs=2
 )
 REGISTRY = {**REWARDS, "social": social.Social}
@@ -46,8 +47,8 @@ APART = 0.02  # of the true taste: nearer pictures are no pair
 
 def truth_pairs(folder: Path, known: set[str], seed: int, prompts: int = 100) -> tuple[list[social.Pair], np.ndarray]:
     """Pairs of fresh pictures for prompts outside `known`, the truly preferred one as pos."""
-    c = community.Community(prompts=prompts + len(known), seed=derive(seed, "truth"), items=8, reposts=0.0)
-    items, x = community.posts(c)
+    c = community.Community(prompts=prompts + len(known), seed=derive_seed(seed, "truth"), items=8, reposts=0.0)
+    items, x = community.make_posts(c)
     fresh = [p for p in dict.fromkeys(i.prompt for i in items) if p not in known][:prompts]
     rows = [n for n, item in enumerate(items) if item.prompt in fresh]
     items, x = [items[n] for n in rows], x[rows]
@@ -60,7 +61,7 @@ def truth_pairs(folder: Path, known: set[str], seed: int, prompts: int = 100) ->
                 if abs(taste[a] - taste[b]) >= APART:
                     pos, neg = (items[n] for n in ((a, b) if taste[a] > taste[b] else (b, a)))
                     paths = (str(folder / f"{i.name}.png") for i in (pos, neg))
-                    found.append(social.Pair(pos.prompt, *paths, world.category(pos.prompt), pos.name, neg.name))
+                    found.append(social.Pair(pos.prompt, *paths, world.prompt_category(pos.prompt), pos.name, neg.name))
     return found
 
 
@@ -73,14 +74,15 @@ def flipped(pairs: list[social.Pair], seed: int) -> list[social.Pair]:
 
 
 def one_seed(seed: int, args) -> tuple[list[social.Pair], dict[str, np.ndarray], dict[str, float], int]:
-    """Fresh pairs by the true taste, each arm's margins on them, how many training pairs of each are right, and of how many."""
+    """Fresh pairs by the true taste, each arm's margins on them, how many training pairs of each are right, and of how
+    many."""
     place = args.work / f"seed{seed}"
     home = place / "community"
-    log = curation.read_log(community.write(community.Community(prompts=args.prompts, seed=seed), home))
+    log = curation.read_log(community.write_community(community.Community(prompts=args.prompts, seed=seed), home))
     truth = json.loads((home / "truth.json").read_text())
     pairs = {}
     for name, c in (("curated", CURATION), ("raw counts", RAW)):
-        made = curation.curate(log, home, c)
+        made = curation.curate_log(log, home, c)
         work.write_pairs(made, home, place / name)
         pairs[name] = {s: social.read_pairs(place / name / f"{s}.jsonl") for s in ("train", "val")}
     n = min(len(p["train"]) for p in pairs.values())
@@ -92,11 +94,11 @@ def one_seed(seed: int, args) -> tuple[list[social.Pair], dict[str, np.ndarray],
     judges = {"starter CLIP": {"reward": "starter_clip"}}
     for name, rows in arms.items():
         out = place / f"reward {name}"
-        for _ in social_training.train(rows, out, dataclasses.replace(TRAINING, seed=seed), held[name]):
+        for _ in social_training.train_social(rows, out, dataclasses.replace(TRAINING, seed=seed), held[name]):
             pass
         judges[name] = {"reward": "social", "model": str(out)}
     test = truth_pairs(place / "truth", set(log["prompt"].cat.categories), seed)
-    margins = work.margins(test, compose.from_config(judges, REGISTRY))
+    margins = work.score_margins(test, build_reward(judges, REGISTRY))
     lots = np.random.default_rng(seed).choice([-1, 1], len(test))
     return test, margins | {"curated, judged by shuffled labels": margins["curated"] * lots}, right, n
 
@@ -107,7 +109,7 @@ def lead(seeds: list, better: str, worse: str) -> dict:
     for k, (test, margins, *_) in enumerate(seeds):
         gain += ((np.sign(margins[better]) - np.sign(margins[worse])) / 2).tolist()
         prompts += [f"{k} {p.prompt}" for p in test]
-    return statistics.interval(gain, prompts)
+    return statistics.mean_with_interval(gain, prompts)
 
 
 def show(part: dict) -> str:
@@ -125,12 +127,12 @@ def steer(args) -> list[dict]:
         prompts="starter-image-test",
         contestants={"base": "sample", "best_of_n": {"n": 21}, "reno": {"iterations": 20}},
         limit=args.reno_prompts,
-        seeds=2,
+        samples_per_prompt=2,
         name="social",
     )
-    plan = run.plan(values)
+    plan = plan_run(values)
     folder = store.RunFolder.open(args.work / "runs", "social", dataclasses.asdict(plan.config))
-    for _ in run.execute(plan, folder):
+    for _ in run.execute_run(plan, folder):
         pass
     return folder.read("summary.json")["contestants"]
 
@@ -150,7 +152,7 @@ def main():
         seeds.append(one_seed(seed, args))
         _, _, right, n = seeds[-1]
         out.print(f"seed {seed}: {n} training pairs, right: {', '.join(f'{a} {v:.1%}' for a, v in right.items())}")
-    told = {arm: [work.agreement(test, margins[arm]) for test, margins, *_ in seeds] for arm in seeds[0][1]}
+    told = {arm: [work.measure_agreement(test, margins[arm]) for test, margins, *_ in seeds] for arm in seeds[0][1]}
     table = Table(
         "reward", *(f"seed {s}" for s in range(args.seeds)), "mean", "ECE", title="agreement with the true taste"
     )

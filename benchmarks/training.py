@@ -2,13 +2,16 @@
 
     python benchmarks/training.py [memory] [split] [rollout] [--fast] [--threads 1]
 
-memory   the most that one update of DRaFT-1 holds at once, at 16 steps of sampling against 4, by the allocator's own record of
-         every allocation and release. With all steps live and kept, the control, it grows. Aim: at most 1.1.
-split    seconds of a GRPO update: the rollout, the reward, the replay of the chain with its backward pass, the optimiser's step;
-         and which share of the replay is neither the denoiser nor the backward pass. Aim: at most 0.1.
-rollout  seconds of sampling with adapters beside the weights, with adapters merged for as long as it takes, and without any.
+memory   the most that one update of DRaFT-1 holds at once, at 16 steps of sampling against 4, by the allocator's own
+         record of every allocation and release. With all steps live and kept, the control, it grows. Aim: at most 1.1.
+split    seconds of a GRPO update: the rollout, the reward, the replay of the chain with its backward pass, the
+         optimiser's step; and which share of the replay is neither the denoiser nor the backward pass. Aim: at most
+         0.1.
+rollout  seconds of sampling with adapters beside the weights, with adapters merged for as long as it takes, and
+         without any.
 
-Without names all are measured; --fast only shows that they work. What training brings is measured by benchmarks/alignment.py.
+Without names all are measured; --fast only shows that they work. What training brings is measured by
+benchmarks/alignment.py.
 """
 
 from __future__ import annotations
@@ -51,7 +54,7 @@ def trainable(steps: int = 8, kernel: bool = False, **train: Any) -> pipelines.T
 
 
 def batch(prompts: int, seed: int) -> Batch:
-    texts = data.prompts("starter-image-train")[:prompts]
+    texts = data.read_prompts("starter-image-train")[:prompts]
     return Batch(tuple(texts), tuple(range(seed, seed + prompts)))
 
 
@@ -66,13 +69,14 @@ def measure_memory(lengths: tuple[int, int], prompts: int) -> None:
         for live in (1, steps):
             policy = trainable(steps)
             policy.checkpoint = False
-            updates = DRaFT(last=live)(policy, reward, [batch(prompts, 100 * k) for k in range(3)])
+            updates = DRaFT(grad_steps=live)(policy, reward, [batch(prompts, 100 * k) for k in range(3)])
             next(updates)  # encodings, optimiser state, kernels
             held[steps, live == 1] = peak(lambda updates=updates: next(updates))
         print(f"{steps:5} {held[steps, True]:15.2f} {held[steps, False]:15.2f}")
     for one, name, aim in ((True, "last step live", "   aim: 1.1"), (False, "all live, kept", "")):
         print(
-            f"{f'{lengths[1]} / {lengths[0]} steps, {name}':44} {held[lengths[1], one] / held[lengths[0], one]:8.3f} x{aim}"
+            f"{f'{lengths[1]} / {lengths[0]} steps, {name}':44} "
+            f"{held[lengths[1], one] / held[lengths[0], one]:8.3f} x{aim}"
         )
 
 
@@ -80,8 +84,8 @@ def measure_memory(lengths: tuple[int, int], prompts: int) -> None:
 
 
 class Watch:
-    """A policy whose calls are timed: sampling as rollout, transitions, backward and update under their names, and the denoiser
-    inside a transition apart."""
+    """A policy whose calls are timed: sampling as rollout, transitions, backward and update under their names, and the
+    denoiser inside a transition apart."""
 
     def __init__(self, policy: pipelines.TrainablePolicy):
         self.policy, self.spent, self.inside = policy, Counter(), ""
@@ -142,7 +146,8 @@ def measure_split(prompts: int, group: int, updates: int) -> None:
     spent = {part: statistics.median(e[part] for e in each) for part in each[0]}
     named = ("rollout", "reward", "replay forward", "replay backward", "step")
     print(
-        f"\nAn update of GRPO on starter-image-teacher, {prompts} x {group} samples of 8 steps, KL on, median of {updates}"
+        f"\nAn update of GRPO on starter-image-teacher, {prompts} x {group} samples of 8 steps, KL on, "
+        f"median of {updates}"
     )
     for part in named:
         print(f"{part:20} {spent[part]:8.3f} s {spent[part] / spent['whole']:7.1%}")
@@ -156,7 +161,7 @@ def measure_split(prompts: int, group: int, updates: int) -> None:
 
 def measure_rollout(samples: int, rounds: int) -> None:
     plain = pipelines.load("starter-image-teacher", call=FREE)
-    adapted, texts = trainable(), tuple(data.prompts("starter-image-train")[:samples])
+    adapted, texts = trainable(), tuple(data.read_prompts("starter-image-train")[:samples])
 
     def merged() -> None:
         with adapted.merged():

@@ -2,12 +2,13 @@
 
     python benchmarks/video.py [instruct instruct-flat ...] [--seeds 0,1,2] [--runs runs/video] [--tables]
 
-Every config of configs/runs/video and every variant below, or those that are named, becomes a run of its own for each seed: begun
-again it goes on, and a finished one is read. Base and trained make the held-out prompts from the same noises; intervals are 95 % bootstraps over prompts
-within their categories, the samples of all seeds together. Dynamic degree is the way that things really go, in percent of the
-picture's side: a still clip pleases every judge of frames. For the runs that a judge of frames pays, two more tables: how far the
-things of moving clips go that were right before and after, so that nothing but the way differs; and the reward of each frame, from
-the clips themselves: attenuation pays the middle frames most, and the others must follow by themselves.
+Every config of configs/runs/video and every variant below, or those that are named, becomes a run of its own for each
+seed: begun again it goes on, and a finished one is read. Base and trained make the held-out prompts from the same
+noises; intervals are 95 % bootstraps over prompts within their categories, the samples of all seeds together. Dynamic
+degree is the way that things really go, in percent of the picture's side: a still clip pleases every judge of frames.
+For the runs that a judge of frames pays, two more tables: how far the things of moving clips go that were right before
+and after, so that nothing but the way differs; and the reward of each frame, from the clips themselves: attenuation
+pays the middle frames most, and the others must follow by themselves.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from workbench.runs import (
 PLACE = CONFIGS / "runs" / "video"
 FLAT, GUIDED = (
     "reward.frames.decay=0",
-    "pipeline=starter-video-4",
+    "pipeline={name: starter-video, steps: 4}",
 )  # frames that count alike; the guided model, in four steps
 VARIANTS = {  # name: a config, and what is asked of it otherwise
     "instruct-flat": ("instruct", [FLAT]),
@@ -51,7 +52,7 @@ MOVING = ("move", "speed")  # what the world calls the prompts of which a thing 
 
 def asked(name: str, seed: int) -> config.RunConfig:
     file, changes = VARIANTS.get(name, (name, []))
-    return config.read(PLACE / f"{file}.yaml", [*changes, f"seed={seed}", f"name={name}-{seed}"])
+    return config.read_run_config(PLACE / f"{file}.yaml", [*changes, f"seed={seed}", f"name={name}-{seed}"])
 
 
 def done(runs: Path, name: str, seeds: Sequence[int]) -> list[store.RunFolder]:
@@ -83,32 +84,33 @@ def ways(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
         base, gains, prompts, each = [], [], [], []
         for folder in done(runs, name, seeds):
             both = [
-                (before["index"], *(statistics.nan(s["scores"]["dynamic_degree"]) for s in (before, after)))
+                (before["index"], *(statistics.none_to_nan(s["scores"]["dynamic_degree"]) for s in (before, after)))
                 for before, after in paired(folder)
                 if before["category"] in MOVING and before["scores"]["oracle"] == after["scores"]["oracle"] == 1
             ]
             mine = [after - before for _, before, after in both]
             base, gains = base + [before for _, before, _ in both], gains + mine
             prompts += [index for index, *_ in both]
-            mean = statistics.interval(mine, [index for index, *_ in both])["mean"]
+            mean = statistics.mean_with_interval(mine, [index for index, *_ in both])["mean"]
             each.append("–" if mean is None else f"{mean:+.2f}")
         if each:
             told = [
                 name,
                 str(len(base)),
-                shown(statistics.interval(base, prompts)),
-                shown(statistics.interval(gains, prompts), "+"),
+                shown(statistics.mean_with_interval(base, prompts)),
+                shown(statistics.mean_with_interval(gains, prompts), "+"),
             ]
             print("| " + " | ".join([*told, ", ".join(each)]) + " |")
 
 
 @torch.no_grad()
 def by_frame(folder: store.RunFolder) -> tuple[torch.Tensor, list[int], list[str]]:
-    """[n,T]: what training has added to the picture CLIP's score of each frame of each clip; the prompts' numbers and categories."""
+    """[n,T]: what training has added to the picture CLIP's score of each frame of each clip; the prompts' numbers and
+    categories."""
     judge, pairs = REWARDS["starter_clip"](), paired(folder)
 
     def scores(sample: dict) -> torch.Tensor:  # [T]
-        clip = media.read(folder.path / sample["file"]).data[0]
+        clip = media.read_media(folder.path / sample["file"]).data[0]
         return judge(media=Media(clip, "image"), prompts=[sample["prompt"]] * len(clip))
 
     gains = torch.stack([scores(after) - scores(before) for before, after in pairs])
@@ -126,7 +128,7 @@ def frames(runs: Path, names: Sequence[str], seeds: Sequence[int]) -> None:
                 f"| run | {' | '.join(map(str, range(1, gains.shape[1] + 1)))} | spread |\n|"
                 + "---|" * (gains.shape[1] + 2)
             )
-        cells = [shown(statistics.interval(column.tolist(), prompts, kinds), "+") for column in gains.T]
+        cells = [shown(statistics.mean_with_interval(column.tolist(), prompts, kinds), "+") for column in gains.T]
         print(f"| {name} | {' | '.join(cells)} | {gains.mean(0).std():.4f} |")
 
 

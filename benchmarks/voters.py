@@ -1,11 +1,12 @@
-"""A storm of voters on the app's HTTP API: is any vote lost or doubled, how long does one take, and what does kill -9 cost?
+"""A storm of voters on the app's HTTP API: is any vote lost or doubled, how long does one take, and what does kill -9
+cost?
 
     python benchmarks/voters.py                    # 50 voters, 2,000 votes
     python benchmarks/voters.py --kill             # the app is killed in the middle of it and started again
 
-Every voter asks for a pair, votes, and asks for the next; what is not answered is asked again under the same key, and one
-vote in ten is sent twice at once. A vote counts as acknowledged when its answer has arrived; afterwards the index is
-opened, and every acknowledged key must be there, once. Exits with 1 when one is not.
+Every voter asks for a pair, votes, and asks for the next; what is not answered is asked again under the same key, and
+one vote in ten is sent twice at once. A vote counts as acknowledged when its answer has arrived; afterwards the index
+is opened, and every acknowledged key must be there, once. Exits with 1 when one is not.
 """
 
 from __future__ import annotations
@@ -163,7 +164,7 @@ def main() -> int:
                 "run",
                 "configs/runs/demo.yaml",
                 "limit=24",
-                "seeds=1",
+                "samples_per_prompt=1",
                 "--runs",
                 str(runs),
             ]
@@ -180,15 +181,18 @@ def told(done: Storm, seconds: float, lost: int, found: dict[str, tuple[str, int
     twice = [key for key, (_, n) in found.items() if n > 1]
     wrong = [key for key, (choice, _) in found.items() if choice != done.sent.get(key)]
     print(
-        f"{done.voters} voters, {len(done.acknowledged):,} votes acknowledged in {seconds:.1f} s ({len(done.acknowledged) / seconds:.0f} a second)"
+        f"{done.voters} voters, {len(done.acknowledged):,} votes acknowledged in {seconds:.1f} s "
+        f"({len(done.acknowledged) / seconds:.0f} a second)"
     )
     for name, times in done.seconds.items():
         p50, p95, most = np.percentile(times, [50, 95, 100])
         print(
-            f"{name:>8}: {len(times):,} calls, p50 {1000 * p50:,.0f} ms, p95 {1000 * p95:,.0f} ms, slowest {1000 * most:,.0f} ms"
+            f"{name:>8}: {len(times):,} calls, p50 {1000 * p50:,.0f} ms, p95 {1000 * p95:,.0f} ms, "
+            f"slowest {1000 * most:,.0f} ms"
         )
     print(
-        f"asked again: {done.retries}; in the index: {len(found):,} votes; lost {len(missing)}, doubled {len(twice)}, changed {len(wrong)}"
+        f"asked again: {done.retries}; in the index: {len(found):,} votes; lost {len(missing)}, doubled {len(twice)}, "
+        f"changed {len(wrong)}"
     )
     return int(bool(missing or twice or wrong or lost or len(found) != len(done.sent)))
 

@@ -1,31 +1,32 @@
 """How media is made: any diffusers pipeline, left as it is, behind one Policy."""
 
-from pipelines.distributed_policy import Rows
+from pipelines.adapters import Lora
+from pipelines.config import PipelineConfig, read_config, with_lora
+from pipelines.distributed_policy import DistributedPolicy
+from pipelines.export import ExportMismatch, PolicyExport, export_policy
+from pipelines.loading import as_sibling, load, plan_loading, sampling_view
+from pipelines.policy import Policy
 from pipelines.trainable_policy import TrainablePolicy
-
-from .adapters import Lora
-from .config import PipelineConfig, adapted, read
-from .export import Exported, Mismatch, export
-from .loading import beside, load, preflight, sibling
-from .policy import Policy
-from .transitions import CPS, Ancestral, FlowSDE
+from pipelines.transitions import CPS, Ancestral, FlowSDE
+from pipelines.variants import pipeline_label
 
 __all__ = [
     "CPS",
     "Ancestral",
-    "Exported",
+    "DistributedPolicy",
+    "ExportMismatch",
     "FlowSDE",
     "Lora",
-    "Mismatch",
     "PipelineConfig",
     "Policy",
+    "PolicyExport",
     "TrainablePolicy",
-    "Rows",
-    "adapted",
-    "beside",
-    "export",
+    "as_sibling",
+    "export_policy",
     "load",
-    "preflight",
-    "read",
-    "sibling",
+    "pipeline_label",
+    "plan_loading",
+    "read_config",
+    "sampling_view",
+    "with_lora",
 ]

@@ -1,7 +1,8 @@
 """What of a pipeline is trained: LoRA on its denoisers (or their weights), and named copies of it as it was.
 
-The live values are called "train". Copies ("old" for rollouts, "ema" for evaluation, any name) are plain tensors, swapped in
-for the length of a `with`; the policy before training is the one with its adapters off, to the last bit.
+The live values are called "train". Copies ("old" for rollouts, "ema" for evaluation, any name) are plain tensors,
+swapped in for the length of a `with`; the policy before training is the one with its adapters switched off, to the
+last bit.
 """
 
 from __future__ import annotations
@@ -33,21 +34,22 @@ class Lora:
 
     rank: Count = 32
     alpha: float = 64.0
-    # the projections of attention, fused ones too; every linear layer; with convolutions; the weights themselves, no LoRA
+    # the projections of attention, fused ones too; every linear layer; with convolutions; the weights themselves, no
+    # LoRA
     targets: Literal["attention", "linear", "all", "weights"] = "attention"
     seed: int = 0  # of A
 
 
-def targets(module: nn.Module, kind: str) -> list[str]:
+def find_target_layers(module: nn.Module, kind: str) -> list[str]:
     """Names of the layers to adapt, found by what they are. Raises TypeError where there are none of that kind.
 
-    torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are grouped
-    convolutions, which have no low-rank form.
+    torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are
+    grouped convolutions, which have no low-rank form.
     """
-    inside = tuple(f"{name}." for name, part in module.named_modules() if _attends(part))
+    inside = tuple(f"{name}." for name, part in module.named_modules() if _is_attention(part))
     sealed = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
     kinds = (nn.Linear, *CONVOLUTIONS) if kind == "all" else nn.Linear
-    found = [
+    names = [
         name
         for name, part in module.named_modules()
         if isinstance(part, kinds)
@@ -55,22 +57,23 @@ def targets(module: nn.Module, kind: str) -> list[str]:
         and not name.startswith(sealed)
         and (kind != "attention" or name.startswith(inside))
     ]
-    if not found:
+    if not names:
         raise TypeError(f"{type(module).__name__} has no layers of the kind {kind!r} to adapt; try: linear")
-    return found
+    return names
 
 
-def _attends(part: nn.Module) -> bool:
+def _is_attention(part: nn.Module) -> bool:
     """Every attention layer of diffusers is a class called ...Attention, or one's subclass."""
     return any(cls.__name__.endswith("Attention") for cls in type(part).__mro__)
 
 
-def attach(module: nn.Module, lora: Lora) -> None:
+def attach_lora(module: Any, lora: Lora) -> None:
     """Put LoRA on a frozen denoiser, in float32 whatever its own dtype is: an update of A or B is lost in bfloat16."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    names = targets(module, lora.targets)
-    config = LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=names, init_lora_weights="gaussian")
+    names = find_target_layers(module, lora.targets)
+    settings: dict[str, Any] = dict(r=lora.rank, lora_alpha=lora.alpha, target_modules=names)
+    config = LoraConfig(**settings, init_lora_weights="gaussian")
     with torch.random.fork_rng([]):
         torch.manual_seed(lora.seed)
         if hasattr(module, "add_adapter"):
@@ -82,23 +85,23 @@ def attach(module: nn.Module, lora: Lora) -> None:
             p.data = p.data.float()
 
 
-def layers(module: nn.Module) -> dict[str, Any]:
+def lora_layers(module: nn.Module) -> dict[str, Any]:
     """Its LoRA layers by name."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
 
 
-def strip(module: nn.Module) -> nn.Module:
+def strip_lora(module: nn.Module) -> nn.Module:
     """Take the LoRA layers out again, in place; what was merged into a weight stays in it."""
-    for name, layer in layers(module).items():
+    for name, layer in lora_layers(module).items():
         module.set_submodule(name, layer.get_base_layer())
     for name in {"peft_config", "_hf_peft_config_loaded"} & set(vars(module)):
         delattr(module, name)
     return module.requires_grad_(False)
 
 
-def here(value: Tensor) -> Tensor:
+def copy_to_cpu(value: Tensor) -> Tensor:
     """A copy on the CPU: what is saved should not need the GPU's memory twice."""
     return value.detach().to("cpu", copy=True)
 
@@ -106,37 +109,37 @@ def here(value: Tensor) -> Tensor:
 class Adapters:
     """The trained part of a pipeline's denoisers, by name, and its copies.
 
-    With `shard`, a device, they are weights of which each process keeps a part (sharding.py), and copies are copies of that
-    part; `whole`, `state_dict` and `distance` are then asked by all processes at once.
+    With `shard`, a device, they are weights of which each process keeps a part (sharding.py), and copies are copies
+    of that part; `gather_full`, `state_dict` and `distance_from_base` are then called by all processes at once.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora, shard: torch.device | None = None):
         self.denoisers, self.lora, self.sharded = dict(denoisers), lora, shard is not None
         self.copies: dict[str, dict[str, Tensor]] = {}
-        self._off = self._merged = False
+        self._switched_off = self._merged = False
         for module in self.denoisers.values():
             if lora.targets == "weights":
                 module.requires_grad_()
             else:
-                attach(module.requires_grad_(False), lora)
-        self.live = self._found()
+                attach_lora(module.requires_grad_(False), lora)
+        self.live = self._trainable_parameters()
         if shard is not None:
-            self._loaded = self.hash()  # of the whole: the parts of two different models would make a third
+            self._loaded = self.content_hash()  # of the whole: the parts of two different models would make a third
             self.live = {}  # it would hold every whole parameter until the last is cut
             for module in self.denoisers.values():
-                sharding.shard(module, shard)
-            self.live = self._found()
+                sharding.shard_module(module, shard)
+            self.live = self._trainable_parameters()
         if lora.targets == "weights":
-            self.keep(BASE)
+            self.take_copy(BASE)
 
     def to(self, device: torch.device) -> None:
         """Move the denoisers, whole ones, and the copies. Optimisers of before no longer know the parameters."""
         for module in self.denoisers.values():
             module.to(device)
-        self.live = self._found()  # a parameter whose tensor can't change devices is another one now
+        self.live = self._trainable_parameters()  # a parameter whose tensor can't change devices is another one now
         self.copies = {name: {key: v.to(device) for key, v in values.items()} for name, values in self.copies.items()}
 
-    def _found(self) -> dict[str, nn.Parameter]:
+    def _trainable_parameters(self) -> dict[str, nn.Parameter]:
         return {
             f"{name}.{key}": p
             for name, module in self.denoisers.items()
@@ -148,68 +151,71 @@ class Adapters:
     def parameters(self) -> list[nn.Parameter]:
         return list(self.live.values())
 
-    def keep(self, name: str) -> None:
+    def take_copy(self, name: str) -> None:
         """Copy the live values."""
-        self.copies[_free(name)] = {key: sharding.local(p).detach().clone() for key, p in self.live.items()}
+        self.copies[_check_copy_name(name)] = {
+            key: sharding.local_part(p).detach().clone() for key, p in self.live.items()
+        }
 
     @torch.no_grad()
     def follow(self, name: str, decay: float) -> None:
         """copy <- decay copy + (1 - decay) live; the first time, it starts at the live values."""
-        if _free(name) not in self.copies:
-            self.keep(name)
-        for key, mine in self.copies[name].items():
-            mine.lerp_(sharding.local(self.live[key]).detach(), 1 - decay)
+        if _check_copy_name(name) not in self.copies:
+            self.take_copy(name)
+        for key, average in self.copies[name].items():
+            average.lerp_(sharding.local_part(self.live[key]).detach(), 1 - decay)
 
-    def forget(self, but: Collection[str]) -> None:
+    def drop_copies(self, but: Collection[str]) -> None:
         """Drop the copies, but for these and the base."""
         self.copies = {name: values for name, values in self.copies.items() if name in {BASE, *but}}
 
     def use(self, name: str) -> AbstractContextManager[None]:
-        """Inside the block the denoisers compute with that copy. Differentiate what was made inside before it ends, or not
-        at all. Raises KeyError, naming the copies, for an unknown one."""
+        """Inside the block the denoisers compute with that copy. Differentiate what was made inside before it ends,
+        or not at all. Raises KeyError, naming the copies, for an unknown one."""
         if name == LIVE:
             return nullcontext()
         if self._merged:
             raise RuntimeError("copies can't be swapped while the adapters are merged")
         if name not in self.copies:
             raise KeyError(f"there is no copy {name!r} of the adapters; there are: {', '.join((LIVE, *self.copies))}")
-        return self._swapped(self.copies[name])
+        return self._swap_values(self.copies[name])
 
-    def _swapped(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
+    def _swap_values(self, values: Mapping[str, Tensor]) -> AbstractContextManager[None]:
         if self.sharded:
-            return sharding.swapped(self.live, values, list(self.denoisers.values()))
-        return self._pointed(values)
+            return sharding.swapped_values(self.live, values, list(self.denoisers.values()))
+        return self._swap_storage(values)
 
     @contextmanager
-    def _pointed(self, values: Mapping[str, Tensor]) -> Iterator[None]:
-        kept = {key: p.data for key, p in self.live.items()}
+    def _swap_storage(self, values: Mapping[str, Tensor]) -> Iterator[None]:
+        live_data = {key: p.data for key, p in self.live.items()}
         try:
             for key, p in self.live.items():
                 p.data = values[key]  # another storage, not other values in it: graphs made outside stay valid
             yield
         finally:
             for key, p in self.live.items():
-                p.data = kept[key]
+                p.data = live_data[key]
 
     @contextmanager
-    def off(self) -> Iterator[None]:
-        """Inside the block the denoisers compute what they did before training, to the last bit: nothing requires grad."""
+    def switched_off(self) -> Iterator[None]:
+        """Inside the block the denoisers compute what they did before training, to the last bit: nothing requires
+        grad."""
         if self._merged:
             raise RuntimeError("adapters that are merged can't be switched off")
-        if self._off:  # inside another one
+        if self._switched_off:  # inside another one
             yield
             return
-        adapted = self._layers
-        self._off = True
+        adapted = self._lora_layers
+        self._switched_off = True
         try:
             for layer in adapted:
                 layer.enable_adapters(False)
             for p in self.parameters:
                 p.requires_grad_(False)
-            with self._swapped(self.copies[BASE]) if self.lora.targets == "weights" else nullcontext():
+            with self._swap_values(self.copies[BASE]) if self.lora.targets == "weights" else nullcontext():
                 yield
         finally:
-            self._off = False
+            self._switched_off = False
             for layer in adapted:
                 layer.enable_adapters(True)
             for p in self.parameters:
@@ -217,109 +223,119 @@ class Adapters:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside the block the adapters are in the weights, W + scale B A, and cost nothing; afterwards W is what it was, to the
-        last bit. The same samples but for rounding, so not where a step's density is compared with one outside; no gradient
-        reaches the adapters. Only float32 weights, whose rounding is small against an adapter, are merged."""
-        whole = [(layer, layer.get_base_layer().weight) for layer in self._layers]
-        if self._off or self._merged or any(weight.dtype != torch.float32 for _, weight in whole):
+        """Inside the block the adapters are in the weights, W + scale B A, and cost nothing; afterwards W is what it
+        was, to the last bit. The same samples but for rounding, so not where a step's density is compared with one
+        outside; no gradient reaches the adapters. Only float32 weights, whose rounding is small against an adapter,
+        are merged."""
+        layer_weights = [(layer, layer.get_base_layer().weight) for layer in self._lora_layers]
+        if self._switched_off or self._merged or any(weight.dtype != torch.float32 for _, weight in layer_weights):
             yield
             return
-        kept = [weight.data for _, weight in whole]
+        unmerged = [weight.data for _, weight in layer_weights]
         self._merged = True
         try:
             with torch.no_grad():
-                for layer, weight in whole:
-                    a, b, scale = factors(layer)
+                for layer, weight in layer_weights:
+                    a, b, scale = lora_factors(layer)
                     weight.data = weight.data + scale * (b.flatten(1) @ a.flatten(1)).view(weight.shape)
                     layer._disable_adapters = True  # its public method also changes which parameters require grad
             yield
         finally:
             self._merged = False
-            for (layer, weight), before in zip(whole, kept, strict=True):
+            for (layer, weight), before in zip(layer_weights, unmerged, strict=True):
                 weight.data = before
                 layer._disable_adapters = False
 
     @property
-    def _layers(self) -> list[Any]:
-        return [layer for module in self.denoisers.values() for layer in layers(module).values()]
+    def _lora_layers(self) -> list[Any]:
+        return [layer for module in self.denoisers.values() for layer in lora_layers(module).values()]
 
-    def hash(self) -> str:
-        """Of the live values: equal if and only if they are, bit for bit. Of shards, no two of which are alike: of the whole
-        weights that they were cut from, and of how."""
+    def content_hash(self) -> str:
+        """Of the live values: equal if and only if they are, bit for bit. Of shards, no two of which are alike: of
+        the whole weights that they were cut from, and of how."""
         digest = hashlib.blake2b(digest_size=16)
         for key in sorted(self.live):
-            p = self.live[key].detach()
-            how = f"{self._loaded} {tuple(p.shape)} {p.placements} of {p.device_mesh.shape}" if sharding.cut(p) else ""
-            digest.update(key.encode() + (how.encode() or _bytes(p)))
+            p: Any = self.live[key].detach()
+            how = (
+                f"{self._loaded} {tuple(p.shape)} {p.placements} of {p.device_mesh.shape}"
+                if sharding.is_sharded(p)
+                else ""
+            )
+            digest.update(key.encode() + (how.encode() or _tensor_bytes(p)))
         return digest.hexdigest()
 
     @torch.no_grad()
-    def distance(self) -> float:
-        """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') needs no product."""
+    def distance_from_base(self) -> float:
+        """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') needs no
+        product."""
         if self.lora.targets == "weights":
             before = self.copies[BASE]
-            moved = sum(float((sharding.local(p).double() - before[k]).square().sum()) for k, p in self.live.items())
+            change = sum(
+                float((sharding.local_part(p).double() - before[k]).square().sum()) for k, p in self.live.items()
+            )
             base = sum(float(w.double().square().sum()) for w in before.values())
             if self.sharded:
-                moved, base = sharding.total([moved, base], self.parameters[0].device)
-            return math.sqrt(moved / base)
-        moved, base = 0.0, 0.0
-        for layer in self._layers:
-            a, b, scale = factors(layer)
+                change, base = sharding.sum_over_processes([change, base], self.parameters[0].device)
+            return math.sqrt(change / base)
+        change, base = 0.0, 0.0
+        for layer in self._lora_layers:
+            a, b, scale = lora_factors(layer)
             a, b = a.double().flatten(1), b.double().flatten(1)
-            moved += float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
+            change += float(scale**2 * ((b.T @ b) * (a @ a.T)).sum())
             base += float(layer.get_base_layer().weight.double().square().sum())
-        return math.sqrt(max(moved, 0.0) / base)
+        return math.sqrt(max(change, 0.0) / base)
 
-    def whole(self) -> dict[str, Tensor]:
+    def gather_full(self) -> dict[str, Tensor]:
         """The live values, put together from their shards on the first process."""
-        return sharding.whole({key: p.detach() for key, p in self.live.items()})
+        return sharding.gather_full({key: p.detach() for key, p in self.live.items()})
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The live values and the copies, but for the base that a pipeline brings with it. Whole ones, and on the first process
-        alone, where they are sharded: any number of processes may go on with them."""
+        """The live values and the copies, but for the base that a pipeline brings with it. Whole ones, and on the
+        first process alone, where they are sharded: any number of processes may go on with them."""
         copies = {name: values for name, values in self.copies.items() if name != BASE}
         if not self.sharded:
-            everyone = {LIVE: self.live, **copies}
-            return {name: {key: here(v) for key, v in values.items()} for name, values in everyone.items()}
-        state = {LIVE: self.whole()}
+            everyone: dict[str, Mapping[str, Tensor]] = {LIVE: self.live, **copies}
+            return {name: {key: copy_to_cpu(v) for key, v in values.items()} for name, values in everyone.items()}
+        state = {LIVE: self.gather_full()}
         for name, values in copies.items():
-            state[name] = {key: sharding.whole(sharding.joined(v, self.live[key])) for key, v in values.items()}
+            state[name] = {
+                key: sharding.gather_full(sharding.join_parts(v, self.live[key])) for key, v in values.items()
+            }
         return state
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Live values and copies as they were, and no other copy. Raises BadInput where the state belongs to other layers or
-        another rank; then nothing has been loaded."""
+        """Live values and copies as they were, and no other copy. Raises BadInput where the state belongs to other
+        layers or another rank; then nothing has been loaded."""
         for values in state.values():
             if {k: v.shape for k, v in values.items()} != {k: p.shape for k, p in self.live.items()}:
-                odd = sorted(set(values) ^ set(self.live)) or [
+                differing = sorted(set(values) ^ set(self.live)) or [
                     k for k, p in self.live.items() if values[k].shape != p.shape
                 ]
                 raise BadInput(
-                    f"the adapters of this state are not those of this policy: {odd[0]} differs; use the same pipeline and "
-                    "the same rank and targets"
+                    f"the adapters of this state are not those of this policy: {differing[0]} differs; use the same "
+                    "pipeline and the same rank and targets"
                 )
         for key, p in self.live.items():
-            sharding.local(p).copy_(sharding.part(state[LIVE][key], p))
-        self.forget(set(state))
+            sharding.local_part(p).copy_(sharding.take_part(state[LIVE][key], p))
+        self.drop_copies(set(state))
         for name, values in state.items():
             if name != LIVE:
-                self.copies[name] = {key: sharding.part(values[key], p).clone() for key, p in self.live.items()}
-        sharding.reshard(self.denoisers.values())
+                self.copies[name] = {key: sharding.take_part(values[key], p).clone() for key, p in self.live.items()}
+        sharding.reshard_modules(self.denoisers.values())
 
 
-def _bytes(p: Tensor) -> bytes:
+def _tensor_bytes(p: Tensor) -> bytes:
     return p.cpu().contiguous().view(torch.uint8).numpy().tobytes()
 
 
-def factors(layer: Any) -> tuple[Tensor, Tensor, float]:
+def lora_factors(layer: Any) -> tuple[Tensor, Tensor, float]:
     """A [rank,in,...], B [out,rank,...] and alpha / rank of a LoRA layer."""
     (name,) = layer.lora_A
     return layer.lora_A[name].weight, layer.lora_B[name].weight, layer.scaling[name]
 
 
-def _free(name: str) -> str:
+def _check_copy_name(name: str) -> str:
     if name == LIVE:
         raise ValueError(f"{LIVE!r} is what the live values are called; give the copy another name")
     return name

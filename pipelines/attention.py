@@ -1,4 +1,4 @@
-"""Which attention kernels run. One that is asked for and can't work is refused with the reason, found by trying it."""
+"""Which attention kernels run. A requested one that can't work is refused with the reason, found by trying it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput
 
 BACKENDS = ("sdpa", "xformers", "flash")
@@ -42,41 +42,41 @@ _FIXED = "in diffusers its attention is torch's own, whatever is asked for"
 
 
 @cache
-def problem(backend: str) -> str:
+def find_backend_problem(backend: str) -> str:
     """Why `backend` can't work on this machine, or '' when a tiny attention call with it has just worked."""
     if backend not in BACKENDS:
-        raise BadInput(f"attention: {backend!r} is not known; {nearest(backend, ('auto', *BACKENDS))}")
-    return {"sdpa": lambda: "", "xformers": _xformers, "flash": _flash}[backend]()
+        raise BadInput(f"attention: {backend!r} is not known; {suggest_nearest(backend, ('auto', *BACKENDS))}")
+    return {"sdpa": lambda: "", "xformers": _try_xformers, "flash": _try_flash}[backend]()
 
 
-def choose(backend: str, device: torch.device, dtype: torch.dtype | None = None, pipeline: str = "") -> str:
-    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work: here, on that
-    device, in that dtype, or for that class of pipelines, as far as they are told."""
+def choose_backend(backend: str, device: torch.device, dtype: torch.dtype | None = None, pipeline: str = "") -> str:
+    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work:
+    here, on that device, in that dtype, or for that class of pipelines, as far as they are given."""
     if backend == "auto":
         return "sdpa (auto: torch picks flash or memory-efficient kernels itself)"
-    if reason := problem(backend):
+    if reason := find_backend_problem(backend):
         raise BadInput(f"attention: {backend} can't work here: {reason}; use: auto")
     if device.type == "cpu" and backend != "sdpa":
         raise BadInput(f"attention: {backend} has no CPU kernels, and the pipeline runs on the CPU; use: auto")
     if backend == "flash":
-        _fits(pipeline, {dtype})
+        _check_flash_fits(pipeline, {dtype})
     return backend
 
 
-def install(pipe: Any, backend: str) -> None:
-    """Make the pipeline's networks use `backend`; sdpa is what diffusers does by itself. Raises BadInput where a network would
-    go on without it or could not run."""
+def install_backend(pipe: Any, backend: str) -> None:
+    """Make the pipeline's networks use `backend`; sdpa is what diffusers does by itself. Raises BadInput where a
+    network would go on without it or could not run."""
     if backend == "xformers":
         pipe.enable_xformers_memory_efficient_attention()
     if backend == "flash":
         parts = [p for n in ("transformer", "transformer_2", "unet") if (p := getattr(pipe, n, None)) is not None]
         for part in parts:
-            _fits(type(pipe).__name__, {p.dtype for p in part.parameters() if p.is_floating_point()})
+            _check_flash_fits(type(pipe).__name__, {p.dtype for p in part.parameters() if p.is_floating_point()})
         for part in parts:
-            _flashed(part, type(pipe).__name__)
+            _enable_flash(part, type(pipe).__name__)
 
 
-def _fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> None:
+def _check_flash_fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> None:
     if pipeline in FIXED:
         raise BadInput(f"attention: flash would change nothing in {pipeline}: {_FIXED}; use: auto")
     if pipeline in MASKED:
@@ -85,22 +85,22 @@ def _fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> None:
         raise BadInput("attention: flash has no kernels for fp32; use dtype: bf16 or fp16, or attention: auto")
 
 
-def _flashed(part: Any, pipeline: str) -> None:
-    """Diffusers passes over processors that have no choice, and makes flash the default of all networks in the process besides:
-    text encoders of some pipelines have masks, and other pipelines were promised sdpa."""
+def _enable_flash(part: Any, pipeline: str) -> None:
+    """Diffusers passes over processors that have no choice, and makes flash the default of all networks in the
+    process besides: text encoders of some pipelines have masks, and other pipelines were promised sdpa."""
     from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
     try:
         with attention_backend():  # puts the default back
             part.set_attention_backend("flash")
     except RuntimeError as error:  # an older flash-attn than it asks for
-        raise BadInput(f"attention: flash can't work here: {_line(error)}; use: auto") from error
+        raise BadInput(f"attention: flash can't work here: {_first_line(error)}; use: auto") from error
     processors = [getattr(module, "processor", None) for module in part.modules()]
     if not any(getattr(p, "_attention_backend", None) == AttentionBackendName.FLASH for p in processors):
         raise BadInput(f"attention: flash would change nothing in {pipeline}: {_FIXED}; use: auto")
 
 
-def _xformers() -> str:
+def _try_xformers() -> str:
     if importlib.util.find_spec("xformers") is None:
         return "xformers is not installed"
     try:
@@ -108,34 +108,34 @@ def _xformers() -> str:
             warnings.simplefilter("ignore")  # its complaint about a foreign torch is what we are about to find out
             import xformers.ops as ops
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
-        return f"xformers does not import ({_line(error)})"
+        return f"xformers does not import ({_first_line(error)})"
     if not torch.cuda.is_available():
         return "it needs a GPU, and torch sees none"
-    return _try(lambda q: ops.memory_efficient_attention(q, q, q))
+    return _try_kernels(lambda q: ops.memory_efficient_attention(q, q, q))
 
 
-def _flash() -> str:
+def _try_flash() -> str:
     if importlib.util.find_spec("flash_attn") is None:
         return "flash-attn is not installed"
     try:
         from flash_attn import flash_attn_func
     except (ImportError, OSError) as error:
-        return f"flash-attn does not import ({_line(error)})"
+        return f"flash-attn does not import ({_first_line(error)})"
     if not torch.cuda.is_available():
         return "it needs a GPU, and torch sees none"
-    return _try(lambda q: flash_attn_func(q, q, q))
+    return _try_kernels(lambda q: flash_attn_func(q, q, q))
 
 
-def _try(attend: Any) -> str:
+def _try_kernels(attend: Any) -> str:
     """The wheel may be there without kernels for this torch or this GPU: a call tells."""
     q = torch.zeros(1, 16, 1, 64, device="cuda", dtype=torch.float16)
     try:
         attend(q)
         torch.cuda.synchronize()
     except (RuntimeError, NotImplementedError, ValueError) as error:
-        return f"its kernels do not run on this torch and GPU ({_line(error)})"
+        return f"its kernels do not run on this torch and GPU ({_first_line(error)})"
     return ""
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return f"{type(error).__name__}: {str(error).strip().splitlines()[0] if str(error).strip() else 'no message'}"

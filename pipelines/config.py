@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from pipelines import lora_loading
-from pipelines.weight_folder import class_in, component_class
-from workbench.core.paths import CONFIGS, resolve
-from workbench.core.schema import build, nearest
+from pipelines import lora_loading, variants
+from pipelines.weight_folder import component_class, read_pipeline_class
+from workbench.core.paths import CONFIGS, resolve_repo
+from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.core.types import BadInput, Count, Modality
 
 from .schedule import FAMILIES
 
-PLACE = CONFIGS / "pipelines"
-LONGEST = 1000  # letters of a source; Linux can't look for paths of over 4,096, macOS for those of over 1,024
+FOLDER = CONFIGS / "pipelines"
+MAX_SOURCE_LENGTH = 1000  # letters of a source; Linux can't look for paths of over 4,096, macOS for those of over 1,024
 
 # Pipelines that can't be policies, and why.
 REFUSED = {
@@ -41,14 +41,21 @@ REFUSED = {
 }
 
 # Their autoencoders can't decode two clips at once.
-ONE_BY_ONE = frozenset({"HunyuanVideo15Pipeline"})
+DECODED_SINGLY = frozenset({"HunyuanVideo15Pipeline"})
 
 # Components that the class makes itself, and that save_pretrained names in model_index.json without saving them.
-OPTIONAL = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
+OPTIONAL_COMPONENTS = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
 
 # Arguments of a pipeline's call that are the workbench's own to give.
-COUNTS = frozenset(f"num_{kind}_per_prompt" for kind in ("images", "videos", "waveforms"))
-OWN = COUNTS | {"prompt", "generator", "latents", "output_type", "return_dict", "num_inference_steps"}
+COUNT_ARGUMENTS = frozenset(f"num_{kind}_per_prompt" for kind in ("images", "videos", "waveforms"))
+RESERVED_ARGUMENTS = COUNT_ARGUMENTS | {
+    "prompt",
+    "generator",
+    "latents",
+    "output_type",
+    "return_dict",
+    "num_inference_steps",
+}
 
 # What a folder without a config of its own makes; a config says it itself.
 MODALITIES: dict[str, tuple[Modality, float]] = {
@@ -107,8 +114,8 @@ class PipelineConfig:
 
     @property
     def provides(self) -> frozenset[str]:
-        """What methods may need, as far as it can be known before weights load. The scheduler of a hub repository that the
-        config leaves as it is counts as known; if it isn't, `Policy.transition` says so."""
+        """What methods may need, as far as it can be known before weights load. The scheduler of a hub repository that
+        the config leaves as it is counts as known; if it isn't, `Policy.transition` says so."""
         name = self.scheduler.get("class")
         if name is None and (local := self.folder):
             name = component_class(local, "scheduler")
@@ -118,90 +125,121 @@ class PipelineConfig:
     def folder(self) -> Path | None:
         """The local folder of the weights, or None for a hub id."""
         try:
-            path = Path(resolve(self.repo)).expanduser()
+            path = Path(resolve_repo(self.repo)).expanduser()
         except FileNotFoundError as error:
             raise BadInput(str(error)) from error
         return path if path.is_dir() else None
 
 
-def names() -> list[str]:
-    return sorted(path.stem for path in PLACE.glob("*.yaml"))
+def list_names() -> list[str]:
+    return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
-def read(source: str | Path | PipelineConfig) -> PipelineConfig:
-    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id. The folder of
-    a training run, or of what it exported, stands for its base with what was trained.
+def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig:
+    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id.
 
-    Raises BadInput, in one sentence, for an unknown name or key, a wrong type, or a pipeline class that can't be a policy.
+    The folder of a training run, or of what it exported, stands for its base with what was trained. Any of them with
+    changes: {name: flux-dev, steps: 8, call: {height: 384}}.
+
+    Raises BadInput, in one sentence, for an unknown name or key, a wrong type, or a pipeline class that can't be a
+    policy.
     """
     if isinstance(source, PipelineConfig):
         return source
-    if len(str(source)) > LONGEST or any(len(part) > 255 for part in Path(source).parts):  # can't even be looked for
-        raise BadInput(f"no pipeline {str(source)[:60]!r}… ({len(str(source))} letters); see: workbench list pipelines")
-    if exported := _exported(Path(source).expanduser()):
+    current: str | Path | Mapping = variants.current_source(source)
+    if isinstance(current, Mapping):
+        name, changes = variants.split_variant(current)
+        return change_config(read_config(name), changes)
+    source = current
+    if len(str(source)) > MAX_SOURCE_LENGTH or any(len(part) > 255 for part in Path(source).parts):
+        letters = len(str(source))  # a file system can't even look for it
+        raise BadInput(f"no pipeline {str(source)[:60]!r}… ({letters} letters); see: workbench list pipelines")
+    if exported := _read_exported(Path(source).expanduser()):
         return exported
-    named = PLACE / f"{source}.yaml"
-    path = named if named.is_file() else Path(source).expanduser()
+    config_file = FOLDER / f"{source}.yaml"
+    path = config_file if config_file.is_file() else Path(source).expanduser()
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
-        return _parse(path)
+        return _parse_config(path)
     if path.is_dir():
-        return _bare(class_in(path), str(path))
+        return _config_for_class(read_pipeline_class(path), str(path))
     if str(source).startswith("starter:"):
         config = PipelineConfig("", str(source), steps=1)
-        return _bare(class_in(config.folder), str(source))
+        folder = config.folder
+        assert folder is not None  # a part of the pack that isn't there raises BadInput
+        return _config_for_class(read_pipeline_class(folder), str(source))
     if str(source).count("/") == 1 and not str(source).startswith((".", "/", "~")):
         raise BadInput(
-            f"{source}: a hub id needs a config that says how to call it; copy one of configs/pipelines, with repo: {source}"
+            f"{source}: a hub id needs a config that says how to call it; copy one of configs/pipelines, with "
+            f"repo: {source}"
         )
-    raise BadInput(f"there is no pipeline {str(source)!r}; {nearest(str(source), names())}")
+    raise BadInput(f"there is no pipeline {str(source)!r}; {suggest_nearest(str(source), list_names())}")
 
 
-def adapted(config: PipelineConfig, lora: str | None) -> PipelineConfig:
+def with_lora(config: PipelineConfig, lora: str | None) -> PipelineConfig:
     """With a LoRA put on: a safetensors file, or a folder that a training exported. Raises BadInput."""
     if not lora:
         return config
     if config.lora:
         raise BadInput(f"lora: {config.name} has one already, {config.lora}")
-    lora_loading.find(lora)
+    lora_loading.find_lora(lora)
     return replace(config, lora=str(lora))
 
 
-def _exported(folder: Path) -> PipelineConfig | None:
+def _read_exported(folder: Path) -> PipelineConfig | None:
     """The config in what a training run exported, if `folder` is that run or its export."""
-    home = next((p for p in (folder, folder / "export") if (p / lora_loading.RECORD).is_file()), None)
-    if home is None:
+    export_folder = next((p for p in (folder, folder / "export") if (p / lora_loading.RECORD).is_file()), None)
+    if export_folder is None:
         several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{lora_loading.RECORD}"))
         if several:
             raise BadInput(f"{folder}: trained several contestants; name one: {folder / 'export' / several[0]}")
         if (folder / "run.json").is_file():
             raise BadInput(f"{folder}: this run exported no trained weights, so it is no pipeline")
         return None
-    kept = dict(lora_loading.record(home)["pipeline"])
-    config = build(PipelineConfig, {k: v for k, v in kept.items() if k != "name"}, str(home / lora_loading.RECORD))
-    return replace(config, lora=str(home), name=str(folder))
+    settings = dict(lora_loading.read_record(export_folder)["pipeline"])
+    settings.pop("name", None)
+    config = build_dataclass(PipelineConfig, settings, str(export_folder / lora_loading.RECORD))
+    return replace(config, lora=str(export_folder), name=str(folder))
 
 
-def _parse(path: Path) -> PipelineConfig:
+def _parse_config(path: Path) -> PipelineConfig:
     where = f"pipeline {path.stem}"
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
         raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if isinstance(values, Mapping):
-        for key in values:  # said here, in the words of the file
-            allowed = {"class" if k == "pipeline" else k for k in PipelineConfig.__dataclass_fields__} - {"name"}
-            if key not in allowed:
-                raise BadInput(f"{where}: unknown key {key!r}; {nearest(str(key), allowed)}")
-        if "class" not in values:
+        values = _field_names(values, where)
+        if "pipeline" not in values:
             raise BadInput(f"{where}: the key 'class' is missing: the diffusers class of the pipeline")
-        values = {"pipeline" if key == "class" else key: value for key, value in values.items()}
-    config = replace(build(PipelineConfig, values, where), name=path.stem)
-    refuse(config.pipeline, where)
+    return _check_config(replace(build_dataclass(PipelineConfig, values, where), name=path.stem), where)
+
+
+def change_config(config: PipelineConfig, changes: Mapping) -> PipelineConfig:
+    """A config with some settings changed, as a run's `pipeline: {name: ..., steps: 8}` says. Raises BadInput."""
+    where = f"pipeline {config.name or config.repo}"
+    label = variants.pipeline_label({"name": config.name or config.repo, **changes})
+    values = {f.name: getattr(config, f.name) for f in fields(PipelineConfig) if f.name != "name"}
+    values = variants.merge_changes(values, _field_names(changes, where))
+    return _check_config(replace(build_dataclass(PipelineConfig, values, where), name=label), where)
+
+
+def _field_names(values: Mapping, where: str) -> dict:
+    """The keys of a config as the fields of PipelineConfig are called. Raises BadInput, in the words of the file."""
+    allowed = {"class" if k == "pipeline" else k for k in PipelineConfig.__dataclass_fields__} - {"name"}
+    for key in values:
+        if key not in allowed:
+            raise BadInput(f"{where}: unknown key {key!r}; {suggest_nearest(str(key), allowed)}")
+    return {"pipeline" if key == "class" else key: value for key, value in values.items()}
+
+
+def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
+    """Raises BadInput for values that can't be."""
+    refuse_unsupported(config.pipeline, where)
     check_call(config, where)
     if config.modality != "image" and config.rate <= 0:
-        raise BadInput(f"{where}: rate must say how many {_unit(config.modality)} a second has")
+        raise BadInput(f"{where}: rate must say how many {_rate_unit(config.modality)} a second has")
     if config.dtype not in ("", "bf16", "fp16", "fp32"):
         raise BadInput(f"{where}: dtype: {config.dtype!r} is not a choice; known: bf16, fp16, fp32")
     if unknown := set(config.kernel) - {"name", "eta"}:
@@ -209,7 +247,7 @@ def _parse(path: Path) -> PipelineConfig:
     return config
 
 
-def refuse(cls: str, where: str) -> None:
+def refuse_unsupported(cls: str, where: str) -> None:
     if cls in REFUSED:
         raise BadInput(f"{where}: {cls} can't be aligned here: {REFUSED[cls]}")
 
@@ -217,13 +255,15 @@ def refuse(cls: str, where: str) -> None:
 def check_call(config: PipelineConfig, where: str) -> None:
     """Raises BadInput for an argument that the config can't set."""
     for block in ("call", "text"):
-        if taken := sorted(OWN & set(getattr(config, block))):
-            instead = "; say steps: instead" if taken[0] == "num_inference_steps" else ""
-            raise BadInput(f"{where}: {block}: {taken[0]!r} is given by the workbench itself, so leave it out{instead}")
+        if reserved := sorted(RESERVED_ARGUMENTS & set(getattr(config, block))):
+            instead = "; say steps: instead" if reserved[0] == "num_inference_steps" else ""
+            raise BadInput(
+                f"{where}: {block}: {reserved[0]!r} is given by the workbench itself, so leave it out{instead}"
+            )
 
 
-def _bare(cls: str, repo: str) -> PipelineConfig:
-    refuse(cls, repo)
+def _config_for_class(cls: str, repo: str) -> PipelineConfig:
+    refuse_unsupported(cls, repo)
     if cls not in MODALITIES:
         raise BadInput(f"{repo}: what {cls} makes is not known; write a config with class, repo, modality, rate, steps")
     return PipelineConfig(
@@ -239,5 +279,5 @@ def _default_steps(cls: str) -> int:
     return inspect.signature(getattr(diffusers, cls).__call__).parameters["num_inference_steps"].default
 
 
-def _unit(modality: str) -> Any:
+def _rate_unit(modality: str) -> Any:
     return {"video": "frames", "audio": "samples"}[modality]

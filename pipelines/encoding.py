@@ -1,7 +1,8 @@
 """Media as the clean latents that a pipeline decodes to them: its own way out, walked backwards.
 
-Between its last state x and its autoencoder a pipeline unpacks, scales and shifts: z = d P x + b, P a rearrangement. That is read off
-its own decoding, as its start is (anatomy.py), so that no convention is written down here and no pipeline has code of its own.
+Between its last state x and its autoencoder a pipeline unpacks, scales and shifts: z = d P x + b, P a rearrangement.
+That is read off its own decoding, as its start is (structure.py), so that no convention is written down here and no
+pipeline has code of its own.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from . import seams
 
 
 @dataclass(frozen=True)
-class Tail:
+class DecodePath:
     """What happens to a state before it is decoded, and what becomes of it."""
 
     state: Tensor  # [1,*latent], zero, a leaf
-    shift: Tensor  # b: [R,*z], what the autoencoder is given for it, with the graph; R frames where it sees them one by one, or 1
+    # b: [R,*z], what the autoencoder is given for it, with the graph; R frames where it sees them one by one, or 1
+    shift: Tensor
     scale: Tensor  # d: [R,*z]
     size: tuple[int, ...]  # of one medium: (3,H,W), (T,3,H,W) or (C,L)
     length: int = 0  # of the wave that the autoencoder turns into as many latents, of which the pipeline may cut some
 
-    def back(self, z: Tensor) -> Tensor:
+    def invert_to_state(self, z: Tensor) -> Tensor:
         """x [B,*latent] of z [B R,*z]: P' (z - b) / d, by the transpose d P' of what the pipeline does."""
         rows = z.float().unflatten(0, (-1, len(self.shift)))  # [B,R,*z]
         u = ((rows - self.shift.detach().float()) / self.scale.float().square()).to(self.shift)
@@ -40,118 +42,127 @@ class Tail:
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def find(policy: Any) -> Tail:
+def find_decode_path(policy: Any) -> DecodePath:
     """The tail of a policy's pipeline, by three runs of it without its denoiser and one decoding.
 
-    Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or the way to it
-    is none of the above.
+    Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or the
+    way to it is none of the above.
     """
-    name, spent = type(policy.pipe).__name__, (policy.nfe, policy.decodes)
+    name, counts = type(policy.pipe).__name__, (policy.nfe, policy.decodes)
     if policy.modality == "audio" and getattr(policy.pipe, "vocoder", None) is not None:
         raise BadInput(f"{name} makes its sounds by a vocoder, which can't be turned back into latents")
     if not callable(getattr(getattr(policy.pipe, "vae", None), "encode", None)):
         raise TypeError(f"{name} has no autoencoder `vae` that encodes")
-    like = policy.anatomy.state
+    like = policy.structure.state
     try:
         zero = torch.zeros_like(like).requires_grad_()
-        shift = _given(policy, zero)
-        scale = (_given(policy, torch.ones_like(like)) - shift).detach()
+        shift = capture_decoder_input(policy, zero)
+        scale = (capture_decoder_input(policy, torch.ones_like(like)) - shift).detach()
         size = tuple(policy.decode(torch.zeros_like(like), ("a",)).data.detach().shape[1:])
-        found = Tail(zero, shift, scale, size, _length(policy, shift))
-        some = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
-        again = found.back(_given(policy, some).detach()) if (scale != 0).all() else torch.full_like(some, torch.nan)
+        path = DecodePath(zero, shift, scale, size, _padded_length(policy, shift))
+        probe = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
+        probe_again = (
+            path.invert_to_state(capture_decoder_input(policy, probe).detach())
+            if (scale != 0).all()
+            else torch.full_like(probe, torch.nan)
+        )
     finally:
-        policy.nfe, policy.decodes = spent
+        policy.nfe, policy.decodes = counts
     close = 1e-4 if shift.dtype == torch.float32 else 5e-2
-    if not torch.allclose(again.float(), some.float(), rtol=close, atol=close):
+    if not torch.allclose(probe_again.float(), probe.float(), rtol=close, atol=close):
         raise TypeError(
             f"{name} does more to its last state than to rearrange, scale and shift it before it is decoded"
         )
-    return found
+    return path
 
 
-def encode(policy: Any, tail: Tail, media: Media) -> Tensor:
+def encode_media(policy: Any, path: DecodePath, media: Media) -> Tensor:
     """[B,*latent]: the mode of the autoencoder's posterior, in the dtype in which the pipeline decodes. No gradient."""
     if media.modality == "audio" and media.rate != policy.rate:
         raise BadInput(
             f"a sound at {media.rate:g} Hz was given where this pipeline makes {policy.rate:g} Hz; resample it"
         )
-    if media.modality != policy.modality or tuple(media.data.shape[1:]) != tail.size:
-        given = "x".join(map(str, media.data.shape[1:]))
+    if media.modality != policy.modality or tuple(media.data.shape[1:]) != path.size:
+        size = "x".join(map(str, media.data.shape[1:]))
         raise BadInput(
-            f"{media.modality} of size {given} can't be latents of {type(policy.pipe).__name__}, which makes "
-            f"{policy.modality} of size {'x'.join(map(str, tail.size))}; bring them to that size"
+            f"{media.modality} of size {size} can't be latents of {type(policy.pipe).__name__}, which makes "
+            f"{policy.modality} of size {'x'.join(map(str, path.size))}; bring them to that size"
         )
-    vae, x = policy.pipe.vae, _seen(media, tail)
-    with torch.no_grad(), _in(vae, tail.shift.dtype), _still(vae):
-        found = vae.encode(x.to(tail.shift))
-        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
-    return tail.back(_laid(z, tail.shift))
+    return path.invert_to_state(run_autoencoder(policy, path, media))
 
 
-def _seen(media: Media, tail: Tail) -> Tensor:
-    """Media as the autoencoder takes them: pictures and clips in [-1,1], clips as [B,3,T,H,W] or frame by frame, sounds with
-    silence after them."""
+def run_autoencoder(policy: Any, path: DecodePath, media: Media) -> Tensor:
+    """[B R,*z]: what the autoencoder makes of media, the mode of its posterior."""
+    vae, x = policy.pipe.vae, _to_autoencoder_input(media, path)
+    with torch.no_grad(), _autoencoder_dtype(vae, path.shift.dtype), _posterior_mode(vae):
+        encoded = vae.encode(x.to(path.shift))
+        z = encoded.latent_dist.mode() if hasattr(encoded, "latent_dist") else encoded[0]
+    return _check_latent_shape(z, path.shift)
+
+
+def _to_autoencoder_input(media: Media, path: DecodePath) -> Tensor:
+    """Media as the autoencoder takes them: pictures and clips in [-1,1], clips as [B,3,T,H,W] or frame by frame,
+    sounds with silence after them."""
     if media.modality == "audio":
-        return F.pad(media.data, (0, max(tail.length - media.data.shape[-1], 0)))
+        return F.pad(media.data, (0, max(path.length - media.data.shape[-1], 0)))
     x = media.data * 2 - 1
     if media.modality == "video":
-        return x.flatten(0, 1) if tail.shift.dim() == 4 else x.transpose(1, 2)
-    return x[:, :, None] if tail.shift.dim() == 5 else x  # a video autoencoder that makes single pictures
+        return x.flatten(0, 1) if path.shift.dim() == 4 else x.transpose(1, 2)
+    return x[:, :, None] if path.shift.dim() == 5 else x  # a video autoencoder that makes single pictures
 
 
-def _length(policy: Any, z: Tensor) -> int:
+def _padded_length(policy: Any, z: Tensor) -> int:
     if policy.modality != "audio":
         return 0
-    with torch.no_grad(), _in(policy.pipe.vae, z.dtype):
-        made = policy.pipe.vae.decode(z.detach()).sample.shape[-1]
-    return z.shape[-1] * -(-made // z.shape[-1])
+    with torch.no_grad(), _autoencoder_dtype(policy.pipe.vae, z.dtype):
+        decoded_length = policy.pipe.vae.decode(z.detach()).sample.shape[-1]
+    return z.shape[-1] * -(-decoded_length // z.shape[-1])
 
 
 @contextmanager
-def _still(vae: Any) -> Iterator[None]:
+def _posterior_mode(vae: Any) -> Iterator[None]:
     """Inside, an autoencoder that draws from its posterior draws the mode."""
-    file = sys.modules[type(vae).__module__]
+    file: Any = sys.modules[type(vae).__module__]
     if not hasattr(file, "randn_tensor"):
         yield
         return
-    own, file.randn_tensor = file.randn_tensor, lambda *args, **kwargs: torch.zeros_like(own(*args, **kwargs))
+    original, file.randn_tensor = file.randn_tensor, lambda *args, **kwargs: torch.zeros_like(original(*args, **kwargs))
     try:
         yield
     finally:
-        file.randn_tensor = own
+        file.randn_tensor = original
 
 
-def _laid(z: Tensor, like: Tensor) -> Tensor:
+def _check_latent_shape(z: Tensor, like: Tensor) -> Tensor:
     """Raises TypeError for latents that are not of the shape that the pipeline decodes."""
     if z.shape[1:] != like.shape[1:]:
         raise TypeError(f"the autoencoder encodes to {tuple(z.shape[1:])} and decodes {tuple(like.shape[1:])}")
     return z
 
 
-def _given(policy: Any, x: Tensor) -> Tensor:
+def capture_decoder_input(policy: Any, x: Tensor) -> Tensor:
     """[1,*z]: what the autoencoder is given for the last state x [1,*latent]."""
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
-        raise seams.Stop(z)
+        raise seams.LeavePipeline(z)
 
     vae = policy.pipe.vae
-    with _in(vae, vae.dtype):  # some pipelines decode in another dtype, and would have put it back
+    with _autoencoder_dtype(vae, vae.dtype):  # some pipelines decode in another dtype, and would have put it back
         vae.decode = decode
         try:
-            return policy.tail(x, ("a",))
+            return policy.run_decoder(x, ("a",))
         finally:
             del vae.decode
 
 
 @contextmanager
-def _in(vae: Any, dtype: torch.dtype) -> Iterator[None]:
+def _autoencoder_dtype(vae: Any, dtype: torch.dtype) -> Iterator[None]:
     """The autoencoder in this dtype; afterwards in the one that it had."""
-    kept = vae.dtype
+    previous = vae.dtype
     try:
-        if kept != dtype:
+        if previous != dtype:
             vae.to(dtype)
         yield
     finally:
-        if vae.dtype != kept:
-            vae.to(kept)
+        if vae.dtype != previous:
+            vae.to(previous)

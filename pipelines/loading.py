@@ -1,4 +1,4 @@
-"""From a config to a Policy on a device. Only safetensors are loaded, and a local folder is looked through first."""
+"""From a config to a Policy on a device. Only safetensors are loaded, and a local folder is checked first."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from typing import Any
 import torch
 
 from pipelines import lora_loading, processes, schedule, seams, transitions, weight_folder
-from pipelines.compat import mend
+from pipelines.compat import patch_pipeline
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
-from workbench.core.paths import resolve
-from workbench.core.schema import nearest
+from workbench.core.paths import resolve_repo
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput
 
 from . import attention as kernels
-from .config import ONE_BY_ONE, OPTIONAL, PipelineConfig, check_call, read, refuse
+from .config import DECODED_SINGLY, OPTIONAL_COMPONENTS, PipelineConfig, check_call, read_config, refuse_unsupported
 from .policy import Policy
 
-attention_problem = kernels.problem
+attention_problem = kernels.find_backend_problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -41,21 +41,22 @@ def load(
     """A frozen Policy of a pipeline: `load("starter-image")`, `load("sdxl-turbo", repo="/models/sdxl-turbo")`.
 
     With `train` it is a TrainablePolicy with these settings of its own: `load("sdxl", train={"lora": Lora(rank=8)})`.
-    `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default fp32 on a
-    CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput, before any weight
-    loads, for whatever can be seen to be wrong.
+    `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default
+    fp32 on a CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput,
+    before any weight loads, for whatever can be seen to be wrong.
     """
-    config = replace(read(config), **overrides)
-    where, kind, chosen = preflight(config, device=device, dtype=dtype, attention=attention, train=train)
+    config = replace(read_config(config), **overrides)
+    where, kind, chosen = plan_loading(config, device=device, dtype=dtype, attention=attention, train=train)
     if where.type == "cuda":
         if where.index is not None:
             torch.cuda.set_device(where)  # what asks for the current one, such as a peak of memory, means this one
         # adapters and judges are float32 beside half-precision weights, and need not cost fifteen times as much
         torch.set_float32_matmul_precision("highest" if kind == torch.float32 else "high")
-    kernel = transitions.kernel(**config.kernel) if config.kernel else None
-    make = partial(_ready, config, kind, where, chosen)
+    kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
+    make = partial(_load_pipeline, config, kind, where, chosen)
     pipe = make({})
-    policy = (Policy if train is None else partial(TrainablePolicy, source=make, **train))(
+    make_policy: Callable[..., Policy] = Policy if train is None else partial(TrainablePolicy, source=make, **train)
+    policy = make_policy(
         pipe,
         modality=config.modality,
         rate=config.rate,
@@ -66,34 +67,37 @@ def load(
         guidance=config.guidance,
         attention=chosen,
     )
+    policy.config = config
     if "stochastic" not in policy.provides and kernel is not None:
-        schedule.levels(pipe.scheduler)  # says which schedulers are known
+        schedule.noise_levels(pipe.scheduler)  # says which schedulers are known
     return policy
 
 
-def beside(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
-    """The weights of `policy`, as they are at any moment, sampled as `config` says: without the kernel and the settings of
-    its training. Costs no memory."""
+def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
+    """The weights of `policy`, as they are at any moment, sampled as `config` says: without the kernel and the
+    settings of its training. Costs no memory."""
     pipe = copy.copy(policy.pipe)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-    kernel = transitions.kernel(**config.kernel) if config.kernel else None
-    given = dict(modality=config.modality, rate=config.rate, steps=config.steps, call=config.call, text=config.text)
-    return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **given)
+    kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
+    settings: dict[str, Any] = dict(
+        modality=config.modality, rate=config.rate, steps=config.steps, call=config.call, text=config.text
+    )
+    return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **settings)
 
 
-def sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:
+def as_sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:
     """The same weights and adapters trained through another config of theirs: sampled as it says, with an optimiser and
     counts of its own."""
     twin = copy.copy(policy)
-    for found in ("anatomy", "_remembers", "levels", "_tail", "_outlet"):  # of the other config
-        vars(twin).pop(found, None)
-    vars(twin).update(vars(beside(policy, config)))
-    twin.load_learner({"optimizer": None, "counts": dict.fromkeys(COUNTS, 0)})
+    for cached in ("structure", "_has_momentum", "levels", "_decode_path", "_output_layer"):  # of the other config
+        vars(twin).pop(cached, None)
+    vars(twin).update(vars(sampling_view(policy, config)))
+    twin.load_learner_state({"optimizer": None, "counts": dict.fromkeys(COUNTS, 0)})
     twin._optimizer = None
     return twin
 
 
-def preflight(
+def plan_loading(
     config: PipelineConfig,
     *,
     device: str = "auto",
@@ -102,29 +106,32 @@ def preflight(
     train: Mapping[str, Any] | None = None,
 ) -> tuple[torch.device, torch.dtype, str]:
     """Device, dtype and attention kernels that `load` will use. Raises BadInput for whatever can be seen to be wrong
-    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder, what is trained."""
-    refuse(config.pipeline, config.name or config.repo)
+    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder, what is
+    trained."""
+    refuse_unsupported(config.pipeline, config.name or config.repo)
     check_call(config, config.name or config.repo)
-    where, kind = _device(device), _dtype(dtype, config, device)
-    chosen = kernels.choose(attention, where, kind, config.pipeline)
+    where, kind = resolve_device(device), resolve_dtype(dtype, config, device)
+    chosen = kernels.choose_backend(attention, where, kind, config.pipeline)
     if config.lora:
-        lora_loading.find(config.lora)
+        lora_loading.find_lora(config.lora)
     if local := config.folder:
-        weight_folder.check(local, config.pipeline, config.components, OPTIONAL.get(config.pipeline, ()))
+        weight_folder.check_folder(
+            local, config.pipeline, config.components, OPTIONAL_COMPONENTS.get(config.pipeline, ())
+        )
     if config.kernel:
-        transitions.kernel(**config.kernel)
+        transitions.make_kernel(**config.kernel)
     if train is not None:
-        _trainable(train, kind, where, config)
+        _check_training(train, kind, where, config)
     return where, kind, chosen
 
 
-def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> None:
+def _check_training(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> None:
     """Checks the settings, and finds this process's own GPU where several were launched, before any weight loads."""
     if config.lora:
         raise BadInput(
             f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
         )
-    several = processes.world(device).num_processes > 1
+    several = processes.join_processes(device).num_processes > 1
     sharded = train.get("shard") and several  # shards are float32 whatever is computed in
     lora = train.get("lora")
     if lora is not None and lora.targets == "weights" and dtype not in {torch.float32, sharded and torch.bfloat16}:
@@ -134,29 +141,29 @@ def _trainable(train: Mapping[str, Any], dtype: torch.dtype, device: torch.devic
         )
 
 
-def _ready(
+def _load_pipeline(
     config: PipelineConfig, dtype: torch.dtype, where: torch.device, attention: str, shared: Mapping[str, Any]
 ) -> Any:
     """The pipeline, frozen and on its device, with the `shared` parts of another one in place of its own."""
-    pipe = mend(_quietly(_build, config, dtype, shared))
-    if config.slicing or config.pipeline in ONE_BY_ONE:
+    pipe = patch_pipeline(_without_progress_bars(_build_pipeline, config, dtype, shared))
+    if config.slicing or config.pipeline in DECODED_SINGLY:
         pipe.vae.enable_slicing()
-    for module in seams.modules(pipe).values():
+    for module in seams.named_networks(pipe).values():
         module.eval().requires_grad_(False)
     pipe.set_progress_bar_config(disable=True)
     pipe.to(where)
-    kernels.install(pipe, attention.split()[0])
+    kernels.install_backend(pipe, attention.split()[0])
     return pipe
 
 
-def _quietly(work: Callable, *args: Any) -> Any:
-    """Without the loading bars of diffusers and transformers, as the caller shows progress in its own way, and without what
-    torch says to them of its future versions, which nobody else can act on."""
+def _without_progress_bars(work: Callable, *args: Any) -> Any:
+    """Without the loading bars of diffusers and transformers, as the caller shows progress in its own way, and
+    without what torch says to them of its future versions, which nobody else can act on."""
     import diffusers
     import transformers
 
     libraries = [lib.utils.logging for lib in (diffusers, transformers)]
-    shown = [lib.is_progress_bar_enabled() for lib in libraries]
+    were_enabled = [lib.is_progress_bar_enabled() for lib in libraries]
     for lib in libraries:
         lib.disable_progress_bar()
     try:
@@ -164,29 +171,31 @@ def _quietly(work: Callable, *args: Any) -> Any:
             warnings.simplefilter("ignore", FutureWarning)
             return work(*args)
     finally:
-        for lib, on in zip(libraries, shown, strict=True):
+        for lib, on in zip(libraries, were_enabled, strict=True):
             if on:
                 lib.enable_progress_bar()
 
 
-def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
+def _build_pipeline(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
     import diffusers
 
     cls = getattr(diffusers, config.pipeline, None)
     if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
-        known = [n for n in dir(diffusers) if n.endswith("Pipeline")]
-        raise BadInput(f"class: diffusers has no pipeline {config.pipeline!r}; {nearest(config.pipeline, known)}")
+        class_names = [n for n in dir(diffusers) if n.endswith("Pipeline")]
+        raise BadInput(
+            f"class: diffusers has no pipeline {config.pipeline!r}; {suggest_nearest(config.pipeline, class_names)}"
+        )
     repo = str(config.folder or config.repo)
-    index, parts, files = _index(cls, repo), {}, {}
+    index, parts, files = _component_index(cls, repo), {}, {}
     for name, spec in config.components.items():
         if name not in index:
-            raise BadInput(f"components: {config.pipeline} has no component {name!r}; {nearest(name, index)}")
+            raise BadInput(f"components: {config.pipeline} has no component {name!r}; {suggest_nearest(name, index)}")
         if name in shared:
             continue
         if isinstance(spec, dict) and "file" in spec:
-            files[name] = _weights(name, **spec)
+            files[name] = _load_weights(name, **spec)
         else:
-            parts[name] = None if spec is None else _component(name, index[name], spec, dtype)
+            parts[name] = None if spec is None else _load_component(name, index[name], spec, dtype)
     if "safety_checker" in parts:
         parts["requires_safety_checker"] = False
     parts |= {name: part for name, part in shared.items() if name in index}
@@ -197,13 +206,13 @@ def _build(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]
     for name, state in files.items():
         getattr(pipe, name).load_state_dict(state)
     if config.lora:
-        lora_loading.install(pipe, config.lora)
+        lora_loading.install_lora(pipe, config.lora)
     if config.scheduler:
-        pipe.scheduler = _scheduler(pipe, config)
+        pipe.scheduler = _make_scheduler(pipe, config)
     return pipe
 
 
-def _index(cls: Any, repo: str) -> dict[str, Any]:
+def _component_index(cls: Any, repo: str) -> dict[str, Any]:
     """The repository's components, and those that the class takes besides, of the kinds that it names."""
     from diffusers import ModelMixin
 
@@ -215,12 +224,12 @@ def _index(cls: Any, repo: str) -> dict[str, Any]:
         raise BadInput(f"repo: {repo} is neither a local folder nor a reachable hub repository") from error
 
 
-def _component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
+def _load_component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
     """A component of the class that model_index.json names, from another repository."""
     spec = {"repo": spec} if isinstance(spec, str) else dict(spec)
     if unknown := set(spec) - {"repo", "subfolder", "dtype"}:
         raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: dtype, file, repo, subfolder")
-    repo, sub, dtype = resolve(spec["repo"]), spec.get("subfolder", ""), DTYPES.get(spec.get("dtype"), dtype)
+    repo, sub, dtype = resolve_repo(spec["repo"]), spec.get("subfolder", ""), DTYPES.get(spec.get("dtype"), dtype)
     if Path(repo, sub).is_dir():
         weight_folder.check_weights(Path(repo, sub))
     cls = getattr(importlib.import_module(entry[0]), entry[1])
@@ -230,12 +239,13 @@ def _component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
         raise BadInput(f"components.{name}: {repo}: {_first_line(error)}") from error
 
 
-def _weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file of another repository, for a component whose shape the base pipeline knows."""
+def _load_weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
+    """The tensors of one safetensors file of another repository, for a component whose shape the base pipeline
+    knows."""
     import safetensors.torch
     from huggingface_hub import hf_hub_download
 
-    local = Path(resolve(repo), file)
+    local = Path(resolve_repo(repo), file)
     if not local.is_file():
         try:
             local = Path(hf_hub_download(repo, file))
@@ -245,7 +255,7 @@ def _weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(local)
 
 
-def _scheduler(pipe: Any, config: PipelineConfig) -> Any:
+def _make_scheduler(pipe: Any, config: PipelineConfig) -> Any:
     """Another scheduler class, or other settings of the same. A setting it does not know is refused: diffusers would
     drop it silently."""
     import diffusers
@@ -254,18 +264,20 @@ def _scheduler(pipe: Any, config: PipelineConfig) -> Any:
     name, repo = settings.pop("class", type(pipe.scheduler).__name__), settings.pop("repo", None)
     cls = getattr(diffusers, name, None)
     if cls is None:
-        raise BadInput(f"scheduler: diffusers has no {name!r}; {nearest(name, schedule.FAMILIES)}")
-    known = set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
-    if unknown := set(settings) - known:
-        raise BadInput(f"scheduler: {name} has no setting {min(unknown)!r}; {nearest(min(unknown), known)}")
-    base = cls.load_config(resolve(repo), subfolder="scheduler") if repo else dict(pipe.scheduler.config)
+        raise BadInput(f"scheduler: diffusers has no {name!r}; {suggest_nearest(name, schedule.FAMILIES)}")
+    setting_names = set(inspect.signature(cls.__init__).parameters) - {"self", "kwargs"}
+    if unknown := set(settings) - setting_names:
+        raise BadInput(
+            f"scheduler: {name} has no setting {min(unknown)!r}; {suggest_nearest(min(unknown), setting_names)}"
+        )
+    base = cls.load_config(resolve_repo(repo), subfolder="scheduler") if repo else dict(pipe.scheduler.config)
     base = {
         key: value for key, value in base.items() if not key.startswith("_")
     }  # _use_default_values would undo settings
     return cls.from_config({**base, **settings})
 
 
-def _device(device: str) -> torch.device:
+def resolve_device(device: str) -> torch.device:
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -274,16 +286,16 @@ def _device(device: str) -> torch.device:
         raise BadInput(f"device: {device!r} is not one; known: auto, cpu, cuda, cuda:1, ...") from error
     if where.type == "cuda" and (where.index or 0) >= torch.cuda.device_count():
         raise BadInput(f"device: torch sees {torch.cuda.device_count()} GPUs here, so {device} can't be used; try: cpu")
-    if where.type == "cuda" and where.index is not None and processes.count() > 1:
+    if where.type == "cuda" and where.index is not None and processes.count_processes() > 1:
         raise BadInput(f"device: {device} would put every process on one GPU; with accelerate launch use: auto")
     return where
 
 
-def _dtype(dtype: str | torch.dtype | None, config: PipelineConfig, device: str) -> torch.dtype:
+def resolve_dtype(dtype: str | torch.dtype | None, config: PipelineConfig, device: str) -> torch.dtype:
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in (None, "", "auto"):
-        gpu = _device(device).type != "cpu"
+        gpu = resolve_device(device).type != "cpu"
         return DTYPES[config.dtype or "bf16"] if gpu else torch.float32
     if dtype not in DTYPES:
         raise BadInput(f"dtype: {dtype!r} is not a choice; known: {', '.join(DTYPES)}")

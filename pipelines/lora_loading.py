@@ -1,6 +1,6 @@
 """Trained adapters put on a pipeline that is being loaded: what a training exported, or a LoRA file from elsewhere.
 
-Only safetensors, looked at before any weight loads; afterwards every layer of the file must have found its place.
+Only safetensors, checked before any weight loads; afterwards every layer of the file must have been applied.
 """
 
 from __future__ import annotations
@@ -23,18 +23,18 @@ ENDS = (
 )
 
 
-def record(home: Path) -> dict[str, Any]:
+def read_record(folder: Path) -> dict[str, Any]:
     """What an export says of itself. Raises BadInput."""
     try:
-        found = json.loads((home / RECORD).read_text(encoding="utf-8"))
+        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise BadInput(f"{home / RECORD}: can't be read ({error}); export again") from None
-    if not isinstance(found, dict) or not {"pipeline", "parts"} <= set(found):
-        raise BadInput(f"{home / RECORD}: does not say which pipeline it is for; export again")
-    return found
+        raise BadInput(f"{folder / RECORD}: can't be read ({error}); export again") from None
+    if not isinstance(record, dict) or not {"pipeline", "parts"} <= set(record):
+        raise BadInput(f"{folder / RECORD}: does not say which pipeline it is for; export again")
+    return record
 
 
-def find(source: str) -> Path:
+def find_lora(source: str) -> Path:
     """The file or export folder. Raises BadInput unless it is intact and holds a LoRA."""
     path = Path(source).expanduser()
     if path.is_dir():
@@ -51,63 +51,64 @@ def find(source: str) -> Path:
             f"lora: {path} is not a .safetensors file; pickled weights are never loaded, because they can run code"
         )
     weight_folder.check_file(path)
-    if not pairs(path):
+    if not list_lora_pairs(path):
         raise BadInput(f"lora: {path} holds no pair of LoRA matrices (lora_A and lora_B, or lora_down and lora_up)")
     return path
 
 
-def pairs(file: Path) -> set[str]:
+def list_lora_pairs(file: Path) -> set[str]:
     """Names of the layers that a LoRA file has both matrices of."""
     with file.open("rb") as stream:
         keys = set(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
     return {k.removesuffix(a) for a, b in ENDS for k in keys if k.endswith(a) and k.removesuffix(a) + b in keys}
 
 
-def install(pipe: Any, source: str) -> None:
+def install_lora(pipe: Any, source: str) -> None:
     """Put it on. Raises BadInput where the file's layers are not this pipeline's."""
-    path = find(source)
+    path = find_lora(source)
     if path.is_file():
-        _lora(pipe, path, None)
+        _load_lora_file(pipe, path, None)
         return
-    for name, layout in record(path)["parts"].items():
+    for name, layout in read_record(path)["parts"].items():
         if not hasattr(pipe, name):
             raise BadInput(f"lora: {path} is for a {name}, which this pipeline has not")
         if layout == "lora":
-            _lora(pipe, path / name / WEIGHTS if (path / name / WEIGHTS).is_file() else path / WEIGHTS, name)
+            _load_lora_file(pipe, path / name / WEIGHTS if (path / name / WEIGHTS).is_file() else path / WEIGHTS, name)
         elif layout == "peft":
             from peft import PeftModel
 
             setattr(pipe, name, PeftModel.from_pretrained(getattr(pipe, name), path / name).base_model.model)
         else:
             old = getattr(pipe, name)
-            whole = type(old).from_pretrained(path / "merged" / name, torch_dtype=old.dtype, use_safetensors=True)
-            setattr(pipe, name, whole.to(old.device))
+            denoiser = type(old).from_pretrained(path / "merged" / name, torch_dtype=old.dtype, use_safetensors=True)
+            setattr(pipe, name, denoiser.to(old.device))
 
 
-def _lora(pipe: Any, file: Path, name: str | None) -> None:
-    from pipelines.adapters import layers
-    from pipelines.seams import modules
+def _load_lora_file(pipe: Any, file: Path, name: str | None) -> None:
+    from pipelines.adapters import lora_layers
+    from pipelines.seams import named_networks
 
     if not hasattr(pipe, "load_lora_weights"):
         raise BadInput(f"lora: {type(pipe).__name__} does not load LoRA files")
-    wanted, before = pairs(file), _adapted(pipe, layers, modules)
+    file_layers, before = list_lora_pairs(file), _count_lora_layers(pipe, lora_layers, named_networks)
     second = {f"load_into_{name}": True} if name and file.parent.name == name else {}
     try:
-        with quietly():
+        with without_warnings():
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, **second)
     except (ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        raise BadInput(f"lora: {file} does not fit {type(pipe).__name__}: {_line(error)}") from error
-    found = _adapted(pipe, layers, modules) - before
-    if found != len(wanted):
+        raise BadInput(f"lora: {file} does not fit {type(pipe).__name__}: {_first_line(error)}") from error
+    adapted_layers = _count_lora_layers(pipe, lora_layers, named_networks) - before
+    if adapted_layers != len(file_layers):
         raise BadInput(
-            f"lora: {file} has {len(wanted)} layers, of which {found} found a place in {type(pipe).__name__}: it was made for "
-            "another model"
+            f"lora: {file} has {len(file_layers)} layers, of which {adapted_layers} found a place in "
+            f"{type(pipe).__name__}: it was made for another model"
         )
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without the warnings of diffusers about parts that a file has nothing for: what was loaded is counted afterwards."""
+def without_warnings() -> Iterator[None]:
+    """Without the warnings of diffusers about parts that a file has nothing for: what was loaded is counted
+    afterwards."""
     from diffusers.utils import logging
 
     before = logging.get_verbosity()
@@ -118,9 +119,9 @@ def quietly() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _adapted(pipe: Any, layers: Any, modules: Any) -> int:
+def _count_lora_layers(pipe: Any, layers: Any, modules: Any) -> int:
     return sum(len(layers(module)) for module in modules(pipe).values())
 
 
-def _line(error: Exception) -> str:
+def _first_line(error: Exception) -> str:
     return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]

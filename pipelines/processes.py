@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 PATIENCE = timedelta(hours=3)
 
 
-def count() -> int:
+def count_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
-def rank() -> int:
+def process_rank() -> int:
     """Which one this is, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
-def leads() -> bool:
+def is_main_process() -> bool:
     """Whether this is the process that writes."""
-    return rank() == 0
+    return process_rank() == 0
 
 
-def world(device: torch.device) -> Any:
+def join_processes(device: torch.device) -> Any:
     """All of them, an accelerate.PartialState; each one's current GPU becomes its own."""
     from accelerate import PartialState
 

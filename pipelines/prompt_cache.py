@@ -11,32 +11,35 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from pipelines import seams
 
-ENTRY = 1 << 16  # bytes that a batch counts for besides its encodings, so that many small ones have a limit too
+ENTRY_BYTES = 1 << 16  # bytes that a batch counts for besides its encodings, so that many small ones have a limit too
 
 
-class Prompted:
-    """The memory of one batch of prompts: their encodings, and stand-ins for denoiser calls whose result is thrown away.
+class PromptCache:
+    """The memory of one batch of prompts: their encodings, and stand-ins for denoiser calls whose result is thrown
+    away.
 
     Of a stand-in only the shape matters, so all batches of as many rows share theirs.
     """
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.answers: list[tuple[str, Any]] | None = None  # what ran before the denoiser, in order
-        self.bytes = ENTRY
-        self.standins: dict[tuple[int, int], Any] = {}  # by place among the calls of a step, and rows
+        self.bytes = ENTRY_BYTES
+        self.stand_ins: dict[tuple[int, int], Any] = {}  # by place among the calls of a step, and rows
 
-    def hooks(
+    def make_hooks(
         self,
         denoisers: Collection[str],
         live: Callable[[int], bool],
         count: Callable[[int, bool], None],
         checkpoint: bool = False,
-        matched: bool = False,
+        same_kernels: bool = False,
     ) -> dict[str, Callable]:
-        """on_encode and on_call for one `seams.run`, in which the steps with live(i) run the denoiser for real and the
-        others don't. `count` gets the rows that went through, and whether the step is live; `checkpoint` recomputes activations in the backward pass.
-        `matched` runs the denoiser in grad mode even where no graph is kept: with parameters that require grad, kernels
-        and so the last digits differ, and log-probabilities are compared across.
+        """on_encode and on_call for one `seams.run_pipeline`, in which the steps with live(i) run the denoiser for real
+        and the others don't.
+
+        `count` gets the rows that went through, and whether the step is live; `checkpoint` recomputes activations in
+        the backward pass. `same_kernels` runs the denoiser in grad mode even where no graph is kept: with parameters
+        that require grad, kernels and so the last digits differ, and log-probabilities are compared across.
         """
         answers = None if self.answers is None else iter(self.answers)
         fresh: list[tuple[str, Any]] = []
@@ -46,34 +49,34 @@ class Prompted:
             if answers is None:
                 with torch.inference_mode(False), torch.no_grad():  # or a later call could not differentiate with it
                     value = compute()
-                    fresh.append((name, seams.clone(value)))
+                    fresh.append((name, seams.clone_tensors(value)))
                 return value
             was, value = next(answers, ("nothing more", None))
             if was != name:
                 raise RuntimeError(f"the pipeline asked for {name} where it had asked for {was} before")
-            return seams.clone(value)
+            return seams.clone_tensors(value)
 
-        def denoise(call: seams.Call, forward: seams.Forward) -> Any:
+        def denoise(call: seams.ModuleCall, forward: seams.Forward) -> Any:
             if self.answers is None:
                 self.answers = fresh
-                self.bytes += sum(t.nbytes for t in seams.tensors(fresh))
-            kept = live(call.step)
-            place, calls[call.step] = calls[call.step], calls[call.step] + 1
-            alike = (place, call.rows)  # not the module: experts of one class share the steps
-            if not kept and alike in self.standins:
-                return seams.clone(self.standins[alike])
-            count(call.rows, kept)
-            graph = torch.is_grad_enabled() and kept
-            with torch.set_grad_enabled(graph or matched):
+                self.bytes += sum(t.nbytes for t in seams.list_tensors(fresh))
+            is_live = live(call.step)
+            call_index, calls[call.step] = calls[call.step], calls[call.step] + 1
+            key = (call_index, call.rows)  # not the module: experts of one class share the steps
+            if not is_live and key in self.stand_ins:
+                return seams.clone_tensors(self.stand_ins[key])
+            count(call.rows, is_live)
+            graph = torch.is_grad_enabled() and is_live
+            with torch.set_grad_enabled(graph or same_kernels):
                 if checkpoint and graph:
                     out = checkpointed(forward, *call.args, use_reentrant=False, **call.kwargs)
                 else:
                     out = forward(*call.args, **call.kwargs)
-            if alike not in self.standins:
-                self.standins[alike] = seams.clone(out)
-            return out if graph or not matched else seams.clone(out)
+            if key not in self.stand_ins:
+                self.stand_ins[key] = seams.clone_tensors(out)
+            return out if graph or not same_kernels else seams.clone_tensors(out)
 
-        def on_call(call: seams.Call, forward: seams.Forward) -> Any:
+        def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
             if call.module in denoisers:
                 return denoise(call, forward)
             if calls:  # after the loop, or in it: a vocoder, say

@@ -1,9 +1,9 @@
 """The seam: a diffusers pipeline runs exactly as it is, and we stand at the four doors that all of them have.
 
-`on_draw` is asked when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs forward,
-`on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions stay the pipeline's own
-code. This is the only file that touches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and `scheduler.step`; it puts
-back whatever was there. One seam is open at a time in a process: it is not thread-safe.
+`on_draw` is asked when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs
+forward, `on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions stay the
+pipeline's own code. This is the only file that touches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and
+`scheduler.step`; it puts back whatever was there. One seam is open at a time in a process: it is not thread-safe.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import functools
 import inspect
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 TOKEN = "_workbench_seam"  # the mark on a scheduler instance whose steps are ours to see
 
 
-class Stop(Exception):
+class LeavePipeline(Exception):
     """Raised by a hook to leave the pipeline; `run` returns its value."""
 
     def __init__(self, value: Any = None):
@@ -33,7 +33,7 @@ class Stop(Exception):
 
 
 @dataclass
-class Call:
+class ModuleCall:
     """A module of the pipeline is about to run forward."""
 
     module: str  # the component's name, e.g. "unet"
@@ -49,14 +49,14 @@ class Call:
 
 
 @dataclass
-class Step:
+class SchedulerStep:
     """A scheduler is about to take a step. `arguments` are bound by name: sample, model_output, timestep, ..."""
 
     index: int
     scheduler: Any
     arguments: dict[str, Any]
     accepts: frozenset[str]  # the arguments that its `step` has
-    _own: Callable[..., Any] = field(repr=False)
+    _original: Callable[..., Any] = field(repr=False)
 
     @property
     def sample(self) -> Tensor:
@@ -66,20 +66,26 @@ class Step:
     def model_output(self) -> Tensor:
         return self.arguments["model_output"]
 
+    def missing_generator(self, generators: list[torch.Generator]) -> dict[str, Any]:
+        """The generators, for a scheduler that could draw from them and was given none."""
+        is_missing = "generator" in self.accepts and self.arguments.get("generator") is None
+        return {"generator": generators} if is_missing else {}
+
     def advance(self, **changes: Any) -> Any:
         """The scheduler's own step, with some arguments replaced; returns its whole return value."""
-        return self._own(**{**self.arguments, **changes})
+        return self._original(**{**self.arguments, **changes})
 
 
 Forward = Callable[..., Any]
 OnDraw = Callable[[Tensor], Tensor]  # what the pipeline drew -> what it gets
 OnEncode = Callable[[Forward], Any]  # the pipeline's own encode_prompt, bound -> its return value
-OnCall = Callable[[Call, Forward], Any]
-OnStep = Callable[[Step], Any]  # -> the WHOLE return value of scheduler.step
+OnCall = Callable[[ModuleCall, Forward], Any]
+OnStep = Callable[[SchedulerStep], Any]  # -> the WHOLE return value of scheduler.step
 
 
-class Keep(TorchFunctionMode):
-    """Lets a tensor with a graph pass through `.numpy()`: pipelines that only return arrays keep their gradient here."""
+class KeepGraph(TorchFunctionMode):
+    """Lets a tensor with a graph pass through `.numpy()`: pipelines that only return arrays keep their gradient
+    here."""
 
     last: Tensor | None = None
 
@@ -102,7 +108,7 @@ class _Token:
 _open = False
 
 
-def run(
+def run_pipeline(
     pipe: Any,
     kwargs: Mapping[str, Any],
     *,
@@ -114,8 +120,9 @@ def run(
 ) -> Any:
     """The pipeline's own `__call__`, without its `no_grad`, with our hooks at its doors.
 
-    Returns what the pipeline returns, or the value of the Stop that a hook raised. `grad` is the gradient mode at the
-    start; a hook may switch it with torch.set_grad_enabled for the rest of the loop (that is truncated backpropagation).
+    Returns what the pipeline returns, or the value of the LeavePipeline that a hook raised. `grad` is the gradient
+    mode at the start; a hook may switch it with torch.set_grad_enabled for the rest of the loop (that is truncated
+    backpropagation).
     """
     global _open
     if _open:
@@ -125,23 +132,29 @@ def run(
     _open = True
     try:
         with ExitStack() as stack, torch.set_grad_enabled(grad):
-            for patch in _patches(pipe, token, on_draw, on_encode, on_call):
+            for patch in _make_patches(pipe, token, on_draw, on_encode, on_call):
                 stack.enter_context(patch)
             try:
                 return call(pipe, **kwargs)
-            except Stop as stop:
+            except LeavePipeline as stop:
                 pipe.maybe_free_model_hooks()  # what the pipeline would have done at its end
                 return stop.value
     finally:
         _open = False
 
 
-def modules(pipe: Any) -> dict[str, nn.Module]:
+def named_networks(pipe: Any) -> dict[str, nn.Module]:
     """The pipeline's networks by name. `pipe.components` misses optional parts; the instance has them all."""
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
 
 
-def schedulers(pipe: Any) -> list[Any]:
+def any_requires_grad(pipe: Any, names: Collection[str] | None = None, but: Collection[str] = ()) -> bool:
+    """Whether one of these networks, or of all but some, has a parameter that is trained."""
+    networks = {name: network for name, network in named_networks(pipe).items() if name not in but}
+    return any(p.requires_grad for name in (networks if names is None else names) for p in networks[name].parameters())
+
+
+def find_schedulers(pipe: Any) -> list[Any]:
     return [part for part in vars(pipe).values() if callable(getattr(part, "step", None)) and hasattr(part, "config")]
 
 
@@ -151,8 +164,8 @@ def prev_sample(ret: Any) -> Tensor:
 
 
 def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
-    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype and shape; `everywhere` replaces
-    each tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
+    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype and shape; `everywhere`
+    replaces each tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
     old = prev_sample(ret)
     x = x.to(old).reshape(old.shape)
 
@@ -165,17 +178,17 @@ def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
     return type(ret)(**{name: swap(value) for name, value in ret.items()})
 
 
-def clone(tree: Any) -> Any:
+def clone_tensors(tree: Any) -> Any:
     """Fresh copies of the tensors in any nesting, cut from their graph: a pipeline may write into what it is given."""
     return tree_map_only(Tensor, lambda t: t.detach().clone(), tree)
 
 
-def tensors(tree: Any) -> list[Tensor]:
+def list_tensors(tree: Any) -> list[Tensor]:
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
-def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
+def _patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """Sets an attribute and puts back exactly what was there, an instance attribute (accelerate's hooks) included."""
     absent = object()
     old = vars(owner).get(name, absent)
@@ -186,71 +199,73 @@ def _replaced(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name) if old is absent else setattr(owner, name, old)
 
 
-def _patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iterator[Any]:
-    for scheduler in schedulers(pipe):
-        yield _replaced(scheduler, TOKEN, token)
-    for cls in {type(scheduler) for scheduler in schedulers(pipe)}:
-        yield _replaced(cls, "step", _seen(cls.step, token))
-    encoding = []  # inside encode_prompt the module calls are its own affair
+def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iterator[Any]:
+    for scheduler in find_schedulers(pipe):
+        yield _patch_attribute(scheduler, TOKEN, token)
+    for cls in {type(scheduler) for scheduler in find_schedulers(pipe)}:
+        yield _patch_attribute(cls, "step", _watch_step(cls.step, token))
+    encoding: list[bool] = []  # inside encode_prompt the module calls are its own affair
     if on_encode and hasattr(pipe, "encode_prompt"):
-        yield _replaced(pipe, "encode_prompt", _encoded(pipe.encode_prompt, on_encode, encoding))
+        yield _patch_attribute(pipe, "encode_prompt", _watch_encode_prompt(pipe.encode_prompt, on_encode, encoding))
     if on_call:
-        for name, module in modules(pipe).items():
+        for name, module in named_networks(pipe).items():
             compiled = getattr(module, "_compiled_call_impl", None)  # set by module.compile(): it bypasses `forward`
-            attribute, own = ("_compiled_call_impl", compiled) if compiled else ("forward", module.forward)
-            yield _replaced(module, attribute, _called(name, own, token, on_call, encoding))
+            attribute, original = ("_compiled_call_impl", compiled) if compiled else ("forward", module.forward)
+            yield _patch_attribute(module, attribute, _watch_forward(name, original, token, on_call, encoding))
     if on_draw:
         files = {sys.modules[cls.__module__] for cls in type(pipe).__mro__}
         for file in (f for f in files if hasattr(f, "randn_tensor")):
-            yield _replaced(file, "randn_tensor", _drawn(file.randn_tensor, on_draw))
+            yield _patch_attribute(file, "randn_tensor", _watch_randn(file.randn_tensor, on_draw))
 
 
-def _seen(own: Callable, token: _Token) -> Callable:
+def _watch_step(original: Callable, token: _Token) -> Callable:
     """`step` on the class, because pipelines look at `type(scheduler)` and at the signature of `step`; it acts only for
     an instance that carries our token."""
-    signature = inspect.signature(own)
+    signature = inspect.signature(original)
     accepts = frozenset(signature.parameters)
 
-    @functools.wraps(own)
+    @functools.wraps(original)
     def step(self, *args, **kwargs):
         if vars(self).get(TOKEN) is not token:
-            return own(self, *args, **kwargs)
+            return original(self, *args, **kwargs)
         arguments = dict(signature.bind(self, *args, **kwargs).arguments)
         scheduler = arguments.pop("self")
-        ret = token.hook(Step(token.steps, scheduler, arguments, accepts, functools.partial(own, scheduler)))
+        ret = token.hook(
+            SchedulerStep(token.steps, scheduler, arguments, accepts, functools.partial(original, scheduler))
+        )
         token.steps += 1
         return ret
 
     return step
 
 
-def _encoded(own: Callable, on_encode: OnEncode, encoding: list) -> Callable:
-    @functools.wraps(own)
+def _watch_encode_prompt(original: Callable, on_encode: OnEncode, encoding: list) -> Callable:
+    @functools.wraps(original)
     def encode_prompt(*args, **kwargs):
         if encoding:  # an encode_prompt that calls itself
-            return own(*args, **kwargs)
+            return original(*args, **kwargs)
         encoding.append(True)
         try:
-            return on_encode(functools.partial(own, *args, **kwargs))
+            return on_encode(functools.partial(original, *args, **kwargs))
         finally:
             encoding.clear()
 
     return encode_prompt
 
 
-def _called(name: str, own: Callable, token: _Token, on_call: OnCall, encoding: list) -> Callable:
-    @functools.wraps(own)
+def _watch_forward(name: str, original: Callable, token: _Token, on_call: OnCall, encoding: list) -> Callable:
+    @functools.wraps(original)
     def forward(*args, **kwargs):
         if encoding:
-            return own(*args, **kwargs)
-        return on_call(Call(name, token.steps, args, kwargs), own)
+            return original(*args, **kwargs)
+        return on_call(ModuleCall(name, token.steps, args, kwargs), original)
 
     return forward
 
 
-def _drawn(own: Callable, on_draw: OnDraw) -> Callable:
-    @functools.wraps(own)
+def _watch_randn(original: Callable, on_draw: OnDraw) -> Callable:
+    @functools.wraps(original)
     def randn_tensor(*args, **kwargs):
-        return on_draw(own(*args, **kwargs))  # the generators advance as they would have
+        return on_draw(original(*args, **kwargs))  # the generators advance as they would have
 
     return randn_tensor

@@ -1,8 +1,9 @@
-"""Weights in shards: each process keeps its part of every parameter, of its gradient and of its optimiser state, and a block is
-whole only while it computes. FSDP2 (torch.distributed.fsdp.fully_shard; Zhao et al., VLDB 2023, arXiv:2304.11277; ZeRO-3,
-arXiv:1910.02054).
+"""Weights in shards: each process keeps its part of every parameter, of its gradient and of its optimiser state, and
+a block is whole only while it computes. FSDP2 (torch.distributed.fsdp.fully_shard; Zhao et al., VLDB 2023,
+arXiv:2304.11277; ZeRO-3, arXiv:1910.02054).
 
-All processes must run a sharded module equally often and in the same order: each call gathers its weights from all of them.
+All processes must run a sharded module equally often and in the same order: each call gathers its weights from all of
+them.
 """
 
 from __future__ import annotations
@@ -19,9 +20,9 @@ if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 
-def shard(module: nn.Module, device: torch.device) -> None:
-    """Shard a denoiser over all processes, in place, in float32. One that was loaded in bfloat16 goes on computing in it, and
-    only what the processes keep, their gradients' mean included, is float32."""
+def shard_module(module: nn.Module, device: torch.device) -> None:
+    """Shard a denoiser over all processes, in place, in float32. One that was loaded in bfloat16 goes on computing in
+    it, and only what the processes keep, their gradients' mean included, is float32."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
@@ -30,52 +31,52 @@ def shard(module: nn.Module, device: torch.device) -> None:
     rule = MixedPrecisionPolicy()
     if kind != torch.float32:
         rule = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
-        module.register_forward_pre_hook(lambda _, args, named: _cast((args, named), kind), with_kwargs=True)
-    for part in (*blocks(module), module):
+        module.register_forward_pre_hook(lambda _, args, kwargs: _cast_inputs((args, kwargs), kind), with_kwargs=True)
+    for part in (*find_blocks(module), module):
         for p in part.parameters():
-            if not cut(p):
+            if not is_sharded(p):
                 p.data = p.data.float()  # a block at a time: the whole is never there twice
-        part.register_forward_hook(_own)
+        part.register_forward_hook(_own_storage)
         fully_shard(part, mesh=mesh, mp_policy=rule, reshard_after_forward=True)
-        part.register_forward_hook(_release)
+        part.register_forward_hook(_release_weights)
 
 
-def blocks(module: nn.Module) -> list[nn.Module]:
-    """What is gathered together, inner ones first: the blocks that the model says not to split, or else the children of its
-    outermost lists."""
-    named = set(getattr(module, "_no_split_modules", None) or ())
-    found = [part for part in module.modules() if type(part).__name__ in named] or list(_listed(module))
-    return [part for part in reversed(found) if any(True for _ in part.parameters())]
+def find_blocks(module: nn.Module) -> list[nn.Module]:
+    """What is gathered together, inner ones first: the blocks that the model says not to split, or else the children
+    of its outermost lists."""
+    class_names = set(getattr(module, "_no_split_modules", None) or ())
+    parts = [part for part in module.modules() if type(part).__name__ in class_names] or list(_blocks_in_lists(module))
+    return [part for part in reversed(parts) if any(True for _ in part.parameters())]
 
 
-def _listed(module: nn.Module) -> Iterator[nn.Module]:
+def _blocks_in_lists(module: nn.Module) -> Iterator[nn.Module]:
     for part in module.children():
         if isinstance(part, nn.ModuleList):
             yield from (child for child in part if any(True for _ in child.children()))
         else:
-            yield from _listed(part)
+            yield from _blocks_in_lists(part)
 
 
-def _cast(given: Any, kind: torch.dtype) -> Any:
+def _cast_inputs(inputs: Any, kind: torch.dtype) -> Any:
     """States and sequences in the dtype of the weights, as the pipeline would have given them; times keep theirs."""
-    return tree_map_only(Tensor, lambda t: t.to(kind) if t.is_floating_point() and t.dim() > 2 else t, given)
+    return tree_map_only(Tensor, lambda t: t.to(kind) if t.is_floating_point() and t.dim() > 2 else t, inputs)
 
 
-def _own(part: nn.Module, _: Any, out: Any) -> Any:
-    """What a block returns, as storage of its own: the mark by which its weights are gathered for its backward pass is on the
-    tensor, and a caller that adds to a view in place would lose it."""
+def _own_storage(part: nn.Module, _: Any, out: Any) -> Any:
+    """What a block returns, as storage of its own: the mark by which its weights are gathered for its backward pass
+    is on the tensor, and a caller that adds to a view in place would lose it."""
     return tree_map_only(Tensor, lambda t: t.clone() if t.requires_grad and t._is_view() else t, out)
 
 
-def _release(part: nn.Module, *_: Any) -> None:
-    """Give back a block's weights after a forward pass that a backward pass recomputes: FSDP leaves them all whole there. Those
-    of a block whose own backward pass has begun are needed at once."""
+def _release_weights(part: Any, *_: Any) -> None:
+    """Give back a block's weights after a forward pass that a backward pass recomputes: FSDP leaves them all whole
+    there. Those of a block whose own backward pass has begun are needed at once."""
     group = part._get_fsdp_state()._fsdp_param_group
     if group is not None and group._training_state.name != "PRE_BACKWARD":
         part.reshard()
 
 
-def reshard(modules: Iterable[nn.Module]) -> None:
+def reshard_modules(modules: Iterable[Any]) -> None:
     """Let go of what is whole: values that change next would not be seen in it."""
     for module in modules:
         for part in module.modules():
@@ -83,7 +84,7 @@ def reshard(modules: Iterable[nn.Module]) -> None:
                 part.reshard()
 
 
-def cut(value: Any) -> bool:
+def is_sharded(value: Any) -> bool:
     """Whether it is a tensor in shards."""
     from torch.distributed.tensor import DTensor  # takes a second to import; who has loaded a pipeline has it
 
@@ -91,43 +92,46 @@ def cut(value: Any) -> bool:
 
 
 @torch.no_grad()
-def local(value: Tensor) -> Tensor:
+def local_part(value: Any) -> Tensor:
     """This process's part of a tensor, the same storage; all of it where it is not sharded."""
-    return value.to_local() if cut(value) else value
+    return value.to_local() if is_sharded(value) else value
 
 
-def part(full: Tensor, like: Tensor) -> Tensor:
-    """Of a whole tensor that every process has, what this one keeps where it keeps `like`, in its dtype and on its device."""
+def take_part(full: Tensor, like: Any) -> Tensor:
+    """Of a whole tensor that every process has, what this one keeps where it keeps `like`, in its dtype and on its
+    device."""
     from torch.distributed.tensor import distribute_tensor
 
     full = full.detach().to(like.dtype)
-    if not cut(like):
+    if not is_sharded(like):
         return full.to(like.device)
-    return local(distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None))
+    return local_part(distribute_tensor(full, like.device_mesh, like.placements, src_data_rank=None))
 
 
-def parts(values: Mapping[str, Any], like: DTensor) -> dict[str, Any]:
+def take_state_parts(values: Mapping[str, Any], like: DTensor) -> dict[str, Any]:
     """An optimiser's state of one parameter, with all that has the parameter's shape sharded as it is."""
     return {
-        key: joined(part(value, like), like) if isinstance(value, Tensor) and value.shape == like.shape else value
+        key: join_parts(take_part(value, like), like)
+        if isinstance(value, Tensor) and value.shape == like.shape
+        else value
         for key, value in values.items()
     }
 
 
-def joined(own: Tensor, like: DTensor) -> DTensor:
+def join_parts(part: Tensor, like: Any) -> DTensor:
     """What all processes' parts are together: a sharded tensor."""
     from torch.distributed.tensor import DTensor
 
-    return DTensor.from_local(own, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
+    return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
-def whole(tree: Any) -> Any:
-    """The tree with sharded tensors put together, one at a time, on the first process's CPU, and None in their place on the
-    others. All must ask."""
+def gather_full(tree: Any) -> Any:
+    """The tree with sharded tensors put together, one at a time, on the first process's CPU, and None in their place
+    on the others. All must ask."""
     first = distributed.is_initialized() and distributed.get_rank() == 0
 
     def put(leaf: Any) -> Any:
-        if not cut(leaf):
+        if not is_sharded(leaf):
             return leaf
         full = leaf.detach().full_tensor()
         return full.cpu() if first else None
@@ -135,7 +139,7 @@ def whole(tree: Any) -> Any:
     return tree_map(put, tree)
 
 
-def total(values: Sequence[float], device: torch.device) -> list[float]:
+def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
     """Sums over processes."""
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(sums)
@@ -143,39 +147,40 @@ def total(values: Sequence[float], device: torch.device) -> list[float]:
 
 
 @torch.no_grad()
-def finite(parameters: Sequence[Tensor]) -> bool:
+def all_finite(parameters: Sequence[Tensor]) -> bool:
     """Whether all their values are numbers, whichever process has them."""
-    odd = sum(not bool(local(p).isfinite().all()) for p in parameters)
-    shards = [p for p in parameters if cut(p)]
-    return not (total([odd], shards[0].device)[0] if shards else odd)
+    not_finite = sum(not bool(local_part(p).isfinite().all()) for p in parameters)
+    shards = [p for p in parameters if is_sharded(p)]
+    return not (sum_over_processes([not_finite], shards[0].device)[0] if shards else not_finite)
 
 
 @torch.no_grad()
-def clip(parameters: Sequence[nn.Parameter], most: float) -> float:
+def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
     """nn.utils.clip_grad_norm_ for gradients in shards."""
-    grads = [local(p.grad) for p in parameters if p.grad is not None]
-    norm = total([float(nn.utils.get_total_norm(grads)) ** 2], grads[0].device)[0] ** 0.5
+    grads = [local_part(p.grad) for p in parameters if p.grad is not None]
+    norm = sum_over_processes([float(nn.utils.get_total_norm(grads)) ** 2], grads[0].device)[0] ** 0.5
     for g in grads:
-        g.mul_(min(1.0, most / (norm + 1e-6)))
+        g.mul_(min(1.0, max_norm / (norm + 1e-6)))
     return norm
 
 
 @contextmanager
-def swapped(
+def swapped_values(
     live: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], modules: Sequence[nn.Module]
 ) -> Iterator[None]:
-    """Inside the block the parameters have these values (this process's part of them). Gathered weights are not kept between
-    calls, so a graph made outside is still differentiated with what it was made of, once the block has ended."""
-    kept = {key: local(p).clone() for key, p in live.items()}
+    """Inside the block the parameters have these values (this process's part of them). Gathered weights are not kept
+    between calls, so a graph made outside is still differentiated with what it was made of, once the block has
+    ended."""
+    previous = {key: local_part(p).clone() for key, p in live.items()}
 
-    def put(given: Mapping[str, Tensor]) -> None:
-        reshard(modules)
+    def put(new_values: Mapping[str, Tensor]) -> None:
+        reshard_modules(modules)
         with torch.no_grad():
             for key, p in live.items():
-                local(p).copy_(given[key])
+                local_part(p).copy_(new_values[key])
 
     put(values)
     try:
         yield
     finally:
-        put(kept)
+        put(previous)

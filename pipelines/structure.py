@@ -1,4 +1,5 @@
-"""What a pipeline is made of, found by watching one short call: its denoisers, its noise, its first state, its steps."""
+"""What a pipeline is made of, found by watching one short call: its denoisers, its noise, its first state, its
+steps."""
 
 from __future__ import annotations
 
@@ -15,7 +16,7 @@ from pipelines import schedule, seams
 
 
 @dataclass(frozen=True)
-class Anatomy:
+class PipelineStructure:
     """The first state is x_0 = c P n: a scaled rearrangement of the noise n (packing, init_noise_sigma)."""
 
     denoisers: frozenset[str]  # component names; a second expert of the same class is one of them
@@ -23,11 +24,13 @@ class Anatomy:
     noise: Tensor  # [1,*draw] as served, a leaf
     state: Tensor  # [1,*latent], the first state made of it, with the graph between them
     scheduler: Any  # a copy, its timesteps set
-    folded: int = 1  # rows that the scheduler sees for one sample, where a pipeline lays its frames into the batch
+    rows_per_sample: int = (
+        1  # rows that the scheduler sees for one sample, where a pipeline lays its frames into the batch
+    )
 
-    def rows(self, x: Tensor) -> Tensor:
+    def group_rows(self, x: Tensor) -> Tensor:
         """[B,*latent] of what the scheduler sees: the same, or [B folded,...]."""
-        return x if self.folded == 1 else x.unflatten(0, (-1, self.folded))
+        return x if self.rows_per_sample == 1 else x.unflatten(0, (-1, self.rows_per_sample))
 
     @property
     def noise_shape(self) -> tuple[int, ...]:
@@ -36,36 +39,54 @@ class Anatomy:
     def start(self, noise: Tensor) -> Tensor:
         """x_0 [B,*latent] of noise [B,*draw]: the transpose of the transpose."""
         u = torch.zeros_like(self.state).requires_grad_()
-        (back,) = torch.autograd.grad(self.state, self.noise, u, create_graph=True, retain_graph=True)
+        (transposed,) = torch.autograd.grad(self.state, self.noise, u, create_graph=True, retain_graph=True)
         rows = [
-            torch.autograd.grad(back, u, n[None].to(back), create_graph=n.requires_grad, retain_graph=True)[0]
+            torch.autograd.grad(transposed, u, n[None].to(transposed), create_graph=n.requires_grad, retain_graph=True)[
+                0
+            ]
             for n in noise
         ]
         return torch.cat(rows)
 
-    def unstart(self, x: Tensor) -> Tensor:
+    def invert_start(self, x: Tensor) -> Tensor:
         """Noise [B,*draw] that makes the first state x [B,*latent]; exact where c = 1, else to rounding."""
-        rows = [self._transpose(row[None].to(self.state)) for row in x]
-        return torch.cat(rows) / self.scale**2
+        rows = [self._apply_transpose(row[None].to(self.state)) for row in x]
+        return torch.cat(rows) / self.state_scale**2
+
+    def exact_noise(self, x: Tensor) -> Tensor:
+        """Noise [B,*draw] whose first state is x to the last bit, where there is one: c (x / c) is often its
+        neighbour, and then a recorded first step would not be the step that is scored. With the graph to x."""
+        noise = self.invert_start(x)
+        with torch.no_grad():
+            exact, is_exact = noise.clone(), torch.zeros_like(noise, dtype=torch.bool)
+            for k in (0, 1, -1, 2, -2, 3, -3, 4, -4):  # half units in the last place
+                neighbour = (noise.double() * (1 + k * torch.finfo(x.dtype).eps / 2)).to(x.dtype).to(noise)
+                same = (self.start(neighbour) == x.to(self.state)).to(self.state)
+                hit = (self.invert_start(same) != 0) & ~is_exact  # in the places of the noise
+                exact, is_exact = torch.where(hit, neighbour, exact), is_exact | hit
+                if is_exact.all():
+                    break
+        return noise + (exact - noise).detach()
 
     @property
-    def scale(self) -> float:
+    def state_scale(self) -> float:
         """c, the factor between the noise and the first state."""
         return float(self.state.detach().double().norm() / self.noise.detach().double().norm())
 
-    def _transpose(self, x: Tensor) -> Tensor:
-        wanted = torch.is_grad_enabled() and x.requires_grad
-        return torch.autograd.grad(self.state, self.noise, x, create_graph=wanted, retain_graph=True)[0]
+    def _apply_transpose(self, x: Tensor) -> Tensor:
+        needs_graph = torch.is_grad_enabled() and x.requires_grad
+        return torch.autograd.grad(self.state, self.noise, x, create_graph=needs_graph, retain_graph=True)[0]
 
 
 @torch.inference_mode(False)
 @torch.enable_grad()
-def find(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> Anatomy:
+def find_structure(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> PipelineStructure:
     """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation. Where one
     prompt is several rows to the scheduler, `two` (two prompts) tells whether each prompt's rows lie side by side.
 
-    A module that the noise reaches before that step is a denoiser. Raises TypeError, by name, for a pipeline that has no
-    scheduler step, draws no noise through randn_tensor, or whose first state isn't a scaled rearrangement of its noise.
+    A module that the noise reaches before that step is a denoiser. Raises TypeError, by name, for a pipeline that has
+    no scheduler step, draws no noise through randn_tensor, or whose first state isn't a scaled rearrangement of its
+    noise.
     """
     name, reached, draws = type(pipe).__name__, set(), []
 
@@ -73,10 +94,10 @@ def find(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> Anatom
         draws.append(noise.float().requires_grad_())
         return draws[-1].to(noise.dtype)
 
-    def on_call(call: seams.Call, forward: seams.Forward) -> Any:
+    def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
         with torch.no_grad():
             out = forward(*call.args, **call.kwargs)
-        if any(t.requires_grad for t in seams.tensors((call.args, call.kwargs))):
+        if any(t.requires_grad for t in seams.list_tensors((call.args, call.kwargs))):
             reached.add(call.module)
         return out
 
@@ -84,92 +105,97 @@ def find(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> Anatom
         with torch.no_grad():
             return encode()
 
-    def on_step(step: seams.Step) -> None:
-        raise seams.Stop(step)
+    def on_step(step: seams.SchedulerStep) -> None:
+        raise seams.LeavePipeline(step)
 
-    frozen = [p for module in seams.modules(pipe).values() for p in module.parameters() if p.requires_grad]
+    frozen = [p for module in seams.named_networks(pipe).values() for p in module.parameters() if p.requires_grad]
     try:
         for p in frozen:  # so that only the noise has a gradient to pass on
             p.requires_grad_(False)
-        step = seams.run(
+        step = seams.run_pipeline(
             pipe, kwargs, on_draw=on_draw, on_call=on_call, on_encode=on_encode, on_step=on_step, grad=True
         )
     finally:
         for p in frozen:
             p.requires_grad_(True)
-    if not isinstance(step, seams.Step):
+    if not isinstance(step, seams.SchedulerStep):
         raise TypeError(f"{name} takes no scheduler step, so it can't be a policy")
     if not step.sample.requires_grad or not reached:
         raise TypeError(
             f"{name} draws no noise through randn_tensor that reaches its denoiser, so it can't be a policy"
         )
-    kinds = {type(seams.modules(pipe)[n]) for n in reached}
-    denoisers = frozenset(n for n, module in seams.modules(pipe).items() if type(module) in kinds)
-    drawn = next(
+    kinds = {type(seams.named_networks(pipe)[n]) for n in reached}
+    denoisers = frozenset(n for n, module in seams.named_networks(pipe).items() if type(module) in kinds)
+    noise_leaf = next(
         d
         for d in draws
         if torch.autograd.grad(step.sample.sum(), d, allow_unused=True, retain_graph=True)[0] is not None
     )
     folded = len(step.sample)
     state = step.sample if folded == 1 else step.sample[None]
-    found = Anatomy(denoisers, _count(step.scheduler), drawn, state, copy.deepcopy(step.scheduler), folded)
-    _check(found, name)
+    structure = PipelineStructure(
+        denoisers, _count_steps(step.scheduler), noise_leaf, state, copy.deepcopy(step.scheduler), folded
+    )
+    _check_first_state(structure, name)
     if folded > 1:
-        _check_rows(found, pipe, two)
-    return found
+        _check_rows(structure, pipe, two)
+    return structure
 
 
-def remembers(pipe: Any, kwargs: Mapping[str, Any], anatomy: Anatomy) -> bool:
-    """Whether what the scheduler sees at step 1 depends on what the denoiser said at step 0, the state being the same: then
-    guidance carries momentum, and a step from an arbitrary state is not defined. One denoiser evaluation."""
-    if anatomy.steps == 1:
+def has_guidance_momentum(pipe: Any, kwargs: Mapping[str, Any], structure: PipelineStructure) -> bool:
+    """Whether what the scheduler sees at step 1 depends on what the denoiser said at step 0, the state being the
+    same: then guidance carries momentum, and a step from an arbitrary state is not defined. One denoiser
+    evaluation."""
+    if structure.steps == 1:
         return False
-    said: list[Any] = []
+    outputs: list[Any] = []
 
     def second_output(factor: float) -> Tensor:
         calls = iter(range(1 << 30))
 
-        def on_call(call: seams.Call, forward: seams.Forward) -> Any:
-            if call.module not in anatomy.denoisers:
+        def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
+            if call.module not in structure.denoisers:
                 return forward(*call.args, **call.kwargs)
             if call.step == 0 and factor == 1:
-                said.append(forward(*call.args, **call.kwargs))
-            n = next(calls) % len(said)
-            return tree_map_only(Tensor, lambda t: t * factor if call.step == 0 else t.clone(), said[n])
+                outputs.append(forward(*call.args, **call.kwargs))
+            n = next(calls) % len(outputs)
+            return tree_map_only(Tensor, lambda t: t * factor if call.step == 0 else t.clone(), outputs[n])
 
-        def on_step(step: seams.Step) -> Any:
+        def on_step(step: seams.SchedulerStep) -> Any:
             if step.index == 1:
-                raise seams.Stop(step.model_output)
-            return seams.with_sample(step.advance(), anatomy.state.detach())
+                raise seams.LeavePipeline(step.model_output)
+            return seams.with_sample(step.advance(), structure.state.detach())
 
-        return seams.run(pipe, kwargs, on_call=on_call, on_step=on_step)
+        return seams.run_pipeline(pipe, kwargs, on_call=on_call, on_step=on_step)
 
     return not torch.equal(second_output(1.0), second_output(2.0))
 
 
-def _count(scheduler: Any) -> int:
-    return len(schedule.levels(scheduler)) if schedule.known(scheduler) else len(scheduler.timesteps)
+def _count_steps(scheduler: Any) -> int:
+    return len(schedule.noise_levels(scheduler)) if schedule.is_known(scheduler) else len(scheduler.timesteps)
 
 
-def _check(found: Anatomy, name: str) -> None:
-    again = found.start(found.unstart(found.state.detach())).detach()
-    tolerance = 1e-5 if found.state.dtype == torch.float32 else 1e-2
-    if not torch.allclose(again, found.state.detach(), rtol=tolerance, atol=tolerance * found.scale):
+def _check_first_state(structure: PipelineStructure, name: str) -> None:
+    rebuilt = structure.start(structure.invert_start(structure.state.detach())).detach()
+    tolerance = 1e-5 if structure.state.dtype == torch.float32 else 1e-2
+    if not torch.allclose(rebuilt, structure.state.detach(), rtol=tolerance, atol=tolerance * structure.state_scale):
         raise TypeError(f"the first state of {name} is not a scaled rearrangement of its noise")
 
 
-def _check_rows(found: Anatomy, pipe: Any, kwargs: Mapping[str, Any]) -> None:
+def _check_rows(structure: PipelineStructure, pipe: Any, kwargs: Mapping[str, Any]) -> None:
     """Raises TypeError unless the rows of one sample lie side by side in the states of several."""
-    noise = torch.stack([torch.randn(found.noise_shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1)])
+    noise = torch.stack(
+        [torch.randn(structure.noise_shape, generator=torch.Generator().manual_seed(k)) for k in (0, 1)]
+    )
 
-    def on_step(step: seams.Step) -> None:
-        raise seams.Stop(step.sample)
+    def on_step(step: seams.SchedulerStep) -> None:
+        raise seams.LeavePipeline(step.sample)
 
-    served = iter([noise])
+    noises = iter([noise])
     with torch.no_grad():
-        state = seams.run(pipe, kwargs, on_draw=lambda drawn: next(served, drawn).to(drawn), on_step=on_step)
-    wanted = found.start(noise.to(found.noise.device)).detach()
-    if state.shape != wanted.flatten(0, 1).shape or not torch.equal(found.rows(state), wanted):
+        state = seams.run_pipeline(pipe, kwargs, on_draw=lambda eps: next(noises, eps).to(eps), on_step=on_step)
+    expected = structure.start(noise.to(structure.noise.device)).detach()
+    if state.shape != expected.flatten(0, 1).shape or not torch.equal(structure.group_rows(state), expected):
         raise TypeError(
             f"{type(pipe).__name__} folds other dimensions into the batch of its states {tuple(state.shape)}, and not "
             "sample by sample"

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_map
 
 from pipelines import seams, sharding
-from pipelines.adapters import Adapters, Lora, here, strip
+from pipelines.adapters import Adapters, Lora, copy_to_cpu, strip_lora
 from pipelines.policy import Policy
-from pipelines.processes import world
+from pipelines.processes import join_processes
 from workbench.core.types import BadInput
 
 EMA = "ema"
@@ -28,19 +28,20 @@ COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes
 class TrainablePolicy(Policy):
     """A Policy with LoRA on all of its denoisers, or with their weights to train.
 
-    The frozen weights keep their dtype and the adapters are float32, so nothing needs autocast; float16 weights get a loss
-    scaler. The modules stay in eval mode: a step sampled and the same step scored are the same to the last bit as long as
-    they have the same rows.
+    The frozen weights keep their dtype and the adapters are float32, so nothing needs autocast; float16 weights get a
+    loss scaler. The modules stay in eval mode: a step sampled and the same step scored are the same to the last bit
+    as long as they have the same rows.
 
-    `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each update,
-    warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their activations in the
-    backward pass: less memory for about a third more time. `source(parts)` loads the pipeline again, with these parts of
-    it as they are; export asks for it. With `accelerate launch` each process holds the whole policy, and sees its own rows;
-    with `shard`, a part of the weights that are trained, and of all that belongs to them (sharding.py). Then what samples,
-    predicts, steps, saves or exports is done by all processes alike.
+    `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each
+    update, warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their
+    activations in the backward pass: less memory for about a third more time. `source(parts)` loads the pipeline
+    again, with these parts of it as they are; export asks for it. With `accelerate launch` each process holds the
+    whole policy, and sees its own rows; with `shard`, a part of the weights that are trained, and of all that belongs
+    to them (sharding.py). Then what samples, predicts, steps, saves or exports is done by all processes alike.
     """
 
-    scope: Any = None  # what the prompts' memories are kept by, in place of the prompts; the same in all processes
+    # what the prompts' memories are kept by, in place of the prompts; the same in all processes
+    cache_scope: Any = None
 
     def __init__(
         self,
@@ -57,8 +58,10 @@ class TrainablePolicy(Policy):
         super().__init__(pipe, **policy)
         self.clip, self.ema, self.source, self.updates = clip, ema, source, 0
         self.overflows = 0  # gradients in a row that were not finite
-        denoisers = {name: seams.modules(pipe)[name] for name in sorted(self.anatomy.denoisers)}
-        lora, self._world = lora or Lora(), world(self.device)
+        denoisers: dict[str, Any] = {
+            name: seams.named_networks(pipe)[name] for name in sorted(self.structure.denoisers)
+        }
+        lora, self._world = lora or Lora(), join_processes(self.device)
         half = any(p.dtype == torch.float16 for module in denoisers.values() for p in module.parameters())
         if shard and (half or lora.targets != "weights"):
             raise BadInput("shard: is for weights that are trained themselves (targets: weights), in fp32 or bf16")
@@ -81,43 +84,48 @@ class TrainablePolicy(Policy):
         return self.adapters.sharded
 
     @property
-    def scaled(self) -> bool:
+    def has_loss_scaler(self) -> bool:
         """Whether a loss scaler looks for its scale: then gradients may overflow at times."""
         return self._scaler.is_enabled()
 
     @property
-    def leads(self) -> bool:
+    def is_main_process(self) -> bool:
         """Whether this is the process that writes."""
         return self._world.process_index == 0
 
-    def _recall(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
-        return super()._recall(self.scope if self.sharded and self.scope is not None else prompts, guidance)
+    def _prompt_cache(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
+        return super()._prompt_cache(
+            self.cache_scope if self.sharded and self.cache_scope is not None else prompts, guidance
+        )
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside the block this is the policy before training, bit for bit."""
-        return self.adapters.off()
+        return self.adapters.switched_off()
 
     def use(self, name: str) -> AbstractContextManager[None]:
         """Inside the block this is the policy as it was when the copy `name` was taken ("train": as it is)."""
         return self.adapters.use(name)
 
     def merged(self) -> AbstractContextManager[None]:
-        """Inside the block it samples as fast as without adapters: the same samples but for rounding, without gradient."""
+        """Inside the block it samples as fast as without adapters: the same samples but for rounding, without
+        gradient."""
         return self.adapters.merged()
 
-    def keep(self, name: str) -> None:
+    def take_copy(self, name: str) -> None:
         """Take a copy of the policy as it is, under that name."""
-        self.adapters.keep(name)
+        self.adapters.take_copy(name)
 
     def follow(self, name: str, decay: float) -> None:
-        """copy <- decay copy + (1 - decay) policy; a first call takes the copy. DiffusionNFT's old policy, an EMA, ..."""
+        """copy <- decay copy + (1 - decay) policy; a first call takes the copy. DiffusionNFT's old policy, an EMA,
+        ..."""
         self.adapters.follow(name, decay)
 
     def optimizer(self, lr: float, *, eight_bit: bool = False, **settings: Any) -> torch.optim.Optimizer:
-        """AdamW (arXiv:1711.05101) on the adapters; `settings` are its own: betas, eps, weight_decay (here 1e-4 by default).
+        """AdamW (arXiv:1711.05101) on the adapters; `settings` are its own: betas, eps, weight_decay (here 1e-4 by
+        default).
 
-        Starts afresh, but for the first call after load_state_dict, which goes on where that state was, learning rate
-        included. Raises BadInput for eight_bit without bitsandbytes.
+        Starts from nothing, but for the first call after load_state_dict, which goes on where that state was,
+        learning rate included. Raises BadInput for eight_bit without bitsandbytes.
         """
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise BadInput("eight_bit: needs bitsandbytes, which is not installed; install it or use: eight_bit: false")
@@ -128,29 +136,30 @@ class TrainablePolicy(Policy):
         else:
             from torch.optim import AdamW as Adam
         self._optimizer = Adam(self.adapters.parameters, lr=lr, **{"weight_decay": 1e-4, **settings})
-        self._go_on()
+        self._resume_optimizer()
         return self._optimizer
 
-    def _go_on(self) -> None:
+    def _resume_optimizer(self) -> None:
         if self._optimizer is not None and self._resumed is not None:
             self._optimizer.load_state_dict(self._resumed)
             self._resumed = None
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of loss [] to what has gathered since the last update: several calls are one larger batch, whose
-        losses the caller weighs."""
+        """Add the gradient of loss [] to what has gathered since the last update: several calls are one larger batch,
+        whose losses the caller weighs."""
         self._scaler.scale(loss).backward()
 
     def update(self) -> float:
-        """One step of the optimiser on the gathered gradients, clipped; returns their norm before clipping, averaged over
-        processes first. NaN: a gradient was not finite, and the step was skipped. 0: there was no gradient to step on."""
+        """One step of the optimiser on the gathered gradients, clipped; returns their norm before clipping, averaged
+        over processes first. NaN: a gradient was not finite, and the step was skipped. 0: there was no gradient to
+        step on."""
         if self._optimizer is None:
             raise RuntimeError("update() before optimizer(lr): there is nothing to step with")
-        self._average()
+        self._average_gradients()
         if all(p.grad is None for p in self.adapters.parameters):
             return 0.0
         self._scaler.unscale_(self._optimizer)
-        clip = sharding.clip if self.sharded else nn.utils.clip_grad_norm_
+        clip = sharding.clip_grad_norm if self.sharded else nn.utils.clip_grad_norm_
         norm = float(clip(self.adapters.parameters, self.clip or math.inf))
         finite = math.isfinite(norm)
         if finite:
@@ -165,10 +174,10 @@ class TrainablePolicy(Policy):
             self.follow(EMA, min((1 + self.updates) / (10 + self.updates), self.ema))
         return norm
 
-    def _average(self) -> None:
-        """Mean gradient over processes. A forward pass here is a pipeline's whole call, not that of one wrapped module, so
-        DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them is as good. Those of
-        shards come averaged out of the backward pass."""
+    def _average_gradients(self) -> None:
+        """Mean gradient over processes. A forward pass here is a pipeline's whole call, not that of one wrapped
+        module, so DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them
+        is as good. Those of shards come averaged out of the backward pass."""
         if self._world.num_processes == 1 or self.sharded:
             return
         from accelerate.utils import reduce
@@ -181,10 +190,10 @@ class TrainablePolicy(Policy):
         for p, mean, share in zip(params, means, flat[: len(params)].tolist(), strict=True):
             p.grad = mean.view_as(p) if share else None  # the expert that nobody used has no gradient, not a zero one
 
-    def fresh(self) -> Any:
+    def load_base(self) -> Any:
         """The pipeline as it was before training, apart from this one: its denoisers loaded again from where they came
         from, or, where that is not known, copied and stripped of their adapters."""
-        modules = seams.modules(self.pipe)
+        modules = seams.named_networks(self.pipe)
         if self.sharded and self.source is None:
             raise RuntimeError("a sharded policy can't be copied: give it the `source` of its pipeline")
         if self.source is not None:
@@ -192,57 +201,64 @@ class TrainablePolicy(Policy):
         pipe = copy.copy(self.pipe)
         with self.reference():
             for name, module in self.adapters.denoisers.items():
-                setattr(pipe, name, strip(copy.deepcopy(module)))
+                setattr(pipe, name, strip_lora(copy.deepcopy(module)))
         return pipe
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs besides the method's own place: adapters and copies, optimiser, loss scaler, counts,
-        random states of torch and Python. Tensors and plain values: torch.load(weights_only=True) reads it."""
+        """All that an exact resume needs besides the method's own place: adapters and copies, optimiser, loss scaler,
+        counts, random states of torch and Python. Tensors and plain values: torch.load(weights_only=True) reads
+        it."""
         return {
             "lora": asdict(self.adapters.lora),
             "adapters": self.adapters.state_dict(),
             "scaler": self._scaler.state_dict(),
             "random": {
                 "torch": torch.get_rng_state(),
-                "cuda": torch.cuda.get_rng_state(self.device) if self._cuda else None,
+                "cuda": torch.cuda.get_rng_state(self.device) if self._cuda_devices else None,
                 "python": random.getstate(),
             },
-        } | self.learner()
+        } | self.learner_state()
 
-    def learner(self) -> dict[str, Any]:
-        """What of its state is not shared with a `sibling`: optimiser and counts."""
-        kept = self._optimizer.state_dict() if self._optimizer else self._resumed
-        kept = sharding.whole(kept) if self.sharded else tree_map(lambda v: here(v) if torch.is_tensor(v) else v, kept)
+    def learner_state(self) -> dict[str, Any]:
+        """What of its state is not shared with a policy made by `as_sibling`: optimiser and counts."""
+        optimizer_state = self._optimizer.state_dict() if self._optimizer else self._resumed
+        optimizer_state = (
+            sharding.gather_full(optimizer_state)
+            if self.sharded
+            else tree_map(lambda v: copy_to_cpu(v) if torch.is_tensor(v) else v, optimizer_state)
+        )
         return {
-            "optimizer": kept,
+            "optimizer": optimizer_state,
             "counts": {key: getattr(self, key) for key in COUNTS},
         }
 
-    def load_learner(self, state: Mapping[str, Any]) -> None:
-        kept, parameters = state["optimizer"], self.adapters.parameters
-        if self.sharded and kept is not None:
-            own = {n: sharding.parts(values, parameters[n]) for n, values in kept["state"].items()}
-            kept = {**kept, "state": own}
-        self._resumed = kept if self.sharded else copy.deepcopy(kept)
-        self._go_on()
+    def load_learner_state(self, state: Mapping[str, Any]) -> None:
+        optimizer_state, parameters = state["optimizer"], self.adapters.parameters
+        if self.sharded and optimizer_state is not None:
+            local_state = {
+                n: sharding.take_state_parts(values, parameters[n]) for n, values in optimizer_state["state"].items()
+            }
+            optimizer_state = {**optimizer_state, "state": local_state}
+        self._resumed = optimizer_state if self.sharded else copy.deepcopy(optimizer_state)
+        self._resume_optimizer()
         for key in COUNTS:
             setattr(self, key, state["counts"][key])
 
-    def afresh(self) -> None:
+    def reset_optimizer(self) -> None:
         """Forget the optimiser, gradients that wait for it, and all copies but the average."""
         self._optimizer = self._resumed = None
         for p in self.adapters.parameters:
             p.grad = None
-        self.adapters.forget({EMA})
+        self.adapters.drop_copies({EMA})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from `state`. Raises BadInput if it is that of another LoRA or another pipeline."""
         if dict(state["lora"]) != asdict(self.adapters.lora):
             raise BadInput(f"this state was trained with {state['lora']}, this policy has {asdict(self.adapters.lora)}")
         self.adapters.load_state_dict(state["adapters"])
-        self.load_learner(state)
+        self.load_learner_state(state)
         self._scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["random"]["torch"].cpu())
-        if self._cuda and state["random"]["cuda"] is not None:
+        if self._cuda_devices and state["random"]["cuda"] is not None:
             torch.cuda.set_rng_state(state["random"]["cuda"].cpu(), self.device)
         random.setstate(state["random"]["python"])

@@ -1,7 +1,8 @@
 """Gaussian steps p(x_{i+1} | x_i) in place of a scheduler's own: what steering and policy gradients need.
 
-A kernel is first order and Markov whatever the scheduler is: it replaces the step of a multistep solver (DPM-Solver++, UniPC)
-and does not reproduce it. Levels (a, s) now and (a', s') next are those of schedule.py; the last step, s' = 0, is deterministic.
+A kernel is first order and Markov whatever the scheduler is: it replaces the step of a multistep solver
+(DPM-Solver++, UniPC) and does not reproduce it. Levels (a, s) now and (a', s') next are those of schedule.py; the
+last step, s' = 0, is deterministic.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from workbench.core.types import BadInput, Transition
 
-from .schedule import Level, clean, noise
+from .schedule import NoiseLevel, predict_eps, predict_x0
 
 
 @dataclass(frozen=True)
@@ -28,10 +29,10 @@ class Ancestral:
     eta: float = 1.0
     name: ClassVar[str] = "ancestral"
 
-    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
-        kept = n.a * n.s_next / (n.a_next * n.s) if n.s_next else 0.0
-        var = (self.eta * n.s_next) ** 2 * max(1 - kept**2, 0.0)
-        return _mixture(n, x, out, var)
+    def __call__(self, n: NoiseLevel, x: Tensor, out: Tensor) -> Transition:
+        ratio = n.a * n.s_next / (n.a_next * n.s) if n.s_next else 0.0
+        var = (self.eta * n.s_next) ** 2 * max(1 - ratio**2, 0.0)
+        return _step_to_next_level(n, x, out, var)
 
 
 @dataclass(frozen=True)
@@ -44,25 +45,25 @@ class CPS:
     eta: float = 0.8
     name: ClassVar[str] = "cps"
 
-    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
-        return _mixture(n, x, out, (n.s_next * math.sin(self.eta * math.pi / 2)) ** 2)
+    def __call__(self, n: NoiseLevel, x: Tensor, out: Tensor) -> Transition:
+        return _step_to_next_level(n, x, out, (n.s_next * math.sin(self.eta * math.pi / 2)) ** 2)
 
 
 @dataclass(frozen=True)
 class FlowSDE:
     """Euler-Maruyama on the SDE with the flow's marginals (Flow-GRPO, arXiv:2505.05470, Eq. 9). Flow matching only.
 
-    g = eta sqrt(s / (1 - s)), where s = 1 (or above .99, where some schedules start) is replaced in the denominator by the next
-    level, as its authors do.
+    g = eta sqrt(s / (1 - s)), where s = 1 (or above .99, where some schedules start) is replaced in the denominator
+    by the next level, as its authors do.
     """
 
     eta: float = 0.7
     name: ClassVar[str] = "flow-sde"
 
-    def __call__(self, n: Level, x: Tensor, out: Tensor) -> Transition:
-        if not n.flow:
+    def __call__(self, n: NoiseLevel, x: Tensor, out: Tensor) -> Transition:
+        if not n.is_flow:
             raise TypeError("the flow-sde kernel needs flow matching (a = 1 - s); use: ancestral")
-        x0, eps = clean(n, x, out), noise(n, x, out)
+        x0, eps = predict_x0(n, x, out), predict_eps(n, x, out)
         if not n.s_next:
             return Transition(x0, torch.zeros((), device=x.device), x0)
         g2, dt = self.eta**2 * n.s / (1 - min(n.s, n.s_next if n.s > 0.99 else n.s)), n.s_next - n.s
@@ -74,16 +75,16 @@ Kernel = Ancestral | CPS | FlowSDE
 KERNELS = {kind.name: kind for kind in (Ancestral, CPS, FlowSDE)}
 
 
-def kernel(name: str, eta: float | None = None) -> Kernel:
+def make_kernel(name: str, eta: float | None = None) -> Kernel:
     if name not in KERNELS:
         raise BadInput(f"kernel: {name!r} is not known; known: {', '.join(KERNELS)}")
     return KERNELS[name]() if eta is None else KERNELS[name](eta)
 
 
-def _mixture(n: Level, x: Tensor, out: Tensor, var: float) -> Transition:
+def _step_to_next_level(n: NoiseLevel, x: Tensor, out: Tensor, var: float) -> Transition:
     """N(a' x0 + sqrt(s'^2 - var) eps, var): the signal and the noise of x_{i+1} are on schedule for any var <= s'^2."""
-    x0 = clean(n, x, out)
+    x0 = predict_x0(n, x, out)
     mean = n.a_next * x0
     if n.s_next:
-        mean = mean + math.sqrt(max(n.s_next**2 - var, 0.0)) * noise(n, x, out)
+        mean = mean + math.sqrt(max(n.s_next**2 - var, 0.0)) * predict_eps(n, x, out)
     return Transition(mean, torch.tensor(math.sqrt(var), device=x.device), x0)

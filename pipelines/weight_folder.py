@@ -1,4 +1,4 @@
-"""A folder of weights, looked through before anything loads it: standard library only."""
+"""A folder of weights, checked before anything is loaded from it: standard library only."""
 
 from __future__ import annotations
 
@@ -11,24 +11,25 @@ from workbench.core.types import BadInput
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 
 
-def class_in(folder: Path) -> str:
+def read_pipeline_class(folder: Path) -> str:
     """The pipeline class that a folder's model_index.json names. Raises BadInput where there is none."""
-    return _index(folder)["_class_name"]
+    return _read_index(folder)["_class_name"]
 
 
 def component_class(folder: Path, name: str) -> str | None:
     """The class of one component in model_index.json, or None where it has no such component."""
-    entry = _index(folder).get(name)
+    entry = _read_index(folder).get(name)
     return entry[1] if isinstance(entry, list) else None
 
 
-def check(folder: Path, cls: str, replaced: Collection[str] = (), optional: Collection[str] = ()) -> None:
+def check_folder(folder: Path, cls: str, replaced: Collection[str] = (), optional: Collection[str] = ()) -> None:
     """Raises BadInput, naming the file, unless `folder` holds a whole pipeline of class `cls` in safetensors.
 
-    Components in `replaced` come from elsewhere and are not looked at; with one that the folder has no place for, it may hold
-    a pipeline of another class (AnimateDiff's is Stable Diffusion and a motion adapter). Those in `optional` the class makes itself where it finds none.
+    Components in `replaced` come from elsewhere and are not checked; with one that the folder has no place for, it
+    may hold a pipeline of another class (AnimateDiff's is Stable Diffusion and a motion adapter). Those in `optional`
+    the class makes itself where it finds none.
     """
-    index = _index(folder)
+    index = _read_index(folder)
     if index["_class_name"] != cls and not set(replaced) - set(index):
         raise BadInput(f"{folder}: holds a {index['_class_name']}, but the config says class: {cls}")
     for name, entry in index.items():
@@ -55,7 +56,7 @@ def check_weights(part: Path) -> None:
             )
         raise BadInput(f"{part}: no weights (*.safetensors) in this folder")
     for index in part.glob("*.safetensors.index.json"):
-        for shard in sorted(set(_json(index).get("weight_map", {}).values())):
+        for shard in sorted(set(_read_json(index).get("weight_map", {}).values())):
             if not (part / shard).is_file():
                 raise BadInput(f"{part / shard}: this shard is missing; download the folder again")
     for file in files:
@@ -78,22 +79,22 @@ def check_file(file: Path) -> None:
         raise BadInput(f"{file}: {size} bytes where its header promises {8 + length + end}; download it again")
 
 
-def _index(folder: Path) -> dict:
+def _read_index(folder: Path) -> dict:
     if not folder.is_dir():
         raise BadInput(f"{folder}: no such folder")
     if not (folder / "model_index.json").is_file():
         raise BadInput(f"{folder}: no model_index.json, so this is not the folder of a diffusers pipeline")
-    index = _json(folder / "model_index.json")
+    index = _read_json(folder / "model_index.json")
     if not isinstance(index.get("_class_name"), str):
         raise BadInput(f"{folder / 'model_index.json'}: names no pipeline class (_class_name)")
     return index
 
 
-def _json(file: Path) -> dict:
+def _read_json(file: Path) -> dict:
     try:
-        found = json.loads(file.read_text(encoding="utf-8"))
+        value = json.loads(file.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
         raise BadInput(f"{file}: not valid JSON ({error})") from error
-    if not isinstance(found, dict):
+    if not isinstance(value, dict):
         raise BadInput(f"{file}: expected a JSON object")
-    return found
+    return value

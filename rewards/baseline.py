@@ -1,6 +1,7 @@
 """What the un-aligned model scores on each prompt: measured once, kept in a file, the yardstick of the transforms.
 
-Named in a config by a run's folder, whose contestant `base` is taken, or by a JSON file that `Base.write` made:
+Named in a config by a run's folder, whose contestant `base` is taken, or by a JSON file that `BaselineScores.write`
+made:
     {"rewards": {"clip": {"version": "ViT-L-14", "scores": {"a red circle": [0.21, 0.24]}}}}
 """
 
@@ -19,21 +20,21 @@ import torch
 from torch import Tensor
 
 from workbench.core.paths import write_atomic
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput, Media
 
 BASE = "base"  # the contestant of a run that is the un-aligned model
 
 
 @dataclass(frozen=True, eq=False)
-class Base:
+class BaselineScores:
     """Base scores, reward -> prompt -> one score a sample, none of them NaN; and the version of each reward."""
 
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     versions: Mapping[str, str] = field(default_factory=dict)
 
     @staticmethod
-    def read(source: str | Path) -> Base:
+    def read(source: str | Path) -> BaselineScores:
         """From a file or a run's folder; read anew when it changed. Raises BadInput, naming it."""
         path = Path(source).expanduser()
         file = path / "events.jsonl" if path.is_dir() else path
@@ -41,17 +42,17 @@ class Base:
             stamp = file.stat()
         except OSError:
             raise BadInput(f"no base scores at {path}; give a run's folder or a file of base scores") from None
-        return _read(path, file, (stamp.st_mtime_ns, stamp.st_size))
+        return _read_cached(path, file, (stamp.st_mtime_ns, stamp.st_size))
 
     @staticmethod
     @torch.no_grad()
-    def measure(reward: Any, samples: Iterable[tuple[Media, Sequence[str]]]) -> Base:
-        """Score what the un-aligned model made, batch by batch, with every component of `reward`, a Weighted."""
-        found: dict[str, dict[str, list[float]]] = {name: {} for name in reward.rewards}
+    def measure(reward: Any, samples: Iterable[tuple[Media, Sequence[str]]]) -> BaselineScores:
+        """Score what the un-aligned model made, batch by batch, with every component of `reward`, a WeightedReward."""
+        scores: dict[str, dict[str, list[float]]] = {name: {} for name in reward.rewards}
         for media, prompts in samples:
             for name, values in reward.breakdown(media=media, prompts=prompts).items():
-                _add(found[name], prompts, values.tolist())
-        return Base(found, {name: part.spec.version for name, part in reward.rewards.items()})
+                _add_scores(scores[name], prompts, values.tolist())
+        return BaselineScores(scores, {name: part.spec.version for name, part in reward.rewards.items()})
 
     def write(self, path: str | Path) -> None:
         """The whole file or none of it."""
@@ -64,14 +65,14 @@ class Base:
     def check(self, name: str, version: str, where: str) -> None:
         """Raises BadInput unless it holds scores of reward `name`, and of this version where it knows one."""
         if not any(self.scores.get(name, {}).values()):
-            raise BadInput(f"{where}: no base scores of reward {name!r}; {nearest(name, self.scores)}")
+            raise BadInput(f"{where}: no base scores of reward {name!r}; {suggest_nearest(name, self.scores)}")
         if self.versions.get(name, version) != version:
             raise BadInput(
                 f"{where}: the base scores of {name} are of version {self.versions[name]!r}, this one is {version!r}; "
                 "measure the base again"
             )
 
-    def of(self, name: str, prompt: str, pooled: bool = False) -> Tensor:
+    def for_prompt(self, name: str, prompt: str, pooled: bool = False) -> Tensor:
         """float64 [M]: the scores of this prompt. One without any takes those of all prompts if `pooled`, and raises
         BadInput otherwise."""
         if values := self.scores[name].get(prompt):
@@ -79,7 +80,8 @@ class Base:
         if pooled:
             return self.pool[name]
         raise BadInput(
-            f"no base scores of {name} for the prompt {prompt!r}; measure it, or set `pooled: true` to use all prompts' scores"
+            f"no base scores of {name} for the prompt {prompt!r}; measure it, or set `pooled: true` "
+            "to use all prompts' scores"
         )
 
     @functools.cached_property
@@ -91,13 +93,13 @@ class Base:
 
     @functools.cached_property
     def spread(self) -> dict[str, float]:
-        """reward -> standard deviation between samples of one prompt, pooled over prompts; 0 where no prompt has two."""
-        found = {}
+        """reward -> standard deviation between samples of a prompt, pooled over prompts; 0 where no prompt has two."""
+        spread = {}
         for name, prompts in self.scores.items():
             rows = [torch.tensor(v, dtype=torch.float64) for v in prompts.values() if len(v) > 1]
             square = sum(float((r - r.mean()).square().sum()) for r in rows)
-            found[name] = math.sqrt(square / max(sum(len(r) - 1 for r in rows), 1))
-        return found
+            spread[name] = math.sqrt(square / max(sum(len(r) - 1 for r in rows), 1))
+        return spread
 
     @functools.cached_property
     def version(self) -> str:
@@ -107,37 +109,37 @@ class Base:
 
 
 @functools.lru_cache(8)
-def _read(path: Path, file: Path, stamp: tuple[int, int]) -> Base:
+def _read_cached(path: Path, file: Path, stamp: tuple[int, int]) -> BaselineScores:
     try:
         text = file.read_text(encoding="utf-8")
-        return _of_run(path, text) if path.is_dir() else _of_file(json.loads(text))
+        return _from_run(path, text) if path.is_dir() else _from_file(json.loads(text))
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
         raise BadInput(f"{file} holds no base scores; give a run's folder or a file of base scores") from None
 
 
-def _of_file(value: dict) -> Base:
+def _from_file(value: dict) -> BaselineScores:
     rewards = value["rewards"]
-    found: dict[str, dict[str, list[float]]] = {name: {} for name in rewards}
+    scores: dict[str, dict[str, list[float]]] = {name: {} for name in rewards}
     for name, part in rewards.items():
         for prompt, values in part["scores"].items():
-            _add(found[name], [prompt] * len(values), values)
-    return Base(found, {name: part["version"] for name, part in rewards.items() if part.get("version")})
+            _add_scores(scores[name], [prompt] * len(values), values)
+    return BaselineScores(scores, {name: part["version"] for name, part in rewards.items() if part.get("version")})
 
 
-def _of_run(path: Path, log: str) -> Base:
+def _from_run(path: Path, log: str) -> BaselineScores:
     events = [json.loads(line) for line in log.split("\n")[:-1] if line]
     if not (finals := [e for e in events if e.get("final") and e["contestant"] == BASE]):
         raise BadInput(f"{path}: this run has no finished contestant {BASE!r}, whose scores would be the base scores")
-    found: dict[str, dict[str, list[float]]] = {}
+    scores: dict[str, dict[str, list[float]]] = {}
     for sample in (s for e in finals for s in e["samples"]):
         for name, score in sample["scores"].items():
-            _add(found.setdefault(name, {}), [sample["prompt"]], [score])
-    return Base(found, json.loads((path / "run.json").read_text(encoding="utf-8")).get("rewards", {}))
+            _add_scores(scores.setdefault(name, {}), [sample["prompt"]], [score])
+    return BaselineScores(scores, json.loads((path / "run.json").read_text(encoding="utf-8")).get("rewards", {}))
 
 
-def _add(scores: dict[str, list[float]], prompts: Sequence[str], values: Iterable[float | None]) -> None:
+def _add_scores(scores: dict[str, list[float]], prompts: Sequence[str], values: Iterable[float | None]) -> None:
     for prompt, value in zip(prompts, values, strict=True):
         if value is not None and math.isfinite(value):
             scores.setdefault(prompt, []).append(float(value))

@@ -40,7 +40,7 @@ class Mean(Sum):
 
     shape = Typical
 
-    def __call__(self, values, weights, prompts):
+    def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
         return (weights[:, None] * values).sum(0) / weights.sum()
 
 
@@ -51,7 +51,7 @@ class Worst(Sum):
     weighted = False
     shape = Typical
 
-    def __call__(self, values, weights, prompts):
+    def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
         return values.min(0).values
 
 
@@ -64,13 +64,13 @@ class Lower(Sum):
 
     shape = Typical
 
-    def __call__(self, values, weights, prompts):
+    def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
         share = (weights / weights.sum())[:, None]
         mean = (share * values).sum(0)
         variance = (share * (values - mean).square()).sum(0)
-        apart = variance > 0
+        differs = variance > 0
         # The root has no slope at 0: where all agree the deviation is left out of the graph.
-        return mean - self.k * torch.where(apart, variance, 1.0).sqrt() * apart
+        return mean - self.k * torch.where(differs, variance, 1.0).sqrt() * differs
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ class Harmonic(Sum):
 
     shape = Cosine
 
-    def __call__(self, values, weights, prompts):
+    def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
         return weights.sum() / (weights[:, None] / values.clamp(min=TINY)).sum(0)
 
 

@@ -9,34 +9,36 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from .transforms import Raw, Typical, groups
+from .transforms import Raw, Typical, same_prompt
 
 
-def dominates(values: Tensor) -> Tensor:
+def dominance_matrix(values: Tensor) -> Tensor:
     """bool [B,B]: whether i is at least as good as j in all K rewards and better in one. values: [K,B]. NaN neither
     dominates nor is dominated."""
     ours, theirs = values[:, :, None], values[:, None, :]
     return (ours >= theirs).all(0) & (ours > theirs).any(0)
 
 
-def fronts(values: Tensor, same: Tensor | None = None) -> Tensor:
+def pareto_fronts(values: Tensor, same: Tensor | None = None) -> Tensor:
     """int64 [B]: 0 for the samples that none dominates, 1 for those that only these dominate, and so on; -1 for NaN.
 
     values: [K,B]. same: bool [B,B], which samples compete with each other; all by default.
     """
-    beaten_by = dominates(values).T if same is None else dominates(values).T & same  # [j,i]: i dominates j
+    beaten_by = (
+        dominance_matrix(values).T if same is None else dominance_matrix(values).T & same
+    )  # [j,i]: i dominates j
     front = torch.full((values.shape[1],), -1, device=values.device)
-    left, number = ~values.isnan().any(0), 0
-    while left.any():
-        top = left & ~(beaten_by & left).any(1)
+    remaining, number = ~values.isnan().any(0), 0
+    while remaining.any():
+        top = remaining & ~(beaten_by & remaining).any(1)
         front[top] = number
-        left, number = left & ~top, number + 1
+        remaining, number = remaining & ~top, number + 1
     return front
 
 
-def crowding(values: Tensor) -> Tensor:
-    """[B]: crowding distance of NSGA-II (doi:10.1109/4235.996017, section III-B) among the samples of one front: the sum
-    over rewards of the gap between a sample's neighbours, in shares of the front's range; inf at either end.
+def crowding_distance(values: Tensor) -> Tensor:
+    """[B]: crowding distance of NSGA-II (doi:10.1109/4235.996017, section III-B) among the samples of one front: the
+    sum over rewards of the gap between a sample's neighbours, in shares of the front's range; inf at either end.
 
     values: [K,B] without NaN.
     """
@@ -61,21 +63,22 @@ class Pareto:
     shape: ClassVar[type] = Raw
 
     def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
-        values, same = values.detach(), groups(prompts).to(values.device)
-        front = fronts(values, same)
+        values, same = values.detach(), same_prompt(prompts).to(values.device)
+        front = pareto_fronts(values, same)
         score = torch.full(front.shape, torch.nan, dtype=torch.float64, device=values.device)
         for i in range(len(front)):
             if front[i] >= 0 and score[i].isnan():
                 rows = same[i] & (front == front[i])
-                apart = crowding(values[:, rows])
-                score[rows] = -front[i] + 0.5 * torch.where(apart.isinf(), 1.0, apart / (1 + apart))
+                spacing = crowding_distance(values[:, rows])
+                score[rows] = -front[i] + 0.5 * torch.where(spacing.isinf(), 1.0, spacing / (1 + spacing))
         return score.to(values.dtype)
 
 
 @dataclass(frozen=True)
 class Parrot:
     """Parrot's batch-wise selection (arXiv:2401.05675): non-dominated samples of a prompt get the weighted sum of their
-    rewards, the others 0. Each reward counts from the lowest of its prompt, so that 0 is never more than a front's prize.
+    rewards, the others 0. Each reward counts from the lowest of its prompt, so that 0 is never more than a front's
+    prize.
 
     With few samples and many rewards hardly any is dominated: take 64 a prompt, or two or three rewards.
     """
@@ -86,8 +89,8 @@ class Parrot:
     shape: ClassVar[type] = Typical
 
     def __call__(self, values: Tensor, weights: Tensor, prompts: Sequence[str]) -> Tensor:
-        values, same = values.detach(), groups(prompts).to(values.device)
-        there = ~values.isnan().any(0)  # [B]
-        lowest = values.masked_fill(~there, torch.inf).unsqueeze(1).masked_fill(~same, torch.inf).amin(2)  # [K,B]
+        values, same = values.detach(), same_prompt(prompts).to(values.device)
+        is_valid = ~values.isnan().any(0)  # [B]
+        lowest = values.masked_fill(~is_valid, torch.inf).unsqueeze(1).masked_fill(~same, torch.inf).amin(2)  # [K,B]
         prize = (weights[:, None] * (values - lowest)).sum(0)
-        return torch.where(fronts(values, same) == 0, prize, 0.0).masked_fill(~there, torch.nan)
+        return torch.where(pareto_fronts(values, same) == 0, prize, 0.0).masked_fill(~is_valid, torch.nan)

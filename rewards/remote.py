@@ -17,12 +17,15 @@ import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
 from workbench.core.types import AtLeast, BadInput, Media, Natural, RewardSpec
+
+if TYPE_CHECKING:
+    import httpx
 
 log = logging.getLogger(__name__)
 TOKEN = "WORKBENCH_TOKEN"  # the environment variable that holds the secret, on both sides
@@ -30,7 +33,7 @@ PAUSE = 0.5  # seconds before the first retry; doubled for each further one
 
 
 @dataclass(frozen=True)
-class Answer:
+class RemoteScores:
     """What a server said of one batch."""
 
     scores: dict[str, Tensor]  # reward name -> float32 [B] (scope set: []) on the media's device
@@ -68,19 +71,21 @@ class Remote:
         import httpx
 
         try:
-            reply = self._client().get("/rewards")
+            reply = self._authorised_client().get("/rewards")
         except httpx.HTTPError as error:
-            told = f"{self.url} doesn't answer ({_why(error)}); start it: workbench serve-rewards --reward NAME"
-            raise BadInput(f"remote: {told}") from None
+            message = (
+                f"{self.url} doesn't answer ({_describe_error(error)}); start it: workbench serve-rewards --reward NAME"
+            )
+            raise BadInput(f"remote: {message}") from None
         if reply.status_code != 200:
-            raise BadInput(f"remote: {self.url} says: {_told(reply)}")
+            raise BadInput(f"remote: {self.url} says: {_error_text(reply)}")
         try:
-            served = {name: read_spec(said) for name, said in reply.json()["rewards"].items()}
+            specs = {name: spec_from_json(fields) for name, fields in reply.json()["rewards"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadInput(f"remote: what answers at {self.url} is no reward server") from None
-        if missing := [name for name in self.names if name not in served]:
-            raise BadInput(f"remote: {self.url} serves {', '.join(served)}, not {missing[0]}")
-        object.__setattr__(self, "spec", self._joint([served[name] for name in self.names]))
+        if absent := [name for name in self.names if name not in specs]:
+            raise BadInput(f"remote: {self.url} serves {', '.join(specs)}, not {absent[0]}")
+        object.__setattr__(self, "spec", self._joint_spec([specs[name] for name in self.names]))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         answer = self.submit(media=media, prompts=prompts, references=references).result()
@@ -89,7 +94,7 @@ class Remote:
         weights = self.weights or (1.0,) * len(self.names)
         return sum(weight * answer.scores[name] for weight, name in zip(weights, self.names, strict=True))
 
-    def submit(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Future[Answer]:
+    def submit(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Future[RemoteScores]:
         """Asks for all `names` in the background. The media are copied first: they may change as soon as this returns.
 
         The future raises BadInput for a question that the server refuses.
@@ -99,49 +104,49 @@ class Remote:
         if references is not None:
             arrays["references"] = references.data.detach().to("cpu", kind, copy=True).numpy()
         ask = {"modality": media.modality, "rate": media.rate, "prompts": [*prompts], "rewards": self.names}
-        return _pool().submit(self._ask, ask, arrays, media.data.device)
+        return _thread_pool().submit(self._post_batch, ask, arrays, media.data.device)
 
-    def _ask(self, ask: Mapping[str, Any], arrays: Mapping[str, Any], device: torch.device) -> Answer:
+    def _post_batch(self, ask: Mapping[str, Any], arrays: Mapping[str, Any], device: torch.device) -> RemoteScores:
         import httpx
 
-        body, why = pack(ask, arrays), ""
+        body, reason = pack_request(ask, arrays), ""
         for attempt in range(self.retries + 1):
             if attempt:
                 time.sleep(PAUSE * 2 ** (attempt - 1))
             try:
-                reply = self._client().post("/score", content=body)
+                reply = self._authorised_client().post("/score", content=body)
             except httpx.HTTPError as error:
-                why = _why(error)
+                reason = _describe_error(error)
                 continue
             if 400 <= reply.status_code < 500:
-                raise BadInput(f"remote: {self.url} says: {_told(reply)}")
+                raise BadInput(f"remote: {self.url} says: {_error_text(reply)}")
             if reply.status_code == 200:
-                return self._answer(reply, len(arrays["data"]), device)
-            why = _told(reply)
-        return self._answer(None, len(arrays["data"]), device, why)
+                return self._read_answer(reply, len(arrays["data"]), device)
+            reason = _error_text(reply)
+        return self._read_answer(None, len(arrays["data"]), device, reason)
 
-    def _answer(self, reply: Any, n: int, device: torch.device, why: str = "") -> Answer:
+    def _read_answer(self, reply: httpx.Response | None, n: int, device: torch.device, why: str = "") -> RemoteScores:
         """NaN with a reason for every reward that has no sound score in the reply."""
         shape = () if self.spec.scope == "set" else (n,)
         try:
-            said = reply.json() if reply else {"scores": {}, "reasons": {}}
-            told, reasons = said["scores"], {str(k): str(v) for k, v in said["reasons"].items()}
+            answer = reply.json() if reply else {"scores": {}, "reasons": {}}
+            values, reasons = answer["scores"], {str(k): str(v) for k, v in answer["reasons"].items()}
         except (ValueError, KeyError, TypeError, AttributeError):
-            told, reasons, why = {}, {}, "the answer can't be read"
+            values, reasons, why = {}, {}, "the answer can't be read"
         scores = {}
         for name in self.names:
-            scores[name] = _numbers(told.get(name), shape).to(device)
+            scores[name] = _read_numbers(values.get(name), shape).to(device)
             if scores[name].isnan().all() and name not in reasons:
                 reasons[name] = why or "the server gave no number"
-        return Answer(scores, {name: reasons[name] for name in self.names if name in reasons})
+        return RemoteScores(scores, {name: reasons[name] for name in self.names if name in reasons})
 
-    def _client(self):
+    def _authorised_client(self) -> httpx.Client:
         token = os.environ.get(self.token_env, "")
         if not token.isascii() or not token:
             raise BadInput(f"remote: set {self.token_env} to the token that the server at {self.url} printed")
-        return _client(self.url, self.timeout, token)
+        return _cached_client(self.url, self.timeout, token)
 
-    def _joint(self, specs: Sequence[RewardSpec]) -> RewardSpec:
+    def _joint_spec(self, specs: Sequence[RewardSpec]) -> RewardSpec:
         modalities = frozenset.intersection(*(s.modalities for s in specs))
         if not modalities or len({s.scope for s in specs}) > 1:
             raise BadInput(
@@ -160,7 +165,7 @@ class Remote:
         )
 
 
-def pack(ask: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
+def pack_request(ask: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
     import numpy as np
 
     out = io.BytesIO()
@@ -168,38 +173,38 @@ def pack(ask: Mapping[str, Any], arrays: Mapping[str, Any]) -> bytes:
     return out.getvalue()
 
 
-def say_spec(spec: RewardSpec) -> dict[str, Any]:
+def spec_to_json(spec: RewardSpec) -> dict[str, Any]:
     """A spec as JSON can hold it."""
     return {k: sorted(v) if isinstance(v, frozenset) else v for k, v in vars(spec).items()}
 
 
-def read_spec(said: Mapping[str, Any]) -> RewardSpec:
-    as_sets = {k: frozenset(said[k]) for k in ("modalities", "needs")}
-    return RewardSpec(**{**said, **as_sets, "typical": said["typical"] and tuple(said["typical"])})
+def spec_from_json(fields: Mapping[str, Any]) -> RewardSpec:
+    as_sets = {k: frozenset(fields[k]) for k in ("modalities", "needs")}
+    return RewardSpec(**{**fields, **as_sets, "typical": fields["typical"] and tuple(fields["typical"])})
 
 
-def _numbers(values: Any, shape: tuple[int, ...]) -> Tensor:
+def _read_numbers(values: Any, shape: tuple[int, ...]) -> Tensor:
     """float32 of that shape; NaN where the answer holds none, everywhere when it has another shape."""
-    listed = values if isinstance(values, list) else [values]
-    if any(not isinstance(v, (int, float, type(None))) for v in listed):
+    numbers = values if isinstance(values, list) else [values]
+    if any(not isinstance(v, (int, float, type(None))) for v in numbers):
         return torch.full(shape, torch.nan)
-    found = torch.tensor([torch.nan if v is None else v for v in listed], dtype=torch.float32)
-    return found.view(shape) if found.numel() == (shape or (1,))[0] else torch.full(shape, torch.nan)
+    scores = torch.tensor([torch.nan if v is None else v for v in numbers], dtype=torch.float32)
+    return scores.view(shape) if scores.numel() == (shape or (1,))[0] else torch.full(shape, torch.nan)
 
 
-def _told(reply) -> str:
+def _error_text(reply: httpx.Response) -> str:
     try:
         return str(reply.json()["error"])
     except (ValueError, KeyError, TypeError):
         return f"status {reply.status_code}"
 
 
-def _why(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
 
 
 @functools.cache
-def _client(url: str, timeout: float, token: str):
+def _cached_client(url: str, timeout: float, token: str) -> httpx.Client:
     """One pool of connections to a server. No proxies, no netrc: the token goes to `url` and nowhere else."""
     import httpx
 
@@ -207,5 +212,5 @@ def _client(url: str, timeout: float, token: str):
 
 
 @functools.cache
-def _pool() -> ThreadPoolExecutor:
+def _thread_pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(4, thread_name_prefix="remote-reward")

@@ -1,7 +1,8 @@
-"""One reward's scores reshaped, before several are combined: `shape: NAME` or `shape: {how: NAME, ...}` in a reward block.
+"""One reward's scores reshaped, before several are combined:
+`shape: NAME` or `shape: {how: NAME, ...}` in a reward block.
 
-A shape is a frozen dataclass: `check` says what is known to be wrong before anything loads; the call takes scores [B] of
-the reward `name` to scores [B]. NaN stays NaN, and is no other sample's business; the gradient passes where
+A shape is a frozen dataclass: `check` says what is known to be wrong before anything loads; the call takes scores [B]
+of the reward `name` to scores [B]. NaN stays NaN, and is no other sample's business; the gradient passes where
 `differentiable` says so.
 """
 
@@ -15,13 +16,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.baseline import Base
+from rewards.baseline import BaselineScores
 from workbench.core.types import BadInput, Reward, RewardSpec
 
 Scope = Literal["sample", "group"]
 
 
-def hold(scores: Tensor, low: float | None, high: float | None) -> Tensor:
+def clamp_range(scores: Tensor, low: float | None, high: float | None) -> Tensor:
     """[B]: a score held to the range in which it has been seen to be useful (after Constrained RLHF, arXiv:2310.04373).
 
     Outside it the score is constant and its gradient 0, so it stops counting; None leaves that end open.
@@ -29,23 +30,23 @@ def hold(scores: Tensor, low: float | None, high: float | None) -> Tensor:
     return scores if low is None and high is None else scores.clamp(low, high)
 
 
-def groups(prompts: Sequence[str]) -> Tensor:
+def same_prompt(prompts: Sequence[str]) -> Tensor:
     """bool [B,B]: which samples are of one prompt."""
-    known = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
-    number = torch.tensor([known[p] for p in prompts])
+    index = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
+    number = torch.tensor([index[p] for p in prompts])
     return number[:, None] == number
 
 
 def win_rate(scores: Tensor, prompts: Sequence[str]) -> Tensor:
     """[B] in [0,1]: the share of the other samples of its prompt that a sample beats, a tie counting half
     (Pref-GRPO, arXiv:2508.20751); 1/2 for a sample alone."""
-    there = ~scores.isnan()
-    others = groups(prompts).to(scores.device) & there[:, None] & there
+    is_valid = ~scores.isnan()
+    others = same_prompt(prompts).to(scores.device) & is_valid[:, None] & is_valid
     others = others & ~torch.eye(len(scores), dtype=torch.bool, device=scores.device)
     wins = (scores[:, None] > scores).double() + 0.5 * (scores[:, None] == scores).double()
     count = others.sum(1)
     rate = torch.where(count > 0, (wins * others).sum(1) / count.clamp(min=1), 0.5)
-    return rate.masked_fill(~there, torch.nan).to(scores.dtype)
+    return rate.masked_fill(~is_valid, torch.nan).to(scores.dtype)
 
 
 @dataclass(frozen=True)
@@ -67,14 +68,15 @@ class Raw:
 class Typical(Raw):
     """0 to 1 over the range of ordinary generated media that the reward declares (`typical`); needs no base scores."""
 
-    def check(self, rewards, prompts=()):
+    def check(self, rewards: Mapping[str, Reward], prompts: Sequence[str] = ()) -> None:
         for name, reward in rewards.items():
             if reward.spec.typical is None:
                 raise BadInput(
-                    f"shape: {name} declares no typical range; use `z` with base scores, which brings rewards to one scale too"
+                    f"shape: {name} declares no typical range; use `z` with base scores, which brings rewards "
+                    "to one scale too"
                 )
 
-    def __call__(self, scores, *, name, spec, prompts):
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
         low, high = spec.typical
         return (scores - low) / (high - low)
 
@@ -83,7 +85,7 @@ class Typical(Raw):
 class Cosine(Raw):
     """A cosine from [-1,1] to [0,1], (r + 1)/2, as RPO does before its harmonic mean (arXiv:2407.12164)."""
 
-    def check(self, rewards, prompts=()):
+    def check(self, rewards: Mapping[str, Reward], prompts: Sequence[str] = ()) -> None:
         for name, reward in rewards.items():
             low, high = reward.spec.typical or (-1.0, 1.0)
             if low < -1 or high > 1:
@@ -91,7 +93,7 @@ class Cosine(Raw):
                     f"shape: {name} is no cosine: it is typically {low:g} to {high:g}; use `par` or `typical`"
                 )
 
-    def __call__(self, scores, *, name, spec, prompts):
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
         return (scores + 1) / 2
 
 
@@ -102,7 +104,7 @@ class WinRate(Raw):
     differentiable = False
     scope = "group"
 
-    def __call__(self, scores, *, name, spec, prompts):
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
         return win_rate(scores.detach(), prompts)
 
 
@@ -114,24 +116,24 @@ class Z(Raw):
 
     @property
     def version(self) -> str:
-        return Base.read(self.base).version
+        return BaselineScores.read(self.base).version
 
-    def check(self, rewards, prompts=()):
-        base = Base.read(self.base)
+    def check(self, rewards: Mapping[str, Reward], prompts: Sequence[str] = ()) -> None:
+        base = BaselineScores.read(self.base)
         for name, reward in rewards.items():
             base.check(name, reward.spec.version, self.base)
             if len(base.pool[name]) < 2 or base.pool[name].std() == 0:
                 raise BadInput(f"{self.base}: the base scores of {name} don't differ, so they give no scale")
 
-    def __call__(self, scores, *, name, spec, prompts):
-        pool = Base.read(self.base).pool[name]
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
+        pool = BaselineScores.read(self.base).pool[name]
         return (scores - pool.mean().item()) / pool.std().item()
 
 
 @dataclass(frozen=True)
 class LogSigmoid(Raw):
-    """log sigmoid((r - q) / s): what is worse than the base's quantile q of the same prompt weighs, what is better hardly
-    counts. The sum over rewards is the log-probability that all are good at once (arXiv:2402.00742).
+    """log sigmoid((r - q) / s): what is worse than the base's quantile q of the same prompt weighs, what is better
+    hardly counts. The sum over rewards is the log-probability that all are good at once (arXiv:2402.00742).
 
     s is the base's standard deviation within prompts times `temperature`: the paper's rewards are log-odds already.
     """
@@ -145,23 +147,25 @@ class LogSigmoid(Raw):
 
     @property
     def version(self) -> str:
-        return Base.read(self.base).version
+        return BaselineScores.read(self.base).version
 
-    def check(self, rewards, prompts=()):
+    def check(self, rewards: Mapping[str, Reward], prompts: Sequence[str] = ()) -> None:
         if not 0 <= self.quantile <= 1:
             raise BadInput(f"shape.quantile: must be between 0 and 1, got {self.quantile:g}")
         _check_scaled(self, rewards, prompts)
 
-    def __call__(self, scores, *, name, spec, prompts):
-        base = Base.read(self.base)
-        good = torch.stack([base.of(name, p, self.pooled).quantile(self.quantile) for p in prompts]).to(scores)  # [B]
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
+        base = BaselineScores.read(self.base)
+        good = torch.stack([base.for_prompt(name, p, self.pooled).quantile(self.quantile) for p in prompts]).to(
+            scores
+        )  # [B]
         return F.logsigmoid((scores - good) / (base.spread[name] * self.temperature))
 
 
 @dataclass(frozen=True)
 class PAR(Raw):
-    """Preference as reward: mean over the base's samples of the same prompt of sigmoid((r - r_base) / s), the probability
-    to be preferred to the base (arXiv:2502.18770). Bounded; quick growth first, then slow.
+    """Preference as reward: mean over the base's samples of the same prompt of sigmoid((r - r_base) / s), the
+    probability to be preferred to the base (arXiv:2502.18770). Bounded; quick growth first, then slow.
 
     s is the base's standard deviation within prompts times `temperature`: the paper's rewards are log-odds already.
     """
@@ -172,30 +176,31 @@ class PAR(Raw):
 
     @property
     def version(self) -> str:
-        return Base.read(self.base).version
+        return BaselineScores.read(self.base).version
 
-    def check(self, rewards, prompts=()):
+    def check(self, rewards: Mapping[str, Reward], prompts: Sequence[str] = ()) -> None:
         _check_scaled(self, rewards, prompts)
 
-    def __call__(self, scores, *, name, spec, prompts):
-        base = Base.read(self.base)
+    def __call__(self, scores: Tensor, *, name: str, spec: RewardSpec, prompts: Sequence[str]) -> Tensor:
+        base = BaselineScores.read(self.base)
         s = base.spread[name] * self.temperature
-        rivals = [base.of(name, p, self.pooled).to(scores) for p in prompts]  # B of [M]
+        rivals = [base.for_prompt(name, p, self.pooled).to(scores) for p in prompts]  # B of [M]
         return torch.stack([((r - theirs) / s).sigmoid().mean() for r, theirs in zip(scores, rivals, strict=True)])
 
 
 def _check_scaled(shape: LogSigmoid | PAR, rewards: Mapping[str, Reward], prompts: Sequence[str]) -> None:
     if not shape.temperature > 0:
         raise BadInput(f"shape.temperature: must be more than 0, got {shape.temperature:g}")
-    base = Base.read(shape.base)
+    base = BaselineScores.read(shape.base)
     for name, reward in rewards.items():
         base.check(name, reward.spec.version, shape.base)
         if base.spread[name] == 0:
             raise BadInput(
-                f"{shape.base}: the base scores of {name} don't differ within a prompt; measure at least 2 seeds a prompt"
+                f"{shape.base}: the base scores of {name} don't differ within a prompt; measure "
+                "at least 2 seeds a prompt"
             )
         for prompt in prompts:
-            base.of(name, prompt, shape.pooled)
+            base.for_prompt(name, prompt, shape.pooled)
 
 
 SHAPES: dict[str, type] = {

@@ -35,6 +35,24 @@ LONG = (
 )
 
 
+def pytest_addoption(parser):
+    parser.addoption(
+        "--reward",
+        action="append",
+        default=[],
+        metavar="MODULE:CLASS",
+        help="a reward from outside the tree, to be held to the contract of tests/test_rewards.py",
+    )
+
+
+def pytest_configure(config):
+    for path in config.getoption("--reward"):
+        from rewards.registry import REWARDS, find_reward
+
+        reward = find_reward(path, where="--reward")
+        REWARDS[reward.spec.name] = reward
+
+
 def pytest_collection_modifyitems(items):
     place = {name: i for i, name in enumerate(LONG)}
     items.sort(key=lambda item: place.get(item.path.stem, len(LONG)))
@@ -68,7 +86,7 @@ def serve(monkeypatch):
     from rewards.vlm import judge_client
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
-    for cached in (judge_client.client, judge_client.store, judge_client._temporary):
+    for cached in (judge_client.shared_client, judge_client.open_store, judge_client._temporary_folder):
         cached.cache_clear()
     servers = []
 

@@ -1,10 +1,10 @@
-"""A device that is not there, for tests without a GPU: tensors that say they are on it, are computed on the CPU, and refuse what
-a GPU refuses.
+"""A device that is not there, for tests without a GPU: tensors that say they are on it, are computed on the CPU, and
+refuse what a GPU refuses.
 
-Inside `elsewhere()`, whatever is moved to or made on GPU is a `There`: its values lie on the CPU beside it, and every operation,
-those of the backward pass too, is looked at first. One that takes tensors of both devices raises, as CUDA would; a number (a
-tensor without dimensions) may come along, and indices may. What this can't show: memory, speed, kernels' own limits, and
-libraries that ask for CUDA by name.
+Inside `elsewhere()`, whatever is moved to or made on GPU is a `There`: its values lie on the CPU beside it, and every
+operation, those of the backward pass too, is looked at first. One that takes tensors of both devices raises, as CUDA
+would; a number (a tensor without dimensions) may come along, and indices may. What this can't show: memory, speed,
+kernels' own limits, and libraries that ask for CUDA by name.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """A policy whose every law is known in closed form: a flow from noise to a mixture of Gaussians, one number a sample.
 
-The denoiser is the analytic posterior mean E[x0 | x_i], the steps are the kernels of pipelines.transitions, the schedule is
-flow matching's (x_i = (1 - s) x0 + s eps, s = 1 .. 0 in S equal steps). So what a method should sample can be computed on a
-grid and compared with what it does sample. The number is the picture: decode repeats it over three channels, unclamped.
+The denoiser is the analytic posterior mean E[x0 | x_i], the steps are the kernels of pipelines.transitions, the
+schedule is flow matching's (x_i = (1 - s) x0 + s eps, s = 1 .. 0 in S equal steps). So what a method should sample can
+be computed on a grid and compared with what it does sample. The number is the picture: decode repeats it over three
+channels, unclamped.
 """
 
 from __future__ import annotations
@@ -13,15 +14,16 @@ import torch
 from torch import Tensor
 
 from pipelines import schedule
-from pipelines.schedule import Level
+from pipelines.schedule import NoiseLevel
 from pipelines.transitions import Ancestral, Kernel
 from workbench.core.types import Media, Prediction, RewardSpec, Trajectory, Transition
 
 
 class MixturePolicy:
-    """Implements workbench.core.types.Policy. `means`, `stds` and `weights` are those of the components; a prompt that is a
-    digit asks for that component alone, any other for the whole mixture. With kernel None, `sample` is the deterministic
-    flow and `transition` Ancestral(eta=1), as in a real policy. `shape` (C,H,W) gives that many independent numbers."""
+    """Implements workbench.core.types.Policy. `means`, `stds` and `weights` are those of the components; a prompt that
+    is a digit asks for that component alone, any other for the whole mixture. With kernel None, `sample` is the
+    deterministic flow and `transition` Ancestral(eta=1), as in a real policy. `shape` (C,H,W) gives that many
+    independent numbers."""
 
     modality, rate, provides = "image", 0.0, frozenset({"latents", "stochastic"})
 
@@ -39,7 +41,7 @@ class MixturePolicy:
         self.means, self.stds, self.weights = torch.tensor(means), torch.tensor(stds), torch.tensor(weights)
         self.steps, self.kernel, self.shape, self.guidance, self.nfe = steps, kernel, shape, guidance, 0
         s = torch.linspace(1, 0, steps + 1, dtype=torch.float64).tolist()
-        self.levels = [Level(1 - p, p, 1 - q, q, "flow_prediction") for p, q in zip(s, s[1:], strict=False)]
+        self.levels = [NoiseLevel(1 - p, p, 1 - q, q, "flow_prediction") for p, q in zip(s, s[1:], strict=False)]
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
@@ -59,7 +61,7 @@ class MixturePolicy:
         states, scores, marks = [x], torch.zeros(len(x), self.steps, dtype=torch.float64), []
         for i in range(self.steps):
             with torch.set_grad_enabled(keep and i >= self.steps - grad):
-                law = (self.kernel or Ancestral(0.0))(self.levels[i], x, self._output(x, i, prompts, None))
+                law = (self.kernel or Ancestral(0.0))(self.levels[i], x, self._model_output(x, i, prompts, None))
                 x = law.sample(generators)
             if law.std.any():
                 scores[:, i] = law.log_prob(x.detach()).detach()
@@ -70,22 +72,23 @@ class MixturePolicy:
         return Trajectory(prompts, torch.stack(states, 1), scores, tuple(marks), media, seeds)
 
     def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition:
-        return (self.kernel or Ancestral())(self.levels[i], x, self._output(x, i, prompts, None))
+        return (self.kernel or Ancestral())(self.levels[i], x, self._model_output(x, i, prompts, None))
 
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
-        return schedule.predicted(self.levels[i], x, self._output(x, i, prompts, guidance))
+        return schedule.make_prediction(self.levels[i], x, self._model_output(x, i, prompts, guidance))
 
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor:
-        return schedule.noised(self.levels[i], x0, eps)
+        return schedule.add_noise(self.levels[i], x0, eps)
 
-    def unit(self, i: int) -> float:
-        return schedule.unit(self.levels[i])
+    def output_scale(self, i: int) -> float:
+        return schedule.output_scale(self.levels[i])
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         return Media(latents.expand(-1, 3, -1, -1) if self.shape[0] == 1 else latents, self.modality)
 
-    def _output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None) -> Tensor:
-        """v = eps - x0 = (x - x0) / s of the posterior mean; guided, where guidance is not 1, away from the mixture's."""
+    def _model_output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None) -> Tensor:
+        """v = eps - x0 = (x - x0) / s of the posterior mean; guided, where guidance is not 1, away from the
+        mixture's."""
         scale = self.guidance if guidance is None else guidance
         whole = self.weights.log().expand(len(x), -1)  # [B,components]
         known = {p: self._asked(p) for p in set(prompts)}
@@ -117,8 +120,8 @@ class MixturePolicy:
     def marginal(self, points: int = 801, reach: float = 5.0, prompt: str = "") -> tuple[Tensor, Tensor]:
         """Where the chain of `transition` ends, without drawing: values [N] and their probabilities [N], float64.
 
-        The law of x_i is carried over a grid from step to step, so the steps' own error is in it: what is left to a method
-        that samples this chain is its own error alone. For shape (1,1,1).
+        The law of x_i is carried over a grid from step to step, so the steps' own error is in it: what is left to a
+        method that samples this chain is its own error alone. For shape (1,1,1).
         """
         calls, grid = self.nfe, torch.linspace(-reach, reach, points, dtype=torch.float64)
         values, mass = grid, torch.softmax(-0.5 * grid.square(), 0)

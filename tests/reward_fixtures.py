@@ -133,7 +133,8 @@ def imagereward_shapes(
 
 
 def clip_shapes(text: int, vision: int, layers: tuple[int, int], patches: int = 257) -> dict[str, tuple[int, ...]]:
-    """Names and shapes in transformers' file of an OpenAI-style CLIP with towers of these widths; `text` is its space."""
+    """Names and shapes in transformers' file of an OpenAI-style CLIP with towers of these widths; `text` is its
+    space."""
     shapes: dict[str, tuple[int, ...]] = {"logit_scale": (), "vision_model.embeddings.class_embedding": (vision,)}
     shapes["vision_model.embeddings.patch_embedding.weight"] = (vision, 3, 14, 14)
     shapes["vision_model.embeddings.position_embedding.weight"] = (patches, vision)
@@ -227,7 +228,9 @@ def served() -> str:
 
     os.environ.setdefault(TOKEN, "token-of-the-tests")
     return serving(
-        reward_server.app({"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN])
+        reward_server.create_app(
+            {"contrast": build("contrast"), "starter_clip": small("starter_clip")}, os.environ[TOKEN]
+        )
     )
 
 
@@ -294,27 +297,27 @@ def examples(folder: Path) -> str:
 
 def report():
     """Of votes enough to be better than chance."""
-    from rewards.people.votes import Report
+    from rewards.people.votes import HeldOutReport
 
-    return Report(200, 0, 0, 20, "prompts", accuracy=0.8, low=0.7, high=0.9, design=1.0)
+    return HeldOutReport(200, 0, 0, 20, "prompts", accuracy=0.8, low=0.7, high=0.9, design=1.0)
 
 
 def taste(folder: Path) -> str:
     """The folder of a fitted head on the small encoder."""
-    from rewards.people.learned import Head
+    from rewards.people.learned import TasteHead
 
     weights = torch.randn(32, generator=torch.Generator().manual_seed(9), dtype=torch.float64)
-    Head(weights, small_settings("clip")["model"], 1e-3, report()).save(folder)
+    TasteHead(weights, small_settings("clip")["model"], 1e-3, report()).save(folder)
     return str(folder)
 
 
 def tastes(folder: Path) -> str:
     """The folder of a mixture of two tastes."""
-    from rewards.people.personal import Mixture
+    from rewards.people.personal import TasteMixture
 
     prototypes = torch.randn(2, 32, generator=torch.Generator().manual_seed(10), dtype=torch.float64)
     even = torch.full((2,), 0.5, dtype=torch.float64)
-    Mixture(prototypes, {}, even, 4.0, small_settings("clip")["model"], report(), report()).save(folder)
+    TasteMixture(prototypes, {}, even, 4.0, small_settings("clip")["model"], report(), report()).save(folder)
     return str(folder)
 
 

@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pipelines.starter.image import world
+from pipelines.starter.image import rendering, world
 from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import CMMD, KAD, KID
 from rewards.sets.prdc import PRDC
@@ -17,6 +17,11 @@ from rewards.sets.vendi import Vendi
 from workbench.core.types import BadInput, Media, Reward
 
 STARTER = "starter:image/clip"
+
+
+def cubic(x: Tensor, y: Tensor) -> Tensor:
+    """(x.y/D + 1)^3, KID's kernel as it is published."""
+    return (x @ y.T / x.shape[1] + 1) ** 3
 
 
 def draw(n: int, d: int, seed: int = 0) -> Tensor:
@@ -40,7 +45,7 @@ def drawn(prompt: str, n: int, seed: int = 0) -> Media:
     """n pictures of the starter world for one of its prompts, as its encoder knows them."""
     draw = random.Random(seed)
     scenes = [world.scene_for(prompt, draw) for _ in range(n)]
-    return Media(world.render(scenes, torch.Generator().manual_seed(seed)), "image")
+    return Media(rendering.render_scenes(scenes, torch.Generator().manual_seed(seed)), "image")
 
 
 def save(media: Media, folder) -> str:

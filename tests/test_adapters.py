@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import sys
 from pathlib import Path
 
 import diffusers
@@ -17,11 +16,11 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, SMALL, nudge, trainable
 
-from pipelines import Lora, Mismatch, TrainablePolicy, export, load
-from pipelines.adapters import factors, layers, strip, targets
+from pipelines import ExportMismatch, Lora, TrainablePolicy, export_policy, load
+from pipelines import export as exporting
+from pipelines.adapters import find_target_layers, lora_factors, lora_layers, strip_lora
 from workbench.core.types import BadInput
 
-exporting = sys.modules["pipelines.export"]  # the package has a function of that name
 SDXL, SD3, FLUX, WAN, AUDIO = (
     f"{name}Pipeline" for name in ("StableDiffusionXL", "StableDiffusion3", "Flux", "Wan", "AudioLDM2")
 )
@@ -39,12 +38,12 @@ def picture(policy):
 
 
 def test_attention_is_found_by_what_it_is_and_more_where_more_is_asked_for(pipe):
-    attention, linear, every = (set(targets(pipe.unet, kind)) for kind in ("attention", "linear", "all"))
+    attention, linear, every = (set(find_target_layers(pipe.unet, kind)) for kind in ("attention", "linear", "all"))
     assert attention < linear < every
     assert {name.split("attn1.")[1] for name in attention if "attn1." in name} == {"to_q", "to_k", "to_v", "to_out.0"}
     assert not any(".ff." in name for name in attention) and any(".ff." in name for name in linear)
     assert "conv_in" in every - linear
-    flux = targets(tiny.build(FLUX).transformer, "attention")
+    flux = find_target_layers(tiny.build(FLUX).transformer, "attention")
     assert any(name.endswith("add_k_proj") for name in flux) and any(name.endswith("to_add_out") for name in flux)
 
 
@@ -55,17 +54,17 @@ def test_what_cannot_be_adapted_is_left_out_or_refused():
             self.sealed, self.grouped = torch.nn.MultiheadAttention(4, 1), torch.nn.Conv1d(4, 4, 1, groups=2)
             self.free = torch.nn.Linear(4, 4)
 
-    assert targets(Model(), "all") == ["free"]
+    assert find_target_layers(Model(), "all") == ["free"]
     with pytest.raises(TypeError, match="Model has no layers of the kind 'attention'"):
-        targets(Model(), "attention")
+        find_target_layers(Model(), "attention")
 
 
 @pytest.mark.parametrize("kind", ["linear", "all"])
 def test_every_kind_of_layer_can_be_trained_and_exported(pipe, tmp_path, kind):
     policy = trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(rank=2, alpha=3.0, targets=kind))
     nudge(policy)
-    done = export(policy, tmp_path / "lora")
-    assert done.difference < 1e-3 * done.effect
+    exported = export_policy(policy, tmp_path / "lora")
+    assert exported.difference < 1e-3 * exported.effect
     assert {t.dim() for t in load_file(tmp_path / "lora" / exporting.WEIGHTS).values()} == (
         {2, 4} if kind == "all" else {2}
     )
@@ -76,35 +75,35 @@ def test_training_starts_at_the_pipeline_and_the_same_seed_starts_the_same(pipe)
     one, two, other = (
         trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(rank=4, seed=seed)) for seed in (0, 0, 1)
     )
-    assert one.adapters.hash() == two.adapters.hash() != other.adapters.hash()
-    assert one.adapters.distance() == 0 and torch.equal(picture(one), before)
+    assert one.adapters.content_hash() == two.adapters.content_hash() != other.adapters.content_hash()
+    assert one.adapters.distance_from_base() == 0 and torch.equal(picture(one), before)
 
 
 def test_the_distance_is_that_of_the_merged_weights(policy):
-    found = layers(policy.pipe.unet).values()
-    deltas = [scale * b @ a for a, b, scale in map(factors, found)]
-    weights = [layer.get_base_layer().weight for layer in found]
+    results = lora_layers(policy.pipe.unet).values()
+    deltas = [scale * b @ a for a, b, scale in map(lora_factors, results)]
+    weights = [layer.get_base_layer().weight for layer in results]
     norm = [torch.cat([t.flatten() for t in group]).norm() for group in (deltas, weights)]
-    assert policy.adapters.distance() == pytest.approx(float(norm[0] / norm[1]), rel=1e-5)
+    assert policy.adapters.distance_from_base() == pytest.approx(float(norm[0] / norm[1]), rel=1e-5)
 
 
 def test_copies_swap_in_and_out(policy):
-    old, before = picture(policy), policy.adapters.hash()
-    policy.keep("old")
+    old, before = picture(policy), policy.adapters.content_hash()
+    policy.take_copy("old")
     nudge(policy, seed=1)
-    new, after = picture(policy), policy.adapters.hash()
+    new, after = picture(policy), policy.adapters.content_hash()
     with policy.use("old"):
-        assert torch.equal(picture(policy), old) and policy.adapters.hash() == before
+        assert torch.equal(picture(policy), old) and policy.adapters.content_hash() == before
         with policy.use("train"):  # what is live stays what it is inside
-            assert policy.adapters.hash() == before
-    assert torch.equal(picture(policy), new) and policy.adapters.hash() == after != before
+            assert policy.adapters.content_hash() == before
+    assert torch.equal(picture(policy), new) and policy.adapters.content_hash() == after != before
     with pytest.raises(RuntimeError, match="stop"), policy.use("old"):
         raise RuntimeError("stop")
-    assert policy.adapters.hash() == after
+    assert policy.adapters.content_hash() == after
     with pytest.raises(KeyError, match="no copy 'ema'.* train, old"):
         policy.use("ema")
     with pytest.raises(ValueError, match="another name"):
-        policy.keep("train")
+        policy.take_copy("train")
 
 
 def test_a_copy_follows_the_policy_by_its_decay(policy):
@@ -117,7 +116,8 @@ def test_a_copy_follows_the_policy_by_its_decay(policy):
 
 
 def test_a_graph_outlives_the_copies_and_the_reference_looked_at_since(policy):
-    """DiffusionNFT's order: the trained prediction with its graph, then the old one and the reference, then backward."""
+    """DiffusionNFT's order: the trained prediction with its graph, then the old one and the reference, then
+    backward."""
     x = policy.start(policy.noise(SEEDS))
 
     def gradient(between):
@@ -131,14 +131,14 @@ def test_a_graph_outlives_the_copies_and_the_reference_looked_at_since(policy):
             with block:
                 policy.predict(x, 1, PROMPTS)
 
-    policy.keep("old")
+    policy.take_copy("old")
     nudge(policy, seed=1)
     assert all(torch.equal(a, b) for a, b in zip(gradient(lambda: None), gradient(look), strict=True))
 
 
 def test_stripping_gives_the_base_back(policy, pipe):
-    bare = strip(copy.deepcopy(policy.pipe.unet))
-    assert not layers(bare) and bare.state_dict().keys() == pipe.unet.state_dict().keys()
+    bare = strip_lora(copy.deepcopy(policy.pipe.unet))
+    assert not lora_layers(bare) and bare.state_dict().keys() == pipe.unet.state_dict().keys()
     assert all(torch.equal(value, pipe.unet.state_dict()[key]) for key, value in bare.state_dict().items())
 
 
@@ -147,30 +147,30 @@ def test_an_export_gives_the_trained_predictions_in_a_pipeline_built_anew(name, 
     """By the very line that the export names, in a pipeline that has never been trained; the base is the control."""
     policy = trainable(name, kernel=None)
     nudge(policy)
-    done = export(policy, tmp_path / "lora", merged=True)
-    assert done.difference < 1e-3 * done.effect
-    for line in done.load:
+    exported = export_policy(policy, tmp_path / "lora", merged=True)
+    assert exported.difference < 1e-3 * exported.effect
+    for line in exported.load:
         fresh = tiny.build(name)
         exec(line, {"pipe": fresh, "peft": peft})
-        again, base = (tiny.policy(name, p).predict for p in (fresh, tiny.build(name)))
+        repeated, base = (tiny.policy(name, p).predict for p in (fresh, tiny.build(name)))
         x = policy.start(policy.noise(SEEDS))
         with torch.no_grad():
             want = policy.predict(x, 0, PROMPTS).x0
-            assert (again(x, 0, PROMPTS).x0 - want).abs().max() < 1e-3 * (base(x, 0, PROMPTS).x0 - want).abs().max()
-        trained, made, plain = (picture(p) for p in (policy, tiny.policy(name, fresh), tiny.policy(name)))
-        assert (made - trained).abs().max() < 1e-2 * (plain - trained).abs().max(), (
+            assert (repeated(x, 0, PROMPTS).x0 - want).abs().max() < 1e-3 * (base(x, 0, PROMPTS).x0 - want).abs().max()
+        trained, outputs, plain = (picture(p) for p in (policy, tiny.policy(name, fresh), tiny.policy(name)))
+        assert (outputs - trained).abs().max() < 1e-2 * (plain - trained).abs().max(), (
             "whole samples, by the pipeline's own call"
         )
-    assert ("peft" in done.load[0]) == (name == AUDIO)
-    assert bool(done.notes) == (name == AUDIO) != (tmp_path / "lora" / "comfyui.safetensors").exists()
+    assert ("peft" in exported.load[0]) == (name == AUDIO)
+    assert bool(exported.notes) == (name == AUDIO) != (tmp_path / "lora" / "comfyui.safetensors").exists()
 
 
 def test_strength_is_folded_in_and_said(policy, tmp_path):
-    export(policy, tmp_path / "lora", about={"base_model": "tiny"})
+    export_policy(policy, tmp_path / "lora", about={"base_model": "tiny"})
     with safe_open(tmp_path / "lora" / exporting.WEIGHTS, "pt") as file:
-        said, keys = file.metadata(), set(file.keys())
-    assert '"unet.lora_alpha": 4, "unet.r": 4' in said["lora_adapter_metadata"] and said["base_model"] == "tiny"
-    assert keys == {f"unet.{k}.lora_{x}.weight" for k in layers(policy.pipe.unet) for x in "AB"}
+        message, keys = file.metadata(), set(file.keys())
+    assert '"unet.lora_alpha": 4, "unet.r": 4' in message["lora_adapter_metadata"] and message["base_model"] == "tiny"
+    assert keys == {f"unet.{k}.lora_{x}.weight" for k in lora_layers(policy.pipe.unet) for x in "AB"}
     bare = diffusers.StableDiffusionPipeline.lora_state_dict(str(tmp_path / "lora"))[0]
     without = tiny.build(SD)
     without.load_lora_weights(bare)  # a reader of tensors alone: nothing tells it alpha
@@ -182,17 +182,17 @@ def test_the_comfyui_file_patches_the_same_weights_as_comfyui_would(name, tmp_pa
     """weight += alpha / rank * up @ down, rank being the rows of down (comfy/weight_adapter/lora.py)."""
     policy = trainable(name, kernel=None)
     nudge(policy)
-    export(policy, tmp_path / "lora")
+    export_policy(policy, tmp_path / "lora")
     file = load_file(tmp_path / "lora" / "comfyui.safetensors")
     (module,) = policy.adapters.denoisers.values()
-    prefix, dot, renamed = exporting.COMFY[type(module).__name__]
-    assert len(file) == 3 * len(layers(module)) and all(key.startswith(prefix) for key in file)
-    for key, layer in layers(module).items():
-        for ours, theirs in renamed.items():
+    prefix, dot, new_names = exporting.COMFY[type(module).__name__]
+    assert len(file) == 3 * len(lora_layers(module)) and all(key.startswith(prefix) for key in file)
+    for key, layer in lora_layers(module).items():
+        for ours, theirs in new_names.items():
             key = key.replace(ours, theirs)
         key = prefix + key.replace(".", dot)
         down, up, alpha = (file[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
-        a, b, scale = factors(layer)
+        a, b, scale = lora_factors(layer)
         assert float(alpha) == len(down) == SMALL.rank
         assert torch.allclose(float(alpha) / len(down) * up @ down, scale * b @ a, atol=1e-5)
 
@@ -201,7 +201,7 @@ def test_the_comfyui_file_patches_the_same_weights_as_comfyui_would(name, tmp_pa
 def test_diffusers_own_converter_of_such_files_reads_the_comfyui_file(name, tmp_path):
     policy = trainable(name, kernel=None)
     nudge(policy)
-    export(policy, tmp_path / "lora")
+    export_policy(policy, tmp_path / "lora")
     fresh = tiny.build(name)
     fresh.load_lora_weights(str(tmp_path / "lora"), weight_name="comfyui.safetensors")
     assert torch.allclose(picture(tiny.policy(name, fresh)), picture(policy), atol=1e-4)
@@ -212,12 +212,16 @@ def test_whatever_layer_of_wan_is_trained_is_called_as_the_model_itself_calls_it
     """As diffusers' converter of the model's own checkpoints has it."""
     policy = trainable(WAN, kernel=None, lora=Lora(rank=2, targets="linear"))
     nudge(policy)
-    export(policy, tmp_path / "lora")
+    export_policy(policy, tmp_path / "lora")
     (module,) = policy.adapters.denoisers.values()
     file = load_file(tmp_path / "lora" / "comfyui.safetensors")
-    named = {key.removesuffix(".alpha").removeprefix("diffusion_model.") for key in file if key.endswith(".alpha")}
-    back = convert_wan_transformer_to_diffusers({f"{key}.weight": torch.zeros(1) for key in named})
-    assert set(back) == {f"{key}.weight" for key in layers(module)} and any("time_proj" in key for key in back)
+    model_names = {
+        key.removesuffix(".alpha").removeprefix("diffusion_model.") for key in file if key.endswith(".alpha")
+    }
+    converted = convert_wan_transformer_to_diffusers({f"{key}.weight": torch.zeros(1) for key in model_names})
+    assert set(converted) == {f"{key}.weight" for key in lora_layers(module)} and any(
+        "time_proj" in key for key in converted
+    )
 
 
 def test_two_experts_are_both_trained_and_both_exported(tmp_path):
@@ -233,38 +237,38 @@ def test_two_experts_are_both_trained_and_both_exported(tmp_path):
     policy = trainable(WAN, experts(), kernel=None)
     assert set(policy.adapters.denoisers) == {"transformer", "transformer_2"}
     nudge(policy)
-    done = export(policy, tmp_path / "lora", comfy=False)
-    assert done.difference < 1e-3 * done.effect and len(done.load) == len(done.files) == 2
+    exported = export_policy(policy, tmp_path / "lora", comfy=False)
+    assert exported.difference < 1e-3 * exported.effect and len(exported.load) == len(exported.files) == 2
     fresh = experts()
-    for line in done.load:
+    for line in exported.load:
         exec(line, {"pipe": fresh})
     assert torch.allclose(picture(tiny.policy(WAN, fresh)), picture(policy), atol=1e-4)
 
 
 def test_a_copy_can_be_exported_and_whole_weights_too(pipe, policy, tmp_path):
-    policy.keep("ema")
+    policy.take_copy("ema")
     nudge(policy, seed=1)
-    export(policy, tmp_path / "ema", name="ema", comfy=False)
+    export_policy(policy, tmp_path / "ema", name="ema", comfy=False)
     fresh = copy.deepcopy(pipe)
     fresh.load_lora_weights(str(tmp_path / "ema"))
     with policy.use("ema"):
         assert torch.allclose(picture(tiny.policy(SD, fresh)), picture(policy), atol=1e-4)
-    whole = trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(targets="weights"))
-    nudge(whole, 0.01)
-    done = export(whole, tmp_path / "whole")
-    assert done.difference < 1e-3 * done.effect and [p.parts[-3] for p in done.files] == ["merged"] * 2
+    full = trainable(SD, copy.deepcopy(pipe), kernel=None, lora=Lora(targets="weights"))
+    nudge(full, 0.01)
+    exported = export_policy(full, tmp_path / "whole")
+    assert exported.difference < 1e-3 * exported.effect and [p.parts[-3] for p in exported.files] == ["merged"] * 2
 
 
 def refused(policy, tmp_path, match):
-    with pytest.raises(Mismatch, match=match):
-        export(policy, tmp_path / "lora")
+    with pytest.raises(ExportMismatch, match=match):
+        export_policy(policy, tmp_path / "lora")
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_that_does_not_give_the_policy_back_is_not_left_behind(policy, tmp_path, monkeypatch):
-    own = exporting._config
+    original = exporting._peft_config
     with monkeypatch.context() as patch:  # a strength that is not folded in
-        patch.setattr(exporting, "_config", lambda w: own(w) | {"lora_alpha": 2 * own(w)["r"]})
+        patch.setattr(exporting, "_peft_config", lambda w: original(w) | {"lora_alpha": 2 * original(w)["r"]})
         refused(policy, tmp_path, "other weights were loaded back")
     with monkeypatch.context() as patch:  # a loader that loads nothing and says nothing
         patch.setattr(diffusers.StableDiffusionPipeline, "load_lora_weights", lambda self, *_, **__: None)
@@ -275,7 +279,7 @@ def test_a_file_that_does_not_give_the_policy_back_is_not_left_behind(policy, tm
 
 def test_an_export_is_never_written_over(policy, tmp_path):
     with pytest.raises(FileExistsError, match="exists already"):
-        export(policy, tmp_path)
+        export_policy(policy, tmp_path)
 
 
 def test_a_config_loads_a_policy_to_train_and_exports_against_its_own_files(tmp_path):
@@ -283,14 +287,14 @@ def test_a_config_loads_a_policy_to_train_and_exports_against_its_own_files(tmp_
     policy = load(config, device="cpu", train={"lora": SMALL, "ema": 0.5})
     assert isinstance(policy, TrainablePolicy) and policy.ema == 0.5
     nudge(policy)
-    fresh = policy.fresh()
-    assert fresh.unet is not policy.pipe.unet and fresh.vae is policy.pipe.vae and not layers(fresh.unet)
-    done = export(policy, tmp_path / "lora")
-    assert done.difference < 1e-3 * done.effect and Path(done.files[0]).is_relative_to(tmp_path)
+    fresh = policy.load_base()
+    assert fresh.unet is not policy.pipe.unet and fresh.vae is policy.pipe.vae and not lora_layers(fresh.unet)
+    exported = export_policy(policy, tmp_path / "lora")
+    assert exported.difference < 1e-3 * exported.effect and Path(exported.files[0]).is_relative_to(tmp_path)
 
 
 def test_whole_weights_in_half_precision_are_refused_before_anything_loads(tmp_path, monkeypatch):
     config = tiny.config(SD, tiny.save(SD, tmp_path))
-    monkeypatch.setattr("pipelines.loading._build", None)
+    monkeypatch.setattr("pipelines.loading._build_pipeline", None)
     with pytest.raises(BadInput, match="weights are trained in float32.*use dtype: fp32"):
         load(config, device="cpu", dtype="bf16", train={"lora": Lora(targets="weights")})

@@ -1,4 +1,5 @@
-"""Models that hear: their front ends agree with the publications, their gradients are true, sets of sounds are judged as sets."""
+"""Models that hear: their front ends agree with the publications, their gradients are true, sets of sounds are judged
+as sets."""
 
 from __future__ import annotations
 
@@ -11,12 +12,12 @@ import sound_fixtures as fixtures
 import torch
 from sound_fixtures import heard, tone
 
-from rewards.audio.audiobox import AXES, Audiobox, renamed
+from rewards.audio.audiobox import AXES, Audiobox, rename_weight
 from rewards.audio.clap import CLAPScore
 from rewards.audio.loudness import Gated
-from rewards.encoders import audio
-from rewards.encoders.audio_frontend import LogMel, fit, mono, starts
-from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, Sounds
+from rewards.encoders.audio_frontend import LogMel, fit_length, mono_samples, window_starts
+from rewards.encoders.load_audio import load_audio_encoder
+from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, SoundEmbedder
 from workbench.core.types import BadInput, Media
 
 PROMPTS = ("slow rising flute", "fast organ", "high low")
@@ -60,7 +61,7 @@ def test_the_log_mel_front_end_is_the_feature_extractors(truncation, seconds):
     x = heard(2, seconds, 48000).data[:, 0]
     want = theirs([row.numpy() for row in x], sampling_rate=48000)["input_features"]
     kind = ("htk", False) if truncation == "fusion" else ("slaney", True)
-    ours = LogMel(48000, 1024, 480, 64, 50, 14000, *kind)(fit(x, 48000, "repeatpad"))
+    ours = LogMel(48000, 1024, 480, 64, 50, 14000, *kind)(fit_length(x, 48000, "repeatpad"))
     want = np.stack(want)[:, 0]
     off = np.abs(want - ours.numpy())
     assert off.max() < 5e-4 and off[want > -80].max() < 3e-4
@@ -97,13 +98,13 @@ def test_a_checkpoint_of_laion_clap_hears_and_reads_as_the_same_weights_in_trans
 
 def test_a_file_that_is_no_clap_is_refused_by_what_it_lacks(folder, clap, vggish, tmp_path):
     with pytest.raises(BadInput, match="these are not the weights of a CLAP"):
-        audio.load(vggish.replace("vggish:", "laion:"), "cpu")
+        load_audio_encoder(vggish.replace("vggish:", "laion:"), "cpu")
     with pytest.raises(BadInput, match="these are not the weights of VGGish"):
         torch.save({"features.0.weight": torch.zeros(2, 1, 3, 3)}, tmp_path / "x.pth")
-        audio.load(f"vggish:{tmp_path / 'x.pth'}", "cpu")
+        load_audio_encoder(f"vggish:{tmp_path / 'x.pth'}", "cpu")
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "clip"}))
     with pytest.raises(BadInput, match="is a clip model; sounds are heard through clap models"):
-        audio.load(str(tmp_path), "cpu")
+        load_audio_encoder(str(tmp_path), "cpu")
     for missing in ("laion:/nowhere/clap.pt", "vggish:/nowhere/v.pth", "/nowhere/folder"):
         with pytest.raises(BadInput):
             CLAPScore(model=missing).check()
@@ -111,9 +112,13 @@ def test_a_file_that_is_no_clap_is_refused_by_what_it_lacks(folder, clap, vggish
 
 def test_a_long_sound_is_heard_in_windows_to_its_end(clap):
     """Fixed ones, so a score is the same every time; the last ends where the sound does."""
-    assert starts(10, 4, 2) == [0, 2, 4, 6] and starts(9, 4, 2) == [0, 2, 4, 5] and starts(3, 4, 2) == [0]
-    media, ear = heard(1, 2.25, 48000), audio.load(clap, "cpu")
-    rows = ear.windows(media.data[:, 0], 48000.0)
+    assert (
+        window_starts(10, 4, 2) == [0, 2, 4, 6]
+        and window_starts(9, 4, 2) == [0, 2, 4, 5]
+        and window_starts(3, 4, 2) == [0]
+    )
+    media, ear = heard(1, 2.25, 48000), load_audio_encoder(clap, "cpu")
+    rows = ear.embed_windows(media.data[:, 0], 48000.0)
     assert rows.shape == (1, 4, 24)
     cut = [media.data[:, 0, s : s + 48000] for s in (0, 24000, 48000, 60000)]
     torch.testing.assert_close(rows[0], torch.cat([ear(c, 48000.0) for c in cut]), atol=1e-5, rtol=1e-4)
@@ -126,8 +131,8 @@ def test_stereo_and_any_rate_are_brought_to_what_the_model_hears(rate, clap):
     """The same piece below 4 kHz, however it is stored, scores nearly the same."""
     pieces = {r: sum(tone(p, 0.8, r, 0.2) for p in (220, 450, 1800)) for r in (rate, 48000)}
     media = [Media(pieces[r][None, None].repeat(1, c, 1), "audio", float(r)) for r, c in ((48000, 1), (rate, 2))]
-    rows = [audio.load(clap, "cpu")(mono(CLAPScore.spec, m, ("x",)), m.rate) for m in media]
-    other = audio.load(clap, "cpu")(heard(1, 0.8, 48000, seed=5).data[:, 0], 48000.0)
+    rows = [load_audio_encoder(clap, "cpu")(mono_samples(CLAPScore.spec, m, ("x",)), m.rate) for m in media]
+    other = load_audio_encoder(clap, "cpu")(heard(1, 0.8, 48000, seed=5).data[:, 0], 48000.0)
     assert torch.cosine_similarity(*rows) > torch.cosine_similarity(rows[0], other)
 
 
@@ -135,8 +140,9 @@ def test_stereo_and_any_rate_are_brought_to_what_the_model_hears(rate, clap):
 
 
 def test_vggish_sees_frames_of_25_ms_that_start_with_the_sound(vggish):
-    """One frame, computed with numpy as the published front end says: periodic Hann, 512-point FFT, magnitudes, HTK mel."""
-    ear, x = audio.load(vggish, "cpu"), heard(1, 1.2, 16000).data[:, 0]
+    """One frame, computed with numpy as the published front end says: periodic Hann, 512-point FFT, magnitudes, HTK
+    mel."""
+    ear, x = load_audio_encoder(vggish, "cpu"), heard(1, 1.2, 16000).data[:, 0]
     frame = x[0, 1600:2000].double().numpy() * (0.5 - 0.5 * np.cos(2 * np.pi / 400 * np.arange(400)))
     size = np.abs(np.fft.rfft(frame, 512))
     mel = 1127 * np.log(1 + np.linspace(0, 8000, 257) / 700)
@@ -144,27 +150,27 @@ def test_vggish_sees_frames_of_25_ms_that_start_with_the_sound(vggish):
     up = (mel[:, None] - edges[:-2]) / (edges[1:-1] - edges[:-2])
     down = (edges[2:] - mel[:, None]) / (edges[2:] - edges[1:-1])
     want = np.log(size @ np.maximum(0, np.minimum(up, down)) + 0.01)
-    assert np.abs(ear.net.picture(x)[0, 10].numpy() - want).max() < 1e-3
-    assert ear.windows(x, 16000.0).shape == (1, 2, 12)
+    assert np.abs(ear.net.log_mel(x)[0, 10].numpy() - want).max() < 1e-3
+    assert ear.embed_windows(x, 16000.0).shape == (1, 2, 12)
 
 
 def test_the_published_names_of_audiobox_are_all_known():
     """260 tensors of the full size, as the authors' class has them, each with a place in this one."""
     from transformers import WavLMConfig, WavLMModel
 
-    from rewards.encoders.checkpoints import Blank
+    from rewards.encoders.checkpoints import BlankInit
 
     shapes = fixtures.audiobox_shapes()
-    with torch.device("meta"), Blank():
+    with torch.device("meta"), BlankInit():
         wavlm = {f"wavlm.{k}": tuple(v.shape) for k, v in WavLMModel(WavLMConfig()).state_dict().items()}
-    ours = {renamed(name): shape for name, shape in shapes.items()}
+    ours = {rename_weight(name): shape for name, shape in shapes.items()}
     assert len(shapes) == len(ours) == 260
     assert {k: v for k, v in ours.items() if k.startswith("wavlm.")} == wavlm
 
 
 def test_audiobox_gives_what_the_authors_code_gives_on_these_weights(audiobox):
     """13 s in two windows. The numbers are of github.com/facebookresearch/audiobox-aesthetics 2618e9d on this file."""
-    found = Audiobox(**audiobox).axes_of(heard(2, 13.0, 16000))
+    found = Audiobox(**audiobox).score_axes(heard(2, 13.0, 16000))
     want = {"CE": AES[0], "CU": AES[1], "PC": AES[2], "PQ": AES[3]}
     assert set(found) == set(AXES)
     for axis in AXES:
@@ -214,7 +220,8 @@ def noisy(n: int, rate: int, seed: int) -> Media:
 
 @pytest.mark.parametrize("name", list(judges("", "", {"weights": ""})))
 def test_the_gradient_to_the_wave_is_the_slope_of_the_score(name, clap, vggish, audiobox):
-    """By differences along the gradient, of noisy sounds: a band next to silence bends its logarithm too much for that."""
+    """By differences along the gradient, of noisy sounds: a band next to silence bends its logarithm too much for
+    that."""
     judge = judges(clap, vggish, audiobox)[name]
     rate = 48000 if "clap" in name or name in ("gated", "kad", "exemplar", "song kad") else 16000
     media, references = (noisy(n, rate, seed) for n, seed in ((3, 0), (5, 7)))
@@ -237,7 +244,7 @@ def test_recomputing_activations_changes_no_gradient(model, clap, vggish):
     name, media, found = {"clap": clap, "vggish": vggish, "logmel": "logmel"}[model], heard(2, 0.5, 16000), []
     for again in (False, True):
         x = media.data.clone().requires_grad_()
-        rows = Sounds(name, checkpoint=again)(Media(x, "audio", 16000.0))
+        rows = SoundEmbedder(name, checkpoint=again)(Media(x, "audio", 16000.0))
         found.append(torch.autograd.grad((rows * torch.arange(rows.shape[1])).sum(), x)[0])
     torch.testing.assert_close(*found, rtol=1e-3, atol=1e-6)
 

@@ -9,7 +9,8 @@ import sound_fixtures as fixtures
 import torch
 from sound_fixtures import heard, tone, wav16
 
-from rewards.encoders import audio
+from rewards import build
+from rewards.encoders.load_audio import load_audio_encoder
 from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
 from rewards.sets.set_credit import LeaveOneOut, Witness
 from workbench.core.types import BadInput, Media
@@ -39,7 +40,7 @@ def cache(tmp_path, monkeypatch):
 
 
 def points(judge, media: Media) -> np.ndarray:
-    return judge.windows(media).flatten(0, 1).double().numpy()
+    return judge.embed_windows(media).flatten(0, 1).double().numpy()
 
 
 def frechet_by_scipy(x: np.ndarray, y: np.ndarray) -> float:
@@ -156,9 +157,13 @@ def test_a_folder_of_sounds_and_a_page_of_words_are_reference_sets(clap, tmp_pat
     (tmp_path / "words").mkdir()
     (tmp_path / "words" / "calm.txt").write_text("slow low organ\nslow falling flute\nlow organ\nslow flute")
     words = str(tmp_path / "words")
-    rows = audio.load(clap, "cpu").texts(["slow low organ", "slow falling flute", "low organ", "slow flute"]).double()
+    rows = (
+        load_audio_encoder(clap, "cpu")
+        .embed_texts(["slow low organ", "slow falling flute", "low organ", "slow flute"])
+        .double()
+    )
     exemplar = AudioExemplar(model=clap, reference=words)(media=media, prompts=[""] * 5)
-    x = audio.load(clap, "cpu")(media.data[:, 0], 16000.0).double()
+    x = load_audio_encoder(clap, "cpu")(media.data[:, 0], 16000.0).double()
     torch.testing.assert_close(exemplar.double(), torch.cosine_similarity(x, rows.mean(0)[None]), rtol=1e-4, atol=1e-5)
     assert FAD(model=clap, reference=words, window=0.2)(media=media, prompts=[""] * 5).isfinite()
     with pytest.raises(BadInput, match="hears and doesn't read"):
@@ -182,8 +187,8 @@ def test_changed_examples_or_windows_are_not_answered_from_memory(tmp_path):
 
 def test_song_sets_take_one_reward_of_windows():
     with pytest.raises(BadInput, match="does not judge windows of sounds"):
-        SongSet("brightness")
+        build("song_set", of="brightness")
     with pytest.raises(BadInput, match="takes one set reward, without a weight"):
-        SongSet({"rewards.sets.audio_sets:FAD": {"weight": 2.0}})
-    named = SongSet({"rewards.sets.audio_sets:FAD": {"model": "logmel", "window": 0.1, "rows": "songs"}})
+        build("song_set", of={"rewards.sets.audio_sets:FAD": {"weight": 2.0}})
+    named = build("song_set", of={"rewards.sets.audio_sets:FAD": {"model": "logmel", "window": 0.1, "rows": "songs"}})
     assert named.of == FAD(model="logmel", window=0.1, rows="windows"), "a song's set is its windows"

@@ -1,4 +1,5 @@
-"""Benchmarks' prompt files are read as the benchmarks write them, and what is of another form is refused by its line."""
+"""Benchmarks' prompt files are read as the benchmarks write them, and what is of another form is refused by its
+line."""
 
 from __future__ import annotations
 
@@ -10,7 +11,7 @@ from types import SimpleNamespace
 import pytest
 
 from workbench.core.types import BadInput
-from workbench.tools.suite_layouts import SUITES, Entry, file_name
+from workbench.tools.suite_layouts import SUITES, Entry, prompt_file_name
 
 TASK = '{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}\n'
 UNIGEN = """index,prompt_en,sub_dims_en
@@ -24,7 +25,7 @@ NAMES = {"geneval": "evaluation_metadata.jsonl", "t2i-compbench": "color_val.txt
 def read(folder: Path, name: str, content: str | bytes, file: str = "") -> list[Entry]:
     path = folder / (file or NAMES[name])
     path.write_bytes(content if isinstance(content, bytes) else content.encode())
-    return SUITES[name].read(path)
+    return SUITES[name].read_entries(path)
 
 
 GOOD = [
@@ -58,7 +59,7 @@ def test_a_folder_of_hpdv2_styles_is_read_style_by_style(tmp_path):
     for style in ("photo", "anime"):
         (tmp_path / f"{style}.json").write_text(json.dumps([f"{style} one", f"{style} two"]))
     (tmp_path / "drawbench.json").write_text("[]")
-    found = SUITES["hpdv2"].read(tmp_path)
+    found = SUITES["hpdv2"].read_entries(tmp_path)
     assert [(e.part, e.number) for e in found] == [("anime", 0), ("anime", 1), ("photo", 0), ("photo", 1)]
 
 
@@ -107,9 +108,12 @@ def test_a_prompt_file_of_another_form_is_refused_with_its_line(tmp_path, name, 
 
 @pytest.mark.parametrize(
     ("name", "file", "sentence"),
-    [("hpdv2", "photos.json", "did you mean 'photo'"), ("t2i-compbench", "color_val.csv", "text files, a prompt a line"),
-     ("unigenbench", "test_prompts_eng.csv", "did you mean 'test_prompts_en'")],
-)  # fmt: skip
+    [
+        ("hpdv2", "photos.json", "did you mean 'photo'"),
+        ("t2i-compbench", "color_val.csv", "text files, a prompt a line"),
+        ("unigenbench", "test_prompts_eng.csv", "did you mean 'test_prompts_en'"),
+    ],
+)
 def test_a_file_whose_name_says_nothing_known_is_refused(tmp_path, name, file, sentence):
     with pytest.raises(BadInput, match=sentence):
         read(tmp_path, name, "[]", file)
@@ -117,24 +121,24 @@ def test_a_file_whose_name_says_nothing_known_is_refused(tmp_path, name, file, s
 
 def test_a_folder_without_styles_is_refused(tmp_path):
     with pytest.raises(BadInput, match=r"holds none of anime\.json"):
-        SUITES["hpdv2"].read(tmp_path)
+        SUITES["hpdv2"].read_entries(tmp_path)
 
 
 @pytest.mark.parametrize("name", sorted(set(NAMES) - {"hpdv2"}))
 def test_a_folder_where_a_file_is_expected_is_refused(tmp_path, name):
     (tmp_path / NAMES[name]).mkdir()
     with pytest.raises(BadInput, match="can't be read"):
-        SUITES[name].read(tmp_path / NAMES[name])
+        SUITES[name].read_entries(tmp_path / NAMES[name])
 
 
 @pytest.mark.parametrize("prompt", ["a cat, a dog.", "what? <b>\"x\"</b>: 'y' | *", "日本語", "x" * 240])
 def test_a_prompt_that_a_name_can_hold_stays_as_it_is(prompt):
-    assert file_name(prompt.replace("/", "")) == prompt.replace("/", "")
+    assert prompt_file_name(prompt.replace("/", "")) == prompt.replace("/", "")
 
 
 @pytest.mark.parametrize("prompt", ["../../etc/passwd", "a\\..\\b", "snake_case", "a\x01b\x7f", "x" * 241, "é" * 200])
 def test_a_prompt_that_no_name_can_hold_becomes_one_name_that_the_scorer_does_not_cut(prompt):
-    name = file_name(prompt)
+    name = prompt_file_name(prompt)
     assert name and name != prompt and not set(name) & set("/\\_\x01\x7f") and len(name.encode()) <= 240
 
 
@@ -146,7 +150,7 @@ def test_a_prompt_that_no_name_can_hold_becomes_one_name_that_the_scorer_does_no
 )  # fmt: skip
 def test_compbench_is_scored_by_the_scripts_of_the_category_in_the_files_name(tmp_path, file, scripts):
     (entry,) = read(tmp_path, "t2i-compbench", "a dog near a lamp\n", f"{file}.txt")
-    config = SimpleNamespace(name="m", seeds=10)
-    lines = SUITES["t2i-compbench"].commands(entry.part, tmp_path / "it's out", tmp_path, config)
+    config = SimpleNamespace(name="m", samples_per_prompt=10)
+    lines = SUITES["t2i-compbench"].scorer_commands(entry.part, tmp_path / "it's out", tmp_path, config)
     assert [next(Path(w).stem for w in shlex.split(line) if w.endswith(".py")) for line in lines] == scripts
     assert all(str(tmp_path / "it's out") in shlex.split(line) for line in lines)

@@ -29,7 +29,8 @@ LONG = 60_000  # ms that a busy machine may take for what takes a second
 # The text that can be read, with the colour behind it: nodes whose contrast is under WCAG's 4.5 (3 for large letters)
 FAINT = """() => {
   const rgb = (c) => { const m = c.match(/[\\d.]+/g).map(Number); return m.length < 4 ? [...m, 1] : m; };
-  const light = ([r, g, b]) => [r, g, b].map(v => v / 255).map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
+  const light = ([r, g, b]) => [r, g, b].map(v => v / 255)
+    .map(v => v <= .03928 ? v / 12.92 : ((v + .055) / 1.055) ** 2.4)
     .reduce((sum, v, i) => sum + v * [.2126, .7152, .0722][i], 0);
   const behind = (node) => {
     for (let n = node; n; n = n.parentElement) {
@@ -42,12 +43,14 @@ FAINT = """() => {
   const found = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
   while (walk.nextNode()) {
     const node = walk.currentNode.parentElement, text = walk.currentNode.textContent.trim();
-    if (!text || !node.checkVisibility({checkOpacity: true, checkVisibilityCSS: true}) || node.closest('script,style,svg,[disabled]')) continue;
+    if (!text || !node.checkVisibility({checkOpacity: true, checkVisibilityCSS: true})) continue;
+    if (node.closest('script,style,svg,[disabled]')) continue;
     const paper = behind(node), style = getComputedStyle(node);
     if (!paper || !node.getClientRects().length) continue;
     const [a, b] = [light(rgb(style.color)), light(paper)].sort((x, y) => y - x), ratio = (a + .05) / (b + .05);
     const large = parseFloat(style.fontSize) >= 24 || (parseFloat(style.fontSize) >= 18.5 && style.fontWeight >= 700);
-    if (ratio < (large ? 3 : 4.5)) found.push(`${text.slice(0, 40)} | ${ratio.toFixed(2)} | ${style.color} on ${paper}`);
+    if (ratio < (large ? 3 : 4.5))
+      found.push(`${text.slice(0, 40)} | ${ratio.toFixed(2)} | ${style.color} on ${paper}`);
   }
   return found;
 }"""
@@ -58,7 +61,8 @@ WATCH = """() => {
   const stage = document.querySelector('#wb-stage');
   window.previews = [];
   new MutationObserver(() => {
-    if (!stage.querySelector('table')) window.previews.push(...[...stage.querySelectorAll('.wb-card img')].map(i => i.src));
+    if (!stage.querySelector('table'))
+      window.previews.push(...[...stage.querySelectorAll('.wb-card img')].map(i => i.src));
   }).observe(stage, {childList: true, subtree: true, attributes: true});
 }"""
 
@@ -126,7 +130,7 @@ def compared(app, browser):
 
 
 def test_a_newcomer_presses_one_button_and_sees_a_judged_comparison(app, compared):
-    page = compared.page
+    page = compared.report_frame
     assert len(compared.previews) > 8, "previews change while the contestants work"
     words = page.locator("#wb-stage table").inner_text()
     assert "oracle" in words and "optimised" in words and len(page.locator("#wb-stage .wb-row").all()) == 4
@@ -141,7 +145,7 @@ def test_a_newcomer_presses_one_button_and_sees_a_judged_comparison(app, compare
 
 
 def test_the_slider_lays_one_contestant_over_another(compared):
-    page = compared.page
+    page = compared.report_frame
     slider = page.locator(".wb-slider")
     slider.scroll_into_view_if_needed()
     images = slider.locator("img")
@@ -156,11 +160,13 @@ def test_the_slider_lays_one_contestant_over_another(compared):
 
 
 def test_the_link_of_a_comparison_reopens_it_for_somebody_else(app, compared, browser):
-    link = compared.page.locator("#wb-stage a", has_text="Link to this comparison").get_attribute("href")
+    link = compared.report_frame.locator("#wb-stage a", has_text="Link to this comparison").get_attribute("href")
     other = browser.new_page()
     other.goto(app.url + link.lstrip("/"))
     other.wait_for_selector("#wb-stage table", timeout=LONG)
-    assert other.locator("#wb-stage table").inner_text() == compared.page.locator("#wb-stage table").inner_text()
+    assert (
+        other.locator("#wb-stage table").inner_text() == compared.report_frame.locator("#wb-stage table").inner_text()
+    )
     other.close()
 
 
@@ -180,7 +186,8 @@ def test_stop_is_heard_within_two_seconds_and_what_there_is_is_kept(app, page, c
     page.get_by_role("button", name="Stop", exact=True).click()
     pressed = time.monotonic()
     page.wait_for_function(
-        "document.querySelector('#wb-status').innerText.includes('Stopping') || document.querySelector('#wb-stage table')"
+        "document.querySelector('#wb-status').innerText.includes('Stopping') || "
+        "document.querySelector('#wb-stage table')"
     )
     assert time.monotonic() - pressed < 2
     page.wait_for_selector("#wb-stage .wb-links a")
@@ -200,16 +207,16 @@ def test_a_person_votes_blind_by_keyboard_and_the_leaderboard_follows(app, page,
     page.on("response", lambda r: answers.append(r) if "gradio_api" in r.url else None)
     tab(page, "Blind vote")
     page.wait_for_selector("[data-choice=left]:not([disabled])")
-    seen = [page.locator("#vote-arena").inner_html(), *page.asked]
+    texts = [page.locator("#vote-arena").inner_html(), *page.asked]
     for source in page.eval_on_selector_all(".mw-vote-media img", "f => f.map(i => i.src)"):
-        seen.append(httpx.get(source).content.decode("latin-1"))
-    assert not [word for word in CONTESTANTS for text in seen if word in text], "nothing tells who is who"
-    kept = len(votes.effective(app.runs))
+        texts.append(httpx.get(source).content.decode("latin-1"))
+    assert not [word for word in CONTESTANTS for text in texts if word in text], "nothing tells who is who"
+    before_count = len(votes.standing_votes(app.runs))
     page.keyboard.press("b")
     page.wait_for_function("document.querySelector('.mw-vote-told').innerText.includes('Kept')")
-    assert len(votes.effective(app.runs)) == kept + 1
-    told = page.locator(".mw-vote-who").all_inner_texts()
-    assert all(any(word in text for word in ("sample", "best_of_n", "reno", "base")) for text in told), told
+    assert len(votes.standing_votes(app.runs)) == before_count + 1
+    names = page.locator(".mw-vote-who").all_inner_texts()
+    assert all(any(word in text for word in ("sample", "best_of_n", "reno", "base")) for text in names), names
     tab(page, "Leaderboard")
     page.wait_for_selector(".mw-ratings")
     assert page.locator("#leaderboard").inner_text() != before
@@ -222,10 +229,10 @@ def test_the_program_on_the_page_about_the_app_works(app, compared):
     code = (
         code.replace("http://127.0.0.1:7860", app.url).replace("n=21", "n=2").replace("iterations=20", "iterations=1")
     )
-    before = len(votes.effective(app.runs))
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    assert "oracle" in done.stdout and len(votes.effective(app.runs)) == before + 1
+    before = len(votes.standing_votes(app.runs))
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=300)
+    assert process.returncode == 0, process.stderr
+    assert "oracle" in process.stdout and len(votes.standing_votes(app.runs)) == before + 1
 
 
 def test_a_picture_is_scored_and_its_map_drawn(app, page, compared, tmp_path):
@@ -234,7 +241,8 @@ def test_a_picture_is_scored_and_its_map_drawn(app, page, compared, tmp_path):
     page.locator("input[type=file]").first.set_input_files(picture)
     page.get_by_role("button", name=re.compile("^Score")).click()
     page.wait_for_function(
-        "[...document.querySelectorAll('.wb-table, .wb-card')].some(t => t.checkVisibility() && t.innerText.includes('starter_clip'))"
+        "[...document.querySelectorAll('.wb-table, .wb-card')].some(t => t.checkVisibility() && "
+        "t.innerText.includes('starter_clip'))"
     )
 
 

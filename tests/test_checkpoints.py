@@ -23,7 +23,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):
     torch.save({"state_dict": {"x": Trap()}}, tmp_path / "zipped.pt")
     for name in ("trap.pt", "zipped.pt"):
         with pytest.raises(BadInput, match="no readable weights file"):
-            checkpoints.read(str(tmp_path / name))
+            checkpoints.read_weights(str(tmp_path / name))
     assert not (tmp_path / "sprung").exists()
 
 
@@ -31,7 +31,7 @@ def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):
 def test_a_broken_file_is_one_clear_sentence(tmp_path, name):
     (tmp_path / name).write_bytes(b"" if name.startswith("empty") else b"not weights at all, whatever the name says")
     with pytest.raises(BadInput, match="no readable weights file"):
-        checkpoints.read(str(tmp_path / name))
+        checkpoints.read_weights(str(tmp_path / name))
 
 
 def test_a_broken_transformers_folder_is_one_clear_sentence(tmp_path):
@@ -86,13 +86,13 @@ def test_a_local_file_is_opened_once_to_be_read(monkeypatch):
     """What `check` found good before a run is not looked through again by every load."""
     opened, real = [], torch.load
     monkeypatch.setattr(torch, "load", lambda path, **how: opened.append(path) or real(path, **how))
-    checkpoints.read(small_settings("aesthetic")["weights"])
+    checkpoints.read_weights(small_settings("aesthetic")["weights"])
     assert len(opened) == 1
 
 
 def test_blank_initialisation_ends_whatever_lay_in_memory_before():
     """torch's truncated normal draws again until all values fit: left undone, a value that never fits never ends."""
     stale = torch.full((64,), 1e9)
-    with checkpoints.Blank():
+    with checkpoints.BlankInit():
         torch.nn.init.trunc_normal_(stale, std=0.02)
     assert stale.abs().max() <= 2

@@ -13,7 +13,9 @@ import torch
 import yaml
 from PIL import Image
 
-from workbench import cli, commands
+from workbench import cli
+from workbench.commands import console
+from workbench.commands.run_summary import print_summary
 from workbench.core.paths import ROOT, STARTER
 
 GOOD = {
@@ -35,7 +37,7 @@ def no_weights(monkeypatch):
         raise AssertionError("weights were loaded")
 
     monkeypatch.setattr(pipelines, "load", refuse)
-    monkeypatch.setattr(image_text, "load", refuse)
+    monkeypatch.setattr(image_text, "load_encoder", refuse)
 
 
 def call(capsys, *arguments):
@@ -68,7 +70,7 @@ def config(tmp_path, **change):
         ({"prompts": []}, "no prompt in it"),
         ({"sede": 1}, "did you mean 'seed'"),
         ({"seed": -1}, "at least 0"),
-        ({"seeds": "two"}, "a whole number"),
+        ({"samples_per_prompt": "two"}, "a whole number"),
         ({"prompts": ["a red circle"], "control": "shuffled"}, "two different prompts"),
         ({"attention": "flash"}, "flash"),
         ({"device": "cuda:99"}, "cuda:99"),
@@ -215,14 +217,17 @@ def test_help_is_instant_and_teaches_every_command():
 @pytest.mark.parametrize(
     ("arguments", "override"),
     [
-        (("run", "demo", "--dry-run", "seeds=4"), ["seeds=4"]),
-        (("run", "demo", "seed=1", "--runs", "x", "seeds=4", "--json", "limit=2"), ["seed=1", "seeds=4", "limit=2"]),
+        (("run", "demo", "--dry-run", "samples_per_prompt=4"), ["samples_per_prompt=4"]),
+        (
+            ("run", "demo", "seed=1", "--runs", "x", "samples_per_prompt=4", "--json", "limit=2"),
+            ["seed=1", "samples_per_prompt=4", "limit=2"],
+        ),
         (("suite", "geneval", "--prompts", "p", "--pipeline", "q", "--out", "o", "batch=8"), ["batch=8"]),
         (("social", "curate", "log.csv", "--out", "p", "window=3"), ["window=3"]),
     ],
 )
 def test_overrides_may_stand_after_a_flag(arguments, override):
-    assert cli.parsed([*arguments]).override == override
+    assert cli.parse_arguments([*arguments]).override == override
 
 
 @pytest.mark.parametrize(
@@ -230,7 +235,7 @@ def test_overrides_may_stand_after_a_flag(arguments, override):
     [
         ("run", "demo", "--dry-run", "seeds"),
         ("run", "demo", "--dry-rum=yes"),
-        ("report", "runs/mine", "--json", "seeds=4"),
+        ("report", "runs/mine", "--json", "samples_per_prompt=4"),
     ],
 )
 def test_what_is_no_override_is_still_refused(arguments, capsys):
@@ -266,7 +271,7 @@ def test_brackets_in_what_a_run_says_are_shown_as_they_are(tmp_path, capsys):
     base = {"name": "base", "method": "sample", "rewards": {"oracle": {"mean": 0.5, "ci95": None}}} | spent
     lost = {"name": "fk", "method": "fk", "failed": "ValueError: no [/red] in [bold]"}
     summary = {"run": "r", "modality": "image", "prompts": 1, "seeds": 1, "contestants": [base, lost]}
-    assert commands.runs._show(place, summary | {"alarm": "the [/dim] judge fell"}, False) == 1
+    assert print_summary(place, summary | {"alarm": "the [/dim] judge fell"}, False) == 1
     out, err = capsys.readouterr()
     assert "the [/dim] judge fell" in out and f"{place}/report.html" in out
     assert "fk failed: ValueError: no [/red] in [bold]." in out
@@ -274,7 +279,7 @@ def test_brackets_in_what_a_run_says_are_shown_as_they_are(tmp_path, capsys):
 
 
 def test_a_table_shows_brackets_as_they_are(capsys):
-    commands.console.out.print(commands.console.table([{"file": "[bold]one[/red].png", "score": 0.5}]))
+    console.out.print(console.build_table([{"file": "[bold]one[/red].png", "score": 0.5}]))
     assert "[bold]one[/red].png" in capsys.readouterr().out
 
 

@@ -9,7 +9,7 @@ import pytest
 from workbench import cli
 from workbench.core.types import BadInput
 from workbench.engine import compare
-from workbench.methods import METHODS, BestOfN, ReNO, Sample, trains
+from workbench.methods import METHODS, BestOfN, ReNO, Sample, trains_weights
 from workbench.runs.budget import Budget, Cost
 
 ASKED = ["--reward", "starter_clip", "--watch", "oracle", "--prompts", "starter-image-test"]
@@ -20,7 +20,7 @@ def test_fit_takes_the_largest_setting_that_the_budget_allows(name):
     method = METHODS[name]()
     if not method.scales:
         return
-    fitted = compare.fit(method, 2, 100, name)
+    fitted = compare.fit_to_budget(method, 2, 100, name)
     n = getattr(fitted, method.scales)
     larger = type(method)(**vars(fitted) | {method.scales: n + 1})
     assert fitted.calls(2) <= 100 < larger.calls(2)
@@ -28,13 +28,13 @@ def test_fit_takes_the_largest_setting_that_the_budget_allows(name):
 
 def test_a_budget_that_no_setting_can_keep_is_refused():
     with pytest.raises(BadInput, match="at least 8 denoiser calls"):
-        compare.fit(ReNO(), 8, 7, "reno")
+        compare.fit_to_budget(ReNO(), 8, 7, "reno")
     with pytest.raises(BadInput, match="makes 8 denoiser calls"):
-        compare.fit(Sample(), 8, 7, "sample")
+        compare.fit_to_budget(Sample(), 8, 7, "sample")
 
 
 def test_base_and_best_of_n_are_always_among_the_contestants():
-    home, blocks = compare.blocks(["reno", "starter-image-teacher"], "starter-image", 16)
+    home, blocks = compare.contestant_blocks(["reno", "starter-image-teacher"], "starter-image", 16)
     assert home == "starter-image" and [*blocks] == ["base", "reno", "starter-image-teacher", "best_of_n"]
     assert blocks["best_of_n"]["n"] == 16 and blocks["reno"]["iterations"] == 15
     assert blocks["starter-image-teacher"] == {"name": "sample", "pipeline": "starter-image-teacher"}
@@ -42,22 +42,22 @@ def test_base_and_best_of_n_are_always_among_the_contestants():
 
 def test_a_clock_makes_methods_longer_and_never_their_batches_larger():
     """A call of the denoiser under way can't be stopped, so what is a row of it stays as it was asked for."""
-    names = [n for n, m in METHODS.items() if m.scales and not trains(m())]
-    blocks = compare.blocks(names, "starter-image-teacher", None, timed=True)[1]
+    names = [n for n, m in METHODS.items() if m.scales and not trains_weights(m())]
+    blocks = compare.contestant_blocks(names, "starter-image-teacher", None, timed=True)[1]
     longer = {n for n in names if blocks[n][METHODS[n].scales] != getattr(METHODS[n](), METHODS[n].scales)}
     assert longer == {"best_of_n", "zero_order", "search_over_paths", "reno", "dno", "dno_black_box", "ditto"}
     for name in longer:
-        assert METHODS[name](**{k: v for k, v in blocks[name].items() if k != "name"}).calls(8) > compare.FAR / 2
+        assert METHODS[name](**{k: v for k, v in blocks[name].items() if k != "name"}).calls(8) > compare.ENDLESS / 2
     assert (blocks["fk"]["particles"], blocks["svdd"]["candidates"], blocks["beam"]["width"]) == (4, 20, 2)
 
 
 def test_with_calls_and_a_clock_nobody_gets_more_than_the_calls():
-    blocks = compare.blocks(["fk"], "starter-image-teacher", 64, timed=True)[1]
+    blocks = compare.contestant_blocks(["fk"], "starter-image-teacher", 64, timed=True)[1]
     assert blocks["fk"]["particles"] == blocks["best_of_n"]["n"] == 8
 
 
 def test_a_method_runs_on_the_pipeline_after_its_at_sign():
-    _, blocks = compare.blocks(["{best_of_n: {n: 3}}@starter-image-teacher"], "starter-image", None)
+    _, blocks = compare.contestant_blocks(["{best_of_n: {n: 3}}@starter-image-teacher"], "starter-image", None)
     assert blocks["best_of_n"] == {"name": "best_of_n", "n": 3, "pipeline": "starter-image-teacher"}
 
 
@@ -82,10 +82,10 @@ def test_what_is_no_contestant_is_one_sentence(contestants, sentence, capsys):
 
 def test_a_budget_stops_before_the_step_that_would_exceed_it():
     two = Budget(nfe=2)
-    assert not two.full(Cost(), Cost(nfe=3), rows=3) and two.full(Cost(nfe=3), Cost(nfe=6), rows=3)
-    assert Budget(seconds=1.0).full(Cost(seconds=0.2), Cost(seconds=0.8), rows=1)
+    assert not two.would_exceed(Cost(), Cost(nfe=3), rows=3) and two.would_exceed(Cost(nfe=3), Cost(nfe=6), rows=3)
+    assert Budget(seconds=1.0).would_exceed(Cost(seconds=0.2), Cost(seconds=0.8), rows=1)
     with pytest.raises(BadInput, match="nfe or seconds"):
-        Budget().checked()
+        Budget().check_limits()
 
 
 @pytest.fixture(scope="module")
@@ -120,7 +120,7 @@ def test_a_run_that_is_cut_delivers_the_best_so_far(tmp_path, compared):
         "methods-student",
         "contestants={base: sample, best_of_n: {n: 21}, reno: {iterations: 20}}",
         "limit=3",
-        "seeds=2",
+        "samples_per_prompt=2",
         "batch=6",
         "watch=[oracle]",
         "budget.nfe=4",
@@ -135,10 +135,10 @@ def test_a_run_that_is_cut_delivers_the_best_so_far(tmp_path, compared):
 
 
 def test_a_method_that_has_looked_something_up_is_described_by_its_settings_alone(compared):
-    _, blocks = compare.blocks([f"{{reuse: {{noise: {compared}/reno}}}}"], "starter-image", None)
+    _, blocks = compare.contestant_blocks([f"{{reuse: {{noise: {compared}/reno}}}}"], "starter-image", None)
     assert blocks["reuse"] == {"name": "reuse", "noise": f"{compared}/reno"}
 
 
 def test_a_run_folder_stands_for_what_it_aligned(compared):
-    _, blocks = compare.blocks([str(compared)], None, None)
+    _, blocks = compare.contestant_blocks([str(compared)], None, None)
     assert blocks["reno"]["iterations"] == 7 and "starter-image-teacher" in blocks

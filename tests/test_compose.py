@@ -9,8 +9,8 @@ import reward_fixtures as fixtures
 import torch
 from reward_fixtures import media_for
 
-from rewards import REWARDS, build, compose
-from rewards.compose import Combined, Weighted, from_config
+from rewards import REWARDS, build, build_reward, factory
+from rewards.compose import CombinedReward, WeightedReward
 from rewards.ensemble import COMBINATIONS
 from workbench.core.types import BadInput, Media, Reward, RewardSpec
 
@@ -59,7 +59,7 @@ class OfGroups:
 
 
 def test_the_total_is_the_weighted_sum_of_one_pass():
-    reward = Weighted({build("brightness"): 2.0, Counting(): -0.5})
+    reward = WeightedReward({build("brightness"): 2.0, Counting(): -0.5})
     assert isinstance(reward, Reward)
     media = media_for(REWARDS["brightness"].spec, 3)
     Counting.calls.clear()
@@ -72,7 +72,7 @@ def test_the_total_is_the_weighted_sum_of_one_pass():
 
 
 def test_the_total_keeps_the_graph_and_what_is_remembered_does_not():
-    reward = from_config({"brightness": 1.0, "contrast": -2.0})
+    reward = build_reward({"brightness": 1.0, "contrast": -2.0})
     media = media_for(reward.spec, 2)
     media.data.requires_grad_()
     total = reward(media=media, prompts=("", ""))
@@ -83,33 +83,33 @@ def test_the_total_keeps_the_graph_and_what_is_remembered_does_not():
 
 
 def test_nan_of_one_sample_stays_on_that_sample():
-    reward = from_config({"brightness": 1.0, "saturated_pixels": 1.0})
+    reward = build_reward({"brightness": 1.0, "saturated_pixels": 1.0})
     media = media_for(reward.spec, 3)
     media.data[1, 0, 0, 0] = torch.nan
     assert reward(media=media, prompts=("",) * 3).isnan().tolist() == [False, True, False]
 
 
 def test_the_sum_says_of_itself_what_all_its_parts_allow():
-    spec = Weighted({build("brightness"): 1.0, Counting(): 1.0, build("clip"): 1.0}).spec
+    spec = WeightedReward({build("brightness"): 1.0, Counting(): 1.0, build("clip"): 1.0}).spec
     assert spec.name == "brightness+counting+clip"
     assert spec.modalities == IMAGE
     assert not spec.differentiable
     assert spec.needs == {"prompt", "reference"}
     assert spec.scope == "sample"
-    assert Weighted({build("brightness"): 1.0, build("contrast"): 1.0}).spec.differentiable
-    assert Weighted({build("brightness"): 1.0, OfGroups(): 1.0}).spec.scope == "group"
-    one, three = (Weighted({build("clip"): weight}).spec for weight in (1.0, 3.0))
+    assert WeightedReward({build("brightness"): 1.0, build("contrast"): 1.0}).spec.differentiable
+    assert WeightedReward({build("brightness"): 1.0, OfGroups(): 1.0}).spec.scope == "group"
+    one, three = (WeightedReward({build("clip"): weight}).spec for weight in (1.0, 3.0))
     assert one == REWARDS["clip"].spec == replace(three, typical=one.typical)
     assert three.typical == pytest.approx(tuple(3 * x for x in one.typical))
 
 
 def test_rewards_that_can_not_be_added_are_refused():
     with pytest.raises(BadInput, match="no medium that all components judge"):
-        Weighted({build("clip"): 1.0, OfVideo(): 1.0})
+        WeightedReward({build("clip"): 1.0, OfVideo(): 1.0})
     with pytest.raises(BadInput, match="of_sets judges whole sets"):
-        Weighted({build("clip"): 1.0, OfSets(): 1.0})
+        WeightedReward({build("clip"): 1.0, OfSets(): 1.0})
     with pytest.raises(BadInput, match="share a name"):
-        Weighted({build("clip"): 1.0, build("clip", mode="scaled"): 1.0})
+        WeightedReward({build("clip"): 1.0, build("clip", mode="scaled"): 1.0})
 
 
 @pytest.mark.parametrize(
@@ -126,19 +126,19 @@ def test_rewards_that_can_not_be_added_are_refused():
     ],
 )
 def test_a_block_names_rewards_and_weights(block, weights):
-    assert from_config(block).weights == weights
+    assert build_reward(block).weights == weights
 
 
 def test_settings_reach_their_reward_and_nothing_loads():
-    reward = from_config({"clip": {"weight": 0.2, "model": "nobody/nothing", "mode": "scaled"}})
+    reward = build_reward({"clip": {"weight": 0.2, "model": "nobody/nothing", "mode": "scaled"}})
     assert reward.rewards["clip"] == build("clip", model="nobody/nothing", mode="scaled")
     assert repr(reward) == "0.2 clip"
 
 
 def test_a_registry_of_more_rewards_can_be_given():
-    assert from_config("counting", {**REWARDS, "counting": Counting}).weights == {"counting": 1.0}
+    assert build_reward("counting", {**REWARDS, "counting": Counting}).weights == {"counting": 1.0}
     with pytest.raises(BadInput, match=r"^watch\.countin: unknown reward 'countin'; did you mean 'counting'"):
-        from_config(["countin"], {**REWARDS, "counting": Counting}, where="watch")
+        build_reward(["countin"], {**REWARDS, "counting": Counting}, where="watch")
 
 
 @pytest.mark.parametrize(
@@ -179,7 +179,7 @@ def test_a_registry_of_more_rewards_can_be_given():
 )
 def test_a_wrong_block_is_one_sentence_about_its_place(block, says):
     with pytest.raises(BadInput, match=says):
-        from_config(block)
+        build_reward(block)
 
 
 def test_each_component_is_checked_once_wherever_it_stands_and_what_is_built_by_hand_when_asked():
@@ -187,9 +187,9 @@ def test_each_component_is_checked_once_wherever_it_stands_and_what_is_built_by_
     leaf = {n: {"reward": "test_compose:Checked", "tag": n} for n in "abcd"}
     inner = {"a": leaf["a"], "b": leaf["b"], "shape": "raw"}
     Checked.checks.clear()
-    reward = from_config({"both": {"reward": {"deep": {"reward": inner}, "c": leaf["c"]}}, "d": leaf["d"]})
+    reward = build_reward({"both": {"reward": {"deep": {"reward": inner}, "c": leaf["c"]}}, "d": leaf["d"]})
     assert Checked.checks == [*"abcd"]
-    reward.check_own(("a prompt",))
+    reward.check_combination(("a prompt",))
     assert Checked.checks == [*"abcd"]
     reward.check()
     assert Checked.checks == [*"abcdabcd"]
@@ -198,9 +198,9 @@ def test_each_component_is_checked_once_wherever_it_stands_and_what_is_built_by_
 def test_reno_is_the_published_loss_but_for_its_constants():
     """ReNO's four losses, with their weights and targets, fall exactly as this sum rises."""
     block = {
-        n: ({"weight": v} if isinstance(v, float) else v) | fixtures.small_settings(n) for n, v in compose.RENO.items()
+        n: ({"weight": v} if isinstance(v, float) else v) | fixtures.small_settings(n) for n, v in factory.RENO.items()
     }
-    reward = from_config(block).load()
+    reward = build_reward(block).load()
     media = media_for(reward.spec, 2)
     scores = reward.breakdown(media=media, prompts=fixtures.PROMPTS[:2])
     loss = 5 * (1 - scores["hps"]) + (2 - scores["imagereward"])
@@ -211,14 +211,14 @@ def test_reno_is_the_published_loss_but_for_its_constants():
 
 def test_media_of_another_kind_are_refused_by_name():
     with pytest.raises(BadInput, match="clip judges image, not audio"):
-        from_config("clip")(media=Media(torch.zeros(1, 1, 8), "audio", 8000.0), prompts=("",))
+        build_reward("clip")(media=Media(torch.zeros(1, 1, 8), "audio", 8000.0), prompts=("",))
 
 
 # Instead of the sum
 
 
 def judged(block, media=None, prompts=None):
-    reward = from_config(block)
+    reward = build_reward(block)
     media = media or media_for(reward.spec, 3)
     return reward, reward(media=media, prompts=prompts or ("",) * len(media))
 
@@ -233,7 +233,7 @@ PAIR = {"brightness": 1.0, "contrast": 1.0}
 
 def test_the_worst_case_is_the_lower_of_rewards_brought_to_their_typical_ranges():
     reward, total = judged(PAIR | {"combine": "worst"})
-    assert isinstance(reward, Combined) and isinstance(reward, Reward)
+    assert isinstance(reward, CombinedReward) and isinstance(reward, Reward)
     parts = [typical(n, v) for n, v in reward.last.items()]
     assert torch.equal(total, torch.minimum(*parts))
     assert list(reward.last) == ["brightness", "contrast"], "what is remembered is raw"
@@ -251,7 +251,7 @@ def test_mean_less_one_deviation_of_two_is_the_lower_and_k_zero_is_the_mean():
 
 def test_the_harmonic_mean_of_cosines_is_lambda_harmonic():
     """RPO's reward of an image cosine .5 and a text cosine 0 at lambda .25: 1 / (.25 / .75 + .75 / .5)."""
-    total = from_config({"brightness": 0.25, "contrast": 0.75, "combine": "harmonic"}).total(
+    total = build_reward({"brightness": 0.25, "contrast": 0.75, "combine": "harmonic"}).total(
         {"brightness": torch.tensor([0.5]), "contrast": torch.tensor([0.0])}
     )
     assert total.item() == pytest.approx(1 / (0.25 / 0.75 + 0.75 / 0.5))
@@ -273,7 +273,7 @@ def test_a_reward_outside_its_range_stops_counting():
 
 @pytest.mark.parametrize("combine", ["sum", "mean", "worst", {"how": "lower", "k": 0.5}, "harmonic"])
 def test_the_gradient_of_a_combination_is_its_slope_and_nan_spoils_one_sample(combine):
-    reward = from_config(PAIR | {"combine": combine})
+    reward = build_reward(PAIR | {"combine": combine})
     assert reward.spec.differentiable and reward.spec.scope == "sample"
     media = media_for(reward.spec, 3)
     media.data.requires_grad_()
@@ -300,12 +300,12 @@ def test_where_rewards_agree_the_deviation_has_no_gradient_instead_of_nan():
 
 def test_what_compares_samples_says_so_and_has_no_gradient():
     for block in (PAIR | {"shape": "win_rate"}, PAIR | {"combine": "pareto"}, PAIR | {"combine": "parrot"}):
-        spec = from_config(block).spec
+        spec = build_reward(block).spec
         assert spec.scope == "group" and not spec.differentiable
 
 
 def test_win_rates_are_taken_within_each_prompt():
-    reward = from_config({"brightness": 1.0, "shape": "win_rate"})
+    reward = build_reward({"brightness": 1.0, "shape": "win_rate"})
     total = reward.total({"brightness": torch.tensor([0.1, 0.9, 0.3, 0.8])}, ("a", "b", "a", "b"))
     assert total.tolist() == [0.0, 1.0, 1.0, 0.0]
     with pytest.raises(BadInput, match="was given one of each"):
@@ -325,6 +325,6 @@ def test_a_shaped_breakdown_is_what_the_combination_adds():
     reward, total = judged({"brightness": 2.0, "contrast": -1.0, "shape": "typical"})
     shaped = reward.shaped(reward.last, ("",) * 3)
     torch.testing.assert_close(total, 2 * shaped["brightness"] - shaped["contrast"])
-    plain = from_config(PAIR)
+    plain = build_reward(PAIR)
     scores = plain.breakdown(media=media_for(plain.spec, 2), prompts=("", ""))
     assert plain.shaped(scores, ("", "")) == scores

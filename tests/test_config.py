@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 
+from workbench.core import schema
 from workbench.core.paths import CONFIGS
-from workbench.core.schema import build
-from workbench.core.types import BadInput, derive
+from workbench.core.schema import build_dataclass
+from workbench.core.setting_help import describe_settings
+from workbench.core.types import BadInput, derive_seed
 from workbench.methods import METHODS
 from workbench.runs import config
 from workbench.runs import prompts as data
@@ -23,18 +27,22 @@ def write(tmp_path, text):
 
 
 def test_a_config_becomes_methods_with_numbers_where_yaml_saw_text(tmp_path):
-    made = config.contestants(config.read(write(tmp_path, GOOD)), METHODS)
+    made = config.build_methods(config.read_run_config(write(tmp_path, GOOD)), METHODS)
     assert list(made) == ["base", "reno"] and made["reno"].lr == 0.1
 
 
 def test_the_name_of_a_run_is_its_files_name(tmp_path):
-    assert config.read(write(tmp_path, GOOD)).name == "mine"
+    assert config.read_run_config(write(tmp_path, GOOD)).name == "mine"
 
 
 def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
-    made = config.read(write(tmp_path, GOOD), ["method.iterations=3", "seeds=4", "watch=[oracle]"])
+    made = config.read_run_config(
+        write(tmp_path, GOOD), ["method.iterations=3", "samples_per_prompt=4", "watch=[oracle]"]
+    )
     assert (
-        made.method == {"name": "reno", "lr": "1e-1", "iterations": 3} and made.seeds == 4 and made.watch == ["oracle"]
+        made.method == {"name": "reno", "lr": "1e-1", "iterations": 3}
+        and made.samples_per_prompt == 4
+        and made.watch == ["oracle"]
     )
 
 
@@ -49,7 +57,7 @@ def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
         ("method.iterations=true", "a whole number"),
         ("method.lr=fast", "a number"),
         ("method.lr=.nan", "a number"),
-        ("seeds=0", "at least 1"),
+        ("samples_per_prompt=0", "at least 1"),
         ("batch=many", "a whole number"),
         ("attention=flsh", "did you mean 'flash'"),
         ("name=../../etc", "can't name a folder"),
@@ -57,24 +65,73 @@ def test_dotted_overrides_reach_into_blocks_and_keep_the_rest(tmp_path):
         ("seeds=[", "not valid YAML"),
         ("prompts=7", "prompts"),
         ("contestants={x: reno}", "not both"),
-        ("seeds.x=3", "seeds is 1, and nothing can be set inside that"),
+        ("samples_per_prompt.x=3", "samples_per_prompt is 1, and nothing can be set inside that"),
         ("watch.x=1", "watch is .'oracle'., and nothing"),
         ("prompts.a=1", "prompts is .'a red circle'., and nothing"),
         ("watch=[{oracle: {}}]", "watch: a list has names of rewards only, got {'oracle': {}}"),
     ],
 )
 def test_each_mistake_in_a_setting_is_answered_by_one_sentence_that_names_it(tmp_path, change, sentence):
-    text = GOOD + "seeds: 1\nwatch: [oracle]\n"
+    text = GOOD + "samples_per_prompt: 1\nwatch: [oracle]\n"
     with pytest.raises(BadInput, match=sentence) as caught:
-        config.contestants(config.read(write(tmp_path, text), [change]), METHODS)
+        config.build_methods(config.read_run_config(write(tmp_path, text), [change]), METHODS)
     assert "\n" not in str(caught.value)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    former_names: ClassVar[Mapping[str, str]] = {"at_once": "prompts_per_pass"}
+    prompts_per_pass: int = 0
+    lr: float = 0.1
+
+
+@pytest.fixture
+def renamed(monkeypatch):
+    monkeypatch.setattr(schema, "_ANNOUNCED", set())
+    monkeypatch.setitem(METHODS, "reno", Renamed)
+
+
+OLD_NAME = "at_once is called prompts_per_pass now; the old name still works\n"
+
+
+def test_an_old_key_is_taken_as_the_new_one_and_said_once(renamed, capsys):
+    assert (
+        build_dataclass(Renamed, {"at_once": 2}, "method")
+        == build_dataclass(Renamed, {"at_once": 2}, "method")
+        == Renamed(2)
+    )
+    assert capsys.readouterr().err == "method." + OLD_NAME
+
+
+def test_an_old_key_beside_its_new_one_is_refused(renamed):
+    with pytest.raises(BadInput, match="^method: 'at_once' and 'prompts_per_pass' are one setting; keep"):
+        build_dataclass(Renamed, {"at_once": 2, "prompts_per_pass": 2}, "method")
+
+
+@pytest.mark.parametrize("in_file", ["at_once", "prompts_per_pass"])
+@pytest.mark.parametrize("block", ["method: {{name: reno, {}: 1}}", "contestants: {{reno: {{{}: 1}}}}"])
+@pytest.mark.parametrize("given", ["{}at_once=2", "{}prompts_per_pass=2"])
+def test_an_override_by_an_old_key_replaces_what_the_file_says_by_either(
+    renamed, tmp_path, capsys, in_file, block, given
+):
+    text = GOOD.replace("method: {name: reno, lr: 1e-1}", block.format(in_file))
+    where = "method." if block.startswith("method") else "contestants.reno."
+    read = config.read_run_config(write(tmp_path, text), [given.format(where)])
+    assert config.build_methods(read, METHODS)["reno"] == Renamed(2)
+    assert (read.method or read.contestants["reno"])["prompts_per_pass"] == 2
+    assert capsys.readouterr().err == (where + OLD_NAME if "at_once" in in_file + given else "")
+
+
+def test_an_override_that_is_a_whole_block_may_use_old_keys(renamed, tmp_path):
+    read = config.read_run_config(write(tmp_path, GOOD), ["method={name: reno, at_once: 3}"])
+    assert read.method == {"name": "reno", "prompts_per_pass": 3}
 
 
 def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp_path):
     """What looks at a config looks at mappings: a page's filter, and what says which pipelines and files are read."""
     text = GOOD.replace("method: {name: reno, lr: 1e-1}", "contestants: {a: !!pairs [name: reno, lr: 0.1]}")
     with pytest.raises(BadInput, match="contestants.a: expected a method's name or a mapping"):
-        config.contestants(config.read(write(tmp_path, text)), METHODS)
+        config.build_methods(config.read_run_config(write(tmp_path, text)), METHODS)
 
 
 @pytest.mark.parametrize(
@@ -91,19 +148,19 @@ def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp
 def test_a_contestant_that_can_not_be_is_one_sentence_that_names_it(tmp_path, block, sentence):
     text = GOOD.replace("method: {name: reno, lr: 1e-1}", f"contestants: {block}")
     with pytest.raises(BadInput, match=sentence):
-        config.contestants(config.read(write(tmp_path, text)), METHODS)
+        config.build_methods(config.read_run_config(write(tmp_path, text)), METHODS)
 
 
 @pytest.mark.parametrize("prompts", [[1, 2], ["a cat", None], [{"prompt": "a cat"}], "x" * 300, "y/" * 3000])
 def test_prompts_that_can_not_be_are_one_sentence(prompts):
     with pytest.raises(BadInput, match="^test: ") as caught:
-        data.prompts(prompts, "test")
+        data.read_prompts(prompts, "test")
     assert "\n" not in str(caught.value) and len(str(caught.value)) < 200
 
 
 def test_a_config_of_a_name_that_no_file_can_have_is_one_sentence():
     with pytest.raises(BadInput, match="config: x+… .*can't be looked for"):
-        config.read("x" * 300)
+        config.read_run_config("x" * 300)
 
 
 @pytest.mark.parametrize(
@@ -117,29 +174,31 @@ def test_a_config_of_a_name_that_no_file_can_have_is_one_sentence():
 )
 def test_a_file_that_is_no_config_says_so(tmp_path, text, sentence):
     with pytest.raises(BadInput, match=sentence):
-        config.read(write(tmp_path, text))
+        config.read_run_config(write(tmp_path, text))
 
 
 def test_an_unknown_config_offers_the_nearest():
     with pytest.raises(BadInput, match="did you mean 'demo'"):
-        config.read("dmo")
+        config.read_run_config("dmo")
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "runs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_run_config_that_ships_is_valid(path):
-    assert config.contestants(config.read(path), METHODS)
+    assert config.build_methods(config.read_run_config(path), METHODS)
 
 
 def test_prompt_lists_are_read_without_comments_blanks_and_repetitions(tmp_path):
     (tmp_path / "p.txt").write_text("\ufeff# a comment\na cat\n\n  a dog \na cat\n")
     (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "tag": 1}\n\n{"prompt": "a dog"}\n')
-    assert data.prompts(str(tmp_path / "p.txt")) == data.prompts(str(tmp_path / "p.jsonl")) == ("a cat", "a dog")
+    assert (
+        data.read_prompts(str(tmp_path / "p.txt")) == data.read_prompts(str(tmp_path / "p.jsonl")) == ("a cat", "a dog")
+    )
 
 
 def test_a_prompt_in_json_may_hold_any_character(tmp_path):
     """U+2028 ends a line of a text, though not of JSON lines."""
     (tmp_path / "p.jsonl").write_bytes('{"prompt": "a\u2028cat"}\r\n{"prompt": "a\x85dog"}\r\n'.encode())
-    assert data.prompts(str(tmp_path / "p.jsonl")) == ("a\u2028cat", "a\x85dog")
+    assert data.read_prompts(str(tmp_path / "p.jsonl")) == ("a\u2028cat", "a\x85dog")
 
 
 @pytest.mark.parametrize(
@@ -157,15 +216,15 @@ def test_a_bad_prompt_file_is_named_with_what_is_wrong(tmp_path, name, content, 
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(BadInput, match=sentence) as caught:
-        data.prompts(str(path))
+        data.read_prompts(str(path))
     assert name in str(caught.value)
 
 
 def test_a_samples_noise_seed_does_not_depend_on_its_neighbours():
-    alone = data.items(["a dog"], seed=7, seeds=2)
-    among = data.items(["a cat", "a dog"], seed=7, seeds=2)
+    alone = data.sample_rows(["a dog"], seed=7, samples_per_prompt=2)
+    among = data.sample_rows(["a cat", "a dog"], seed=7, samples_per_prompt=2)
     assert [r[1:] for r in alone] == [r[1:] for r in among if r[1] == "a dog"]
-    assert derive(7, "a dog", 0) != derive(7, "a dog", 1) != derive(8, "a dog", 1)
+    assert derive_seed(7, "a dog", 0) != derive_seed(7, "a dog", 1) != derive_seed(8, "a dog", 1)
 
 
 @dataclass(frozen=True)
@@ -192,7 +251,7 @@ class Inherited(Explained):
 
 
 def test_a_settings_help_is_the_comment_beside_it_wrapped_above_or_of_the_class_it_comes_from():
-    said = {name: (default, help) for name, default, help in config.settings_of(Inherited)}
+    said = {name: (default, help) for name, default, help in describe_settings(Inherited)}
     assert said.pop("wrapped")[1].startswith("on the line of its default, for the formatter")
     assert said == {
         "beside": (5, "of the child"),
@@ -205,11 +264,11 @@ def test_a_settings_help_is_the_comment_beside_it_wrapped_above_or_of_the_class_
 @pytest.mark.parametrize("name", METHODS)
 def test_every_setting_of_every_method_is_explained(name):
     """What `workbench list methods` and the page say of it."""
-    assert not [setting for setting, _, help in config.settings_of(METHODS[name]) if not help.strip()]
+    assert not [setting for setting, _, help in describe_settings(METHODS[name]) if not help.strip()]
 
 
-@pytest.mark.parametrize("setting", ["bound", "advantage"])
+@pytest.mark.parametrize("setting", ["advantage_clip", "advantage"])
 def test_what_parrot_inherits_and_has_no_part_in_it_is_no_setting_of_it(setting):
-    assert setting not in {name for name, *_ in config.settings_of(METHODS["parrot"])}
+    assert setting not in {name for name, *_ in describe_settings(METHODS["parrot"])}
     with pytest.raises(BadInput, match=f"unknown key '{setting}'"):
-        build(METHODS["parrot"], {setting: 1}, "method")
+        build_dataclass(METHODS["parrot"], {setting: 1}, "method")

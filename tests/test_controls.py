@@ -1,4 +1,5 @@
-"""The claim of the demo and the controls that must fail: long, and so in a file of its own, which a worker begins early."""
+"""The claim of the demo and the controls that must fail: long, and so in a file of its own, which a worker begins
+early."""
 
 from __future__ import annotations
 
@@ -6,7 +7,8 @@ from test_run import execute
 
 
 def test_reno_raises_the_oracle_and_each_control_does_not(tmp_path):
-    """The claim, with controls that must fail: the opposite reward lowers the oracle, other prompts' reward does not raise it."""
+    """The claim, with controls that must fail: the opposite reward lowers the oracle, other prompts' reward does not
+    raise it."""
     gain = {}
     for control in ("none", "negated", "shuffled"):
         folder = execute(

@@ -8,8 +8,8 @@ import torch
 from set_fixtures import ALL, BLUE, RED, STARTER, Flat, ask, draw, pictures, save, sound
 from torch import Tensor
 
-from rewards import compose
-from rewards.sets.mmd import KAD, Gaussian, mmd, within, witness
+from rewards import build, build_reward, compose
+from rewards.sets.mmd import KAD, GaussianKernel, mean_kernel, mmd_squared, witness_function
 from rewards.sets.set_credit import LeaveOneOut, Witness, leave_one_out
 from workbench.core.types import BadInput, RewardSpec
 
@@ -63,7 +63,7 @@ def test_one_stray_sample_is_invisible_to_the_unbiased_mmd_and_several_are_not()
         for strays, values in found.items():
             x = draw(12, 4, 2 * seed + 1)
             x[:strays] = 50
-            values.append(mmd(x, y, Gaussian(2.0)).item())
+            values.append(mmd_squared(x, y, GaussianKernel(2.0)).item())
     z = {n: np.mean(v) / (np.std(v) / len(v) ** 0.5) for n, v in found.items()}
     assert abs(z[1]) < 3 and z[4] > 6
 
@@ -82,8 +82,8 @@ def test_the_witness_is_leave_one_out_but_for_a_constant_in_large_batches():
 
 
 def test_the_witness_sums_to_what_the_batch_lacks_of_its_reference():
-    x, y, k = draw(9, 4), draw(11, 4, 1), Gaussian(1.5)
-    torch.testing.assert_close(witness(x, y, k).mean(), 2 * (k(x, y).mean() - within(x, k)))
+    x, y, k = draw(9, 4), draw(11, 4, 1), GaussianKernel(1.5)
+    torch.testing.assert_close(witness_function(x, y, k).mean(), 2 * (k(x, y).mean() - mean_kernel(x, k)))
 
 
 @pytest.mark.parametrize("wrapper", [LeaveOneOut, Witness])
@@ -147,7 +147,7 @@ def test_any_set_reward_gets_credit_through_its_call():
 
 def test_credit_of_a_weighted_sum_is_the_sum_of_credits():
     x, y = draw(6, 6), draw(30, 6, 1)
-    both = LeaveOneOut(compose.Weighted({ALL["vendi"]: 0.5, ALL["kad"]: 2.0}))
+    both = LeaveOneOut(compose.WeightedReward({ALL["vendi"]: 0.5, ALL["kad"]: 2.0}))
     assert both.spec.scope == "group" and both.spec.needs == {"reference"} and both.spec.differentiable
     told = 0.5 * ask(LeaveOneOut(ALL["vendi"]), x, y) + 2 * ask(LeaveOneOut(ALL["kad"]), x, y)
     torch.testing.assert_close(ask(both, x, y), told)
@@ -161,11 +161,11 @@ def test_a_batch_is_embedded_once_however_many_are_left_out():
 
 def test_credit_is_refused_where_it_means_nothing():
     with pytest.raises(BadInput, match=r"leave_one_out\.of: brightness scores single samples already"):
-        LeaveOneOut("brightness")
+        build("leave_one_out", of="brightness")
     with pytest.raises(BadInput, match=r"witness\.of: frechet has no kernel"):
         Witness(ALL["frechet"])
     with pytest.raises(BadInput, match=r"leave_one_out\.of\.nothing: unknown reward 'nothing'"):
-        LeaveOneOut("nothing")
+        build("leave_one_out", of="nothing")
     assert not LeaveOneOut(ALL["prdc"]).spec.differentiable
 
 
@@ -173,10 +173,10 @@ def test_credit_is_named_in_a_config(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
     folder = save(pictures([RED] * 3), tmp_path / "red")
     of = {"near": {"reward": "rewards.sets.mmd:KAD", "model": STARTER, "reference": folder}}
-    reward = compose.from_config({"rewards.sets.set_credit:LeaveOneOut": {"weight": 2.0, "of": of, "per": "prompt"}})
+    reward = build_reward({"rewards.sets.set_credit:LeaveOneOut": {"weight": 2.0, "of": of, "per": "prompt"}})
     (credit,) = reward.rewards.values()
     assert credit.per == "prompt" and credit.of.rewards == {"near": KAD(model=STARTER, reference=folder)}
     assert (reward.spec.scope, reward.spec.needs) == ("group", frozenset())
     assert reward(media=pictures([RED, BLUE, RED]), prompts=["", "", ""]).isfinite().all()
     with pytest.raises(BadInput, match="does not exist"):
-        LeaveOneOut({"near": {**of["near"], "reference": "no/where"}})
+        build("leave_one_out", of={"near": {**of["near"], "reference": "no/where"}})

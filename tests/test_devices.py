@@ -25,7 +25,8 @@ from workbench.core.types import Batch, Media
 from workbench.methods import DRAGON, HyperNoise
 
 CLASSES = [SD, "StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline", "AudioLDM2Pipeline", "AceStepPipeline"]
-# One is answered by another process and makes its tensors in a thread of its own; safetensors reads the other's onto `cuda` by name.
+# One is answered by another process and makes its tensors in a thread of its own; safetensors reads the other's onto
+# `cuda` by name.
 BY_NAME = {"remote", "exemplar"}
 BATCH = Batch(PROMPTS, SEEDS)
 
@@ -60,32 +61,32 @@ def test_the_pretended_device_refuses_what_a_gpu_refuses():
 @pytest.mark.parametrize("name", [name for name in REWARDS if name not in BY_NAME])
 def test_a_reward_scores_on_the_device_of_the_media_and_its_gradient_is_there(name):
     media = batch_for(REWARDS[name].spec, 3)
-    here = scored(small(name), media)
+    on_cpu = scored(small(name), media)
     with elsewhere():
         data = media.data.to(GPU).requires_grad_(REWARDS[name].spec.differentiable)
-        there = scored(small(name), Media(data, media.modality, media.rate))
-        assert there.device == GPU
+        on_device = scored(small(name), Media(data, media.modality, media.rate))
+        assert on_device.device == GPU
         if data.requires_grad:
-            assert torch.autograd.grad(there.sum(), data)[0].device == GPU
-        torch.testing.assert_close(there.detach().cpu(), here, rtol=1e-4, atol=1e-4)
+            assert torch.autograd.grad(on_device.sum(), data)[0].device == GPU
+        torch.testing.assert_close(on_device.detach().cpu(), on_cpu, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("name", REWARDS)
 def test_a_reward_scores_on_a_gpu_as_on_the_cpu(name):
     reward, media = small(name), batch_for(REWARDS[name].spec, 3)
-    there = scored(reward, Media(media.data.cuda(), media.modality, media.rate))
-    assert there.is_cuda
-    torch.testing.assert_close(there.cpu(), scored(reward, media), rtol=1e-2, atol=1e-2)
+    on_device = scored(reward, Media(media.data.cuda(), media.modality, media.rate))
+    assert on_device.is_cuda
+    torch.testing.assert_close(on_device.cpu(), scored(reward, media), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize("name", CLASSES)
 def test_a_pipeline_samples_learns_and_goes_on_from_its_state(name):
-    here = tiny.policy(name, tiny.build(name)).sample(PROMPTS, seeds=SEEDS).media.data
+    on_cpu = tiny.policy(name, tiny.build(name)).sample(PROMPTS, seeds=SEEDS).media.data
     with elsewhere():
-        found = tiny.policy(name, tiny.build(name).to(GPU)).sample(PROMPTS, seeds=SEEDS).media.data
-        assert found.device == GPU
-        torch.testing.assert_close(found.cpu(), here, rtol=0, atol=1e-4)
+        results = tiny.policy(name, tiny.build(name).to(GPU)).sample(PROMPTS, seeds=SEEDS).media.data
+        assert results.device == GPU
+        torch.testing.assert_close(results.cpu(), on_cpu, rtol=0, atol=1e-4)
         policy = trainable(name, tiny.build(name).to(GPU, torch.bfloat16))
         policy.optimizer(1e-3)
         for _ in range(2):
@@ -111,7 +112,7 @@ def test_a_method_delivers_media_on_the_device(sampler, case):
 
 
 TRAINED = {
-    name: dataclasses.replace(method, **{"group": 2} if hasattr(method, "group") else {})
+    name: dataclasses.replace(method, **{"group": 2} if "group" in vars(method) else {})
     for name, method in toys.METHODS.items()
     if ":" not in name
 } | {"hypernoise": HyperNoise(), "dragon": DRAGON(group=2)}
@@ -121,9 +122,9 @@ TRAINED = {
 def test_a_method_moves_weights_on_the_device_in_a_gpus_precision(learner, name):
     with elsewhere():
         policy, state = learner
-        policy.afresh()
+        policy.reset_optimizer()
         policy.load_state_dict(state)
-        before = policy.adapters.hash()
+        before = policy.adapters.content_hash()
         for event in TRAINED[name](policy, Level(), [BATCH]):
             assert event.metrics["grad_norm"] > 0
-        assert policy.adapters.hash() != before
+        assert policy.adapters.content_hash() != before

@@ -26,6 +26,6 @@ def test_the_tables_of_fine_tuning_in_the_documentation_come_from_the_record(tab
 
 
 def test_the_training_that_goes_furthest_is_a_config():
-    row, named = alignment.asked("rules", "crd-guided", 0), config.read("train-crd")
+    row, named = alignment.asked("rules", "crd-guided", 0), config.read_run_config("train-crd")
     same = dict(name="", watch=["oracle", "starter_clip"], train={**named.train, "policy": {}})
     assert dataclasses.replace(named, **same) == dataclasses.replace(row, **same | {"train": row.train})

@@ -1,5 +1,5 @@
-"""DRAGON: the sets it builds, against brute force; its updates, against arithmetic by hand; and what it is for, that a policy comes to
-match a whole distribution where ranking samples makes it collapse."""
+"""DRAGON: the sets it builds, against brute force; its updates, against arithmetic by hand; and what it is for, that a
+policy comes to match a whole distribution where ranking samples makes it collapse."""
 
 from __future__ import annotations
 
@@ -18,16 +18,17 @@ from tiny_trained import trainable
 from trainable_policy import TrainableMixture
 from training_toys import BATCH, LIVE, Rows, gaussian_policy, one, set_weights
 
-from rewards.compose import Weighted
+from rewards.compose import WeightedReward
 from rewards.sets.audio_sets import FAD
-from rewards.sets.frechet import Frechet, frechet, normal
+from rewards.sets.frechet import Frechet, fit_normal, frechet_distance
 from rewards.sets.vendi import Vendi
-from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive
-from workbench.evaluation.set_rewards import Judging
-from workbench.methods.common.best_sample import gaussian
-from workbench.methods.common.demonstrations import drawn, of_sets
-from workbench.methods.common.rollout import roll
-from workbench.methods.common.set_splits import credit, halves, ranked, swapped
+from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive_seed
+from workbench.evaluation.set_rewards import TrainingReward
+from workbench.methods.common.best_sample import seeded_normal
+from workbench.methods.common.demonstrations import draw_samples
+from workbench.methods.common.rollout import sample_groups
+from workbench.methods.common.set_scores import prepare_set_score
+from workbench.methods.common.set_splits import leave_one_out_credit, random_halves, rank_pairs, swap_pairs
 from workbench.methods.training.dragon import DRAGON
 
 MEAN, STD = 0.8, 1.6  # of the reference, whose mean and spread both differ from the base's
@@ -39,7 +40,7 @@ class Match(Frechet):
     """Minus the Fréchet distance to REFERENCE; called for a set, or asked for its features once."""
 
     def target(self, references, device):
-        return normal(REFERENCE)
+        return fit_normal(REFERENCE)
 
 
 MATCH = Match(model=Flat(1))
@@ -81,7 +82,7 @@ def test_no_swap_lowers_the_reward_and_each_prompt_stays_once_on_either_side():
     for seed in range(20):
         x, seen = torch.randn(24, 3, generator=generator(seed)).double(), []
         score = spread_score(x, seen)
-        found = swapped(score, halves(torch.arange(24), 2, generator(seed)), generator(seed), sweeps=20)
+        found = swap_pairs(score, random_halves(torch.arange(24), 2, generator(seed)), generator(seed), sweeps=20)
         assert (found.up // 2).tolist() == (found.down // 2).tolist() and len(set(found.up.tolist())) == 12
         assert sorted([*found.up.tolist(), *found.down.tolist()]) == list(range(24))
         assert score(found.up) == max(seen) and (found.gain >= 0).all() and found.swaps > 0
@@ -92,18 +93,18 @@ def test_no_swap_lowers_the_reward_and_each_prompt_stays_once_on_either_side():
 
 
 def spread_score(x, seen):
-    target = normal(torch.randn(500, x.shape[1], generator=generator(99)).double() * 1.5 + 0.5)
+    target = fit_normal(torch.randn(500, x.shape[1], generator=generator(99)).double() * 1.5 + 0.5)
 
     def score(rows):
-        seen.append(-frechet(normal(x[rows]), target).item())
+        seen.append(-frechet_distance(fit_normal(x[rows]), target).item())
         return seen[-1]
 
     return score
 
 
 def test_greedy_swaps_reach_the_best_of_all_halves_more_often_than_any_ranking():
-    """Eight pairs in the plane, all 256 ways to part them. In how many of 30 draws the best is found, and how near to it
-    the rest come: 0 is the mean of all ways, 1 the best."""
+    """Eight pairs in the plane, all 256 ways to part them. In how many of 30 draws the best is found, and how near to
+    it the rest come: 0 is the mean of all ways, 1 the best."""
     found, share = {"swap": 0, "rank": 0, "credit": 0}, {"swap": [], "rank": [], "credit": []}
     for seed in range(30):
         x = torch.randn(16, 2, generator=generator(seed)).double()
@@ -112,9 +113,11 @@ def test_greedy_swaps_reach_the_best_of_all_halves_more_often_than_any_ranking()
         values = [score(rows) for rows in ways]
         near = -(x - 0.5).square().sum(1)
         made = {
-            "swap": swapped(score, halves(torch.arange(16), 2, generator(seed)), generator(seed), sweeps=5).up,
-            "rank": ranked(near, 2).up,
-            "credit": ranked(credit(score, torch.arange(16)), 2).up,
+            "swap": swap_pairs(
+                score, random_halves(torch.arange(16), 2, generator(seed)), generator(seed), sweeps=5
+            ).up,
+            "rank": rank_pairs(near, 2).up,
+            "credit": rank_pairs(leave_one_out_credit(score, torch.arange(16)), 2).up,
         }
         for name, rows in made.items():
             value = score(rows)
@@ -130,8 +133,10 @@ def test_across_prompts_a_swap_may_take_any_sample_and_reaches_further():
     for seed in range(20):
         x = torch.randn(24, 2, generator=generator(seed)).double()
         score = spread_score(x, [])
-        own = swapped(score, halves(torch.arange(24), 2, generator(seed)), generator(seed), sweeps=6)
-        free = swapped(score, halves(torch.arange(24), 24, generator(seed)), generator(seed), sweeps=6, across=True)
+        own = swap_pairs(score, random_halves(torch.arange(24), 2, generator(seed)), generator(seed), sweeps=6)
+        free = swap_pairs(
+            score, random_halves(torch.arange(24), 24, generator(seed)), generator(seed), sweeps=6, across=True
+        )
         assert sorted([*free.up.tolist(), *free.down.tolist()]) == list(range(24))
         better += score(free.up) > score(own.up)
     assert better >= 15
@@ -142,53 +147,58 @@ def test_contrast_looks_at_both_sets():
     for seed in range(12):
         score = spread_score(torch.randn(24, 2, generator=generator(seed)).double(), [])
         for weight, values in apart.items():
-            pairs = halves(torch.arange(24), 2, generator(seed))
-            found = swapped(score, pairs, generator(seed), sweeps=4, contrast=weight)
+            pairs = random_halves(torch.arange(24), 2, generator(seed))
+            found = swap_pairs(score, pairs, generator(seed), sweeps=4, contrast=weight)
             values.append(score(found.up) - score(found.down))
     assert np.mean(np.array(apart[1.0]) > np.array(apart[0.0])) > 0.7
 
 
 def test_ranking_sets_the_best_against_the_worst_and_leaves_out_what_cannot_be_judged():
     r = torch.tensor([0.0, 3.0, 1.0, 2.0, 5.0, torch.nan, 4.0, 4.5])
-    found = ranked(r, 4)
+    found = rank_pairs(r, 4)
     assert found.up.tolist() == [1, 3, 4] and found.down.tolist() == [0, 2, 6]
     assert found.gain.tolist() == [3.0, 1.0, 1.0]
-    whole = ranked(r, 8)
+    whole = rank_pairs(r, 8)
     assert whole.up.tolist() == [4, 7, 6] and whole.down.tolist() == [0, 2, 3]
 
 
 def test_pairs_that_do_not_differ_teach_nothing_and_a_share_is_of_those_that_differ_most():
-    found = ranked(torch.tensor([1.0, 1.0, 0.0, 3.0, 2.0, 1.0]), 2)
-    assert found.kept(1.0).up.tolist() == [3, 4] and found.kept(0.34).up.tolist() == [3]
+    found = rank_pairs(torch.tensor([1.0, 1.0, 0.0, 3.0, 2.0, 1.0]), 2)
+    assert found.select_pairs(1.0).up.tolist() == [3, 4] and found.select_pairs(0.34).up.tolist() == [3]
     unknown = replace(found, gain=torch.tensor([torch.nan, 3.0, 1.0]))
-    assert unknown.kept(0.34).up.tolist() == [3], "an unknown difference takes no place"
+    assert unknown.select_pairs(0.34).up.tolist() == [3], "an unknown difference takes no place"
 
 
 def test_credit_of_a_mean_ranks_as_the_scores_themselves():
     r = torch.tensor([0.3, -1.0, 2.0, 0.7]).double()
-    got = credit(lambda rows: r[rows].mean().item(), torch.arange(4))
+    got = leave_one_out_credit(lambda rows: r[rows].mean().item(), torch.arange(4))
     torch.testing.assert_close(got, 4 / 3 * (r - r.mean()))
 
 
 def test_a_batch_is_embedded_once_however_many_sets_are_tried():
     x = torch.randn(16, 2, generator=generator(3))
-    reward = Weighted({Match(model=Flat(1)): 2.0, Vendi(model=Flat(6)): -0.5}, ["match", "vendi"])
+    reward = WeightedReward({Match(model=Flat(1)): 2.0, Vendi(model=Flat(6)): -0.5}, ["match", "vendi"])
     Flat.seen.clear()
-    score, fine = of_sets(reward, media(x), ["p"] * 16)
+    score, fine = prepare_set_score(reward, media(x), ["p"] * 16)
     rows = [torch.randperm(16, generator=generator(s))[:8] for s in range(10)]
     values = [score(r) for r in rows]
     assert Flat.seen == [16, 16] and fine.tolist() == list(range(16))
-    outside, _ = of_sets(Opaque(reward), media(x), ["p"] * 16)
+    outside, _ = prepare_set_score(Opaque(reward), media(x), ["p"] * 16)
     np.testing.assert_allclose(values, [outside(r) for r in rows], rtol=1e-5, atol=1e-6)
 
 
 def test_a_control_whose_reward_is_negated_builds_sets_of_the_opposite():
-    reward, x = Weighted({MATCH: 1.0}), torch.randn(16, 1, generator=generator(3))
-    config, alone = SimpleNamespace(control="negated", seed=0), SimpleNamespace(judge=lambda some, n: some([*range(n)]))
-    judging = Judging(reward, alone, config, [""])
-    ways = [of_sets(r, media(x), [""] * 16)[0] for r in (reward, judging)]
-    assert judging.judged == 16, "what is looked at is counted"
-    plain, turned = (swapped(way, halves(torch.arange(16), 2, generator()), generator(), sweeps=9) for way in ways)
+    reward, x = WeightedReward({MATCH: 1.0}), torch.randn(16, 1, generator=generator(3))
+    config, alone = (
+        SimpleNamespace(control="negated", seed=0),
+        SimpleNamespace(score_rows=lambda some, n: some([*range(n)])),
+    )
+    judging = TrainingReward(reward, alone, config, [""])
+    ways = [prepare_set_score(r, media(x), [""] * 16)[0] for r in (reward, judging)]
+    assert judging.samples_scored == 16, "what is looked at is counted"
+    plain, turned = (
+        swap_pairs(way, random_halves(torch.arange(16), 2, generator()), generator(), sweeps=9) for way in ways
+    )
     assert ways[0](plain.up) == pytest.approx(-ways[1](plain.up), rel=1e-5)
     assert ways[0](turned.up) < ways[0](turned.down) < ways[0](plain.up)
 
@@ -197,8 +207,8 @@ def test_a_sample_that_has_no_point_stands_on_neither_side():
     x = torch.randn(16, 1, generator=generator(3))
     x[5] = torch.nan
     for reward in (MATCH, Opaque(MATCH)):
-        score, fine = of_sets(reward, media(x), [""] * 16)
-        pairs = halves(fine, 2, generator())
+        score, fine = prepare_set_score(reward, media(x), [""] * 16)
+        pairs = random_halves(fine, 2, generator())
         assert 5 not in fine and 4 in fine and pairs.shape == (7, 2) and not (pairs // 2 == 2).any()
         assert math.isfinite(score(fine))
 
@@ -222,7 +232,7 @@ def by_hand(method, policy, path, pairs):
     for i, level in enumerate(policy.levels):
         seen = {}
         for up, down in pairs:
-            eps = gaussian([path.seeds[up]], (1, 1, 2), "eps", i, 0).numpy().ravel()
+            eps = seeded_normal([path.seeds[up]], (1, 1, 2), "eps", i, 0).numpy().ravel()
             for n in (up, down):
                 x0 = path.x[n, -1].numpy().ravel().astype(float)
                 m = level.a * (level.a * x0 + level.s * eps) / (level.a**2 + level.s**2)
@@ -250,7 +260,7 @@ def by_hand(method, policy, path, pairs):
 def test_an_update_is_the_one_computed_by_hand(name, paired):
     method = DRAGON(**SETTINGS[name], paired=paired, lr=0.1)
     policy = set_weights(gaussian_policy(method))
-    expected = by_hand(method, policy, roll(policy, BATCH, 2), PAIRS[paired])
+    expected = by_hand(method, policy, sample_groups(policy, BATCH, 2), PAIRS[paired])
     _, event = one(method, Rows(FOUR), policy=policy)
     np.testing.assert_allclose(policy.grads[0], expected, rtol=2e-4, atol=1e-6)
     np.testing.assert_allclose(policy.theta.detach(), np.array(LIVE) - 0.1 * expected, rtol=1e-4)
@@ -261,10 +271,10 @@ def test_a_reward_of_sets_moves_what_its_own_sets_say():
     """As a reward of samples would that ranked its swapped sets."""
     method, batch = DRAGON(beta=2.0), Batch(tuple("abcdef"), tuple(range(6)))
     policy = set_weights(gaussian_policy(method))
-    path = roll(policy, batch, 2)
-    score, fine = of_sets(MATCH, path.media, path.prompts)
-    g = generator(derive(batch.seeds[0], "demonstrations"))
-    found = swapped(score, halves(fine, 2, g), g, method.sweeps)
+    path = sample_groups(policy, batch, 2)
+    score, fine = prepare_set_score(MATCH, path.media, path.prompts)
+    g = generator(derive_seed(batch.seeds[0], "demonstrations"))
+    found = swap_pairs(score, random_halves(fine, 2, g), g, method.max_sweeps)
     sign = torch.zeros(12)
     sign[found.up], sign[found.down] = 1.0, -1.0
     ours, event = one(method, MATCH, batch, set_weights(gaussian_policy(method)))
@@ -278,13 +288,15 @@ def test_a_reward_of_sets_moves_what_its_own_sets_say():
 
 @pytest.mark.parametrize("reward", [MATCH, Near()], ids=["sets", "samples"])
 @pytest.mark.parametrize(
-    "change", [{}, dict(steps=2), dict(times=2, updates=2), dict(group=4), dict(paired=False)], ids=str
+    "change",
+    [{}, dict(sampling_steps=2), dict(levels_per_sample=2, optimizer_steps=2), dict(group=4), dict(paired=False)],
+    ids=str,
 )
 def test_the_denoiser_calls_are_those_announced_however_many_go_at_once(reward, change):
     batch = Batch(("a", "b", "c"), (5, 6, 7))
     method, grads = DRAGON(beta=2.0, objective="dpo", **change), []
     for at_once in (0, 1):
-        policy, event = one(replace(method, at_once=at_once), reward, batch, gaussian_policy())
+        policy, event = one(replace(method, prompts_per_pass=at_once), reward, batch, gaussian_policy())
         assert policy.nfe == len(batch) * method.calls(policy.steps) and event.metrics["taught"] == 1
         grads.append(policy.grads[0])
     np.testing.assert_allclose(grads[0], grads[1], rtol=1e-5, atol=1e-9)
@@ -310,14 +322,14 @@ class Constant:
 
 def test_fewer_steps_walk_the_same_chain_on_a_part_of_its_levels():
     policy = gaussian_policy(steps=6, kernel=None)
-    whole, own = drawn(DRAGON(steps=6), policy, BATCH), roll(policy, BATCH, 2)
+    whole, own = draw_samples(DRAGON(sampling_steps=6), policy, BATCH), sample_groups(policy, BATCH, 2)
     torch.testing.assert_close(whole.x[:, 0], own.x[:, -1])
-    few = drawn(DRAGON(steps=2), policy, BATCH)
+    few = draw_samples(DRAGON(sampling_steps=2), policy, BATCH)
     x = policy.noise(own.seeds)
     middle = policy.noised((said := policy.predict(x, 0, own.prompts)).x0, 3, said.eps)
     torch.testing.assert_close(few.x[:, 0], policy.predict(middle, 3, own.prompts).x0)
     with pytest.raises(BadInput, match="6 steps"):
-        drawn(DRAGON(steps=7), policy, BATCH)
+        draw_samples(DRAGON(sampling_steps=7), policy, BATCH)
 
 
 def test_an_odd_group_makes_no_pairs_of_a_prompt_but_halves_of_a_batch():
@@ -333,23 +345,23 @@ def test_an_odd_group_makes_no_pairs_of_a_prompt_but_halves_of_a_batch():
 class Shuffled(DRAGON):
     """The control: which of a pair is good is tossed."""
 
-    def learn(self, policy, path, found):
+    def learn_pairs(self, policy, path, found):
         heads = torch.rand(len(found.up), generator=generator(path.seeds[0])) < 0.5
         up, down = torch.where(heads, found.down, found.up), torch.where(heads, found.up, found.down)
-        return super().learn(policy, path, replace(found, up=up, down=down))
+        return super().learn_pairs(policy, path, replace(found, up=up, down=down))
 
 
 def trained(method, reward, seed, rounds=15):
     """Distance [] of 1024 held-out samples to REFERENCE after a training, from N(0,1) data."""
     policy = TrainableMixture((0.0,), (1.0,), (1.0,), steps=3, adam=True)
-    batches = [Batch(("x",) * 16, tuple(derive(seed, k, b) for b in range(16))) for k in range(rounds)]
+    batches = [Batch(("x",) * 16, tuple(derive_seed(seed, k, b) for b in range(16))) for k in range(rounds)]
     list(method(policy, reward, batches))
     return distance(policy)
 
 
 def distance(policy):
     x = policy.sample(("",) * 1024, seeds=range(10**6, 10**6 + 1024)).x[:, -1].flatten(1)
-    return frechet(normal(x), normal(REFERENCE)).item()
+    return frechet_distance(fit_normal(x), fit_normal(REFERENCE)).item()
 
 
 def interval(values):
@@ -359,7 +371,8 @@ def interval(values):
 
 
 def test_sets_built_for_the_set_match_a_distribution_where_ranked_samples_collapse():
-    """The paper's key finding, on six seeds: negative Fréchet distance to a reference of another mean and a wider spread."""
+    """The paper's key finding, on six seeds: negative Fréchet distance to a reference of another mean and a wider
+    spread."""
     settings = dict(objective="kto", beta=2.0, lr=0.06)
     start = distance(TrainableMixture((0.0,), (1.0,), (1.0,), steps=3))
     arms = {
@@ -384,13 +397,13 @@ def test_a_model_of_sound_or_film_learns_from_sets_of_its_own_samples(name, step
         reward = FAD(model="logmel", rows="windows", window=0.05, hop=0.02)
         heard = policy.sample(PROMPTS, seeds=(1, 2)).media
         object.__setattr__(
-            reward, "target", lambda references, device: reward.prepare(reward.windows(heard).flatten(1))
+            reward, "target", lambda references, device: reward.prepare(reward.embed_windows(heard).flatten(1))
         )
-    before = policy.adapters.hash()
+    before = policy.adapters.content_hash()
     batch = Batch(("a red cat", "two dogs", "rain"), (5, 6, 7))
-    (event,) = DRAGON(steps=steps, times=1, lr=1e-3)(policy, reward, [batch])
+    (event,) = DRAGON(sampling_steps=steps, levels_per_sample=1, lr=1e-3)(policy, reward, [batch])
     assert event.metrics["grad_norm"] > 0 and event.metrics["good"] > event.metrics["bad"]
-    assert policy.adapters.hash() != before and len(event.media) == 6
+    assert policy.adapters.content_hash() != before and len(event.media) == 6
 
 
 class Timed(Flat):

@@ -1,5 +1,5 @@
-"""Rewards of whole sets in runs: what is planned and what refused, what is said of a set and how surely, and DRAGON driven, watched,
-stopped, resumed, summed up and shown like any other training."""
+"""Rewards of whole sets in runs: what is planned and what refused, what is said of a set and how surely, and DRAGON
+driven, watched, stopped, resumed, summed up and shown like any other training."""
 
 from __future__ import annotations
 
@@ -14,14 +14,15 @@ from set_fixtures import Flat, drawn, save
 from train_fixtures import folder_of, go, planned, told
 from training_toys import gaussian_policy, one
 
-from rewards.sets.frechet import Frechet, normal
+from rewards.sets.frechet import Frechet, fit_normal
 from workbench.core.io import media
 from workbench.core.paths import CONFIGS
 from workbench.core.types import BadInput, Media
 from workbench.engine import run
+from workbench.engine.plan import plan_run
 from workbench.evaluation import set_rewards
 from workbench.methods.training.dragon import DRAGON
-from workbench.report import pages
+from workbench.report import pages, tables
 from workbench.runs import config
 from workbench.training import monitoring, training_runs
 
@@ -35,7 +36,7 @@ class Match(Frechet):
     """Minus the Fréchet distance to REFERENCE."""
 
     def target(self, references, device):
-        return normal(REFERENCE)
+        return fit_normal(REFERENCE)
 
 
 class Opaque:
@@ -56,22 +57,24 @@ def test_every_reward_of_the_experiment_is_planned_where_its_examples_are(tmp_pa
     (tmp_path / "data" / "music").mkdir(parents=True)
     (tmp_path / "data" / "music.txt").write_text("major legato rising low flute then falling high bell march\n" * 2)
     sound = Media(torch.linspace(-0.5, 0.5, 16000)[None, None], "audio", 16000.0)
-    media.write(sound, tmp_path / "data" / "music" / "0000.wav")
+    media.write_media(sound, tmp_path / "data" / "music" / "0000.wav")
     scopes = {}
     for path in MINIATURES:
-        plan = run.plan(config.read(path))
-        assert plan.trained == ["dragon"] and plan.held and "oracle" in plan.watch.rewards, path.stem
+        plan = plan_run(config.read_run_config(path))
+        assert plan.trained_contestants == ["dragon"] and plan.held_out_prompts and "oracle" in plan.watch.rewards, (
+            path.stem
+        )
         scopes[path.stem] = plan.reward.spec.scope
     assert len(scopes) == 17 and sum(scope == "set" for scope in scopes.values()) == 7
     assert scopes["fad-clap"] == "set" and scopes["song-fad-clap"] == "sample"
-    assert {"base", "nft", "grpo", "dpo", "dragon"} == set(run.plan(config.read("music-train")).methods)
+    assert {"base", "nft", "grpo", "dpo", "dragon"} == set(plan_run(config.read_run_config("music-train")).methods)
 
 
 @pytest.mark.parametrize("name", ["fad-clap", "song-fad-gated", "exemplar-text"])
 def test_without_its_examples_a_config_says_how_they_are_made(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(BadInput, match="data/music.*made by: python benchmarks/dragon.py --references data"):
-        run.plan(config.read(f"dragon/{name}"))
+        plan_run(config.read_run_config(f"dragon/{name}"))
 
 
 @pytest.fixture(scope="module")
@@ -84,11 +87,11 @@ def home(tmp_path_factory):
 def blocks(home) -> dict:
     """What a small training from a set reward differs in from train_fixtures' usual one."""
     return {
-        "method": {"name": "dragon", "objective": "dpo", "lr": 1e-3, "times": 1},
+        "method": {"name": "dragon", "objective": "dpo", "lr": 1e-3, "levels_per_sample": 1},
         "reward": {"frechet": {"model": CLIP, "reference": str(home / "examples")}},
         "watch": {"oracle": 1, "vendi": {"model": CLIP}},
         "limit": 8,
-        "train": {"held": 8, "updates": 2, "evaluate": 0, "save": 1, "prompts": 3},
+        "train": {"eval_prompts": 8, "rounds": 2, "eval_every": 0, "save_every": 1, "prompts_per_round": 3},
     }
 
 
@@ -108,7 +111,7 @@ def test_judges_of_samples_and_of_sets_watch_side_by_side_and_those_of_groups_do
     plan = planned(home, **blocks(home) | {"watch": ["oracle", "starter_clip"]})
     assert [*plan.watch.rewards] == ["oracle", "starter_clip"]
     plan = planned(home, **blocks(home))
-    assert [*plan.watch.rewards] == ["oracle", "vendi"] and [*set_rewards.sets(plan)] == ["frechet", "vendi"]
+    assert [*plan.watch.rewards] == ["oracle", "vendi"] and [*set_rewards.set_rewards_of(plan)] == ["frechet", "vendi"]
     group = {"oracle": 1, "leave_one_out": {"of": {"vendi": {"model": CLIP}}}}
     with pytest.raises(BadInput, match="watch: leave_one_out compares the samples of one prompt"):
         planned(home, **blocks(home) | {"watch": group})
@@ -118,7 +121,8 @@ def test_judges_of_samples_and_of_sets_watch_side_by_side_and_those_of_groups_do
 
 
 def answers(seed: int, prompts: int = 40) -> tuple[Media, Media, list[str]]:
-    """Two contestants' samples in the plane, two a prompt and alike within prompts; the second one's lie nearer to REFERENCE."""
+    """Two contestants' samples in the plane, two a prompt and alike within prompts; the second one's lie nearer to
+    REFERENCE."""
     g = torch.Generator().manual_seed(seed)
     prompt, own = torch.randn(prompts, 1, 2, generator=g), torch.randn(prompts, 2, 2, generator=g)
     x = (0.6 * prompt + 0.8 * own).flatten(0, 1)
@@ -132,7 +136,7 @@ def test_nineteen_in_twenty_intervals_of_a_set_reward_hold_what_they_should():
     reward, found = Match(model=Flat(2)), []
     for seed in range(120):
         x, y, prompts = answers(seed)
-        base, now = (set_rewards.whole(reward, made, prompts, 50) for made in (x, y))
+        base, now = (set_rewards.score_set(reward, made, prompts, 50) for made in (x, y))
         found.append([now.value, *now.estimate()["ci95"], now.estimate(base)["mean"], *now.estimate(base)["ci95"]])
     found = torch.tensor(found)
     for value, low, high in (found[:, :3].T, found[:, 3:].T):
@@ -147,13 +151,13 @@ def test_a_prompts_samples_go_to_one_half_together_and_everyone_gets_the_same_ha
     seen = []
 
     class Seen(Match):
-        def of(self, x, target):
+        def score_rows(self, x, target):
             seen.append(sorted(x[:, 0].tolist()))
-            return super().of(x, target)
+            return super().score_rows(x, target)
 
     x, _, prompts = answers(0)
     for _ in range(2):
-        set_rewards.whole(Seen(model=Flat(2)), x, prompts, 5)
+        set_rewards.score_set(Seen(model=Flat(2)), x, prompts, 5)
     assert seen[:6] == seen[6:] and [len(rows) for rows in seen[:6]] == [40] * 5 + [80]
     for rows in seen[:5]:  # the halves come first, the whole last
         chosen = [n for n, v in enumerate(x.data[:, 0, 0, 0].double().tolist()) if v in rows]
@@ -162,14 +166,14 @@ def test_a_prompts_samples_go_to_one_half_together_and_everyone_gets_the_same_ha
 
 def test_a_set_that_halves_say_nothing_of_has_a_value_and_no_interval():
     reward, (x, _, prompts) = Match(model=Flat(2)), answers(0)
-    few = set_rewards.whole(reward, x[list(range(14))], prompts[:14])
-    outside = set_rewards.whole(Opaque(reward), x, prompts)
+    few = set_rewards.score_set(reward, x[list(range(14))], prompts[:14])
+    outside = set_rewards.score_set(Opaque(reward), x, prompts)
     for found in (few, outside):
         assert found.halves == () and found.estimate()["ci95"] is None and found.estimate()["mean"] < 0
-    assert outside.value == pytest.approx(set_rewards.whole(reward, x, prompts).value, rel=1e-5)
+    assert outside.value == pytest.approx(set_rewards.score_set(reward, x, prompts).value, rel=1e-5)
     parts = [x[list(range(n, n + 16))] for n in range(0, 80, 16)]
-    assert set_rewards.whole(reward, iter(parts), prompts) == set_rewards.whole(reward, x, prompts)
-    blind = set_rewards.whole(reward, x[[0]], prompts[:1]).estimate()
+    assert set_rewards.score_set(reward, iter(parts), prompts) == set_rewards.score_set(reward, x, prompts)
+    blind = set_rewards.score_set(reward, x[[0]], prompts[:1]).estimate()
     assert blind["mean"] is None and blind["ci95"] is None
 
 
@@ -185,13 +189,13 @@ def calm(home):
 
 def test_the_summary_has_one_number_for_a_set_and_it_is_that_of_the_files(calm):
     plan, folder, _ = calm
-    summary, made = folder.read("summary.json"), pages.samples(folder.events())
+    summary, made = folder.read("summary.json"), pages.collect_samples(folder.events())
     assert folder.read()["status"] == "done"
     for c in summary["contestants"]:
         rows = [made[c["name"]][key] for key in sorted(made[c["name"]])]
         assert all({"oracle"} == set(s["scores"]) for s in rows), "no sample has a score of its own"
-        whole = Media.cat([media.read(folder.path / s["file"]) for s in rows])
-        for name, reward in set_rewards.sets(plan).items():
+        whole = Media.cat([media.read_media(folder.path / s["file"]) for s in rows])
+        for name, reward in set_rewards.set_rewards_of(plan).items():
             value = float(reward(media=whole, prompts=[s["prompt"] for s in rows]))
             e = c["rewards"][name]
             assert e["mean"] == pytest.approx(value, rel=1e-4) and e["n"] == 8 and e["set"]
@@ -217,10 +221,13 @@ def test_the_looks_tell_the_reward_of_the_watched_set(calm):
 def test_a_stopped_training_from_sets_goes_on_to_the_same_end(calm, home):
     plan, whole, _ = calm
     folder, stop = folder_of(plan, home / "stopped"), threading.Event()
-    for p in run.execute(plan, folder, stop):
+    for p in run.execute_run(plan, folder, stop):
         if p.phase == "train":
             stop.set()
-    assert folder.read()["status"] == "stopped" and training_runs.shelf(plan, folder, "dragon").newest()[0] == 1
+    assert (
+        folder.read()["status"] == "stopped"
+        and training_runs.checkpoint_store(plan, folder, "dragon").load_newest()[0] == 1
+    )
     go(plan, folder)
     assert folder.read()["status"] == "done"
     assert told(folder, "watch") == told(whole, "watch") and told(folder, "train") == told(whole, "train")
@@ -234,7 +241,7 @@ def test_the_report_and_the_table_say_what_is_of_a_set(calm):
     assert "vendi, frechet: one score of all pictures as a set" in page
     assert "the optimised reward" not in page, "no picture has one"
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
-    console.print(pages.table(folder.read("summary.json")))
+    console.print(tables.console_table(folder.read("summary.json")))
     shown = console.export_text()
     assert "vendi and frechet: one score of all samples as a set" in shown and "*" in shown
 
@@ -263,14 +270,14 @@ def test_the_alarm_hears_a_set_reward_rise_only_when_it_rose_for_sure(home):
     plan = planned(home, **blocks(home))
     base = rows(-3.0, [-3.2, -2.8], oracle=0.9)
     sure, unsure = rows(-2.0, [-2.2, -1.8], oracle=0.2), rows(-2.0, [-0.2, -4.8], oracle=0.2)
-    numbers, alarm = monitoring.verdict(plan, "dragon", base, sure)
+    numbers, alarm = monitoring.compare_to_base(plan, "dragon", base, sure)
     assert "dragon raised frechet, which it optimised, while oracle fell" in alarm
     assert numbers["held frechet"] == numbers["held reward"] == -2.0
-    assert monitoring.verdict(plan, "dragon", base, unsure)[1] is None
-    assert monitoring.verdict(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
-    assert monitoring.verdict(plan, "dragon", base, base)[1] is None
-    plan.recipe.__dict__["best"] = "frechet"
-    assert monitoring.score(plan, sure, sure, 4) == -2.0
+    assert monitoring.compare_to_base(plan, "dragon", base, unsure)[1] is None
+    assert monitoring.compare_to_base(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
+    assert monitoring.compare_to_base(plan, "dragon", base, base)[1] is None
+    plan.train_config.__dict__["best"] = "frechet"
+    assert monitoring.selection_score(plan, sure, sure, 4) == -2.0
 
 
 # --- noise levels ----------------------------------------------------------------------------------------------------
@@ -279,7 +286,10 @@ def test_the_alarm_hears_a_set_reward_rise_only_when_it_rose_for_sure(home):
 def test_skipped_levels_are_those_of_the_noisy_end_and_share_is_of_the_rest():
     met = []
     for skip, share in ((0, 1), (0.375, 1), (0.375, 0.6), (0, 0.5), (1, 1)):
-        policy, method = gaussian_policy(steps=8), DRAGON(objective="dpo", beta=2.0, skip=skip, share=share)
+        policy, method = (
+            gaussian_policy(steps=8),
+            DRAGON(objective="dpo", beta=2.0, schedule_skip=skip, schedule_fraction=share),
+        )
         plain, seen = policy.noised, []
         policy.noised = lambda x, i, eps, plain=plain, seen=seen: (seen.append(i), plain(x, i, eps))[1]
         one(method, Value(), policy=policy)

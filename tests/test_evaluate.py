@@ -28,7 +28,7 @@ def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
         effect = np.repeat(rng.normal(size=40), 4)
         values, clusters = effect + 0.1 * rng.normal(size=160), np.repeat(np.arange(40), 4)
         for name, groups in (("hits", clusters), ("naive", np.arange(160))):
-            low, high = statistics.interval(values, groups)["ci95"]
+            low, high = statistics.mean_with_interval(values, groups)["ci95"]
             hits += name == "hits" and low <= 0 <= high
             naive += name == "naive" and low <= 0 <= high
     assert 0.90 <= hits / 300 <= 0.98
@@ -41,37 +41,40 @@ def test_prompts_drawn_within_their_categories_give_a_narrower_interval_that_sti
     kinds = np.repeat([0, 1], 20)
     for _ in range(200):
         values = np.where(kinds == 0, 0.2, 0.9) + rng.normal(scale=0.1, size=40)
-        low, high = statistics.interval(values, range(40), kinds)["ci95"]
-        wide = statistics.interval(values, range(40))["ci95"]
+        low, high = statistics.mean_with_interval(values, range(40), kinds)["ci95"]
+        unstratified = statistics.mean_with_interval(values, range(40))["ci95"]
         covered += low <= 0.55 <= high
-        narrower += high - low < 0.5 * (wide[1] - wide[0])
+        narrower += high - low < 0.5 * (unstratified[1] - unstratified[0])
     assert 180 <= covered <= 199 and narrower == 200
 
 
 def test_what_could_not_be_judged_is_left_out_and_counted():
-    found = statistics.interval([1.0, float("nan"), 3.0], [0, 1, 2])
-    assert found["mean"] == 2.0 and found["n"] == 2
-    assert statistics.interval([float("nan")], [0]) == {"mean": None, "ci95": None, "n": 0}
+    estimate = statistics.mean_with_interval([1.0, float("nan"), 3.0], [0, 1, 2])
+    assert estimate["mean"] == 2.0 and estimate["n"] == 2
+    assert statistics.mean_with_interval([float("nan")], [0]) == {"mean": None, "ci95": None, "n": 0}
 
 
 def test_the_difference_from_the_base_is_taken_sample_by_sample():
     rng = np.random.default_rng(1)
     start = rng.normal(size=60)
-    found = statistics.versus(rows(start + 0.1), rows(start)[::-1])["clip"]
-    assert found["mean"] == pytest.approx(0.1) and found["ci95"] == pytest.approx([0.1, 0.1])
+    estimate = statistics.compare_paired(rows(start + 0.1), rows(start)[::-1])["clip"]
+    assert estimate["mean"] == pytest.approx(0.1) and estimate["ci95"] == pytest.approx([0.1, 0.1])
 
 
 def test_diversity_is_the_distance_between_samples_of_one_prompt():
     same, other = np.zeros((3, 4, 4)), np.full((3, 4, 4), 0.5)
-    assert statistics.diversity([[same, other], [same, same]]) == pytest.approx(0.25)
-    assert statistics.diversity([[same]]) is None
+    assert statistics.measure_diversity([[same, other], [same, same]]) == pytest.approx(0.25)
+    assert statistics.measure_diversity([[same]]) is None
 
 
 def contest(reward_gain, judge_gain, diversity=0.3, weight=1.0):
     start = rows([0.5] * 20, oracle=[0.5] * 20)
     after = rows([0.5 + reward_gain] * 20, oracle=[0.5 + judge_gain] * 20)
-    base = {"name": "base", "diversity": 0.3} | statistics.contestant(start, None, {"clip": weight})
-    return [base, {"name": "reno", "diversity": diversity} | statistics.contestant(after, start, {"clip": weight})]
+    base = {"name": "base", "diversity": 0.3} | statistics.summarise_contestant(start, None, {"clip": weight})
+    return [
+        base,
+        {"name": "reno", "diversity": diversity} | statistics.summarise_contestant(after, start, {"clip": weight}),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -89,25 +92,26 @@ def contest(reward_gain, judge_gain, diversity=0.3, weight=1.0):
     ],
 )
 def test_the_alarm_rings_when_the_optimised_reward_rises_and_a_held_out_judge_or_diversity_falls(parts, rings):
-    assert bool(statistics.alarm(parts, "base", {"oracle": 0.02})) is rings
+    assert bool(statistics.hacking_alarm(parts, "base", {"oracle": 0.02})) is rings
 
 
 @pytest.mark.parametrize("prompts", [6, 8, 10])
 def test_few_prompts_claim_a_difference_no_oftener_than_one_time_in_twenty(prompts):
-    """Two samples of each, no true difference. As plain percentiles they would claim one in every eighth to twelfth table."""
+    """Two samples of each, no true difference. As plain percentiles they would claim one in every eighth to twelfth
+    table."""
     rng, false, runs = np.random.default_rng(0), 0, 400
     clusters = np.repeat(np.arange(prompts), 2)
     for _ in range(runs):
         values = np.repeat(rng.normal(size=prompts), 2) + rng.normal(size=2 * prompts)
-        low, high = statistics.interval(values, clusters)["ci95"]
+        low, high = statistics.mean_with_interval(values, clusters)["ci95"]
         false += low > 0 or high < 0
     assert 0.01 < false / runs < 0.07
 
 
 def test_five_prompts_that_all_agree_show_nothing():
-    assert statistics.interval([0.2] * 10, np.repeat(np.arange(5), 2)) == {
+    assert statistics.mean_with_interval([0.2] * 10, np.repeat(np.arange(5), 2)) == {
         "mean": pytest.approx(0.2),
         "ci95": None,
         "n": 10,
     }
-    assert statistics.interval([0.2] * 12, np.repeat(np.arange(6), 2))["ci95"] == pytest.approx([0.2, 0.2])
+    assert statistics.mean_with_interval([0.2] * 12, np.repeat(np.arange(6), 2))["ci95"] == pytest.approx([0.2, 0.2])

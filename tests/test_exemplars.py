@@ -8,12 +8,12 @@ import pytest
 import reward_fixtures
 import torch
 from PIL import Image
-from set_fixtures import ALL, BLUE, GREEN, RED, STARTER, Flat, ask, draw, drawn, pictures, save, sound
+from set_fixtures import ALL, BLUE, GREEN, RED, STARTER, Flat, ask, cubic, draw, drawn, pictures, save, sound
 
 from rewards.sets import exemplar
-from rewards.sets.exemplar import Embedder, Exemplar, Pictures
+from rewards.sets.exemplar import Embedder, Exemplar, PictureEmbedder
 from rewards.sets.frechet import Frechet
-from rewards.sets.mmd import CMMD, KAD, KID, Gaussian, cubic, median_distance, mmd
+from rewards.sets.mmd import CMMD, KAD, KID, GaussianKernel, median_distance, mmd_squared
 from rewards.sets.vendi import Vendi
 from workbench.core.types import BadInput, Media, Reward
 
@@ -21,9 +21,9 @@ from workbench.core.types import BadInput, Media, Reward
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("WORKBENCH_CACHE", str(tmp_path / "cache"))
-    exemplar._target.cache_clear()
+    exemplar._load_target.cache_clear()
     yield tmp_path / "cache"
-    exemplar._target.cache_clear()
+    exemplar._load_target.cache_clear()
 
 
 # The rewards
@@ -89,9 +89,9 @@ def test_published_distances_are_mmd_under_their_kernels_and_scales():
     x, y = (torch.nn.functional.normalize(draw(n, 6, n), dim=1).float() for n in (9, 11))
     a, b = x.double(), y.double()
     told = {
-        KID: mmd(a * 6**0.5, b * 6**0.5, cubic),
-        KAD: 100 * mmd(a, b, Gaussian(median_distance(b))),
-        CMMD: 1000 * mmd(a, b, Gaussian(10.0)),
+        KID: mmd_squared(a * 6**0.5, b * 6**0.5, cubic),
+        KAD: 100 * mmd_squared(a, b, GaussianKernel(median_distance(b))),
+        CMMD: 1000 * mmd_squared(a, b, GaussianKernel(10.0)),
     }
     for cls, value in told.items():
         assert ask(cls(model=Flat()), x, y).item() == pytest.approx(-value.item(), rel=1e-5)
@@ -152,7 +152,7 @@ def test_examples_are_embedded_once_and_again_only_when_their_content_changed(tm
 
     def judged(cls=KAD):
         """The score, and how many samples were embedded besides the batch's four."""
-        exemplar._target.cache_clear()  # as another process would begin
+        exemplar._load_target.cache_clear()  # as another process would begin
         Flat.seen.clear()
         score = cls(model=Flat(), reference=str(tmp_path))(media=sound(draw(4, 6, 1)), prompts=[""] * 4)
         return score.item(), sum(Flat.seen) - 4
@@ -173,10 +173,10 @@ def test_examples_are_embedded_once_and_again_only_when_their_content_changed(tm
 
 def test_other_weights_are_other_statistics(tmp_path):
     folder = save(pictures([RED, BLUE, GREEN]), tmp_path / "set")
-    one, two = (Pictures(reward_fixtures.clip_folder(tmp_path / f"clip{seed}", seed=seed)) for seed in (1, 2))
+    one, two = (PictureEmbedder(reward_fixtures.clip_folder(tmp_path / f"clip{seed}", seed=seed)) for seed in (1, 2))
     cpu = torch.device("cpu")
     assert one.fingerprint(cpu) != two.fingerprint(cpu)
-    rows = [exemplar.examples(folder, e, cpu, "rows") for e in (one, two, one)]
+    rows = [exemplar.load_examples(folder, e, cpu, "rows") for e in (one, two, one)]
     assert torch.equal(rows[0], rows[2]) and not torch.allclose(rows[0], rows[1])
 
 
@@ -192,8 +192,8 @@ def test_loading_prepares_the_reference_and_keeps_no_model_alive(tmp_path, own_c
     assert not own_cache.exists(), "checking loads nothing"
     reward.load()
     assert len(list(own_cache.rglob("*.safetensors"))) == 1
-    net = weakref.ref(image_text.load(model, "cpu").net)
-    image_text._load.cache_clear()
+    net = weakref.ref(image_text.load_encoder(model, "cpu").net)
+    image_text._load_cached.cache_clear()
     gc.collect()
     assert net() is None
 
@@ -234,18 +234,18 @@ def test_pictures_of_other_shapes_and_modes_are_examples_as_they_look(tmp_path):
     exif = Image.Exif()
     exif[0x0112] = 6  # stored lying: turn by a quarter to see it
     image.rotate(90, expand=True).save(tmp_path / "turned.png", exif=exif)
-    read = Pictures(STARTER).read
+    read = PictureEmbedder(STARTER).read
     assert torch.equal(read(tmp_path / "plain.png").data, read(tmp_path / "turned.png").data)
     Image.new("RGBA", (8, 6), (255, 0, 0, 0)).save(tmp_path / "clear.png")
     assert (read(tmp_path / "clear.png").data == 1).all() and read(tmp_path / "clear.png").data.shape == (1, 3, 6, 8)
-    rows = exemplar.examples(str(tmp_path), Pictures(STARTER), torch.device("cpu"), "rows")
+    rows = exemplar.load_examples(str(tmp_path), PictureEmbedder(STARTER), torch.device("cpu"), "rows")
     assert rows.shape[0] == 3 and rows.isfinite().all()
 
 
 def test_a_clip_is_the_direction_of_its_frames():
     frames = pictures([RED, RED, BLUE, BLUE])
     clip = Media(frames.data.view(2, 2, 3, 32, 32), "video", 8.0)
-    embed = Pictures(STARTER)
+    embed = PictureEmbedder(STARTER)
     assert isinstance(embed, Embedder) and isinstance(Flat(), Embedder)
     rows, singles = embed(clip), embed(frames)
     torch.testing.assert_close(rows.norm(dim=1), torch.ones(2))

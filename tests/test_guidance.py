@@ -1,4 +1,5 @@
-"""Guidance where everything is known: Gaussian data, whose tilted law has a closed form, and latents small enough to learn."""
+"""Guidance where everything is known: Gaussian data, whose tilted law has a closed form, and latents small enough to
+learn."""
 
 from __future__ import annotations
 
@@ -11,10 +12,11 @@ import torch
 from mixture_policy import MixturePolicy, Value
 
 from pipelines.transitions import CPS
-from rewards.latent import KEY, LatentReward, Samples, collect, correlation, train
-from workbench.core.types import BadInput, Batch, RewardSpec, derive
-from workbench.methods.common.guided_step import capped, still, unit
-from workbench.methods.common.schedule import level
+from rewards.latent import KEY, LatentReward
+from rewards.latent_training import LatentSamples, collect_samples, score_correlation, train_latent_reward
+from workbench.core.types import BadInput, Batch, RewardSpec, derive_seed
+from workbench.methods.common.guided_step import capped_noise_ratio, unit_rms, zero_nonfinite
+from workbench.methods.common.schedule import alpha_sigma
 from workbench.methods.inference.guidance import Guidance
 from workbench.methods.inference.nrg import NRG
 
@@ -65,8 +67,8 @@ class Exact:
 def test_the_gradient_through_the_denoiser_is_the_finite_difference_of_the_reward_of_the_predicted_sample():
     policy, reward, i = MixturePolicy(shape=(3, 2, 2)), Value(0.7, 0.4), 4
     x = policy.noise(SEEDS).double()
-    *_, delta = Guidance(scale=1.0, normalise="none", cap=math.inf).steer(policy, reward, x, i, PROMPTS)
-    a, s = level(policy, i)
+    *_, delta = Guidance(scale=1.0, normalise="none", cap=math.inf).guide_step(policy, reward, x, i, PROMPTS)
+    a, s = alpha_sigma(policy, i)
     for place in ((0, 1), (0, 0), (0, 1, 1)), ((0, 0, 1),):
         for c, h, w in (p if len(p) == 3 else (*p, 0) for p in place):
             move = torch.zeros_like(x)
@@ -80,9 +82,9 @@ def test_a_flows_velocity_moves_by_scale_times_s_over_one_minus_s_times_the_grad
     """Flow-NRG's own form, which the move of x0 must amount to: x_{i+1} = x_i + (s' - s) v."""
     policy, i, scale = gaussian(), 6, 0.3
     x = policy.noise(SEEDS)
-    (a, s), (_, after) = level(policy, i), level(policy, i + 1)
+    (a, s), (_, after) = alpha_sigma(policy, i), alpha_sigma(policy, i + 1)
     method = NRG(Exact(0.9), {"up": 1.0}, scale=scale, normalise="none")
-    delta = method.delta(x, a, s, PROMPTS, method.weighted())
+    delta = method.guidance_delta(x, a, s, PROMPTS, method.objective_weights())
     gradient = 0.9 * a * STD**2 / ((a * STD) ** 2 + s**2)
     v = policy.predict(x, i, PROMPTS).v - scale * s / (1 - s) * gradient
     moved = policy.noised(
@@ -100,7 +102,7 @@ def test_with_scale_zero_the_sample_is_the_bases_bit_for_bit(method, base):
     if base == "ode":
         expected = policy.sample(PROMPTS, seeds=SEEDS).media.data
     else:
-        generators = [torch.Generator().manual_seed(derive(s, word)) for s in SEEDS]
+        generators = [torch.Generator().manual_seed(derive_seed(s, word)) for s in SEEDS]
         x = policy.noise(SEEDS)
         for i in range(policy.steps):
             x = policy.transition(x, i, PROMPTS).sample(generators)
@@ -118,8 +120,8 @@ def test_with_scale_zero_the_sample_is_the_bases_bit_for_bit(method, base):
     ids=["guidance", "nrg"],
 )
 def test_a_gaussian_tilted_by_a_linear_reward_moves_by_scale_times_its_variance(method):
-    """N(m, v) exp(w x) / Z = N(m + w v, v). The deterministic flow moves every sample by w v in the limit of many steps, and
-    comes closer the more there are."""
+    """N(m, v) exp(w x) / Z = N(m + w v, v). The deterministic flow moves every sample by w v in the limit of many
+    steps, and comes closer the more there are."""
     gaps = []
     for steps in (25, 200):
         moved = values(method, gaussian(steps)) - values(replace(method, scale=0.0), gaussian(steps))
@@ -129,7 +131,8 @@ def test_a_gaussian_tilted_by_a_linear_reward_moves_by_scale_times_its_variance(
 
 @pytest.mark.parametrize("kernel", [None, CPS(0.5)])
 def test_the_stochastic_base_reaches_the_tilted_law_too(kernel):
-    """600 draws: the mean of N(m + w v, v) is known to within 4 standard errors; that of the untilted one is out of reach."""
+    """600 draws: the mean of N(m + w v, v) is known to within 4 standard errors; that of the untilted one is out of
+    reach."""
     n, policy = 600, gaussian(60, kernel=kernel)
     x = values(Guidance(scale=1.5, normalise="none", cap=1e9, base="sde"), policy, n=n)
     error = 4 * STD / math.sqrt(n)
@@ -139,7 +142,8 @@ def test_the_stochastic_base_reaches_the_tilted_law_too(kernel):
 
 
 def test_stopping_at_the_clean_sample_is_exact_on_data_of_unit_variance():
-    """But for the first step, in pure noise: there the denoiser's gradient is 0 and its factor s / a is without bound."""
+    """But for the first step, in pure noise: there the denoiser's gradient is 0 and its factor s / a is without
+    bound."""
     policy = MixturePolicy((MEAN,), (1.0,), (1.0,), steps=30)
     method = Guidance(scale=0.8, normalise="none", cap=1e9, start=0.02)
     deep, clean = (events(replace(method, through=t), policy)[-1].media.data for t in ("denoiser", "clean"))
@@ -151,7 +155,7 @@ def test_stopping_at_the_clean_sample_is_exact_on_data_of_unit_variance():
 @pytest.mark.parametrize("normalise", ["none", "unit", "residual"])
 @pytest.mark.parametrize("through", ["denoiser", "clean"])
 def test_guidance_raises_the_reward_and_a_negated_one_lowers_it(normalise, through):
-    method = Guidance(scale=0.3, normalise=normalise, through=through, top=10.0)
+    method = Guidance(scale=0.3, normalise=normalise, through=through, max_reward=10.0)
     base, up, down = (values(replace(method, scale=w)) for w in (0.0, 0.3, -0.3))
     assert (up > base).all() and (down < base).all()
     assert (
@@ -162,17 +166,23 @@ def test_guidance_raises_the_reward_and_a_negated_one_lowers_it(normalise, throu
 def test_what_each_normalisation_divides_by():
     g, r = torch.randn(2, 3, 4, 4, generator=torch.Generator().manual_seed(0)), torch.tensor([0.2, -3.0])
     a, s = 0.6, 0.4
-    plain, of_unit, dps = (Guidance(normalise=n, top=1.0).pull(g, r, a, s) for n in ("none", "unit", "residual"))
+    plain, of_unit, dps = (
+        Guidance(normalise=n, max_reward=1.0).scale_gradient(g, r, a, s) for n in ("none", "unit", "residual")
+    )
     assert torch.allclose(plain, s**2 / a * g)
     assert torch.allclose(of_unit.square().mean((1, 2, 3)).sqrt(), torch.full((2,), s / math.hypot(a, s)))
     assert torch.allclose(dps, plain / torch.tensor([0.8, 4.0]).sqrt().view(2, 1, 1, 1))
-    assert capped(0.001, 0.999, 10.0) == 10.0 and capped(0.5, 0.5, 10.0) == 1.0 and capped(0.0, 1.0, 10.0) == 10.0
-    assert torch.equal(unit(torch.zeros(2, 3)), torch.zeros(2, 3))
+    assert (
+        capped_noise_ratio(0.001, 0.999, 10.0) == 10.0
+        and capped_noise_ratio(0.5, 0.5, 10.0) == 1.0
+        and capped_noise_ratio(0.0, 1.0, 10.0) == 10.0
+    )
+    assert torch.equal(unit_rms(torch.zeros(2, 3)), torch.zeros(2, 3))
 
 
 # --- conduct ---------------------------------------------------------------------------------------------------------
 
-ALL = [Guidance(), Guidance(recur=2, start=0.3, stop=0.8), Guidance(base="sde", through="clean"),
+ALL = [Guidance(), Guidance(recurrence_steps=2, start=0.3, stop=0.8), Guidance(base="sde", through="clean"),
        NRG(Exact(), UP), NRG(Exact(), UP, base="sde", every=3)]  # fmt: skip
 
 
@@ -181,7 +191,7 @@ def test_the_denoiser_is_called_as_often_as_announced(method):
     policy = gaussian()
     events(method, policy)
     assert policy.nfe == len(SEEDS) * method.calls(policy.steps)
-    assert Guidance(recur=2, start=0.3, stop=0.8).calls(10) == 10 + 2 * 5
+    assert Guidance(recurrence_steps=2, start=0.3, stop=0.8).calls(10) == 10 + 2 * 5
 
 
 @pytest.mark.parametrize("method", ALL, ids=str)
@@ -209,7 +219,9 @@ def test_a_sample_that_cannot_be_judged_takes_the_bases_step_and_leaves_the_othe
     assert end.media.data.isfinite().all() and end.scores["reward"].isnan().tolist() == [False, True, False]
     assert torch.equal(end.media.data[1], base.media.data[1])
     assert torch.allclose(end.media.data[[0, 2]], seen.media.data[[0, 2]], atol=1e-6)
-    assert torch.equal(still(torch.tensor([[1.0, math.inf], [1.0, 2.0]])), torch.tensor([[0.0, 0.0], [1.0, 2.0]]))
+    assert torch.equal(
+        zero_nonfinite(torch.tensor([[1.0, math.inf], [1.0, 2.0]])), torch.tensor([[0.0, 0.0], [1.0, 2.0]])
+    )
 
 
 @pytest.mark.parametrize("method", [Guidance(), NRG(Exact(), UP, every=2)], ids=["guidance", "nrg"])
@@ -276,8 +288,8 @@ def trained(tmp_path_factory):
     """The folder of samples, and the file of a judge that learnt from them."""
     folder = tmp_path_factory.mktemp("latent")
     policy = MixturePolicy((0.0,), (1.0,), (1.0,), shape=(3, 4, 4), steps=2)
-    collect(policy, {"words": Words()}, SAID, folder / "data", seeds=24, batch=48)
-    train(folder / "data", folder / "judge.safetensors", steps=160, **SMALL)
+    collect_samples(policy, {"words": Words()}, SAID, folder / "data", seeds=24, batch=48)
+    train_latent_reward(folder / "data", folder / "judge.safetensors", steps=160, **SMALL)
     return folder
 
 
@@ -298,40 +310,40 @@ def test_without_the_scores_it_learns_nothing(trained, tmp_path):
             scores, kept = file.get_tensor("scores"), {"latents": file.get_tensor("latents")}
             order = torch.randperm(len(scores), generator=torch.Generator().manual_seed(1))
             save_file(kept | {"scores": scores[order].contiguous()}, tmp_path / "data" / path.name, file.metadata())
-    train(tmp_path / "data", tmp_path / "judge.safetensors", steps=160, **SMALL)
-    judge, data = LatentReward(str(tmp_path / "judge.safetensors")).judge, Samples.read(trained / "data")
-    assert abs(correlation(judge, data, data.split()[1], bands=1)["words"][0]) < 0.35
+    train_latent_reward(tmp_path / "data", tmp_path / "judge.safetensors", steps=160, **SMALL)
+    judge, data = LatentReward(str(tmp_path / "judge.safetensors")).scorer, LatentSamples.read(trained / "data")
+    assert abs(score_correlation(judge, data, data.split_by_prompt()[1], bands=1)["words"][0]) < 0.35
 
 
 def test_pairs_teach_the_order_alone(trained):
-    header = train(trained / "data", trained / "pairs.safetensors", steps=400, loss="pairs", **SMALL)
+    header = train_latent_reward(trained / "data", trained / "pairs.safetensors", steps=400, loss="pairs", **SMALL)
     assert header["correlation"]["words"][0] > 0.6
-    judge = LatentReward(str(trained / "pairs.safetensors")).judge
+    judge = LatentReward(str(trained / "pairs.safetensors")).scorer
     assert judge.centre.item() == 0.0 and judge.spread.item() == 1.0
 
 
 def test_a_training_that_was_interrupted_ends_as_one_that_was_not(trained, tmp_path):
-    whole = train(trained / "data", tmp_path / "whole.safetensors", steps=6, **SMALL)
+    whole = train_latent_reward(trained / "data", tmp_path / "whole.safetensors", steps=6, **SMALL)
     part = tmp_path / "part.safetensors"
     for done in (1, 2):  # each call has time for one step
-        assert train(trained / "data", part, steps=6, seconds=1e-9, **SMALL)["steps"] == done
+        assert train_latent_reward(trained / "data", part, steps=6, seconds=1e-9, **SMALL)["steps"] == done
     with pytest.raises(BadInput, match="other settings"):
-        train(trained / "data", part, steps=7, **SMALL)
-    assert train(trained / "data", part, steps=6, **SMALL) == whole
-    a, b = (LatentReward(str(p)).judge.state_dict() for p in (part, tmp_path / "whole.safetensors"))
+        train_latent_reward(trained / "data", part, steps=7, **SMALL)
+    assert train_latent_reward(trained / "data", part, steps=6, **SMALL) == whole
+    a, b = (LatentReward(str(p)).scorer.state_dict() for p in (part, tmp_path / "whole.safetensors"))
     assert all(torch.equal(a[name], b[name]) for name in a) and not (tmp_path / "part.resume.pt").exists()
 
 
 def test_samples_are_collected_once(trained):
     policy = MixturePolicy((0.0,), (1.0,), (1.0,), shape=(3, 4, 4), steps=2)
-    collect(policy, {"words": Words()}, SAID, trained / "data", seeds=24, batch=48)
+    collect_samples(policy, {"words": Words()}, SAID, trained / "data", seeds=24, batch=48)
     assert policy.nfe == 0
-    data = Samples.read(trained / "data")
-    fit, test = data.split()
+    data = LatentSamples.read(trained / "data")
+    fit, test = data.split_by_prompt()
     asked = {data.prompts[n] for n in test.tolist()}
-    assert data.own[test].all() and asked and not asked & {data.prompts[n] for n in fit.tolist()}
+    assert data.is_own_prompt[test].all() and asked and not asked & {data.prompts[n] for n in fit.tolist()}
     with pytest.raises(BadInput, match="has no samples"):
-        Samples.read(trained / "nowhere")
+        LatentSamples.read(trained / "nowhere")
 
 
 def test_what_it_learnt_guides_and_its_negation_misguides(trained):
@@ -382,8 +394,8 @@ def test_a_file_that_is_no_latent_reward_is_refused_in_a_sentence(trained, tmp_p
 
 @pytest.mark.parametrize("latent", [(4, 16), (4, 3, 8, 8)])
 def test_sounds_and_clips_have_latents_of_other_ranks(latent):
-    from rewards.latent import Judge
+    from rewards.latent import LatentScorer
 
-    judge = Judge(latent, 2, axis=0, width=16, blocks=3)
+    judge = LatentScorer(latent, 2, axis=0, width=16, blocks=3)
     a = torch.full((2,), 0.5)
     assert judge(torch.randn(2, *latent), a, a, ["one", ""]).shape == (2, 2)

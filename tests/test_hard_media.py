@@ -1,4 +1,5 @@
-"""Sounds and clips that are hard to judge, to every reward that judges any: a number, NaN for that row alone, or one clear sentence."""
+"""Sounds and clips that are hard to judge, to every reward that judges any: a number, NaN for that row alone, or one
+clear sentence."""
 
 from __future__ import annotations
 
@@ -107,11 +108,11 @@ def test_a_film_that_was_cut_short_is_named_and_never_read_as_a_shorter_one(shar
     """Its index comes first, so that it plays while it loads: what is missing is at the end."""
     pytest.importorskip("av")
     g = torch.Generator().manual_seed(0)
-    whole = video.mp4(Media(torch.rand(1, 24, 3, 64, 64, generator=g), "video", 8.0), tmp_path / "whole.mp4")
+    whole = video.write_mp4(Media(torch.rand(1, 24, 3, 64, 64, generator=g), "video", 8.0), tmp_path / "whole.mp4")
     content = whole.read_bytes()
-    assert media.read(whole).data.shape[1] == 24
+    assert media.read_media(whole).data.shape[1] == 24
     cut = tmp_path / "cut.mp4"
     cut.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(BadInput, match="cut short") as told:
-        media.read(cut)
+        media.read_media(cut)
     assert str(cut) in str(told.value) and "\n" not in str(told.value)

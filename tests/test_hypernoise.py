@@ -14,7 +14,7 @@ from tiny_trained import trainable
 from trainable_policy import TrainableMixture
 from training_toys import Unsure
 
-from pipelines import Lora, export
+from pipelines import Lora, export_policy
 from rewards import build
 from workbench.core.types import BadInput, Batch
 from workbench.methods.training.hypernoise import Corrected, HyperNoise
@@ -33,15 +33,15 @@ BATCH = Batch(PROMPTS, SEEDS)
 class Moved(TrainableMixture):
     """f(z) = theta_0 + theta_1 z; the generator has no weights of its own."""
 
-    def correction(self, noise, prompts):
+    def noise_correction(self, noise, prompts):
         return (self.theta[0] + self.theta[1] * noise).float()
 
     def _posterior_mean(self, x, i, log_weights):
-        now, self.now = self.now, self.before
+        current, self.now = self.now, self.before
         try:
             return super()._posterior_mean(x, i, log_weights)
         finally:
-            self.now = now
+            self.now = current
 
 
 def toy(theta=(0.0, 0.0), adam=False):
@@ -70,7 +70,8 @@ def test_one_update_is_the_chain_rule_by_hand():
 
 
 def test_it_ends_at_the_shift_that_reward_and_divergence_agree_on():
-    """For a reward linear in the noise the best correction is one number, reward's slope / (2 kl), and no factor of z."""
+    """For a reward linear in the noise the best correction is one number, reward's slope / (2 kl), and no factor
+    of z."""
     policy = toy(adam=True)
     batches = [Batch(("x",) * 32, tuple(range(32 * k, 32 * k + 32))) for k in range(150)]
     list(HyperNoise(kl=0.5, lr=0.02)(policy, Value(1.0), batches))
@@ -84,15 +85,15 @@ def test_samples_gain_and_with_the_reward_negated_lose():
         policy, method = toy(adam=True), HyperNoise(kl=0.1, lr=0.05)
         list(method(policy, Value(sign), [Batch(("x",) * 8, tuple(range(8 * k, 8 * k + 8))) for k in range(20)]))
         base = policy.sample([""] * 32, seeds=range(32)).x[:, -1].mean()
-        gains[sign] = (Corrected().draw(policy, [""] * 32, range(32)).x[:, -1].mean() - base).item()
+        gains[sign] = (Corrected().sample_corrected(policy, [""] * 32, range(32)).x[:, -1].mean() - base).item()
     assert gains[1.0] > 0.1 and gains[-1.0] < -0.1
 
 
 def test_a_sample_that_cannot_be_judged_sends_no_gradient():
-    half, alone = toy((0.3, 0.0)), toy((0.3, 0.0))
+    half, single = toy((0.3, 0.0)), toy((0.3, 0.0))
     (event,) = HyperNoise(kl=0.0)(half, Unsure(Value(), 2), [BATCH])
-    list(HyperNoise(kl=0.0)(alone, Value(), [Batch(PROMPTS[:1], SEEDS[:1])]))
-    np.testing.assert_allclose(half.grads[0], alone.grads[0], rtol=1e-5)
+    list(HyperNoise(kl=0.0)(single, Value(), [Batch(PROMPTS[:1], SEEDS[:1])]))
+    np.testing.assert_allclose(half.grads[0], single.grads[0], rtol=1e-5)
     assert event.scores["reward"].isnan().tolist() == [False, True]
 
 
@@ -110,28 +111,29 @@ def test_the_correction_starts_at_nothing_costs_one_call_and_reaches_the_adapter
     with torch.no_grad():
         policy.sample(PROMPTS, seeds=SEEDS)
         per_step, policy.nfe = policy.nfe // policy.steps, 0
-        assert policy.correction(z, PROMPTS).abs().max() < 1e-5 and policy.nfe == per_step
+        assert policy.noise_correction(z, PROMPTS).abs().max() < 1e-5 and policy.nfe == per_step
     tiny_trained.nudge(policy)
-    f = policy.correction(z, PROMPTS)
+    f = policy.noise_correction(z, PROMPTS)
     assert f.shape == z.shape and f.abs().mean() > 0
     f.square().sum().backward()
-    moved = [p for p in policy.adapters.parameters if p.grad is not None and p.grad.any()]
-    assert len(moved) > len(policy.adapters.parameters) / 2
+    change = [p for p in policy.adapters.parameters if p.grad is not None and p.grad.any()]
+    assert len(change) > len(policy.adapters.parameters) / 2
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "FluxPipeline"])
 def test_what_is_read_is_the_lora_branch_of_the_last_layer_alone(name):
-    """Its own arithmetic: with A and B of that layer doubled the correction is four times as large; its bias plays no part."""
+    """Its own arithmetic: with A and B of that layer doubled the correction is four times as large; its bias plays no
+    part."""
     policy = ready(name)
     tiny_trained.nudge(policy)
-    z, layer = policy.noise(SEEDS), policy._outlet.layer
+    z, layer = policy.noise(SEEDS), policy._output_layer.layer
     with torch.no_grad():
-        f = policy.correction(z, PROMPTS)
+        f = policy.noise_correction(z, PROMPTS)
         layer.get_base_layer().bias.add_(1.0)
-        torch.testing.assert_close(policy.correction(z, PROMPTS), f)
+        torch.testing.assert_close(policy.noise_correction(z, PROMPTS), f)
         for part in (layer.lora_A, layer.lora_B):
             part["default"].weight.mul_(2.0)
-        torch.testing.assert_close(policy.correction(z, PROMPTS), 4 * f, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(policy.noise_correction(z, PROMPTS), 4 * f, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "StableDiffusion3Pipeline"])
@@ -143,14 +145,19 @@ def test_the_generator_stays_what_it_was(name):
     assert all(e.metrics["grad_norm"] > 0 for e in events) and events[-1].metrics["correction"] > 0
     with policy.reference():
         assert torch.equal(policy.sample(PROMPTS, seeds=SEEDS).media.data, before)
-    made = Corrected().draw(policy, PROMPTS, SEEDS)
-    assert not torch.equal(made.media.data, before) and made.seeds == SEEDS
+    outputs = Corrected().sample_corrected(policy, PROMPTS, SEEDS)
+    assert not torch.equal(outputs.media.data, before) and outputs.seeds == SEEDS
 
 
 def test_it_learns_on_a_real_pipeline():
     """The reward of held noise after eight updates, against before, on the same noise."""
     policy, method, reward = ready("StableDiffusionPipeline", steps=1), HyperNoise(lr=2e-2, kl=0.0), build("brightness")
-    score = lambda: reward(media=Corrected().draw(policy, PROMPTS * 4, range(8)).media, prompts=PROMPTS * 4).mean()  # noqa: E731
+
+    def score():
+        return reward(
+            media=Corrected().sample_corrected(policy, PROMPTS * 4, range(8)).media, prompts=PROMPTS * 4
+        ).mean()
+
     before = score()
     list(method(policy, reward, [Batch(PROMPTS * 2, tuple(range(100 + 4 * k, 104 + 4 * k))) for k in range(8)]))
     assert score() > before + 1e-3
@@ -163,12 +170,12 @@ def test_an_exported_lora_corrects_noise_in_a_plain_policy(tmp_path):
     fresh = tiny.policy("StableDiffusionPipeline")
     base = fresh.sample(PROMPTS, seeds=SEEDS).media.data
     with pytest.raises(BadInput, match="no LoRA"):
-        Corrected().draw(fresh, PROMPTS, SEEDS)
-    export(trained, tmp_path / "export", comfy=False)
+        Corrected().sample_corrected(fresh, PROMPTS, SEEDS)
+    export_policy(trained, tmp_path / "export", comfy=False)
     fresh.pipe.load_lora_weights(tmp_path / "export")
     (event,) = Corrected()(tiny.policy("StableDiffusionPipeline", fresh.pipe), None, [BATCH])
     torch.testing.assert_close(
-        event.media.data, Corrected().draw(trained, PROMPTS, SEEDS).media.data, rtol=0, atol=1e-5
+        event.media.data, Corrected().sample_corrected(trained, PROMPTS, SEEDS).media.data, rtol=0, atol=1e-5
     )
     assert (event.media.data - base).abs().max() > 1e-3 and event.final
     with fresh.reference():
@@ -178,5 +185,5 @@ def test_an_exported_lora_corrects_noise_in_a_plain_policy(tmp_path):
 def test_a_lora_without_the_last_layer_is_refused():
     policy = trainable("StableDiffusionPipeline")
     with pytest.raises(BadInput, match="targets: all"):
-        policy.correction(policy.noise(SEEDS), PROMPTS)
+        policy.noise_correction(policy.noise(SEEDS), PROMPTS)
     assert policy.nfe == 0

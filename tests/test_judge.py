@@ -26,7 +26,7 @@ from judge_server import (
 from rewards.vlm import judge_client, judge_named
 from rewards.vlm.judge import Judge, JudgePairs, JudgeRegions
 from rewards.vlm.judge_answers import Lines, Rubric, Verdict, YesNo
-from rewards.vlm.judge_client import Failed, Reply
+from rewards.vlm.judge_client import JudgeError, Reply
 from rewards.vlm.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
 from rewards.vlm.judge_presets import PRESETS, Preset
 from workbench.core import schema
@@ -74,7 +74,7 @@ GARBAGE = ["", "I'm sorry, I can't help with that.", "{", "[]", '{"a": "7"}', '{
 def test_what_cannot_be_read_is_a_reason_and_never_a_number(text):
     wanting = Lines(("rating",), ("Rating:",), 0, 10), Verdict("first", "second", "tie"), YesNo()
     for form in (Rubric(("a",), 0, 10), Rubric(("x", "y"), 0, 25, "a"), *wanting):
-        with pytest.raises(Failed, match=r"\w+ \w+"):
+        with pytest.raises(JudgeError, match=r"\w+ \w+"):
             form.read(Reply(text))
 
 
@@ -90,7 +90,7 @@ def test_what_cannot_be_read_is_a_reason_and_never_a_number(text):
     ],
 )
 def test_the_reason_says_what_was_wrong(form, reply, says):
-    with pytest.raises(Failed, match=says):
+    with pytest.raises(JudgeError, match=says):
         form.read(reply)
 
 
@@ -124,7 +124,11 @@ def test_a_clip_is_asked_about_as_frames_spread_evenly_over_its_true_time(serve)
 def sent_for(server: JudgeServer, reward: Reward, media: Media) -> list[str]:
     """What a fresh question shows."""
     server.bodies.clear()
-    judge_client.store.cache_clear(), judge_client._temporary.cache_clear(), judge_client.client.cache_clear()
+    (
+        judge_client.open_store.cache_clear(),
+        judge_client._temporary_folder.cache_clear(),
+        judge_client.shared_client.cache_clear(),
+    )
     ask(reward, media)
     return pictures(server.bodies[-1])
 
@@ -270,7 +274,7 @@ def test_the_check_says_what_is_wrong_with_the_judge(serve, models, says):
 )
 def test_a_setting_that_cannot_work_is_refused_at_once(cls, settings, says):
     with pytest.raises(BadInput, match=says):
-        schema.build(cls, settings, "reward.judge")
+        schema.build_dataclass(cls, settings, "reward.judge")
 
 
 @pytest.mark.parametrize(

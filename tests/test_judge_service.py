@@ -144,7 +144,7 @@ def test_a_second_call_makes_no_request(serve):
 def test_answers_outlive_the_process_in_a_folder_and_only_there(serve, tmp_path):
     server = serve()
     first = ask(judge(server, cache=str(tmp_path / "kept")), greys(0.2))
-    for cached in (judge_client.client, judge_client.store, judge_client._temporary):
+    for cached in (judge_client.shared_client, judge_client.open_store, judge_client._temporary_folder):
         cached.cache_clear()  # what a new process starts with
     assert torch.equal(ask(judge(server, cache=str(tmp_path / "kept")), greys(0.2)), first)
     assert len(server.bodies) == 1

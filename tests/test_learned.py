@@ -11,9 +11,9 @@ import torch.nn.functional as F
 from reward_fixtures import media_for, small_settings
 
 from rewards.people import learned, personal, votes
-from rewards.people.learned import Learned, solve
+from rewards.people.learned import Learned, solve_logistic
 from rewards.people.personal import Personal
-from rewards.people.votes import Votes, interval, report, wanted
+from rewards.people.votes import Votes, clopper_pearson, make_report, votes_to_show
 from workbench.core.types import BadInput, Media, Reward
 
 WIDTH = 8
@@ -47,7 +47,7 @@ def together(*parts: Votes) -> Votes:
 
 @pytest.fixture(scope="module")
 def head():
-    return learned.fit(simulated(200, axis(0)), small_settings("clip")["model"])
+    return learned.fit_taste(simulated(200, axis(0)), small_settings("clip")["model"])
 
 
 # The fit
@@ -55,12 +55,13 @@ def head():
 
 def test_the_fit_of_two_votes_is_the_root_of_its_equation():
     """One feature, differences 1 and 1, one win and one tie: mean gradient s(w) - 3/4 + l2 w = 0."""
-    (w,) = solve(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64), 0.1)
+    (w,) = solve_logistic(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1.0, 0.5], dtype=torch.float64), 0.1)
     assert (w.sigmoid() - 0.75 + 0.1 * w).item() == pytest.approx(0, abs=1e-8)
-    (even,) = solve(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64), 0.1)
+    (even,) = solve_logistic(torch.ones(2, 1, dtype=torch.float64), torch.tensor([1.0, 0.0], dtype=torch.float64), 0.1)
     assert even.item() == pytest.approx(0, abs=1e-12)
     assert torch.equal(
-        solve(torch.ones(0, 3, dtype=torch.float64), torch.ones(0, dtype=torch.float64), 0.1), torch.zeros(3).double()
+        solve_logistic(torch.ones(0, 3, dtype=torch.float64), torch.ones(0, dtype=torch.float64), 0.1),
+        torch.zeros(3).double(),
     )
 
 
@@ -69,22 +70,22 @@ def test_the_fit_agrees_with_scipy_and_is_the_same_twice():
 
     one = simulated(60, axis(1))
     x, t = one.a - one.b, one.target
-    ours = solve(x, t, 0.01)
+    ours = solve_logistic(x, t, 0.01)
 
     def loss(w):
         w = torch.from_numpy(w)
         gradient = x.T @ ((x @ w).sigmoid() - t) / 60 + 0.01 * w
-        return (learned.nll(x @ w, t).mean() + 0.005 * w.square().sum()).item(), gradient.numpy()
+        return (learned.bradley_terry_nll(x @ w, t).mean() + 0.005 * w.square().sum()).item(), gradient.numpy()
 
     theirs = minimize(loss, torch.zeros(WIDTH).double().numpy(), jac=True, method="L-BFGS-B", tol=1e-14)
     torch.testing.assert_close(ours, torch.from_numpy(theirs.x), atol=1e-5, rtol=1e-5)
     assert loss(ours.numpy())[0] <= theirs.fun + 1e-14
-    assert torch.equal(solve(x, t, 0.01), ours)
+    assert torch.equal(solve_logistic(x, t, 0.01), ours)
 
 
 def test_more_features_than_votes_leave_no_gradient_outside_their_span_either():
     one = simulated(30, axis(0, width=100))
-    w, l2 = learned.direction(one)
+    w, l2 = learned.fit_direction(one)
     x = one.a - one.b
     left = x.T @ ((x @ w).sigmoid() - one.target) / 30 + l2 * w
     assert left.abs().max() < 1e-9 and w.norm() > 1
@@ -92,7 +93,7 @@ def test_more_features_than_votes_leave_no_gradient_outside_their_span_either():
 
 def test_a_hidden_taste_is_found_and_shown_on_held_out_votes(head):
     assert F.cosine_similarity(head.weights, axis(0), dim=0) > 0.95
-    assert head.report.better and head.report.more == 0
+    assert head.report.is_better and head.report.votes_needed == 0
     assert head.report.low > 0.7 and head.report.votes == 200 and head.report.by == "prompts"
     assert str(head.report).startswith("better than chance: right on")
 
@@ -100,20 +101,20 @@ def test_a_hidden_taste_is_found_and_shown_on_held_out_votes(head):
 def test_shuffled_votes_are_never_called_better_than_chance():
     """The control that must fail: the same votes, dealt out to other pairs."""
     for seed in range(6):
-        found = learned.fit(shuffled(simulated(150, axis(0), seed), seed)).report
-        assert not found.better and found.low <= 0.5
+        found = learned.fit_taste(shuffled(simulated(150, axis(0), seed), seed)).report
+        assert not found.is_better and found.low <= 0.5
         assert str(found).startswith(("not enough votes yet", "not better than chance"))
 
 
 def test_few_votes_of_a_true_taste_ask_for_more():
-    found = learned.fit(simulated(12, axis(0, 2.0), prompts=6)).report
-    assert not found.better and found.more > 5
-    assert f"about {found.more} more" in str(found)
+    found = learned.fit_taste(simulated(12, axis(0, 2.0), prompts=6)).report
+    assert not found.is_better and found.votes_needed > 5
+    assert f"about {found.votes_needed} more" in str(found)
     with pytest.raises(BadInput, match="not enough votes yet: 4 without a tie .* about [0-9]+ to show a taste"):
-        learned.fit(simulated(4, axis(0)))
+        learned.fit_taste(simulated(4, axis(0)))
     ties = simulated(40, axis(0))
     with pytest.raises(BadInput, match="0 without a tie"):
-        learned.fit(dataclasses.replace(ties, target=torch.full((40,), 0.5, dtype=torch.float64)))
+        learned.fit_taste(dataclasses.replace(ties, target=torch.full((40,), 0.5, dtype=torch.float64)))
 
 
 # What may be claimed
@@ -122,14 +123,14 @@ def test_few_votes_of_a_true_taste_ask_for_more():
 def test_the_interval_is_the_exact_binomial_one():
     """Clopper-Pearson: 6 of 6 from .025^(1/6), 5 of 5 not yet above a half."""
     each = torch.arange(10)
-    assert report(torch.ones(6), each[:6], "prompts").low == pytest.approx(0.025 ** (1 / 6))
-    assert report(torch.ones(6), each[:6], "prompts").better
-    assert not report(torch.ones(5), each[:5], "prompts").better
-    seven = report(torch.tensor([1.0] * 7 + [0.0] * 3).double(), each, "prompts")
+    assert make_report(torch.ones(6), each[:6], "prompts").low == pytest.approx(0.025 ** (1 / 6))
+    assert make_report(torch.ones(6), each[:6], "prompts").is_better
+    assert not make_report(torch.ones(5), each[:5], "prompts").is_better
+    seven = make_report(torch.tensor([1.0] * 7 + [0.0] * 3).double(), each, "prompts")
     assert seven.design == pytest.approx(10 / 9), "Bessel's correction over ten clusters of one"
-    assert interval(0.7, 10) == pytest.approx((0.3475, 0.9333), abs=1e-4), "as the tables have it"
-    assert (seven.low, seven.high) == interval(0.7, 9)
-    none = report(torch.zeros(4), each[:4], "prompts")
+    assert clopper_pearson(0.7, 10) == pytest.approx((0.3475, 0.9333), abs=1e-4), "as the tables have it"
+    assert (seven.low, seven.high) == clopper_pearson(0.7, 9)
+    none = make_report(torch.zeros(4), each[:4], "prompts")
     assert none.low == 0.0 and none.high == pytest.approx(1 - 0.025 ** (1 / 4))
 
 
@@ -137,34 +138,34 @@ def test_votes_that_stand_or_fall_together_count_as_one():
     """70 of 100 right is more than chance; 7 prompts of 10 whose ten votes agree is not."""
     right = torch.tensor([1.0] * 70 + [0.0] * 30).double()
     spread = torch.arange(100) % 10
-    assert report(right, spread, "prompts").better
-    whole = report(right, torch.arange(100) // 10, "prompts")
-    assert whole.design == pytest.approx(10 * 10 / 9) and not whole.better
-    assert not report(torch.ones(50), torch.arange(50) // 10, "prompts").better, "five prompts, all right"
+    assert make_report(right, spread, "prompts").is_better
+    whole = make_report(right, torch.arange(100) // 10, "prompts")
+    assert whole.design == pytest.approx(10 * 10 / 9) and not whole.is_better
+    assert not make_report(torch.ones(50), torch.arange(50) // 10, "prompts").is_better, "five prompts, all right"
 
 
 def test_as_many_votes_as_are_wanted_would_show_and_fewer_would_not():
     for accuracy in (0.55, 0.6, 0.8, 1.0):
-        n = wanted(accuracy)
-        assert interval(accuracy, n)[0] > 0.5 >= interval(accuracy, 0.95 * n - 1)[0]
-    assert 95 < wanted(0.6) < 115, "the normal approximation says 93"
+        n = votes_to_show(accuracy)
+        assert clopper_pearson(accuracy, n)[0] > 0.5 >= clopper_pearson(accuracy, 0.95 * n - 1)[0]
+    assert 95 < votes_to_show(0.6) < 115, "the normal approximation says 93"
 
 
 def test_cross_validation_counts_each_likeness_twice_so_its_votes_count_half():
     right = torch.tensor([1.0, 1.0, 1.0, 0.0, 1.0, 0.0, 1.0, 1.0, 0.0, 1.0] * 5).double()
-    once, twice = (report(right, torch.arange(50), "prompts", reuse=r) for r in (1.0, 2.0))
-    assert (twice.low, twice.high) == interval(0.7, 25 / once.design)
-    assert once.better and not twice.better and twice.more > 0
+    once, twice = (make_report(right, torch.arange(50), "prompts", reuse=r) for r in (1.0, 2.0))
+    assert (twice.low, twice.high) == clopper_pearson(0.7, 25 / once.design)
+    assert once.is_better and not twice.is_better and twice.votes_needed > 0
 
 
 def test_votes_on_one_picture_stay_on_one_side_of_the_split():
     one = simulated(12, axis(0), prompts=1)
     chain = tuple((f"p{i // 3}", f"q{i}") for i in range(12))  # four pictures, three votes each
-    cluster, by = votes.clusters(dataclasses.replace(one, media=chain))
+    cluster, by = votes.vote_clusters(dataclasses.replace(one, media=chain))
     assert by == "pictures" and cluster.tolist() == [i // 3 for i in range(12)]
-    fold = votes.folds(torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]))
+    fold = votes.assign_folds(torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]))
     assert torch.equal(fold[:5], fold[5:]) and sorted(fold[:5].tolist()) == [0, 1, 2, 3, 4]
-    assert votes.clusters(simulated(12, axis(0), prompts=6))[1] == "prompts"
+    assert votes.vote_clusters(simulated(12, axis(0), prompts=6))[1] == "prompts"
 
 
 # Reading votes
@@ -178,7 +179,7 @@ def line(**more) -> str:
 def test_votes_are_read_from_features_ties_and_voters_included(tmp_path):
     file = tmp_path / "votes.jsonl"
     file.write_text(line() + "\n" + line(winner="tie", voter="ada") + line(winner="b", a_features=[float("nan"), 1.0]))
-    found = votes.read(file)
+    found = votes.read_votes(file)
     assert found.target.tolist() == [1.0, 0.5] and found.voters == ("", "ada")
     assert found.b.tolist() == [[0.0, 1.0], [0.0, 1.0]], "of norm 1"
     assert found.dropped == 1, "a vote with a NaN is left out, and only that one"
@@ -206,16 +207,16 @@ def test_votes_are_read_from_features_ties_and_voters_included(tmp_path):
 def test_a_wrong_vote_is_one_sentence_about_its_line(text, says, tmp_path):
     (tmp_path / "votes.jsonl").write_text(text)
     with pytest.raises(BadInput, match=says):
-        votes.read(tmp_path / "votes.jsonl")
+        votes.read_votes(tmp_path / "votes.jsonl")
     with pytest.raises(BadInput, match="can't be read"):
-        votes.read(tmp_path / "none.jsonl")
+        votes.read_votes(tmp_path / "none.jsonl")
 
 
 def test_a_prompt_of_a_vote_may_hold_any_character(tmp_path):
     """U+2028 ends a line of a text, though not of JSON lines."""
     text = line(prompt="a-cat").replace("a-cat", "a\u2028cat")
     (tmp_path / "votes.jsonl").write_text(text + "\n" + text, encoding="utf-8")
-    assert votes.read(tmp_path / "votes.jsonl").prompts == ("a\u2028cat",) * 2
+    assert votes.read_votes(tmp_path / "votes.jsonl").prompts == ("a\u2028cat",) * 2
 
 
 def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path):
@@ -228,16 +229,16 @@ def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path)
         Image.fromarray(data.byte().permute(1, 2, 0).numpy()).save(tmp_path / f"{name}.png")
     text = line(a_features=None, b_features=None, a_path="a.png", b_path="b.png")
     (tmp_path / "votes.jsonl").write_text(text)
-    found = votes.read(tmp_path / "votes.jsonl", model)
+    found = votes.read_votes(tmp_path / "votes.jsonl", model)
     torch.testing.assert_close(
-        torch.cat([found.a, found.b]).float(), image_text.load(model, "cpu").images(eight_bit / 255)
+        torch.cat([found.a, found.b]).float(), image_text.load_encoder(model, "cpu").embed_images(eight_bit / 255)
     )
 
 
 # The reward
 
 
-def wide(head) -> learned.Head:
+def wide(head) -> learned.TasteHead:
     """The fitted head, on as many features as the small encoder has."""
     return dataclasses.replace(head, weights=F.pad(head.weights, (0, 32 - WIDTH)))
 
@@ -254,7 +255,7 @@ def test_a_saved_head_is_a_reward_whose_version_is_its_content(head, tmp_path):
     media.data[1, 0, 18, 24] = torch.nan
     media.data.requires_grad_()
     scores = reward(media=media, prompts=("",) * 3)
-    features = reward.load().images(media.data)
+    features = reward.load().embed_images(media.data)
     torch.testing.assert_close(scores, features @ wide(head).weights.float(), equal_nan=True)
     assert scores.isnan().tolist() == [False, True, False] and scores.dtype == torch.float32
     (gradient,) = torch.autograd.grad(scores[[0, 2]].sum(), media.data)
@@ -266,7 +267,7 @@ def test_a_saved_head_is_a_reward_whose_version_is_its_content(head, tmp_path):
 
 
 def test_a_head_that_is_not_shown_to_be_better_than_chance_is_refused(head, tmp_path):
-    chance = learned.fit(shuffled(simulated(150, axis(0)), 1), head.model)
+    chance = learned.fit_taste(shuffled(simulated(150, axis(0)), 1), head.model)
     wide(chance).save(tmp_path / "chance")
     with pytest.raises(BadInput, match="vote more, or set `unproven: true`"):
         Learned(path=str(tmp_path / "chance")).check()
@@ -299,13 +300,13 @@ def mixture():
         simulated(60, axis(0, s * 8.0), seed=n, voter=v)
         for n, (v, s) in enumerate(zip("abcd", (1, 1, -1, -1), strict=True))
     ]
-    return personal.fit(together(*crowd), small_settings("clip")["model"], prototypes=2)
+    return personal.fit_mixture(together(*crowd), small_settings("clip")["model"], prototypes=2)
 
 
 def test_opposite_tastes_are_told_apart_where_one_taste_for_all_is_chance(mixture):
-    assert mixture.report.better and mixture.report.accuracy > 0.75
-    assert not mixture.shared.better
-    cosine = {p: F.cosine_similarity(mixture.direction(p), axis(0), dim=0).item() for p in "abcd"}
+    assert mixture.report.is_better and mixture.report.accuracy > 0.75
+    assert not mixture.shared.is_better
+    cosine = {p: F.cosine_similarity(mixture.direction_of(p), axis(0), dim=0).item() for p in "abcd"}
     assert min(cosine["a"], cosine["b"]) > 0.8 and max(cosine["c"], cosine["d"]) < -0.8
     for w in (*mixture.people.values(), mixture.prior):
         assert w.sum().item() == pytest.approx(1) and (w >= 0).all()
@@ -313,14 +314,13 @@ def test_opposite_tastes_are_told_apart_where_one_taste_for_all_is_chance(mixtur
 
 def test_who_has_not_voted_is_everybody_and_who_votes_moves_away(mixture):
     nobody = simulated(0, axis(0))
-    torch.testing.assert_close(mixture.adapt(nobody), mixture.prior)
-    assert torch.equal(mixture.weights("stranger"), mixture.prior)
-    few, many = (mixture.adapt(simulated(n, axis(0), seed=9)) for n in (3, 60))
+    torch.testing.assert_close(mixture.fit_weights(nobody), mixture.prior)
+    assert torch.equal(mixture.weights_of("stranger"), mixture.prior)
+    few, many = (mixture.fit_weights(simulated(n, axis(0), seed=9)) for n in (3, 60))
     far = [(w - mixture.prior).norm().item() for w in (few, many)]
     assert 0 < far[0] < far[1]
-    grown = mixture.with_person("eve", simulated(60, axis(0), seed=9))
-    assert F.cosine_similarity(grown.direction("eve"), axis(0), dim=0) > 0.8
-    assert "eve" not in mixture.people
+    eve = mixture.fit_weights(simulated(60, axis(0), seed=9)) @ mixture.prototypes
+    assert F.cosine_similarity(eve, axis(0), dim=0) > 0.8
 
 
 def test_a_persons_weights_are_the_minimum_of_likelihood_and_prior(mixture):
@@ -331,9 +331,9 @@ def test_a_persons_weights_are_the_minimum_of_likelihood_and_prior(mixture):
     def loss(first: float) -> float:
         w = torch.tensor([first, 1 - first], dtype=torch.float64)
         prior = -(mixture.strength * mixture.prior * w.log()).sum()
-        return (learned.nll(x @ w, own.target).sum() + prior).item()
+        return (learned.bradley_terry_nll(x @ w, own.target).sum() + prior).item()
 
-    found = mixture.adapt(own)[0].item()
+    found = mixture.fit_weights(own)[0].item()
     grid = torch.linspace(0.001, 0.999, 999, dtype=torch.float64).tolist()
     assert loss(found) <= min(map(loss, grid)) + 1e-6
 
@@ -343,7 +343,7 @@ def test_a_mixture_is_kept_and_used_for_one_person_or_all(mixture, tmp_path):
     fitted.save(tmp_path)
     ada, charles, all_ = (Personal(path=str(tmp_path), person=p) for p in ("a", "c", ""))
     assert len({r.spec.version for r in (ada, charles, all_)}) == 3
-    torch.testing.assert_close(ada.weights, fitted.direction("a").float())
+    torch.testing.assert_close(ada.weights, fitted.direction_of("a").float())
     torch.testing.assert_close(all_.weights, (fitted.prior @ fitted.prototypes).float())
     media = media_for(ada.spec, 3)
     assert (ada(media=media, prompts=("",) * 3) != charles(media=media, prompts=("",) * 3)).all()
@@ -352,6 +352,6 @@ def test_a_mixture_is_kept_and_used_for_one_person_or_all(mixture, tmp_path):
     with pytest.raises(BadInput, match="name it as `personal`"):
         Learned(path=str(tmp_path))
     with pytest.raises(BadInput, match="number of voters, 1"):
-        personal.fit(simulated(40, axis(0)), prototypes=2)
+        personal.fit_mixture(simulated(40, axis(0)), prototypes=2)
     with pytest.raises(BadInput, match="judges image, not audio"):
         ada(media=Media(torch.zeros(1, 1, 8), "audio", 8000.0), prompts=("",))

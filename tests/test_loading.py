@@ -1,4 +1,5 @@
-"""From a name or a folder to a Policy: every shipped config, and one clear sentence for each thing that can be wrong."""
+"""From a name or a folder to a Policy: every shipped config, and one clear sentence for each thing that can be
+wrong."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ from tiny import PROMPTS, SEEDS
 
 import pipelines
 from pipelines import attention, schedule, weight_folder
-from pipelines.config import MODALITIES, PLACE, REFUSED, names, read
+from pipelines.config import FOLDER, MODALITIES, REFUSED, list_names, read_config
 from workbench.core.paths import STARTER
 from workbench.core.types import BadInput
 
@@ -28,11 +29,11 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> dict[str, Path]:
     """Folders of tiny pipelines, saved on first use."""
-    place = tmp_path_factory.mktemp("pipelines")
+    path = tmp_path_factory.mktemp("pipelines")
 
     class Saved(dict):
         def __missing__(self, name):
-            self[name] = tiny.save(name, place)
+            self[name] = tiny.save(name, path)
             return self[name]
 
     return Saved()
@@ -44,12 +45,12 @@ def copied(saved, tmp_path) -> Path:
 
 
 def load(name: str, **changes):
-    return pipelines.load(replace(pipelines.read(name), **changes), device="cpu")
+    return pipelines.load(replace(pipelines.read_config(name), **changes), device="cpu")
 
 
 def small(name: str, **call) -> dict:
     """The published arguments of the call with a picture size that a tiny pipeline makes."""
-    return {"call": {**pipelines.read(name).call, "height": 32, "width": 32, **call}}
+    return {"call": {**pipelines.read_config(name).call, "height": 32, "width": 32, **call}}
 
 
 # Every published setting of ReNO, run on a tiny pipeline of its class: only repositories and the size are replaced.
@@ -127,19 +128,19 @@ def one_step(policy) -> int:
     return policy.nfe - before
 
 
-@pytest.mark.parametrize("name", names())
+@pytest.mark.parametrize("name", list_names())
 def test_every_shipped_config_reads_and_names_a_class_that_exists(name):
-    config = pipelines.read(name)
+    config = pipelines.read_config(name)
     assert config.name == name
     assert config.provides == {"latents", "stochastic", "trainable"}
     cls = getattr(diffusers, config.pipeline)
     assert MODALITIES[config.pipeline][0] == config.modality
     code = cls.__call__.__wrapped__.__code__
-    taken = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
-    assert set(config.call) | set(config.text) | {config.guidance, "num_inference_steps"} <= {*taken, ""}
+    reserved = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    assert set(config.call) | set(config.text) | {config.guidance, "num_inference_steps"} <= {*reserved, ""}
     if scheduler := config.scheduler.get("class"):
         assert scheduler in schedule.FAMILIES
-        assert len(PLACE.joinpath(f"{name}.yaml").read_text().splitlines()) <= 12
+        assert len(FOLDER.joinpath(f"{name}.yaml").read_text().splitlines()) <= 12
 
 
 @pytest.mark.skipif(not (STARTER / "image" / "student").is_dir(), reason="the starter pack is not built yet")
@@ -181,23 +182,23 @@ def write(tmp_path, **changes) -> str:
 )
 def test_a_wrong_config_gets_one_sentence(tmp_path, changes, sentence):
     with pytest.raises(BadInput, match=sentence) as error:
-        pipelines.read(write(tmp_path, **changes))
+        pipelines.read_config(write(tmp_path, **changes))
     assert "\n" not in str(error.value)
 
 
 def test_a_wrong_name_gets_the_nearest_one():
     with pytest.raises(BadInput, match="no pipeline 'sdxl-turb'; did you mean 'sdxl-turbo'"):
-        pipelines.read("sdxl-turb")
+        pipelines.read_config("sdxl-turb")
     with pytest.raises(BadInput, match="hub id needs a config"):
-        pipelines.read("someone/something")
+        pipelines.read_config("someone/something")
     with pytest.raises(BadInput, match="no such file"):
-        pipelines.read("missing.yaml")
+        pipelines.read_config("missing.yaml")
 
 
 @pytest.mark.parametrize("source", ["x" * 300, "x" * 300 + ".yaml", "y/" * 3000])
 def test_a_name_that_no_file_can_have_is_one_sentence(source):
     with pytest.raises(BadInput, match=r"no pipeline '[xy/]{60}'… \(\d+ letters\)"):
-        pipelines.read(source)
+        pipelines.read_config(source)
 
 
 def test_refused_pipelines_are_named_for_a_reason_and_none_is_supported_too():
@@ -219,49 +220,49 @@ def test_a_folder_loads_by_itself(saved):
     assert policy.attention.startswith("sdpa (auto")
 
 
-def spoil_cut(place: Path):
-    file = place / WEIGHTS
+def spoil_cut(path: Path):
+    file = path / WEIGHTS
     file.write_bytes(file.read_bytes()[:-7])
 
 
-def spoil_header(place: Path):
-    file = place / WEIGHTS
+def spoil_header(path: Path):
+    file = path / WEIGHTS
     file.write_bytes(file.read_bytes()[:8] + b"{" * 40 + file.read_bytes()[48:])
 
 
-def spoil_short(place: Path):
-    (place / WEIGHTS).write_bytes(b"oops")
+def spoil_short(path: Path):
+    (path / WEIGHTS).write_bytes(b"oops")
 
 
-def spoil_pickle(place: Path):
-    torch.save({}, place / "unet" / "diffusion_pytorch_model.bin")
-    (place / WEIGHTS).unlink()
+def spoil_pickle(path: Path):
+    torch.save({}, path / "unet" / "diffusion_pytorch_model.bin")
+    (path / WEIGHTS).unlink()
 
 
-def spoil_missing(place: Path):
-    (place / WEIGHTS).unlink()
+def spoil_missing(path: Path):
+    (path / WEIGHTS).unlink()
 
 
-def spoil_shard(place: Path):
+def spoil_shard(path: Path):
     index = {"weight_map": {"a": "diffusion_pytorch_model.safetensors", "b": "diffusion-00002-of-2.safetensors"}}
-    (place / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
+    (path / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
 
 
-def spoil_component(place: Path):
-    shutil.rmtree(place / "unet")
+def spoil_component(path: Path):
+    shutil.rmtree(path / "unet")
 
 
-def spoil_index(place: Path):
-    (place / "model_index.json").unlink()
+def spoil_index(path: Path):
+    (path / "model_index.json").unlink()
 
 
-def spoil_json(place: Path):
-    (place / "model_index.json").write_text("{")
+def spoil_json(path: Path):
+    (path / "model_index.json").write_text("{")
 
 
-def spoil_class(place: Path):
-    index = json.loads((place / "model_index.json").read_text())
-    (place / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+def spoil_class(path: Path):
+    index = json.loads((path / "model_index.json").read_text())
+    (path / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
 
 
 @pytest.mark.parametrize(
@@ -289,7 +290,7 @@ def test_a_spoilt_folder_is_refused_before_anything_loads(copied, spoil, sentenc
 
 
 def test_an_unspoilt_folder_passes_the_same_check(copied):
-    weight_folder.check(copied, "StableDiffusionPipeline")
+    weight_folder.check_folder(copied, "StableDiffusionPipeline")
 
 
 @pytest.mark.parametrize(
@@ -317,7 +318,7 @@ def test_a_gpu_by_number_is_refused_where_several_processes_would_share_it(monke
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(BadInput, match="cuda:1 would put every process on one GPU.* use: auto"):
-        pipelines.preflight(pipelines.read("starter-image"), device="cuda:1")
+        pipelines.plan_loading(pipelines.read_config("starter-image"), device="cuda:1")
 
 
 def test_a_scheduler_setting_takes_effect_even_where_diffusers_would_drop_it(saved):
@@ -328,15 +329,15 @@ def test_a_scheduler_setting_takes_effect_even_where_diffusers_would_drop_it(sav
 
 
 def test_an_attention_backend_that_cannot_work_says_why(monkeypatch):
-    assert attention.problem("sdpa") == ""
+    assert attention.find_backend_problem("sdpa") == ""
     for backend in ("xformers", "flash"):
-        if reason := attention.problem(backend):
+        if reason := attention.find_backend_problem(backend):
             with pytest.raises(BadInput, match="can't work here"):
-                attention.choose(backend, torch.device("cpu"))
+                attention.choose_backend(backend, torch.device("cpu"))
             assert reason
         else:
             with pytest.raises(BadInput, match="no CPU kernels"):
-                attention.choose(backend, torch.device("cpu"))
+                attention.choose_backend(backend, torch.device("cpu"))
 
 
 def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved):
@@ -353,4 +354,4 @@ def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved)
 
 def test_a_name_that_no_file_could_have_is_refused_in_a_sentence():
     with pytest.raises(BadInput, match="300 letters"):
-        read("x" * 300)
+        read_config("x" * 300)

@@ -1,4 +1,5 @@
-"""Loudness as broadcasters measure it, the gates that keep silence and clipping from winning, and equal loudness by ear."""
+"""Loudness as broadcasters measure it, the gates that keep silence and clipping from winning, and equal loudness by
+ear."""
 
 from __future__ import annotations
 
@@ -9,8 +10,19 @@ import scipy.signal
 import torch
 from sound_fixtures import heard, tone
 
-from rewards.audio.loudness import Clipping, Gated, Loudness, Silence, clipped, k_weighting, lufs, silent, true_peak
-from rewards.encoders.audio_frontend import AUDIO, mono, resample
+from rewards import build
+from rewards.audio.loudness import (
+    Clipping,
+    Gated,
+    Loudness,
+    Silence,
+    clipped_share,
+    integrated_loudness,
+    k_weighting,
+    silent_share,
+    true_peak,
+)
+from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
 from workbench.core.types import BadInput, Media, RewardSpec
 from workbench.report import audio_view
 
@@ -21,7 +33,7 @@ def at(level: float) -> float:
 
 def one(x: torch.Tensor, rate: float = 48000.0) -> float:
     """LUFS of [C,L]."""
-    return lufs(x[None], rate).item()
+    return integrated_loudness(x[None], rate).item()
 
 
 def test_the_filters_at_48_khz_are_the_standards_own():
@@ -83,9 +95,9 @@ def test_silence_reads_the_gate_and_a_short_sound_nothing():
 
 def test_the_gradient_of_loudness_is_its_slope():
     x = heard(1, 0.8, 8000).data.double().requires_grad_()
-    (gradient,) = torch.autograd.grad(lufs(x, 8000).sum(), x)
+    (gradient,) = torch.autograd.grad(integrated_loudness(x, 8000).sum(), x)
     step = torch.randn(x.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * 1e-5
-    change = (lufs(x.detach() + step, 8000) - lufs(x.detach() - step, 8000)) / 2
+    change = (integrated_loudness(x.detach() + step, 8000) - integrated_loudness(x.detach() - step, 8000)) / 2
     assert change.item() == pytest.approx((gradient * step).sum().item(), rel=1e-5)
 
 
@@ -102,28 +114,28 @@ def test_true_peak_sees_what_lies_between_samples():
 
 @pytest.mark.parametrize("old, new", [(8000, 48000), (44100, 48000), (48000, 16000), (44100, 16000), (22050, 44100)])
 def test_a_tone_stays_the_tone_at_another_rate(old, new):
-    x = resample(tone(700, 0.5, old)[None], old, new)[0]
+    x = resample_audio(tone(700, 0.5, old)[None], old, new)[0]
     assert len(x) == math.ceil(0.5 * new)
     inner = slice(len(x) // 5, -len(x) // 5)
     assert (x - tone(700, 0.5, new))[inner].abs().max() < 2e-4
 
 
 def test_what_a_lower_rate_cannot_carry_is_gone_and_not_folded_down():
-    x = resample(tone(9500, 0.5, 48000)[None], 48000, 16000)[0]
+    x = resample_audio(tone(9500, 0.5, 48000)[None], 48000, 16000)[0]
     assert x[1000:-1000].abs().max() < 1e-4
     assert tone(9500, 0.5, 48000)[::3].abs().max() > 0.4  # the control: every third sample
 
 
 def test_a_rate_that_divides_nothing_is_refused():
     with pytest.raises(BadInput, match="no ratio that sounds are resampled by"):
-        resample(torch.zeros(1, 100), 47999, 48000)
+        resample_audio(torch.zeros(1, 100), 47999, 48000)
     with pytest.raises(BadInput, match="whole number"):
-        resample(torch.zeros(1, 100), 47999.5, 48000)
+        resample_audio(torch.zeros(1, 100), 47999.5, 48000)
 
 
 def test_resampling_passes_the_gradient():
     torch.autograd.gradcheck(
-        lambda x: resample(x, 3, 2), torch.randn(1, 12, dtype=torch.float64, requires_grad=True), atol=1e-4
+        lambda x: resample_audio(x, 3, 2), torch.randn(1, 12, dtype=torch.float64, requires_grad=True), atol=1e-4
     )
 
 
@@ -142,7 +154,7 @@ def test_clipping_and_silence_are_shares():
     x = torch.full((1, 1, 1000), 0.5)
     x[..., :100] = 1.0
     x[..., 500:] = 0.0
-    assert clipped(x).item() == pytest.approx(0.1) and silent(x, 1000.0).item() == pytest.approx(0.5)
+    assert clipped_share(x).item() == pytest.approx(0.1) and silent_share(x, 1000.0).item() == pytest.approx(0.5)
     media = Media(x, "audio", 1000.0)
     assert Clipping()(media=media, prompts=[""]).item() == pytest.approx(-0.1)
     assert Silence()(media=media, prompts=[""]).item() == pytest.approx(-0.5)
@@ -154,7 +166,7 @@ class Quiet:
     spec = RewardSpec("quiet", "1", AUDIO, differentiable=True, typical=(-0.2, 0.0))
 
     def __call__(self, *, media, prompts, references=None):
-        return -mono(self.spec, media, prompts).square().mean(1)
+        return -mono_samples(self.spec, media, prompts).square().mean(1)
 
 
 class Untold(Quiet):
@@ -190,7 +202,7 @@ def test_inside_its_ramp_the_gate_pulls_a_quiet_sound_up():
 
 def test_a_gate_says_what_it_cannot_gate():
     with pytest.raises(BadInput, match="no reward of single sounds"):
-        Gated("brightness")
+        build("gated", of="brightness")
     with pytest.raises(BadInput, match="declares no typical range"):
         Gated(Untold())
     with pytest.raises(BadInput, match="must be more than 0"):
@@ -214,8 +226,8 @@ def test_matched_sounds_are_equally_loud_and_none_is_clipped():
     base = heard(3, 1.0, 16000)
     sounds = [Media(base.data[b : b + 1] * g, "audio", 16000.0) for b, g in enumerate((1.5, 0.05, 0.6))]
     before = [s.data.clone() for s in sounds]
-    equal = audio_view.matched(sounds, target=-14.0)
-    levels = [lufs(s.data, s.rate).item() for s, _ in equal]
+    equal = audio_view.match_loudness(sounds, target=-14.0)
+    levels = [integrated_loudness(s.data, s.rate).item() for s, _ in equal]
     assert max(levels) - min(levels) < 1e-3
     assert all(true_peak(s.data, s.rate).item() <= at(-1.0) + 1e-3 for s, _ in equal)
     assert all(torch.equal(s.data, b) for s, b in zip(sounds, before, strict=True)), "the originals are not touched"
@@ -225,5 +237,5 @@ def test_matched_sounds_are_equally_loud_and_none_is_clipped():
 
 def test_silence_is_not_made_loud():
     silent_one = Media(torch.zeros(1, 1, 16000), "audio", 16000.0)
-    (_, first), (still, gain) = audio_view.matched([heard(1, 1.0, 16000), silent_one])
+    (_, first), (still, gain) = audio_view.match_loudness([heard(1, 1.0, 16000), silent_one])
     assert first != 0 and gain == 0 and not still.data.any()

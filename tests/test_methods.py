@@ -57,8 +57,8 @@ def finals(method, prompts=("light", "dark"), seeds=(3, 4), reward=None):
     return events
 
 
-# the toy has neither noise levels nor weights nor prompts that can be reworded; tests/test_methods_on_models.py has all but
-# `corrected`, which needs a LoRA of its own: tests/test_hypernoise.py
+# the toy has neither noise levels nor weights nor prompts that can be reworded; tests/test_methods_on_models.py has all
+# but `corrected`, which needs a LoRA of its own: tests/test_hypernoise.py
 SIMPLE = [
     n for n, cls in METHODS.items() if not {"stochastic", "trainable"} & cls.needs and n not in ("rewrite", "corrected")
 ]
@@ -95,7 +95,7 @@ def test_one_reno_step_is_nesterov_sgd_on_the_clipped_gradient():
     """By hand: grad of -mean(0.5 + 0.1 z) is -0.1/d; of the norm term lambda (1 - (d-1)/|z|^2) z; Nesterov's first step
     moves by lr * (1 + momentum) * grad."""
     lr, momentum, lam, bound = 0.7, 0.9, 0.01, 0.05
-    method = ReNO(iterations=1, lr=lr, momentum=momentum, regularise=lam, clip=bound)
+    method = ReNO(iterations=1, lr=lr, momentum=momentum, regularise=lam, max_grad_norm=bound)
     z = Linear().noise([3])
     d, norm2 = z.numel(), z.square().sum()
     grad = -0.1 / d + lam * (1 - (d - 1) / norm2) * z

@@ -1,7 +1,7 @@
 """Every method on tiny pipelines of fifteen real classes, loaded from folders: images, films and sounds.
 
-A method delivers media like the base's and makes the calls that it announced, or refuses in one sentence that names what
-it can't work with. A new method needs a line of cheap settings in SETTINGS.
+A method delivers media like the base's and makes the calls that it announced, or refuses in one sentence that names
+what it can't work with. A new method needs a line of cheap settings in SETTINGS.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ SETTINGS: dict[str, dict] = {
     "best_of_n": dict(n=2),
     "reno": dict(iterations=1),
     "zero_order": dict(iterations=1, neighbours=1),
-    "search_over_paths": dict(paths=1, branches=1, rounds=1, back=0.5),
+    "search_over_paths": dict(paths=1, branches=1, rounds=1, renoise_fraction=0.5),
     "dno": dict(iterations=1, permutations=1),
     "dno:all": dict(iterations=1, permutations=1, noises="all"),
     "dno_black_box": dict(iterations=1, permutations=1, directions=1),
@@ -115,8 +115,8 @@ def method_of(case: str):
 
 
 def test_every_method_is_tried_here():
-    """But for those that train, which tests/test_training_methods.py and tests/test_train_run.py try, and the sampler of what one
-    of them trains, which tests/test_hypernoise.py tries."""
+    """But for those that train, which tests/test_training_methods.py and tests/test_train_run.py try, and the sampler
+    of what one of them trains, which tests/test_hypernoise.py tries."""
     still = {name for name, cls in METHODS.items() if "trainable" not in cls.needs} - {"corrected"}
     assert {case.partition(":")[0] for case in SETTINGS} >= still
     assert len(CLASSES) >= 10 and {pipelines.config.MODALITIES[c][0] for c in CLASSES} == {"image", "video", "audio"}
@@ -129,7 +129,7 @@ def test_a_method_delivers_on_any_model_or_refuses_by_name(subject, case):
         events = list(method(subject.policy, subject.reward, [BATCH]))
     except (BadInput, TypeError) as refusal:
         said = str(refusal)
-        scheduler = type(subject.policy.anatomy.scheduler).__name__
+        scheduler = type(subject.policy.structure.scheduler).__name__
         assert subject.name in said or scheduler in said, said
         assert ". " not in said.rstrip(".") and "\n" not in said, "one sentence"
         assert subject.name in MOMENTUM, f"refused where it should work: {said}"

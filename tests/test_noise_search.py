@@ -1,7 +1,7 @@
 """Searching and climbing noise: zero-order search, search over paths, DNO, DITTO, and noise that is used again.
 
-The policy is a denoiser that can be written down: data are N(0, SPREAD^2), the schedule is flow matching, and the clean sample
-that the denoiser expects of x = a x0 + s eps is a SPREAD^2 / (a^2 SPREAD^2 + s^2) x. A picture is 0.5 + 0.1 x0.
+The policy is a denoiser that can be written down: data are N(0, SPREAD^2), the schedule is flow matching, and the clean
+sample that the denoiser expects of x = a x0 + s eps is a SPREAD^2 / (a^2 SPREAD^2 + s^2) x. A picture is 0.5 + 0.1 x0.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ from training_toys import gaussian_policy
 
 from pipelines.transitions import Ancestral
 from workbench.core.types import BadInput, Batch, Media, Prediction, Trajectory, Transition
-from workbench.methods.common.best_sample import Best, gaussian
+from workbench.methods.common.best_sample import BestSample, seeded_normal
+from workbench.methods.common.noise_plausibility import noise_implausibility
 from workbench.methods.inference.best_of_n import BestOfN
 from workbench.methods.inference.ditto import DITTO
-from workbench.methods.inference.dno import DNO, BlackBoxDNO, implausibility
-from workbench.methods.inference.reno import climb
+from workbench.methods.inference.dno import DNO, BlackBoxDNO
+from workbench.methods.inference.reno import ascend_noise
 from workbench.methods.inference.reuse import Reuse
 from workbench.methods.inference.sample import Sample
-from workbench.methods.inference.search_over_paths import SearchOverPaths, redenoised, survivors
-from workbench.methods.inference.zero_order import ZeroOrder, turned
+from workbench.methods.inference.search_over_paths import SearchOverPaths, redenoise, select_best
+from workbench.methods.inference.zero_order import ZeroOrder, rotate_towards
+from workbench.runs.run_noise import RunNoise
 
 SPREAD, SHAPE, BATCH = 0.8, (3, 4, 4), Batch(("light", "dark"), (3, 4))
 
@@ -44,7 +46,7 @@ class Chain:
         return 1 - s, s
 
     def noise(self, seeds):
-        return gaussian(seeds, SHAPE, "noise")
+        return seeded_normal(seeds, SHAPE, "noise")
 
     def start(self, noise):
         return noise
@@ -91,7 +93,7 @@ class Counts(Mean):
 METHODS = {
     "zero_order": ZeroOrder(iterations=3, neighbours=2),
     "search_over_paths": SearchOverPaths(paths=2, branches=2, rounds=2),
-    "search_over_one_path": SearchOverPaths(paths=1, branches=3, rounds=1, back=0.3),
+    "search_over_one_path": SearchOverPaths(paths=1, branches=3, rounds=1, renoise_fraction=0.3),
     "dno": DNO(iterations=4, permutations=3),
     "dno_all": DNO(iterations=4, permutations=3, noises="all"),
     "dno_black_box": BlackBoxDNO(iterations=3, permutations=3, directions=3),
@@ -162,7 +164,7 @@ def test_a_sample_that_cannot_be_judged_stays_as_it_is_and_leaves_the_others_alo
 
 
 def test_a_judged_sample_beats_an_unjudged_one_and_a_tie_keeps_the_earlier():
-    best, bad = Best(BATCH), math.nan
+    best, bad = BestSample(BATCH), math.nan
     for value, reward in ((0.1, [bad, 1.0]), (0.2, [bad, bad]), (0.3, [-5.0, 1.0]), (0.4, [bad, 0.9])):
         best.take(Media(torch.full((2, *SHAPE), value), "image"), torch.tensor(reward))
     assert best.media.data[:, 0, 0, 0].tolist() == pytest.approx([0.3, 0.1])
@@ -172,11 +174,11 @@ def test_a_judged_sample_beats_an_unjudged_one_and_a_tie_keeps_the_earlier():
 def test_a_neighbour_keeps_the_norm_and_lies_at_the_angle_asked_for():
     z, towards = 2 * Chain().noise([1, 2]), Chain().noise([7, 8])
     for angle in (0.0, 18.0, 90.0, 170.0):
-        near = turned(z, towards, angle)
+        near = rotate_towards(z, towards, angle)
         assert torch.allclose(near.flatten(1).norm(dim=1), z.flatten(1).norm(dim=1), rtol=1e-5)
         cosine = torch.cosine_similarity(near.flatten(1), z.flatten(1))
         assert torch.allclose(cosine, torch.full((2,), math.cos(math.radians(angle))), atol=1e-5)
-    assert torch.equal(turned(z, towards, 0.0), z)
+    assert torch.equal(rotate_towards(z, towards, 0.0), z)
 
 
 def test_zero_order_search_asks_for_neighbours_of_its_best_noise_so_far():
@@ -194,7 +196,7 @@ def test_zero_order_search_asks_for_neighbours_of_its_best_noise_so_far():
 def test_survivors_are_the_best_of_each_row_and_the_unjudged_come_last():
     scores = [torch.tensor(s) for s in ([1.0, math.nan], [3.0, 2.0], [2.0, math.nan], [3.0, 4.0])]
     clean = [torch.full((2, 1), float(k)) for k in range(4)]
-    kept, said = survivors(clean, scores, 3)
+    kept, said = select_best(clean, scores, 3)
     assert torch.cat(kept, 1).tolist() == [[1.0, 3.0, 2.0], [3.0, 1.0, 0.0]]
     assert torch.stack(said)[:2].tolist() == [[3.0, 4.0], [3.0, 2.0]] and said[2].isnan().tolist() == [False, True]
 
@@ -203,34 +205,36 @@ def test_the_later_a_sample_is_noised_back_to_the_more_of_it_is_kept():
     policy, seeds = Chain(8), tuple(range(40))
     batch = Batch(("light",) * 40, seeds)
     x0 = policy.sample(batch.prompts, seeds=seeds).x[:, -1]
-    kept = [torch.cosine_similarity(redenoised(policy, x0, i, batch, 0).flatten(1), x0.flatten(1)) for i in range(8)]
+    kept = [torch.cosine_similarity(redenoise(policy, x0, i, batch, 0).flatten(1), x0.flatten(1)) for i in range(8)]
     means = [k.mean().item() for k in kept]
     assert abs(means[0]) < 0.3 and means[-1] > 0.95, "all the way back little is kept, one step back nearly everything"
     assert means == sorted(means)
-    again = redenoised(policy, x0, 4, batch, 1)
-    assert not torch.allclose(again, redenoised(policy, x0, 4, batch, 2), atol=0.1), "other draws, other ways"
+    again = redenoise(policy, x0, 4, batch, 1)
+    assert not torch.allclose(again, redenoise(policy, x0, 4, batch, 2), atol=0.1), "other draws, other ways"
 
 
 def test_a_share_of_the_schedule_is_an_index_of_it_and_at_least_one_step_is_walked_again():
     found = {
-        back: [SearchOverPaths(back=back).index(steps) for steps in (1, 2, 8, 50)] for back in (0.0, 0.5, 0.78, 2.0)
+        back: [SearchOverPaths(renoise_fraction=back).renoise_index(steps) for steps in (1, 2, 8, 50)]
+        for back in (0.0, 0.5, 0.78, 2.0)
     }
     assert found == {0.0: [0, 1, 7, 49], 0.5: [0, 1, 4, 25], 0.78: [0, 0, 2, 11], 2.0: [0, 0, 0, 0]}
 
 
 def test_implausibility_by_hand():
-    """12 vectors of 4 ones: |mean|^2 = 4 and cov = 11^T, so M2 = 3. -log p1 = 12 * 4 / 8 - ln 2 and, with sqrt(1 + 3) - 1 -
-    sqrt(4 / 12), -log p2 = 12 * 0.4226^2 / 2 - ln 2; any order of ones is the same. Vectors of alternating sign have the mean 0."""
+    """12 vectors of 4 ones: |mean|^2 = 4 and cov = 11^T, so M2 = 3. -log p1 = 12 * 4 / 8 - ln 2 and, with sqrt(1 + 3) -
+    1 - sqrt(4 / 12), -log p2 = 12 * 0.4226^2 / 2 - ln 2; any order of ones is the same. Vectors of alternating sign
+    have the mean 0."""
     ones = torch.ones(1, 48)
     p1, p2 = 6 - math.log(2), 6 * (1 - math.sqrt(1 / 3)) ** 2 - math.log(2)
-    assert implausibility(ones, 4).item() == pytest.approx(p1 + p2, rel=1e-5)
-    assert implausibility(ones, 4, permutations=5).item() == pytest.approx(2 * (p1 + p2), rel=1e-5)
+    assert noise_implausibility(ones, 4).item() == pytest.approx(p1 + p2, rel=1e-5)
+    assert noise_implausibility(ones, 4, permutations=5).item() == pytest.approx(2 * (p1 + p2), rel=1e-5)
     alternating = torch.cat([torch.ones(1, 4), -torch.ones(1, 4)] * 6, 1)
-    assert implausibility(alternating, 4).item() == pytest.approx(p2, rel=1e-5)
+    assert noise_implausibility(alternating, 4).item() == pytest.approx(p2, rel=1e-5)
 
 
 def test_gaussian_noise_is_plausible_and_what_only_has_its_norm_is_not():
-    z = gaussian(range(20), (4096,), "z")
+    z = seeded_normal(range(20), (4096,), "z")
     norm = z.norm(dim=1, keepdim=True)
     told = {
         "gaussian": z,
@@ -241,7 +245,7 @@ def test_gaussian_noise_is_plausible_and_what_only_has_its_norm_is_not():
         "a slope": z + torch.linspace(-2, 2, 4096),
     }
     values = {
-        name: implausibility(row / row.norm(dim=1, keepdim=True) * norm, 4, permutations=10)
+        name: noise_implausibility(row / row.norm(dim=1, keepdim=True) * norm, 4, permutations=10)
         for name, row in told.items()
     }
     gaussians = values.pop("gaussian")  # beyond t with a chance of exp(-t) at most, for mean and covariance each
@@ -249,19 +253,19 @@ def test_gaussian_noise_is_plausible_and_what_only_has_its_norm_is_not():
     for name, value in values.items():
         assert value.min() > 10.0, name
     shuffled = told["every number twice"][:, torch.randperm(4096, generator=torch.Generator().manual_seed(0))]
-    assert implausibility(shuffled, 4).max() < 5.0, "only as it lies can this be seen: the norm is right"
+    assert noise_implausibility(shuffled, 4).max() < 5.0, "only as it lies can this be seen: the norm is right"
 
 
 def test_only_implausible_rows_feel_the_regulariser():
-    z = torch.cat([gaussian([1], (1024,), "z"), torch.ones(1, 1024)]).requires_grad_()
-    (grad,) = torch.autograd.grad(implausibility(z, 4, permutations=3).sum(), z)
+    z = torch.cat([seeded_normal([1], (1024,), "z"), torch.ones(1, 1024)]).requires_grad_()
+    (grad,) = torch.autograd.grad(noise_implausibility(z, 4, permutations=3).sum(), z)
     assert torch.equal(grad[0], torch.zeros(1024)) and grad[1].norm() > 1
 
 
 def test_dno_stays_plausible_where_bare_ascent_does_not():
     far = dict(iterations=40, lr=0.15, permutations=3)
     held, bare = (finals(DNO(**far, regularise=g))[-1] for g in (1.0, 0.0))
-    strange = [implausibility(e.latents.flatten(1), 4, permutations=20).max().item() for e in (held, bare)]
+    strange = [noise_implausibility(e.latents.flatten(1), 4, permutations=20).max().item() for e in (held, bare)]
     assert strange[1] > 50 and strange[0] < 0.1 * strange[1]
     assert (bare.scores["reward"] > held.scores["reward"]).all(), "what it costs"
 
@@ -284,7 +288,7 @@ def test_a_gradient_estimated_from_values_points_the_way_of_the_true_one():
     cosines = []
     for directions in (1, 400):
         method = BlackBoxDNO(directions=directions)
-        gain = method.gain(lambda f: make(f.view_as(z)), judge, flat, media, judge(media).detach(), BATCH.seeds)
+        gain = method.climb_target(lambda f: make(f.view_as(z)), judge, flat, media, judge(media).detach(), BATCH.seeds)
         (guess,) = torch.autograd.grad(gain.sum(), flat, retain_graph=True)
         cosines.append(torch.cosine_similarity(guess, true.flatten(1)).min().item())
     assert cosines[1] > 0.9 > cosines[0]
@@ -311,9 +315,9 @@ def test_ditto_raises_the_reward_steadily_and_its_norm_can_be_held():
 def test_a_row_without_a_finite_gain_or_gradient_is_not_moved_by_momentum_either():
     z = torch.zeros(3, 2, requires_grad=True)
     optimizer = torch.optim.Adam([z], lr=0.1)
-    climb(optimizer, z, z.sum(1))
+    ascend_noise(optimizer, z, z.sum(1))
     before = z.detach().clone()
-    climb(optimizer, z, torch.stack([z[0].sum(), z[1].sum() + math.nan, (z[2] * 0).sqrt().sum()]))
+    ascend_noise(optimizer, z, torch.stack([z[0].sum(), z[1].sum() + math.nan, (z[2] * 0).sqrt().sum()]))
     assert (z[0] > before[0]).all() and torch.equal(z[1:], before[1:])
 
 
@@ -332,7 +336,7 @@ def stored(tmp_path, noise):
 
 def test_noise_is_found_again_by_prompt_and_seed_and_given_to_a_chain_of_other_length(tmp_path):
     best = finals(DITTO(iterations=20), Chain(1))[-1]
-    method = Reuse(noise=stored(tmp_path, best.latents))
+    method = Reuse(noise=RunNoise(stored(tmp_path, best.latents)))
     swapped = Batch(BATCH.prompts[::-1], BATCH.seeds[::-1])
     policy = Chain(8)
     (event,) = finals(method, policy, batch=swapped)
@@ -343,15 +347,15 @@ def test_noise_is_found_again_by_prompt_and_seed_and_given_to_a_chain_of_other_l
 
 def test_noise_that_is_not_there_is_said_in_a_sentence(tmp_path):
     with pytest.raises(BadInput, match="holds no finished noise"):
-        Reuse(noise=str(tmp_path / "reno"))
+        RunNoise(str(tmp_path / "reno"))
     where = stored(tmp_path, torch.randn(2, *SHAPE))
     with pytest.raises(BadInput, match="holds no finished noise"):
-        Reuse(noise=str(tmp_path / "other"))
+        RunNoise(str(tmp_path / "other"))
     with pytest.raises(BadInput, match="none for 'light' and seed 99"):
-        finals(Reuse(noise=where), batch=Batch(("light",), (99,)))
+        finals(Reuse(noise=RunNoise(where)), batch=Batch(("light",), (99,)))
     small = stored(tmp_path / "small", torch.randn(2, 3, 2, 2))
     with pytest.raises(BadInput, match=r"noise of \(3, 2, 2\), but this pipeline draws \(3, 4, 4\)"):
-        finals(Reuse(noise=small))
+        finals(Reuse(noise=RunNoise(small)))
 
 
 def test_more_numbers_in_a_vector_than_in_the_noise_are_refused():
@@ -373,7 +377,8 @@ class Seen(Value):
 
 @pytest.mark.parametrize("method", [BestOfN(n=64), SearchOverPaths(paths=64, rounds=0)], ids=["best_of_n", "paths"])
 def test_where_every_step_is_random_candidates_are_as_different_as_samples_are(method):
-    """With the later draws of the base's sample they would be copies of it: a step that renews all noise forgets the first."""
+    """With the later draws of the base's sample they would be copies of it: a step that renews all noise forgets the
+    first."""
     policy, reward = gaussian_policy(kernel=Ancestral(1.0)), Seen()
     *_, event = method(policy, reward, [Batch(("x",), (3,))])
     found = torch.cat([data[:, 0].flatten(1) for data in reward.shown])
@@ -384,9 +389,9 @@ def test_where_every_step_is_random_candidates_are_as_different_as_samples_are(m
 
 def test_noise_whose_sample_could_not_be_judged_stays_where_it_is():
     """Also under the momentum of earlier steps, and under the regulariser, which knows nothing of samples."""
-    z = gaussian((3, 4), SHAPE, "noise").requires_grad_()
+    z = seeded_normal((3, 4), SHAPE, "noise").requires_grad_()
     optimizer = torch.optim.SGD([z], lr=1.0, momentum=0.9, nesterov=True)
-    climb(optimizer, z, z.flatten(1).sum(1), 0.1)
+    ascend_noise(optimizer, z, z.flatten(1).sum(1), 0.1)
     moved = z.detach().clone()
-    climb(optimizer, z, torch.stack([z[0].sum(), z[1].sum() * math.nan]), 0.1)
+    ascend_noise(optimizer, z, torch.stack([z[0].sum(), z[1].sum() * math.nan]), 0.1)
     assert torch.equal(z[1].detach(), moved[1]) and not torch.equal(z[0].detach(), moved[0])

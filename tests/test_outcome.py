@@ -1,4 +1,5 @@
-"""Tables of trainings: samples of base and trained are paired by prompt and noise, and the record gives back what was found."""
+"""Tables of trainings: samples of base and trained are paired by prompt and noise, and the record gives back what was
+found."""
 
 from __future__ import annotations
 
@@ -19,14 +20,15 @@ def sample(index, k, score):
 
 @pytest.fixture
 def folder(tmp_path):
-    """Two prompts, two noises; the trained contestant's come first and in another order, and one could not be judged."""
+    """Two prompts, two noises; the trained contestant's come first and in another order, and one could not be
+    judged."""
     folder = store.RunFolder.open(tmp_path, "mine", {})
     after = [sample(1, 1, 1.0), sample(0, 1, None), sample(1, 0, 1.0), sample(0, 0, 0.5)]
     before = [sample(0, 0, 0.25), sample(0, 1, 0.0), sample(1, 0, 0.0), sample(1, 1, 1.0)]
-    folder.append({"contestant": "nft", "phase": "watch", "step": 0, "metrics": {"held reward": 0.1}})
-    folder.append({"contestant": "nft", "phase": "watch", "step": 8, "metrics": {"held reward": 0.4}})
-    folder.append({"contestant": "nft", "final": True, "samples": after})
-    folder.append({"contestant": "base", "final": True, "samples": before})
+    folder.append_event({"contestant": "nft", "phase": "watch", "step": 0, "metrics": {"held reward": 0.1}})
+    folder.append_event({"contestant": "nft", "phase": "watch", "step": 8, "metrics": {"held reward": 0.4}})
+    folder.append_event({"contestant": "nft", "final": True, "samples": after})
+    folder.append_event({"contestant": "base", "final": True, "samples": before})
     spent = {"samples": 80, "updates": 8, "peak_mb": 1.0, "distance": 0.5}
     summary = [{"name": "base", "diversity": 0.2}, {"name": "nft", "diversity": 0.1, "training": spent}]
     folder.write("summary.json", {"contestants": summary})

@@ -9,18 +9,20 @@ import pytest
 from workbench import cli
 from workbench.core.types import BadInput
 from workbench.methods import NRG, ReNO, Rewrite
-from workbench.runs.resolve import supplied
+from workbench.runs.resolve import resolve_dependencies
 
-RUN = ["run", "methods-student", "limit=2", "seeds=1", "watch=[oracle]"]
+RUN = ["run", "methods-student", "limit=2", "samples_per_prompt=1", "watch=[oracle]"]
 
 
 def test_a_method_without_parts_is_left_as_it_is():
     method = ReNO()
-    assert supplied(method) is method
+    assert resolve_dependencies(method) is method
 
 
 def test_an_expander_is_made_of_its_name():
-    assert supplied(Rewrite(expander="closed")).expander.expand(["a red circle and a blue square"], 1, "image")[0]
+    assert resolve_dependencies(Rewrite(expander="closed")).expander.expand(
+        ["a red circle and a blue square"], 1, "image"
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -46,4 +48,4 @@ def test_prompts_are_reworded_in_a_whole_run(tmp_path, capsys):
 
 def test_the_model_of_a_latent_reward_must_be_a_file():
     with pytest.raises(BadInput, match="missing"):
-        supplied(NRG())
+        resolve_dependencies(NRG())

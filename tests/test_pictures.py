@@ -13,7 +13,7 @@ from reward_fixtures import small_settings
 from rewards.encoders import image_text
 from rewards.people import votes
 from rewards.people.curation import perceptual_hash
-from rewards.sets.exemplar import Pictures
+from rewards.sets.exemplar import PictureEmbedder
 from workbench.core.io import image, media
 from workbench.core.types import BadInput
 
@@ -42,13 +42,13 @@ def turned(path):
 def test_a_picture_is_the_same_to_scores_sets_votes_and_training(make, tmp_path):
     looks = make(tmp_path / "x.png").float()
     model = small_settings("clip")["model"]
-    assert torch.equal(image.read(tmp_path / "x.png"), looks)
-    assert torch.equal(media.read(tmp_path / "x.png").data[0], looks)
-    assert torch.equal(Pictures(model).read(tmp_path / "x.png").data[0], looks)
+    assert torch.equal(image.read_image(tmp_path / "x.png"), looks)
+    assert torch.equal(media.read_media(tmp_path / "x.png").data[0], looks)
+    assert torch.equal(PictureEmbedder(model).read(tmp_path / "x.png").data[0], looks)
     row = {"prompt": "", "a_path": "x.png", "b_path": "x.png", "winner": "tie"}
     (tmp_path / "votes.jsonl").write_text(json.dumps(row))
-    seen = votes.read(tmp_path / "votes.jsonl", model)
-    torch.testing.assert_close(seen.a.float(), image_text.load(model, "cpu").images(looks[None]))
+    seen = votes.read_votes(tmp_path / "votes.jsonl", model)
+    torch.testing.assert_close(seen.a.float(), image_text.load_encoder(model, "cpu").embed_images(looks[None]))
 
 
 def test_different_pictures_of_16_bits_are_no_copies_of_each_other(tmp_path):
@@ -69,14 +69,14 @@ def test_a_file_that_is_no_picture_is_one_sentence_that_names_it(content, tmp_pa
     if content is not None:
         (tmp_path / "x.png").write_bytes(content)
     with pytest.raises(BadInput, match=r"x\.png: can't be read as a picture \(.+\); repair or remove it$"):
-        image.read(tmp_path / "x.png")
+        image.read_image(tmp_path / "x.png")
     row = {"prompt": "", "a_path": "x.png", "b_features": [1.0], "winner": "a"}
     (tmp_path / "votes.jsonl").write_text(json.dumps(row))
     with pytest.raises(BadInput, match=r"line 1: can't read the picture .*x\.png$"):
-        votes.read(tmp_path / "votes.jsonl")
+        votes.read_votes(tmp_path / "votes.jsonl")
 
 
 def test_pixels_without_a_known_range_are_refused_rather_than_guessed(tmp_path):
     Image.fromarray(np.ones((8, 8), np.float32)).save(tmp_path / "x.tif")
     with pytest.raises(BadInput, match="pixels of mode F have no known range"):
-        image.read(tmp_path / "x.tif")
+        image.read_image(tmp_path / "x.tif")

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import inspect
+
 import diffusers
 import pytest
 import tiny
 import torch
 from tiny import PROMPTS, SEEDS
 
-from pipelines import Ancestral, FlowSDE
+from pipelines import Ancestral, DistributedPolicy, FlowSDE, Policy, TrainablePolicy
+from workbench.core import types
 from workbench.core.types import Trajectory
 
 SD, LCM = "StableDiffusionPipeline", "LatentConsistencyModelPipeline"
@@ -20,17 +23,17 @@ def policy(pipe):
 
 
 def test_a_row_of_noise_depends_on_its_seed_alone(policy):
-    both = policy.noise((7, 8))
-    assert both.dtype == torch.float32
-    assert torch.equal(policy.noise((8,))[0], both[1])
-    assert not torch.equal(both[0], both[1])
+    pair = policy.noise((7, 8))
+    assert pair.dtype == torch.float32
+    assert torch.equal(policy.noise((8,))[0], pair[1])
+    assert not torch.equal(pair[0], pair[1])
 
 
 def test_noise_given_back_is_noise_drawn(policy):
-    given = policy.sample(PROMPTS, seeds=SEEDS, noise=policy.noise(SEEDS))
-    drawn = policy.sample(PROMPTS, seeds=SEEDS)
-    assert torch.equal(given.media.data, drawn.media.data)
-    assert not torch.equal(policy.sample(PROMPTS, seeds=(1, 2)).media.data, drawn.media.data)
+    settings = policy.sample(PROMPTS, seeds=SEEDS, noise=policy.noise(SEEDS))
+    draws = policy.sample(PROMPTS, seeds=SEEDS)
+    assert torch.equal(settings.media.data, draws.media.data)
+    assert not torch.equal(policy.sample(PROMPTS, seeds=(1, 2)).media.data, draws.media.data)
 
 
 def test_the_schedulers_own_noise_is_a_function_of_the_seeds_whatever_the_initial_noise_is():
@@ -51,12 +54,12 @@ def test_the_schedulers_own_noise_is_a_function_of_the_seeds_whatever_the_initia
 
 def _lcm_clean(policy, x):
     """LCM blends its prediction with the state (consistency models' boundary condition)."""
-    scheduler, t = policy.anatomy.scheduler, policy.anatomy.scheduler.timesteps[0]
+    scheduler, t = policy.structure.scheduler, policy.structure.scheduler.timesteps[0]
     skip, out = scheduler.get_scalings_for_boundary_condition_discrete(t)
     return out * policy.predict(x, 0, PROMPTS).x0 + skip * x
 
 
-def test_rows_through_the_denoiser_are_counted_and_taped_ones_are_not(policy):
+def test_rows_through_the_denoiser_are_counted_and_those_of_steps_that_are_not_live_are_not(policy):
     trajectory = policy.sample(PROMPTS, seeds=SEEDS)
     assert policy.nfe == 2 * 2 * 3  # prompts, a guidance pair, steps
     policy.transition(trajectory.x[:, 2], 2, PROMPTS)
@@ -75,7 +78,7 @@ def test_a_checkpointed_backward_pass_is_not_counted_twice(policy):
 
 
 def test_prompts_are_encoded_once_and_forgotten_in_turn(policy, encodings):
-    policy.memory, policy.spare = 2, 0
+    policy.cached_batches, policy.cache_bytes = 2, 0
     for _ in range(3):
         policy.sample(PROMPTS, seeds=SEEDS)
     once = len(encodings)
@@ -85,12 +88,12 @@ def test_prompts_are_encoded_once_and_forgotten_in_turn(policy, encodings):
     policy.sample(("three", "four"), seeds=SEEDS)
     policy.sample(("one", "two"), seeds=SEEDS)  # pushed out
     assert len(encodings) == once + 6
-    assert len(policy._prompted) == 2
+    assert len(policy._prompt_caches) == 2
 
 
 def test_remembered_encodings_give_the_same_picture_as_fresh_ones(policy):
     remembered = [policy.sample(PROMPTS, seeds=SEEDS).media.data for _ in range(2)]
-    policy.forget()
+    policy.forget_prompts()
     fresh = policy.sample(PROMPTS, seeds=SEEDS).media.data
     assert torch.equal(remembered[0], remembered[1]) and torch.equal(remembered[1], fresh)
 
@@ -123,7 +126,7 @@ def test_truncated_gradients_grow_by_the_steps_they_keep(pipe, policy):
     (full,) = torch.autograd.grad(whole.media.data.sum(), weight)
     (last,) = torch.autograd.grad(policy.sample(PROMPTS, seeds=SEEDS, grad=1).media.data.sum(), weight)
     state = whole.x[:, 2].detach()
-    out = policy._output(state, 2, PROMPTS)
+    out = policy._model_output(state, 2, PROMPTS)
     x = Ancestral(0.0)(policy.levels[2], state, out).mean
     (by_hand,) = torch.autograd.grad(policy.decode(x, PROMPTS).data.sum(), weight)
     weight.requires_grad_(False)
@@ -167,19 +170,19 @@ def test_a_prediction_explains_its_state(name):
     policy = tiny.policy(name)
     x = policy.sample(PROMPTS, seeds=SEEDS).x
     for i in range(policy.steps):
-        found = policy.predict(x[:, i], i, PROMPTS)
+        results = policy.predict(x[:, i], i, PROMPTS)
         scale = x[:, i].abs().max()
-        assert (policy.noised(found.x0, i, found.eps) - x[:, i]).abs().max() <= 1e-5 * scale
-        assert (policy.noised(found.x0, i, -found.eps) - x[:, i]).abs().max() > 1e-3 * scale
+        assert (policy.noised(results.x0, i, results.eps) - x[:, i]).abs().max() <= 1e-5 * scale
+        assert (policy.noised(results.x0, i, -results.eps) - x[:, i]).abs().max() > 1e-3 * scale
 
 
 def test_guidance_can_be_overridden_for_one_prediction(policy):
     x = policy.sample(PROMPTS, seeds=SEEDS).x[:, 1]
-    own, off = policy.predict(x, 1, PROMPTS), policy.predict(x, 1, PROMPTS, guidance=1.0)
+    original, off = policy.predict(x, 1, PROMPTS), policy.predict(x, 1, PROMPTS, guidance=1.0)
     plain = tiny.policy(SD, policy.pipe, call={"guidance_scale": 1.0}).predict(x, 1, PROMPTS)
     assert torch.equal(off.eps, plain.eps)
-    assert not torch.allclose(own.eps, off.eps, atol=1e-2)
-    assert torch.equal(policy.predict(x, 1, PROMPTS).eps, own.eps)
+    assert not torch.allclose(original.eps, off.eps, atol=1e-2)
+    assert torch.equal(policy.predict(x, 1, PROMPTS).eps, original.eps)
 
 
 @pytest.mark.parametrize(
@@ -198,18 +201,20 @@ def test_what_a_kernel_drew_it_can_score(name, kernel):
     assert len(trajectory.stochastic) >= 2
     for i in trajectory.stochastic:
         law = policy.transition(trajectory.x[:, i], i, PROMPTS)
-        again = law.log_prob(trajectory.x[:, i + 1])
-        assert torch.allclose(again, trajectory.log_prob[:, i], atol=1e-5)
+        repeated = law.log_prob(trajectory.x[:, i + 1])
+        assert torch.allclose(repeated, trajectory.log_prob[:, i], atol=1e-5)
         off = law.log_prob(trajectory.x[:, i + 1] + law.std)  # a control: one standard deviation away
         assert ((off - trajectory.log_prob[:, i]).abs() > 0.05).all()
     assert torch.equal(policy.decode(trajectory.x[:, -1], PROMPTS).data, trajectory.media.data)
 
 
-def test_scores_match_exactly_while_parameters_require_grad():
+@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "SanaPipeline"])
+def test_scores_match_exactly_while_parameters_require_grad(name):
     """Sampling without a graph and scoring with one must run the same kernels, or ratios drift from 1."""
-    policy = tiny.policy("StableDiffusionXLPipeline", kernel=Ancestral())
+    policy = tiny.policy(name, kernel=Ancestral())
     trajectory = policy.sample(PROMPTS, seeds=SEEDS)
-    policy.pipe.unet.requires_grad_()
+    for part in policy.structure.denoisers:
+        getattr(policy.pipe, part).requires_grad_()
     trained = policy.sample(PROMPTS, seeds=SEEDS)
     assert not trained.media.data.requires_grad
     new = policy.transition(trained.x[:, 1], 1, PROMPTS).log_prob(trained.x[:, 2])
@@ -220,8 +225,8 @@ def test_scores_match_exactly_while_parameters_require_grad():
 
 def test_a_kernels_noise_is_a_function_of_the_row_and_without_one_no_step_is_scored(policy):
     noisy = tiny.policy(SD, policy.pipe, kernel=Ancestral())
-    both, alone = noisy.sample(PROMPTS, seeds=SEEDS), noisy.sample(PROMPTS[1:], seeds=SEEDS[1:])
-    assert torch.allclose(both.x[1], alone.x[0], atol=1e-4)
+    pair, single = noisy.sample(PROMPTS, seeds=SEEDS), noisy.sample(PROMPTS[1:], seeds=SEEDS[1:])
+    assert torch.allclose(pair.x[1], single.x[0], atol=1e-4)
     plain = policy.sample(PROMPTS, seeds=SEEDS)
     assert isinstance(plain, Trajectory)
     assert plain.stochastic == () and not plain.log_prob.any()
@@ -271,3 +276,17 @@ def test_a_pipeline_that_cannot_be_a_policy_is_refused_by_name(pipe, kind, sente
     strange.set_progress_bar_config(disable=True)
     with pytest.raises(TypeError, match=sentence):
         tiny.policy(SD, strange).noise(SEEDS)
+
+
+@pytest.mark.parametrize("implementation", [Policy, TrainablePolicy, DistributedPolicy])
+def test_the_policies_have_the_methods_that_the_protocol_promises(implementation):
+    """The same names, in the same order, with the same defaults and annotations."""
+    protocol = types.Policy if implementation is Policy else types.TrainablePolicy
+    for name, promised in inspect.getmembers(protocol, inspect.isfunction):
+        if not name.startswith("_"):
+            if implementation is DistributedPolicy and name not in vars(implementation):
+                continue  # it passes on what it does not share out
+            settings = inspect.signature(getattr(implementation, name))
+            for parameter in inspect.signature(promised).parameters.values():
+                assert settings.parameters[parameter.name].annotation == parameter.annotation, name
+                assert settings.parameters[parameter.name].default == parameter.default, name

@@ -21,8 +21,8 @@ from training_toys import RANKED, Value, gaussian_policy, set_weights
 from pipelines import encoding
 from workbench.core.io import media
 from workbench.core.types import BadInput, Batch, Media, PairBatch
-from workbench.methods.common.best_sample import gaussian
-from workbench.methods.common.rollout import judge, roll
+from workbench.methods.common.best_sample import seeded_normal
+from workbench.methods.common.rollout import sample_groups, score_samples
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.kto import KTO
 from workbench.runs import preference_data
@@ -64,7 +64,7 @@ TEN = [(f"p{n}", 10 * n, 10 * n + 5, float(n % 2)) for n in range(10)]  # the pi
 
 
 def test_pick_a_pics_parquet_gives_each_pair_once_an_epoch_with_its_winner(tmp_path):
-    found = preference_data.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
+    found = preference_data.PreferencePairs(pick_a_pic(tmp_path / "a.parquet", TEN))
     assert found.check() == 10
     seen = {p: (shade(w), shade(b)) for p, w, b in (found[n] for n in range(10))}
     assert seen == {f"p{n}": ((10 * n, 10 * n + 5) if n % 2 else (10 * n + 5, 10 * n)) for n in range(10)}
@@ -73,67 +73,72 @@ def test_pick_a_pics_parquet_gives_each_pair_once_an_epoch_with_its_winner(tmp_p
 def test_an_order_depends_on_seed_and_epoch_and_nothing_else(tmp_path):
     path = pick_a_pic(tmp_path / "a.parquet", TEN)
     order = lambda found, low: [found[n][0] for n in range(low, low + 10)]  # noqa: E731
-    first, second = order(preference_data.Pairs(path), 0), order(preference_data.Pairs(path), 10)
+    first, second = order(preference_data.PreferencePairs(path), 0), order(preference_data.PreferencePairs(path), 10)
     assert first != second and sorted(first) == sorted(second)
-    assert first == order(preference_data.Pairs(path), 0) and first != order(preference_data.Pairs(path, seed=1), 0)
+    assert first == order(preference_data.PreferencePairs(path), 0) and first != order(
+        preference_data.PreferencePairs(path, seed=1), 0
+    )
 
 
 def test_a_resumed_order_goes_on_where_it_was(tmp_path):
     path = pick_a_pic(tmp_path / "a.parquet", TEN)
-    whole = preference_data.Pairs(path).batches(3, SIZE)
+    whole = preference_data.PreferencePairs(path).batches(3, SIZE)
     batches = [next(whole) for _ in range(5)]
-    again = next(preference_data.Pairs(path).batches(3, SIZE, position=12))
+    again = next(preference_data.PreferencePairs(path).batches(3, SIZE, position=12))
     assert again.prompts == batches[4].prompts and again.seeds == batches[4].seeds
     assert torch.equal(again.winners.data, batches[4].winners.data) and len(set(again.seeds)) == 3
 
 
 def test_what_lies_together_in_a_large_file_is_read_together(tmp_path):
     """Two row groups of four and one of two: an order changes the group twice an epoch, not ten times."""
-    found = preference_data.Pairs(pick_a_pic(tmp_path / "a.parquet", TEN))
+    found = preference_data.PreferencePairs(pick_a_pic(tmp_path / "a.parquet", TEN))
     groups = [int(found[n][0][1:]) // 4 for n in range(10)]
     assert sum(a != b for a, b in zip(groups, groups[1:], strict=False)) == 2
-    assert found._loaded.cache_info().misses == 3
+    assert found._load_block.cache_info().misses == 3
 
 
 def test_ties_and_rows_without_a_label_are_left_out_and_kept_ties_have_no_side(tmp_path):
     rows = [("a", 0, 5, 0.5), *[("b", 10, 15, 1.0)] * 2]
     path = pick_a_pic(tmp_path / "a.parquet", rows, has_label=[True, True, False])
-    assert [preference_data.Pairs(path)[0][0], len(preference_data.Pairs(path))] == ["b", 1]
+    assert [preference_data.PreferencePairs(path)[0][0], len(preference_data.PreferencePairs(path))] == ["b", 1]
     path = pick_a_pic(tmp_path / "b.parquet", [("a", 0, 5, 0.5)])
-    kept = preference_data.Pairs(path, ties="keep")
+    kept = preference_data.PreferencePairs(path, ties="keep")
     assert {shade(kept[n][1]) for n in range(30)} == {0, 5}
     with pytest.raises(BadInput, match="no pair with a winner"):
-        len(preference_data.Pairs(path))
+        len(preference_data.PreferencePairs(path))
 
 
 def test_hpdv2s_lists_give_every_pair_with_a_preference(tmp_path):
     for n in range(3):
-        media.write(grey(n / 10), tmp_path / f"{n}.png")
+        media.write_media(grey(n / 10), tmp_path / f"{n}.png")
     names = [f"{n}.png" for n in range(3)]
     table = {"prompt": ["x", "y"], "image_path": [names, names[:2]], "human_preference": [[2, 1, 2], [0, 1]]}
     parquet.write_table(pa.table(table), tmp_path / "hpd.parquet")
-    found = preference_data.Pairs(str(tmp_path / "hpd.parquet"))
+    found = preference_data.PreferencePairs(str(tmp_path / "hpd.parquet"))
     told = sorted((p, shade(w), shade(b)) for p, w, b in (found[n] for n in range(len(found))))
     assert told == [("x", 0, 26), ("x", 51, 26), ("y", 26, 0)]
 
 
 def votes(tmp_path, *rows):
     for n in range(3):
-        media.write(grey(n / 10), tmp_path / f"{n}.png")
+        media.write_media(grey(n / 10), tmp_path / f"{n}.png")
     lines = [{"prompt": "x", "a_path": f"{a}.png", "b_path": f"{b}.png", "winner": w} for a, b, w in rows]
     (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, lines)))
     return str(tmp_path / "votes.jsonl")
 
 
 def test_the_apps_votes_are_pairs_too(tmp_path):
-    found = preference_data.Pairs(votes(tmp_path, (0, 1, "b"), (1, 2, "a"), (0, 2, "tie")))
+    found = preference_data.PreferencePairs(votes(tmp_path, (0, 1, "b"), (1, 2, "a"), (0, 2, "tie")))
     assert sorted((shade(w), shade(b)) for _, w, b in (found[n] for n in range(len(found)))) == [(26, 0), (26, 51)]
 
 
 def test_a_folder_is_all_its_files(tmp_path):
     votes(tmp_path, (0, 1, "b"))
     pick_a_pic(tmp_path / "a.parquet", TEN)
-    assert len(preference_data.Pairs(str(tmp_path))) == 11 and len(preference_data.Pairs([str(tmp_path)] * 2)) == 22
+    assert (
+        len(preference_data.PreferencePairs(str(tmp_path))) == 11
+        and len(preference_data.PreferencePairs([str(tmp_path)] * 2)) == 22
+    )
 
 
 @pytest.mark.parametrize(
@@ -151,22 +156,22 @@ def test_a_folder_is_all_its_files(tmp_path):
 )
 def test_what_is_wrong_with_a_file_is_said_with_file_and_row(tmp_path, change, said):
     with pytest.raises(BadInput, match=said):
-        preference_data.Pairs(change(tmp_path))[0]
+        preference_data.PreferencePairs(change(tmp_path))[0]
 
 
 def test_media_are_scaled_to_cover_a_pipelines_size_and_cut_to_its_middle():
     wide = Media(torch.cat([torch.zeros(1, 3, 4, 4), torch.ones(1, 3, 4, 8), torch.zeros(1, 3, 4, 4)], 3), "image")
-    assert torch.equal(preference_data.fit(wide, (3, 4, 8)).data, torch.ones(1, 3, 4, 8))
+    assert torch.equal(preference_data.fit_to_size(wide, (3, 4, 8)).data, torch.ones(1, 3, 4, 8))
     assert (
-        preference_data.fit(wide, (3, 8, 8)).data.shape == (1, 3, 8, 8)
-        and preference_data.fit(wide, (3, 8, 8)).data[..., 1:-1].min() > 0.9
+        preference_data.fit_to_size(wide, (3, 8, 8)).data.shape == (1, 3, 8, 8)
+        and preference_data.fit_to_size(wide, (3, 8, 8)).data[..., 1:-1].min() > 0.9
     )
     clip = Media(torch.rand(1, 6, 3, 4, 4), "video", 8.0)
-    assert torch.equal(preference_data.fit(clip, (5, 3, 4, 4)).data, clip.data[:, :5])
+    assert torch.equal(preference_data.fit_to_size(clip, (5, 3, 4, 4)).data, clip.data[:, :5])
     with pytest.raises(BadInput, match="6 frames"):
-        preference_data.fit(clip, (9, 3, 4, 4))
+        preference_data.fit_to_size(clip, (9, 3, 4, 4))
     with pytest.raises(BadInput, match="pictures were found where this pipeline makes clips"):
-        preference_data.fit(wide, (5, 3, 4, 4))
+        preference_data.fit_to_size(wide, (5, 3, 4, 4))
 
 
 # --- into latents ----------------------------------------------------------------------------------------------------
@@ -177,17 +182,18 @@ def test_media_are_scaled_to_cover_a_pipelines_size_and_cut_to_its_middle():
     [f"{n}Pipeline" for n in ("StableDiffusion", "StableDiffusionXL", "StableDiffusion3", "Flux", "QwenImage", "Wan")],
 )
 def test_decoding_what_was_encoded_is_the_autoencoders_own_round_trip(name):
-    """So every convention between autoencoder and last state is undone: packing, scale, shift, means. Control: another scale is seen."""
+    """So every convention between autoencoder and last state is undone: packing, scale, shift, means. Control: another
+    scale is seen."""
     policy = tiny.policy(name)
     x = torch.rand(2, *policy.size, generator=torch.Generator().manual_seed(1))
     latents = policy.encode(Media(x, policy.modality, policy.rate))
-    assert latents.shape[1:] == policy.anatomy.state.shape[1:] and policy.nfe == 0
+    assert latents.shape[1:] == policy.structure.state.shape[1:] and policy.nfe == 0
     vae, y = policy.pipe.vae, x * 2 - 1
     y = y.transpose(1, 2) if policy.modality == "video" else y[:, :, None] if name.startswith("Qwen") else y
     with torch.no_grad():
         z = vae.encode(y).latent_dist.mode()
         own, ours = vae.decode(z, return_dict=False)[0], policy.decode(latents, ("a", "b")).data
-        given, off = (encoding._given(policy, c * latents[:1]) for c in (1.0, 1.05))
+        given, off = (encoding.capture_decoder_input(policy, c * latents[:1]) for c in (1.0, 1.05))
     own = own.transpose(1, 2) if policy.modality == "video" else own[:, :, 0] if own.dim() == 5 else own
     torch.testing.assert_close(ours, (own / 2 + 0.5).clamp(0, 1), rtol=0, atol=2e-6)
     torch.testing.assert_close(given, z[:1], rtol=1e-5, atol=1e-5)
@@ -228,7 +234,7 @@ def test_one_update_of_dpo_on_pairs_is_equation_14_by_hand():
     total, right = np.zeros(2), 0.0
     for i, level in enumerate(policy.levels):
         for b, seed in enumerate(given.seeds):
-            eps = gaussian([seed], (3, 1, 1), "eps", i, 0).numpy().ravel()
+            eps = seeded_normal([seed], (3, 1, 1), "eps", i, 0).numpy().ravel()
             said = []
             for x0 in (given.winners.data[b].numpy().ravel(), given.losers.data[b].numpy().ravel()):
                 mean = level.a * (level.a * x0 + level.s * eps) / (level.a**2 + level.s**2)
@@ -246,12 +252,13 @@ def test_one_update_of_dpo_on_pairs_is_equation_14_by_hand():
 
 @pytest.mark.parametrize("name", ["dpo", "kto"])
 def test_the_pairs_that_a_policys_own_samples_make_teach_what_they_would(name):
-    """Ranked samples written down as pairs: the same gradient. KTO meets other noise, so its direction alone is compared."""
+    """Ranked samples written down as pairs: the same gradient. KTO meets other noise, so its direction alone is
+    compared."""
     method = replace(RANKED[name], group=2, anchor=0.0) if name == "dpo" else replace(RANKED[name], group=2)
     asked = Batch(("a", "b"), (5, 6))
     own = set_weights(gaussian_policy(method, shape=(3, 1, 1)), (0.3, -0.2))
-    path = roll(own, asked, 2)
-    r = judge(Value(), path, 2).reward.view(2, 2)
+    path = sample_groups(own, asked, 2)
+    r = score_samples(Value(), path, 2).reward.view(2, 2)
     own.nfe = 0
     list(method(own, Value(), [asked]))
     best, worst = (2 * torch.arange(2) + pick(r, 1) for pick in (torch.argmax, torch.argmin))
@@ -279,7 +286,8 @@ def test_samples_move_to_the_winners_and_with_the_pairs_turned_round_away(method
 
 @pytest.mark.parametrize("name", ["StableDiffusionPipeline", "FluxPipeline"])
 def test_a_real_pipeline_learns_from_pictures(name):
-    """Twelve updates on one pair and one noise: the winner comes to be denoised better. Control: turned round, the loser."""
+    """Twelve updates on one pair and one noise: the winner comes to be denoised better. Control: turned round, the
+    loser."""
     policy = tiny_trained.trainable(name)
     light, dark = (Media(torch.full((1, *policy.size), v), "image") for v in (0.9, 0.1))
     given, method = PairBatch(("a red cat",), (1,), light, dark), DPO(beta=5.0, lr=1e-3)

@@ -1,4 +1,5 @@
-"""The ports are the published models: their checkpoints fit at full size, and they compute what the papers' code does."""
+"""The ports are the published models: their checkpoints fit at full size, and they compute what the papers' code
+does."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from reward_fixtures import PROMPTS, media_for, scored, small, small_settings
 from rewards import REWARDS
 from rewards.encoders import checkpoints
 from rewards.encoders.preprocess import View
-from rewards.image.aesthetic import Head
-from rewards.image.imagereward import BlipScorer, renamed
-from rewards.image.mps import MPS, OVERALL, Scorer, unwrapped
+from rewards.image.aesthetic import AestheticHead
+from rewards.image.imagereward import BlipScorer, rename_weights
+from rewards.image.mps import MPS, OVERALL, MPSScorer, unwrap_weights
 
 
 def meta_state(shapes):
@@ -21,14 +22,14 @@ def meta_state(shapes):
 
 def test_the_published_aesthetic_head_fits():
     with torch.device("meta"):
-        head = checkpoints.fill(Head(768), meta_state(fixtures.aesthetic_shapes()), "published")
+        head = checkpoints.fill_weights(AestheticHead(768), meta_state(fixtures.aesthetic_shapes()), "published")
     assert sum(p.numel() for p in head.parameters()) == 927_969  # x 4 bytes: the published file of 3.71 MB
 
 
 def test_the_published_imagereward_fits_without_a_name_left_over():
-    state = renamed(meta_state(fixtures.imagereward_shapes()))
+    state = rename_weights(meta_state(fixtures.imagereward_shapes()))
     with torch.device("meta"):
-        net = checkpoints.fill(BlipScorer(state), state, "published")
+        net = checkpoints.fill_weights(BlipScorer(state), state, "published")
     assert net.size == 224
     assert net.vision.config.num_hidden_layers == 24 and net.vision.config.num_attention_heads == 16
     assert net.text.config.num_hidden_layers == 12 and net.text.config.num_attention_heads == 12
@@ -120,7 +121,7 @@ def test_the_aesthetic_head_is_affine():
     encoder, head = reward.load()
     zero, unit = head(torch.zeros(1, 32)), head(torch.eye(32))
     with torch.no_grad():
-        expected = encoder.images(media.data) @ (unit - zero) + zero
+        expected = encoder.embed_images(media.data) @ (unit - zero) + zero
     torch.testing.assert_close(scored(reward, media), expected, rtol=1e-4, atol=1e-5)
 
 
@@ -133,9 +134,9 @@ def test_the_published_mps_fits_without_a_name_left_over():
     config = CLIPConfig(text_config=text, vision_config=vision | {"patch_size": 14}, projection_dim=1024)
     clip, cross = fixtures.clip_shapes(1024, 1280, (24, 32)), fixtures.mps_cross_shapes()
     published = {f"mps.model.{n}": s for n, s in clip.items()} | {f"mps.{n}": s for n, s in cross.items()}
-    state = unwrapped(meta_state(published | {"mps.model.text_model.embeddings.position_ids": (1, 77)}))
+    state = unwrap_weights(meta_state(published | {"mps.model.text_model.embeddings.position_ids": (1, 77)}))
     with torch.device("meta"):
-        net = checkpoints.fill(Scorer(config, state), state, "published")
+        net = checkpoints.fill_weights(MPSScorer(config, state), state, "published")
     sizes = [sum(v.numel() for v in part.state_dict().values()) for part in (net.model, net.cross_model)]
     assert sizes == [986_109_441, 118_505_600]
 
@@ -148,7 +149,7 @@ def test_mps_computes_what_its_authors_publish():
     settings = small_settings("mps")
     net, _ = MPS(**settings).load()
     tokens = AutoTokenizer.from_pretrained(settings["backbone"])
-    state, media = unwrapped(checkpoints.read(settings["weights"])), media_for(MPS.spec, 3)
+    state, media = unwrap_weights(checkpoints.read_weights(settings["weights"])), media_for(MPS.spec, 3)
 
     def features(text):
         ids = tokens(text, max_length=16, padding="max_length", truncation=True, return_tensors="pt")["input_ids"]

@@ -19,13 +19,14 @@ PROCESSES.set_forkserver_preload(["workbench.tools.hub"])
 
 
 class Hub(BaseHTTPRequestHandler):
-    """As much of a hub as an upload asks of it: repositories are made, files arrive in one commit. `me` is the only user."""
+    """As much of a hub as an upload asks of it: repositories are made, files arrive in one commit. `me` is the only
+    user."""
 
     def do_POST(self):
         told = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
         self.server.asked.append(self.path)
         if self.path == "/api/repos/create":
-            self.server.told.append(json.loads(told))
+            self.server.run_records.append(json.loads(told))
         if self.server.broken:
             return self.answer(500, {"error": "Internal error"})
         mine = self.headers.get("Authorization") == "Bearer secret"
@@ -66,7 +67,7 @@ class Hub(BaseHTTPRequestHandler):
 def hub():
     server = ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     server.address, server.files, server.asked = f"http://127.0.0.1:{server.server_port}", {}, []
-    server.told, server.private, server.broken = [], False, False
+    server.run_records, server.private, server.broken = [], False, False
     threading.Thread(target=server.serve_forever, daemon=True).start()
     yield server
     server.shutdown()
@@ -98,10 +99,10 @@ def pushed(env, log, folder, private):
     with log.open("w") as said:
         os.dup2(said.fileno(), sys.stderr.fileno())
     try:
-        client.push(folder, "me/mine", private=private)
+        client.push_export(folder, "me/mine", private=private)
     except BadInput as error:
         sys.exit(f"refused: {error}")
-    except client.Unreached as error:
+    except client.HubUnreachable as error:
         sys.exit(f"unreached: {error}")
 
 
@@ -133,10 +134,12 @@ def test_a_private_push_makes_a_private_repository(hub, export):
     hub.private = True
     assert push(hub, export, "secret", private=True).returncode == 0 and hub.files
     assert push(hub, export, "secret").returncode == 0
-    assert hub.told[0].get("private") or hub.told[0].get("visibility") == "private", (
+    assert hub.run_records[0].get("private") or hub.run_records[0].get("visibility") == "private", (
         "as this version of the hub says it"
     )
-    assert not {"private", "visibility"} & hub.told[1].keys(), "who does not ask gets what the hub's own settings say"
+    assert not {"private", "visibility"} & hub.run_records[1].keys(), (
+        "who does not ask gets what the hub's own settings say"
+    )
 
 
 def test_a_private_push_does_not_go_into_a_public_repository(hub, export):

@@ -20,7 +20,7 @@ RUNS = sorted(p.stem for p in (CONFIGS / "runs").glob("reno-*.yaml"))
 
 def published(name: str, folder) -> pipelines.Policy:
     """The config `name` with only its repositories and picture size replaced by a tiny pipeline's."""
-    c = pipelines.read(name)
+    c = pipelines.read_config(name)
     repo = str(tiny.save(c.pipeline, folder))
     call = c.call | {"height": 32, "width": 32}
     if "use_resolution_binning" in tiny.TINY[c.pipeline].call:
@@ -36,9 +36,9 @@ def test_the_published_models_are_all_here():
 
 @pytest.mark.parametrize("name", RUNS)
 def test_reno_climbs_on_a_tiny_pipeline_with_the_settings_of(name, tmp_path):
-    run = config.read(name)
-    method = config.contestants(run, METHODS)["reno"]
-    assert (method.iterations, method.clip, method.regularise) == (49, 0.1, 0.01)
+    run = config.read_run_config(name)
+    method = config.build_methods(run, METHODS)["reno"]
+    assert (method.iterations, method.max_grad_norm, method.regularise) == (49, 0.1, 0.01)
     assert method.lr == (10.0 if "hyper" in name else 5.0)
     policy = published(run.pipeline, tmp_path)
     short = replace(method, iterations=3, regularise=0.0)

@@ -9,21 +9,22 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
-from report_fixtures import compared, contestant, summary_of, usual
+from report_fixtures import compared_summary, make_contestant, summary_of, usual_summary
 from rich.console import Console
 
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media
-from workbench.report.charts import Axis, Doublings, curves, scaling
-from workbench.report.pages import samples, selection, table, write_report
+from workbench.report.charts import Axis, Doublings, progress_charts, scaling_charts
+from workbench.report.pages import collect_samples, select_samples, write_report
+from workbench.report.tables import console_table
 
 SIZE = 64
 COLOURS = {"red": (0.88, 0.2, 0.2), "blue": (0.2, 0.4, 0.95), "green": (0.15, 0.7, 0.35), "yellow": (0.95, 0.8, 0.2)}
 EVIL = 'a circle <script>alert("x")</script> & more'
 PROMPTS = [
-    ("a red circle", "color"), ("a blue square", "color"), ("a large green circle", "size"), ("a small yellow square", "size"),
-    ("two blue circles", "count"), (EVIL, "count"), ("a red square left of a blue circle", "position"),
-    ("a green square above a yellow circle", "position"),
+    ("a red circle", "color"), ("a blue square", "color"), ("a large green circle", "size"),
+    ("a small yellow square", "size"), ("two blue circles", "count"), (EVIL, "count"),
+    ("a red square left of a blue circle", "position"), ("a green square above a yellow circle", "position"),
 ]  # fmt: skip
 
 
@@ -47,8 +48,10 @@ def picture(prompt: str, shade: float) -> Media:
 def run(tmp_path):
     """Three contestants with real pictures, a fourth that failed, and progress that a method reported."""
     config = {"name": "demo", "pipeline": "starter-image", "reward": {"starter_clip": 1.0}, "prompts": "p.txt"}
-    record = {"name": "demo", "created": "2026-01-02T03:04:05", "command": "workbench run configs/runs/demo.yaml seed=0",
-              "config": config, "versions": {"torch": "2.9.0"}, "git": "abc123", "seed": 0, "device": "cpu"}  # fmt: skip
+    record = {
+        "name": "demo", "created": "2026-01-02T03:04:05", "command": "workbench run configs/runs/demo.yaml seed=0",
+        "config": config, "versions": {"torch": "2.9.0"}, "git": "abc123", "seed": 0, "device": "cpu",
+    }  # fmt: skip
     events = []
     for n, name in enumerate(("base", "best_of_n", "reno")):
         (tmp_path / "media" / name).mkdir(parents=True)
@@ -59,16 +62,16 @@ def run(tmp_path):
             for index, (prompt, category) in enumerate(PROMPTS):
                 file = f"media/{name}/{index:04d}-{k}.png"
                 scores = {"starter_clip": 0.24 + 0.03 * n, "oracle": float((index * 7 + n + k) % (4 - n) > 0)}
-                path = media.write(
+                path = media.write_media(
                     picture(prompt, (n + 1) / 3), tmp_path / file, meta={"prompt": prompt, "scores": scores}
                 )
                 rows.append({"index": index, "prompt": prompt, "k": k, "seed": 100 * index + k, "category": category,
-                             "file": file, "sha256": media.fingerprint(path), "scores": scores})  # fmt: skip
+                             "file": file, "sha256": media.file_digest(path), "scores": scores})  # fmt: skip
             events.append(
                 {"contestant": name, "batch": k, "step": 10, "metrics": {}, "final": True, "cost": {}, "samples": rows}
             )
     (tmp_path / "run.json").write_text(json.dumps(record))
-    (tmp_path / "summary.json").write_text(json.dumps(usual()))
+    (tmp_path / "summary.json").write_text(json.dumps(usual_summary()))
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events))
     return tmp_path
 
@@ -109,7 +112,7 @@ def test_report_needs_nothing_but_itself(run):
 
 
 def test_prompts_and_reasons_are_text_not_markup(run):
-    summary = usual() | {"alarm": "<b>beware</b>", "run": "<i>demo</i>"}
+    summary = usual_summary() | {"alarm": "<b>beware</b>", "run": "<i>demo</i>"}
     (run / "summary.json").write_text(json.dumps(summary))
     text = page_of(run)
     page = Page(text)
@@ -130,7 +133,7 @@ def test_everybody_is_shown_the_failed_one_too(run):
 def test_alarm_and_control_are_shown_only_when_there_is_one(run):
     assert "alarm" not in Page(page_of(run)).text
     (run / "summary.json").write_text(
-        json.dumps(usual() | {"alarm": "reno raised the wrong thing", "control": "shuffled"})
+        json.dumps(usual_summary() | {"alarm": "reno raised the wrong thing", "control": "shuffled"})
     )
     text = Page(page_of(run)).text
     assert "Reward hacking alarm reno raised the wrong thing" in text and "Control run" in text
@@ -138,21 +141,21 @@ def test_alarm_and_control_are_shown_only_when_there_is_one(run):
 
 def test_pictures_are_chosen_by_position_and_balanced_over_categories(run):
     events = [json.loads(line) for line in (run / "events.jsonl").read_text().splitlines()]
-    keys = selection(samples(events), ["base", "best_of_n", "reno"])
+    keys = select_samples(collect_samples(events), ["base", "best_of_n", "reno"])
     assert keys == [(0, 0), (2, 0), (4, 0), (6, 0), (1, 0), (3, 0), (5, 0), (7, 0)]
     worse = json.loads(json.dumps(events))
     for e in worse:
         for s in e.get("samples", ()):
             s["scores"] = {k: 1 - v for k, v in s["scores"].items()}
-    assert selection(samples(worse), ["base", "best_of_n", "reno"]) == keys
-    made = samples(events)
-    del made["reno"][2, 0]
-    assert (2, 1) in selection(made, ["base", "best_of_n", "reno"])  # the first that everybody made
+    assert select_samples(collect_samples(worse), ["base", "best_of_n", "reno"]) == keys
+    samples_of = collect_samples(events)
+    del samples_of["reno"][2, 0]
+    assert (2, 1) in select_samples(samples_of, ["base", "best_of_n", "reno"])  # the first that everybody made
 
 
 def test_a_picture_that_is_gone_changed_or_outside_is_called_missing(run):
     (run / "media/reno/0000-0.png").unlink()
-    media.write(picture("a red circle", 1.0), run / "media/base/0002-0.png", meta={})
+    media.write_media(picture("a red circle", 1.0), run / "media/base/0002-0.png", meta={})
     page = Page(page_of(run))
     assert page.text.count("missing") == 2
     events = (run / "events.jsonl").read_text().replace("media/best_of_n/0004-0.png", "../secret.png")
@@ -162,9 +165,9 @@ def test_a_picture_that_is_gone_changed_or_outside_is_called_missing(run):
 
 
 def test_the_same_run_gives_the_same_report(run):
-    first = page_of(run), media.fingerprint(run / "grid.png")
-    assert (page_of(run), media.fingerprint(run / "grid.png")) == first
-    size = media.read(run / "grid.png").data.shape
+    first = page_of(run), media.file_digest(run / "grid.png")
+    assert (page_of(run), media.file_digest(run / "grid.png")) == first
+    size = media.read_media(run / "grid.png").data.shape
     assert size[2] > size[3] > 3 * 320  # eight rows, three columns of 160 pixels drawn twice as dense
 
 
@@ -175,21 +178,23 @@ def test_clips_and_sounds_are_on_the_page_and_on_the_sheet(modality, suffix, dat
     (tmp_path / "media" / "base").mkdir(parents=True)
     for k in range(2):
         sample = Media(data.roll(k, -1), modality, 8000.0 if modality == "audio" else 8.0)
-        path = media.write(sample, tmp_path / "media" / "base" / f"0000-{k}{suffix}", meta={"prompt": "p"})
+        path = media.write_media(sample, tmp_path / "media" / "base" / f"0000-{k}{suffix}", meta={"prompt": "p"})
         rows.append({"index": 0, "prompt": "p", "k": k, "seed": k, "category": None, "scores": {},
-                     "file": str(path.relative_to(tmp_path)), "sha256": media.fingerprint(path)})  # fmt: skip
+                     "file": str(path.relative_to(tmp_path)), "sha256": media.file_digest(path)})  # fmt: skip
     event = {"contestant": "base", "batch": 0, "step": 0, "metrics": {}, "final": True, "cost": {}, "samples": rows}
     (tmp_path / "events.jsonl").write_text(json.dumps(event) + "\n")
     (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {"reward": "clip"}}))
-    (tmp_path / "summary.json").write_text(json.dumps(summary_of(contestant("base", 0.5, 0.2, 8), modality=modality)))
+    (tmp_path / "summary.json").write_text(
+        json.dumps(summary_of(make_contestant("base", 0.5, 0.2, 8), modality=modality))
+    )
     page = write_report(tmp_path).read_text()
     assert {"video": "data:image/apng;base64,", "audio": "data:audio/wav;base64,"}[modality] in page
-    sheet = media.read(tmp_path / "grid.png").data
-    assert sheet.std() > 0.1 and media.read(tmp_path / rows[0]["file"]).modality == modality
+    sheet = media.read_media(tmp_path / "grid.png").data
+    assert sheet.std() > 0.1 and media.read_media(tmp_path / rows[0]["file"]).modality == modality
 
 
 def test_a_run_without_oracle_pictures_or_command_still_reports(run):
-    summary = usual()
+    summary = usual_summary()
     for c in summary["contestants"]:
         c.pop("oracle", None), c.pop("versus_base", None), c.pop("diversity", None), c.pop("peak_mb", None)
     (run / "summary.json").write_text(json.dumps(summary))
@@ -207,7 +212,7 @@ def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):
 def test_curves_average_batches_only_where_all_of_them_report():
     events = [{"contestant": "reno", "batch": b, "step": s, "metrics": {"loss": 9.0, "reward": s + 10.0 * b}}
               for b, last in ((0, 5), (1, 3)) for s in range(last)]  # fmt: skip
-    first = curves(events)[0]
+    first = progress_charts(events)[0]
     assert first["name"] == "reward" and first["lines"] == {"reno": [(0, 5.0), (1, 6.0), (2, 7.0)]}
 
 
@@ -220,7 +225,7 @@ def test_axis_ticks_are_round_and_hold_every_value():
 
 def test_terminal_table_shows_everybody_and_marks_what_was_optimised():
     console = Console(width=200, file=io.StringIO(), record=True)
-    console.print(table(usual() | {"run": "[bold]demo[/bold]"}))
+    console.print(console_table(usual_summary() | {"run": "[bold]demo[/bold]"}))
     text = console.export_text()
     assert "[bold]demo[/bold]" in text and "draft" in text and "OutOfMemoryError" in text
     assert "0.310* [0.298, 0.322]" in text and "0.240 [0.228, 0.252]" in text and "0.78 [0.72, 0.84]" in text
@@ -230,7 +235,7 @@ def test_terminal_table_shows_everybody_and_marks_what_was_optimised():
 def against(tmp_path):
     """The page of a summary as `workbench compare` leaves one, changed at will; without pictures."""
 
-    def write(change=lambda summary: None, of=compared):
+    def write(change=lambda summary: None, of=compared_summary):
         summary = of()
         change(summary)
         (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {}}))
@@ -243,7 +248,7 @@ def against(tmp_path):
 
 
 def test_scaling_plots_the_judge_and_beside_it_what_was_optimised(against):
-    charts = scaling(compared())
+    charts = scaling_charts(compared_summary())
     assert [(c["name"], c["optimised"]) for c in charts] == [("oracle", False), ("starter_clip", True)]
     assert [n for n, _ in charts[0]["lines"]["reno"]] == [1.0, 8.0, 64.0] and charts[0]["level"]["mean"] == 0.52
     lone = [(n, e["mean"]) for n, e in charts[0]["lines"]["fk"]]
@@ -252,13 +257,13 @@ def test_scaling_plots_the_judge_and_beside_it_what_was_optimised(against):
     text = against()
     assert "<title>reno, 64 denoiser rows per sample: 0.78 [0.72, 0.84]</title>" in text
     assert text.count("class=final") == 2 * 4 and text.count('class="level') == 2
-    found = re.findall(r"<title>reno, [^<]*</title>.*?cx=\"([\d.]+)%\"", text)[:3]
-    left, middle, right = map(float, found)
-    assert left < middle < right and abs((middle - left) - (right - middle)) < 0.01  # 1, 8, 64: doublings
+    markers = re.findall(r"<title>reno, [^<]*</title>.*?cx=\"([\d.]+)%\"", text)[:3]
+    low, middle, high = map(float, markers)
+    assert low < middle < high and abs((middle - low) - (high - middle)) < 0.01  # 1, 8, 64: doublings
 
 
 def test_contestants_at_one_budget_stand_beside_each_other():
-    shifts = scaling(compared())[0]["shifts"]
+    shifts = scaling_charts(compared_summary())[0]["shifts"]
     assert len(set(shifts.values())) == 3 and sum(shifts.values()) == pytest.approx(0) and "base" not in shifts
 
 
@@ -278,15 +283,18 @@ def test_points_that_cannot_be_drawn_are_left_out(against):
 
 
 def test_without_curves_there_is_no_scaling_plot(against):
-    assert scaling(usual()) == []
-    text = Page(against(of=usual)).text
+    assert scaling_charts(usual_summary()) == []
+    text = Page(against(of=usual_summary)).text
     assert "What more budget buys" not in text and "Wins against" not in text and "What it cost" in text
 
 
 def test_win_rate_stands_in_the_table_with_its_interval_and_its_meaning(against):
     page = Page(against())
     assert "71 % 65 to 77 %" in page.text
-    meaning = "the share of pictures that the oracle likes better than base’s with the same prompt and seed, a tie counting half"
+    meaning = (
+        "the share of pictures that the oracle likes better than base’s with the same prompt and seed, a tie "
+        "counting half"
+    )
     assert meaning in page.text and any(t == "abbr" and meaning in a["title"] for t, a in page.tags)
 
 
@@ -301,7 +309,7 @@ def test_costs_are_listed_and_a_shortfall_is_marked(against):
 def test_other_pipelines_are_named_beside_their_contestants(against):
     text = against()
     assert "<small>starter-image-teacher</small>" in text and "the same seed;" in text
-    text = against(of=usual)
+    text = against(of=usual_summary)
     assert "<small>starter-image" not in text and "same starting noise" in text
 
 
@@ -324,8 +332,8 @@ def test_the_command_can_be_copied_as_it_was_typed(against, tmp_path):
     command = "workbench compare reno '{best_of_n: {n: 8}}' --prompts 'a & b.txt' --name \"<x>\""
     (tmp_path / "run.json").write_text(json.dumps({"name": "demo", "config": {}, "command": command}))
     text = page_of(tmp_path)
-    held = re.search(r'<pre class="command"[^>]*>(.*?)</pre>', text, re.S)[1]
-    assert html.unescape(held) == command and "user-select: all" in text
+    command_text = re.search(r'<pre class="command"[^>]*>(.*?)</pre>', text, re.S)[1]
+    assert html.unescape(command_text) == command and "user-select: all" in text
 
 
 def test_the_alarm_stands_before_everything_but_the_headline(against):
@@ -354,6 +362,6 @@ def test_a_doubling_axis_has_few_round_ticks():
 
 def test_terminal_table_has_the_win_rate_when_there_is_one():
     console = Console(width=240, file=io.StringIO(), record=True)
-    console.print(table(compared()))
+    console.print(console_table(compared_summary()))
     text = console.export_text()
     assert "71 [65, 77]" in text and "wins %: samples that the oracle likes better than the base’s" in text

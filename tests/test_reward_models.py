@@ -29,7 +29,7 @@ def nets(reward: Reward) -> list[torch.nn.Module]:
 def test_loading_leaves_the_global_generator_alone(name):
     """Weights load on first use, in the middle of a run: nothing drawn after may depend on it."""
     small(name)
-    rewards.release()
+    rewards.release_weights()
     before = torch.get_rng_state()
     small(name).load()
     assert torch.equal(torch.get_rng_state(), before)
@@ -52,7 +52,7 @@ def test_checkpointing_and_inference_mode_change_no_gradient(name):
     media = media_for(REWARDS[name].spec, 2)
     media.data.requires_grad_()
     (plain,) = torch.autograd.grad(scored(small(name), media).sum(), media.data)
-    rewards.release()
+    rewards.release_weights()
     with torch.inference_mode():
         scored(small(name, checkpoint=True), media)
     (again,) = torch.autograd.grad(scored(small(name, checkpoint=True), media).sum(), media.data)
@@ -68,7 +68,7 @@ def test_a_bfloat16_backbone_gives_float32_scores_near_the_exact_ones(name):
 
 
 def test_a_prompt_is_encoded_once():
-    rewards.release()
+    rewards.release_weights()
     reward = small("clip")
     encoder, calls = reward.load(), []
     encoder.net.text_model.register_forward_pre_hook(
@@ -82,11 +82,11 @@ def test_a_prompt_is_encoded_once():
 
 
 def test_only_so_many_prompts_are_remembered(monkeypatch):
-    monkeypatch.setattr(image_text, "REMEMBERED", 2)
+    monkeypatch.setattr(image_text, "CACHED_PROMPTS", 2)
     encoder = small("clip").load()
-    whole = encoder.texts(PROMPTS)
-    assert len(encoder.memo.kept) == 2
-    torch.testing.assert_close(encoder.texts(PROMPTS), whole)
+    whole = encoder.embed_texts(PROMPTS)
+    assert len(encoder.text_cache.rows) == 2
+    torch.testing.assert_close(encoder.embed_texts(PROMPTS), whole)
 
 
 def test_rewards_on_one_model_share_its_encoder():
@@ -143,7 +143,7 @@ def test_an_open_clip_file_scores_as_open_clip_does(tmp_path, suffix):
 
     name = fixtures.open_clip_file(tmp_path, suffix)
     net = open_clip.create_model("small-test", load_weights=False).eval()
-    checkpoints.fill(net, checkpoints.read(str(tmp_path / f"weights{suffix}")), "file")
+    checkpoints.fill_weights(net, checkpoints.read_weights(str(tmp_path / f"weights{suffix}")), "file")
     media = media_for(REWARDS["hps"].spec, 3)
     padded = View((32, 32), fit="pad", as_pil=False)
     for reward, view in ((build("hps", model=name), padded), (build("clip", model=name), View((32, 32)))):
@@ -159,11 +159,11 @@ def test_contrastive_is_the_log_probability_of_the_own_prompt():
     reward = small("clip", mode="contrastive", negatives=("a dog", PROMPTS[1]))
     encoder = reward.load()
     with torch.no_grad():
-        image, scores = encoder.images(media.data), scored(reward, media)
+        image, scores = encoder.embed_images(media.data), scored(reward, media)
         for b, captions in enumerate(
             [(PROMPTS[0], "a dog", PROMPTS[1]), (PROMPTS[1], "a dog"), (PROMPTS[2], "a dog", PROMPTS[1])]
         ):
-            logits = encoder.scale * encoder.texts(captions) @ image[b]
+            logits = encoder.scale * encoder.embed_texts(captions) @ image[b]
             assert scores[b].item() == pytest.approx(logits.log_softmax(0)[0].item(), abs=1e-4)
 
 
@@ -199,13 +199,13 @@ def test_checkpointing_holds_less_than_half_between_the_passes(name):
 
 def test_the_embedded_clip_prefers_a_pictures_own_prompt():
     """On drawn scenes of the starter world; prompts handed on by seven places are the control that must fail."""
-    from pipelines.starter.image import world
+    from pipelines.starter.image import rendering, world
 
     lines = (CONFIGS / "prompts" / "starter-image-test.txt").read_text(encoding="utf-8").splitlines()
     prompts = [line for line in lines if line and not line.startswith("#")]
     rng = random.Random(0)
     scenes = [world.scene_for(prompt, rng) for prompt in prompts]
-    media = Media(world.render(scenes, torch.Generator().manual_seed(0)), "image")
+    media = Media(rendering.render_scenes(scenes, torch.Generator().manual_seed(0)), "image")
     reward = build("starter_clip")
     own = reward(media=media, prompts=prompts)
     other = reward(media=media, prompts=prompts[7:] + prompts[:7])

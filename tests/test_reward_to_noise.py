@@ -1,4 +1,5 @@
-"""From a reward of sounds or clips through a whole pipeline to its first noise: the gradient is the slope of the score."""
+"""From a reward of sounds or clips through a whole pipeline to its first noise: the gradient is the slope of the
+score."""
 
 from __future__ import annotations
 
@@ -56,7 +57,8 @@ def test_no_reward_with_a_gradient_and_no_class_is_left_out():
 
 @pytest.mark.parametrize(("reward", "name"), CASES)
 def test_the_gradient_of_a_reward_to_the_noise_is_its_slope_through_the_pipeline(reward, name):
-    """Along a random direction that leans to the gradient, in float32. Control: of another direction it is not the slope."""
+    """Along a random direction that leans to the gradient, in float32. Control: of another direction it is not the
+    slope."""
     judge, policy = small(reward), policy_for(name)
     n = 2 if judge.spec.scope == "sample" else 4
     prompts, seeds = PROMPTS[:n], tuple(range(11, 11 + n))

@@ -283,6 +283,9 @@ def test_a_video_scores_the_mean_of_its_frames(name):
 # The page about them
 
 
+PAGE = ROOT / "docs" / "rewards.md"
+
+
 def table() -> str:
     """docs/rewards.md's table, from the specs."""
     head = ["reward", "judges", "gradient", "needs", "typical", "licence", "paper", "weights"]
@@ -301,10 +304,11 @@ def table() -> str:
 
 
 def test_the_page_about_rewards_holds_the_table_of_their_specs():
-    """When it fails: put the table that it prints between the marks."""
-    page = (ROOT / "docs" / "rewards.md").read_text(encoding="utf-8")
+    page = PAGE.read_text(encoding="utf-8")
     held = page.partition("<!-- table -->\n")[2].partition("\n<!-- /table -->")[0]
-    assert held == table(), f"docs/rewards.md should hold:\n{table()}"
+    assert held == table(), (
+        "the table of docs/rewards.md is of other rewards; write it anew: python tests/test_rewards.py"
+    )
 
 
 def test_the_reward_written_out_on_the_page_works_as_an_outside_package(tmp_path, monkeypatch):
@@ -317,3 +321,14 @@ def test_the_reward_written_out_on_the_page_works_as_an_outside_package(tmp_path
     assert scored(reward, picture(GREY)).item() == 0.0
     with pytest.raises(BadInput, match="did you mean 'strength'"):
         build("mine:Warmth", strenght=1)
+
+
+def write_table() -> None:
+    """The table of the specs, put into the page."""
+    before, mark, held = PAGE.read_text(encoding="utf-8").partition("<!-- table -->\n")
+    end = "\n<!-- /table -->"
+    PAGE.write_text(before + mark + table() + end + held.partition(end)[2], encoding="utf-8")
+
+
+if __name__ == "__main__":
+    write_table()

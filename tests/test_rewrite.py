@@ -11,12 +11,12 @@ from judge_server import Drop, Status, completion
 from mixture_policy import MixturePolicy, Value
 
 from pipelines.starter.image import world
-from rewards.vlm.judge_client import Failed, Reply
+from rewards.vlm.judge_client import JudgeError, Reply
 from workbench.core.paths import STARTER
-from workbench.core.types import BadInput, Batch, derive
+from workbench.core.types import BadInput, Batch, derive_seed
 from workbench.methods.inference.best_of_n import BestOfN
-from workbench.methods.inference.rewrite import Centred, Rewrite, mixed
-from workbench.runs.prompt_expanders import Chat, Closed, Details, expander, wording
+from workbench.methods.inference.rewrite import Centred, Rewrite, mix_predictions
+from workbench.runs.prompt_expanders import Chat, Closed, Details, make_expander, parse_wording
 
 PROMPTS, SEEDS = ("0", "whole"), (3, 4)  # of a mixture policy: its first component alone, and all of it
 
@@ -61,7 +61,7 @@ def events(method, made=None, reward=None, prompts=PROMPTS, seeds=SEEDS):
 # --- the method ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("method", [Rewrite(2, OTHER), Centred(2, OTHER), Rewrite(2, OTHER, fresh=True)], ids=str)
+@pytest.mark.parametrize("method", [Rewrite(2, OTHER), Centred(2, OTHER), Rewrite(2, OTHER, fresh_noise=True)], ids=str)
 def test_the_best_wording_wins_by_the_reward_of_the_original_prompt(method):
     reward = Original()
     found = events(method, reward=reward)
@@ -101,12 +101,12 @@ def test_without_wordings_the_sample_is_the_bases_bit_for_bit(method):
 
 def test_where_wordings_run_out_the_prompt_is_tried_with_another_noise():
     end = events(Rewrite(2, Given({})), prompts=["0"], seeds=[3])
-    again = [policy().sample(["0"], seeds=[derive(3, "wording", j)]).media.data[0, 0].item() for j in (1, 2)]
+    again = [policy().sample(["0"], seeds=[derive_seed(3, "wording", j)]).media.data[0, 0].item() for j in (1, 2)]
     first = policy().sample(["0"], seeds=[3]).media.data[0, 0].item()
     assert end[-1].scores["reward"].item() == pytest.approx(max(first, *again)) and end[-1].metrics["reworded"] == 0
 
 
-@pytest.mark.parametrize("method", [Rewrite(2, OTHER), Centred(2, OTHER, fresh=True)], ids=str)
+@pytest.mark.parametrize("method", [Rewrite(2, OTHER), Centred(2, OTHER, fresh_noise=True)], ids=str)
 def test_a_rows_sample_does_not_depend_on_the_others(method):
     together = events(method)[-1]
     for row in range(2):
@@ -133,7 +133,7 @@ def test_original_prompt_centred_guidance_is_parrots_formula():
     """w1 eps(c) + w2 eps(wording) + (1 - w1 - w2) eps(nothing), with w1 + w2 the policy's guidance scale."""
     made, i, share, w = policy(guidance=2.5), 4, 0.3, 2.5
     x = made.noise(SEEDS)
-    ours = mixed(made.predict(x, i, ["0", "1"]), made.predict(x, i, ["2", "0"]), share)
+    ours = mix_predictions(made.predict(x, i, ["0", "1"]), made.predict(x, i, ["2", "0"]), share)
     one, other, none = (made.predict(x, i, p, guidance=1.0) for p in (["0", "1"], ["2", "0"], ["", ""]))
     for form in ("x0", "eps", "v"):
         parrot = w * (1 - share) * getattr(one, form) + w * share * getattr(other, form) + (1 - w) * getattr(none, form)
@@ -144,10 +144,13 @@ def test_its_ends_are_the_original_and_the_wording_and_the_same_prompt_twice_is_
     made = policy(guidance=2.0)
     said = ["1", "2"]
     batch = Batch(PROMPTS, SEEDS)
-    media = {share: Centred(share=share).make(made, batch, said, SEEDS).data for share in (0.0, 0.5, 1.0)}
+    media = {
+        share: Centred(wording_fraction=share).sample_wordings(made, batch, said, SEEDS).data
+        for share in (0.0, 0.5, 1.0)
+    }
     assert torch.equal(media[0.0], made.sample(PROMPTS, seeds=SEEDS).media.data)
     assert torch.equal(media[1.0], made.sample(said, seeds=SEEDS).media.data)
-    assert torch.equal(Centred(share=0.5).make(made, batch, PROMPTS, SEEDS).data, media[0.0])
+    assert torch.equal(Centred(wording_fraction=0.5).sample_wordings(made, batch, PROMPTS, SEEDS).data, media[0.0])
     assert ((media[0.5] - media[0.0]) * (media[1.0] - media[0.0]) > 0).all()
 
 
@@ -170,7 +173,7 @@ def test_with_fresh_noise_and_no_wordings_it_is_the_search_that_best_of_n_is():
     n = 200
     rows = {"prompts": ["any"] * n, "seeds": range(n)}
     ours, theirs = (
-        events(m, policy(), **rows)[-1].scores["reward"] for m in (Rewrite(2, Given({}), fresh=True), BestOfN(3))
+        events(m, policy(), **rows)[-1].scores["reward"] for m in (Rewrite(2, Given({}), fresh_noise=True), BestOfN(3))
     )
     error = 4 * (ours.var() / n + theirs.var() / n).sqrt()
     assert (
@@ -215,19 +218,21 @@ def test_closed_keeps_to_the_words_and_the_length_that_the_picture_worlds_tokeni
         for w in row:
             assert set(w.split()) <= known and w != prompt
             assert len(tokenizer(w)["input_ids"]) <= tokenizer.model_max_length
-    meaning = world.parse("a red circle left of a blue cross")
-    turned = world.parse(Closed().expand(["a red circle left of a blue cross"], 1, "image")[0][0])
+    meaning = world.parse_prompt("a red circle left of a blue cross")
+    turned = world.parse_prompt(Closed().expand(["a red circle left of a blue cross"], 1, "image")[0][0])
     assert turned.things == meaning.things[::-1] and turned.relation == "right of"
 
 
 def test_an_expander_is_a_rule_or_an_endpoint_with_its_model():
-    assert (expander("details"), expander("closed")) == (Details(), Closed()) and expander(OTHER) is OTHER
-    assert expander({"url": "http://x/v1", "model": "m"}) == Chat("http://x/v1", "m")
+    assert (make_expander("details"), make_expander("closed")) == (Details(), Closed()) and make_expander(
+        OTHER
+    ) is OTHER
+    assert make_expander({"url": "http://x/v1", "model": "m"}) == Chat("http://x/v1", "m")
     for value, told in (("closd", "did you mean 'closed'"), ("http://x/v1", "needs its model"),
                         ({"url": "http://x/v1"}, "'model' is missing"), ({"urk": 1}, "unknown key 'urk'"),
                         ({"url": "http://x", "model": "m", "instruction": "hello"}, "must say {prompt}")):  # fmt: skip
         with pytest.raises(BadInput, match=told):
-            expander(value)
+            make_expander(value)
 
 
 # --- a language model ------------------------------------------------------------------------------------------------
@@ -293,12 +298,12 @@ def test_an_endpoint_that_answers_nothing_usable_stops_with_a_sentence(serve):
 )
 def test_how_an_answer_is_read(content, found):
     if found is None:
-        with pytest.raises(Failed):
-            wording(Reply(content))
+        with pytest.raises(JudgeError):
+            parse_wording(Reply(content))
     else:
-        assert wording(Reply(content)) == (found,)
-    with pytest.raises(Failed, match="cut short"):
-        wording(Reply("a ca", finish="length"))
+        assert parse_wording(Reply(content)) == (found,)
+    with pytest.raises(JudgeError, match="cut short"):
+        parse_wording(Reply("a ca", finish="length"))
 
 
 def test_a_wording_like_the_prompt_or_another_one_is_left_out(serve):

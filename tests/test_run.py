@@ -25,10 +25,11 @@ from workbench.core.io import media
 from workbench.core.paths import ROOT
 from workbench.core.types import BadInput, Batch, Event
 from workbench.engine import run
-from workbench.methods import METHODS, trains
+from workbench.engine.plan import plan_run
+from workbench.methods import METHODS, trains_weights
 from workbench.report import findings
 from workbench.runs import config, store
-from workbench.runs.resolve import supplied
+from workbench.runs.resolve import resolve_dependencies
 
 PROMPTS = "configs/prompts/starter-image-test.txt"
 BASE = {"pipeline": "starter-image", "reward": "starter_clip", "watch": ["oracle"], "prompts": PROMPTS, "name": "test"}
@@ -36,13 +37,13 @@ COST = {"seconds", "peak_mb"}
 
 
 def settings(**change) -> config.RunConfig:
-    return config.check(config.build(config.RunConfig, BASE | change, "test"))
+    return config.check_config(config.build_dataclass(config.RunConfig, BASE | change, "test"))
 
 
 def execute(runs: Path, load=pipelines.load, **change) -> store.RunFolder:
-    plan = run.plan(settings(**change))
+    plan = plan_run(settings(**change))
     folder = store.RunFolder.open(runs, "test", dataclasses.asdict(plan.config), fresh=True)
-    for _ in run.execute(plan, folder, load=load):
+    for _ in run.execute_run(plan, folder, load=load):
         pass
     return folder
 
@@ -56,7 +57,7 @@ def verdict(folder: store.RunFolder) -> dict:
 
 def files(folder: store.RunFolder) -> dict[str, str]:
     kept = [p for top in ("media", "latents") for p in (folder.path / top).rglob("*") if p.is_file()]
-    return {p.relative_to(folder.path).as_posix(): media.fingerprint(p) for p in (*kept, folder.path / "grid.png")}
+    return {p.relative_to(folder.path).as_posix(): media.file_digest(p) for p in (*kept, folder.path / "grid.png")}
 
 
 SMALL = {
@@ -86,7 +87,7 @@ def test_a_run_leaves_everything_that_its_folder_promises(small):
         assert len(list((small.path / "media" / c["name"]).glob("*.png"))) == c["samples"] == 10
     for name in ("report.html", "grid.png", "events.jsonl"):
         assert (small.path / name).stat().st_size > 0
-    with store.index(small.path.parent) as db:
+    with store.open_index(small.path.parent) as db:
         assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 30
     assert not list(small.path.rglob("*.tmp"))
 
@@ -119,16 +120,16 @@ def test_a_run_killed_at_any_moment_goes_on_to_the_table_of_an_uninterrupted_one
         wait_for(process, tmp_path / "runs", finished)
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-    (folder,) = store.folders(tmp_path / "runs")
+    (folder,) = store.list_run_folders(tmp_path / "runs")
     assert folder.read()["status"] == "running"
     assert cli.main(command[3:]) == 0
-    assert len(store.folders(tmp_path / "runs")) == 1
+    assert len(store.list_run_folders(tmp_path / "runs")) == 1
     assert verdict(folder) == verdict(small) and files(folder) == files(small)
 
 
 def wait_for(process, runs: Path, finished: int):
     for _ in range(2400):
-        found = [e for f in store.folders(runs) for e in f.events() if e.get("final")]
+        found = [e for f in store.list_run_folders(runs) for e in f.events() if e.get("final")]
         if len(found) >= finished:
             return
         assert process.poll() is None, "the run ended before it could be killed"
@@ -157,15 +158,17 @@ class Broken:
 
 def test_two_processes_never_work_on_one_run(small):
     """The second one is told so at once; when the first dies the run is free again."""
-    hold = "import sys, time; from pathlib import Path; from workbench.runs import store\n" \
-           "with store.RunFolder(Path(sys.argv[1])).alone():\n    print('held', flush=True); time.sleep(60)"  # fmt: skip
+    hold = (
+        "import sys, time; from pathlib import Path; from workbench.runs import store\n"
+        "with store.RunFolder(Path(sys.argv[1])).exclusive_lock():\n    print('held', flush=True); time.sleep(60)"
+    )
     other = subprocess.Popen([sys.executable, "-c", hold, small.path], cwd=ROOT, stdout=subprocess.PIPE, text=True)
-    plan = run.plan(settings(**SMALL))
+    plan = plan_run(settings(**SMALL))
     assert other.stdout.readline() == "held\n"
     with pytest.raises(BadInput, match="another process works on this run"):
-        next(run.execute(plan, small))
+        next(run.execute_run(plan, small))
     other.kill(), other.wait()
-    with small.alone():
+    with small.exclusive_lock():
         assert small.read()["status"] == "done"
 
 
@@ -178,7 +181,7 @@ def test_a_contestant_that_breaks_is_reported_and_the_others_go_on(tmp_path, mon
     assert broken["failed"] == "RuntimeError: out of luck" and other["samples"] == 8
     assert "out of luck" in (folder.path / "failure-broken.txt").read_text()
     assert "out of luck" in (folder.path / "report.html").read_text() and folder.read()["status"] == "failed"
-    assert any("out of luck" in sentence for sentence in findings.headline(folder.read("summary.json")))
+    assert any("out of luck" in sentence for sentence in findings.headline_sentences(folder.read("summary.json")))
 
 
 def test_one_pipeline_is_in_memory_at_a_time(tmp_path):
@@ -222,19 +225,19 @@ def test_batches_are_seeded_so_that_what_ran_before_does_not_matter(small, tmp_p
 
 
 def test_a_run_may_change_threads_under_way_as_it_does_in_a_server(tmp_path):
-    plan = run.plan(settings(limit=2, method="sample"))
+    plan = plan_run(settings(limit=2, method="sample"))
     folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
-    going = run.execute(plan, folder)
+    going = run.execute_run(plan, folder)
     while ThreadPoolExecutor(1).submit(next, going, None).result() is not None:
         pass
     assert folder.read()["status"] == "done"
 
 
 def test_a_stopped_run_delivers_the_best_so_far_and_goes_on_to_the_table_of_an_uninterrupted_one(small, tmp_path):
-    plan, stop = run.plan(settings(**SMALL)), threading.Event()
+    plan, stop = plan_run(settings(**SMALL)), threading.Event()
     folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
     seen = []
-    for p in run.execute(plan, folder, stop):
+    for p in run.execute_run(plan, folder, stop):
         seen.append(p)
         if p.contestant == "best_of_n":
             stop.set()
@@ -242,24 +245,24 @@ def test_a_stopped_run_delivers_the_best_so_far_and_goes_on_to_the_table_of_an_u
     assert folder.read()["status"] == "stopped"
     base, cut, never = folder.read("summary.json")["contestants"]
     assert "failed" not in base and {cut["failed"], never["failed"]} == {"did not finish"}
-    for _ in run.execute(plan, folder):
+    for _ in run.execute_run(plan, folder):
         pass
     assert verdict(folder) == verdict(small) and files(folder) == files(small)
 
 
 def test_a_stop_comes_between_two_calls_of_the_denoiser_and_what_has_nothing_to_deliver_delivers_nothing(tmp_path):
-    plan, stop = run.plan(settings(limit=2, pipeline="starter-image-teacher", method="sample")), threading.Event()
+    plan, stop = plan_run(settings(limit=2, pipeline="starter-image-teacher", method="sample")), threading.Event()
     folder = store.RunFolder.open(tmp_path, "test", dataclasses.asdict(plan.config), fresh=True)
     policies = []
 
     def load(*args, **settings):
         policy = pipelines.load(*args, **settings)
-        count = policy._count
-        policy._count = lambda rows, live: (stop.set() if policy.nfe > 2 * rows else None, count(rows, live))
+        count = policy._count_rows
+        policy._count_rows = lambda rows, live: (stop.set() if policy.nfe > 2 * rows else None, count(rows, live))
         policies.append(policy)
         return policy
 
-    assert not [p for p in run.execute(plan, folder, stop, load) if p.event]
+    assert not [p for p in run.execute_run(plan, folder, stop, load) if p.event]
     assert 0 < policies[0].nfe < 2 * 8 and folder.read()["status"] == "stopped"
 
 
@@ -278,7 +281,8 @@ def test_what_the_budget_cuts_in_mid_chain_is_said_to_be_no_sample(tmp_path):
     assert "predicted" not in base and "predicted" not in best
     assert [e["contestant"] for e in folder.events() if e.get("predicted")] == ["fk"]
     assert (
-        fk["predicted"] in findings.headline(summary) and fk["predicted"] in (folder.path / "report.html").read_text()
+        fk["predicted"] in findings.headline_sentences(summary)
+        and fk["predicted"] in (folder.path / "report.html").read_text()
     )
 
 
@@ -302,33 +306,35 @@ ONE = {
     "svdd": {"candidates": 1},
     "beam": {"width": 1, "branches": 1},
 }
-UNTRAINED = [name for name, cls in METHODS.items() if not trains(cls) and name != "corrected"]  # that one needs a LoRA
+# that one needs a LoRA
+UNTRAINED = [name for name, cls in METHODS.items() if not trains_weights(cls) and name != "corrected"]
 
 
 @pytest.fixture(scope="module")
 def teacher():
-    plan = run.plan(settings(pipeline="starter-image-teacher", method="sample"))
+    plan = plan_run(settings(pipeline="starter-image-teacher", method="sample"))
     return pipelines.load("starter-image-teacher", device="cpu"), plan.reward
 
 
 @pytest.mark.parametrize("name", UNTRAINED)
 def test_a_method_shows_predictions_if_and_only_if_it_is_known_for_it(teacher, name):
     policy, reward = teacher
-    method, before = supplied(METHODS[name](**ONE.get(name, {}))), policy.nfe
+    method, before = resolve_dependencies(METHODS[name](**ONE.get(name, {}))), policy.nfe
     next(method(policy, reward, [Batch(("a red circle",), (7,))]))
     chain = 2 * policy.steps  # rows of a whole one, guided
-    assert (policy.nfe - before < chain) is getattr(METHODS[name], "predicts", False)
+    assert (policy.nfe - before < chain) is METHODS[name].yields_predictions
 
 
 def begun(tmp_path, *prompts):
-    """A run of a prompt file, stopped after its first batch: the words that go on with it, the file and the run folder."""
+    """A run of a prompt file, stopped after its first batch: the words that go on with it, the file and the run
+    folder."""
     file, path = tmp_path / "prompts.txt", tmp_path / "test.yaml"
     file.write_text("\n".join(prompts))
     asked = BASE | {"prompts": str(file), "method": "sample", "batch": 1}
     path.write_text(yaml.safe_dump(asked))
-    plan, stop = run.plan(config.read(path)), threading.Event()
+    plan, stop = plan_run(config.read_run_config(path)), threading.Event()
     folder = store.RunFolder.open(tmp_path / "runs", "test", dataclasses.asdict(plan.config))
-    for progress in run.execute(plan, folder, stop):
+    for progress in run.execute_run(plan, folder, stop):
         if progress.event.final:
             stop.set()
     assert [e["batch"] for e in folder.events() if e.get("final")] == [0]
@@ -344,7 +350,7 @@ def test_a_run_does_not_go_on_with_a_prompt_file_that_was_edited_meanwhile(tmp_p
         said = capsys.readouterr().err.splitlines()[-1]
         assert said.startswith("workbench: ") and "prompts have changed" in said and "--new" in said
     assert (folder.path / "events.jsonl").read_bytes() == before, "what is refused stays as it was"
-    assert cli.main([*command, "--new"]) == 0 and len(store.folders(tmp_path / "runs")) == 2
+    assert cli.main([*command, "--new"]) == 0 and len(store.list_run_folders(tmp_path / "runs")) == 2
 
 
 def test_a_run_that_began_before_prompts_were_digested_goes_on(tmp_path, capsys):
@@ -357,7 +363,7 @@ def test_the_digest_of_a_run_follows_what_it_makes_and_not_where_that_is_written
     (tmp_path / "one.txt").write_text("a red circle\na blue square")
     (tmp_path / "two.txt").write_text("# the same\na red circle\na blue square\n")
     one, two, other = (
-        run.digest(run.plan(settings(method="sample", prompts=p)))
+        run.digest_prompts(plan_run(settings(method="sample", prompts=p)))
         for p in (str(tmp_path / "one.txt"), str(tmp_path / "two.txt"), ["a blue square", "a red circle"])
     )
     assert one == two != other
@@ -370,11 +376,11 @@ def test_a_run_is_called_done_only_when_it_can_be_voted_on(tmp_path, monkeypatch
     def locked(*_):
         raise BadInput("another program holds the index")
 
-    monkeypatch.setattr(store, "sync", locked)
+    monkeypatch.setattr(store, "sync_index", locked)
     assert cli.main(command) == 2 and folder.read()["status"] == "running"
     monkeypatch.undo()
     assert cli.main(command) == 0 and folder.read()["status"] == "done"
-    with store.index(folder.path.parent) as db:
+    with store.open_index(folder.path.parent) as db:
         assert [row["status"] for row in db.execute("SELECT status FROM runs")] == ["done"]
         assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 2
 
@@ -383,7 +389,7 @@ def test_a_run_folder_can_be_run_anew_beside_itself(tmp_path, capsys):
     _, _, folder = begun(tmp_path, "a red circle", "a blue square")
     before = (folder.path / "events.jsonl").read_bytes()
     assert cli.main(["run", str(folder.path), "--new"]) == 0
-    new, old = (f for f in store.folders(tmp_path / "runs"))
+    new, old = (f for f in store.list_run_folders(tmp_path / "runs"))
     new, old = (new, old) if old.path == folder.path else (old, new)
     assert old.path == folder.path and (folder.path / "events.jsonl").read_bytes() == before
     assert new.read()["status"] == "done" and new.read()["command"].endswith("--new")

@@ -44,7 +44,7 @@ def sound(path, samples, rate=8000):
 
 
 def score(*paths, rewards=("brightness",), prompt=None):
-    return scoring.score(paths, rewards, prompt)
+    return scoring.score_files(paths, rewards, prompt)
 
 
 def test_a_folder_is_scored_through_and_in_order(tmp_path):
@@ -63,7 +63,7 @@ def test_a_folder_is_scored_through_and_in_order(tmp_path):
 
 def test_pictures_clips_and_sounds_go_to_the_rewards_that_judge_them(tmp_path):
     clip = Media(torch.stack([torch.zeros(3, 8, 8), torch.ones(3, 8, 8)])[None], "video", 8.0)
-    media.write(clip, tmp_path / "clip.apng")
+    media.write_media(clip, tmp_path / "clip.apng")
     picture(tmp_path / "picture.png")
     sound(tmp_path / "sound.wav", [0.5, -0.5] * 100)
     clip, image, tone = score(tmp_path, rewards=("brightness", "compressibility", LOUD))
@@ -127,13 +127,13 @@ def test_unusual_sounds_are_judged_or_told(tmp_path, samples, rate, value, note,
 
 def test_a_judge_that_stops_answering_costs_its_score_and_says_why_and_one_that_never_did_is_bad_input(serve, tmp_path):
     server = serve(lambda body, n: Status(503, "too busy"))
-    asked = f'{{judge: {{url: "{server.url}", model: judge, retries: 0}}}}'
-    (row,) = score(picture(tmp_path / "x.png"), rewards=(asked, "brightness"), prompt="a cat")
+    requests = f'{{judge: {{url: "{server.url}", model: judge, retries: 0}}}}'
+    (row,) = score(picture(tmp_path / "x.png"), rewards=(requests, "brightness"), prompt="a cat")
     assert row["brightness"] == 1.0 and row["judge"] is None
     assert row["error"] == f"judge found no score for {tmp_path / 'x.png'}: no answer in 1 attempt (HTTP 503: too busy)"
     server.close()
     with pytest.raises(BadInput, match=f"nothing answers at {server.url}"):
-        score(tmp_path / "x.png", rewards=(asked.replace("judge:", "q_insight:"),))
+        score(tmp_path / "x.png", rewards=(requests.replace("judge:", "q_insight:"),))
 
 
 def test_what_is_missing_corrupt_or_empty_is_a_row_and_the_rest_is_scored(tmp_path):
@@ -166,11 +166,14 @@ def test_a_question_that_fits_no_file_is_bad_input_and_one_that_fits_some_is_row
 
 def test_the_prompt_that_a_file_carries_is_used_unless_another_is_given(tmp_path):
     reward = f"{{starter_clip: {{model: {small_settings('starter_clip')['model']}}}}}"
-    media.write(media_for(REWARDS["clip"].spec, 1), tmp_path / "x.png", meta={"prompt": "a red circle"})
-    (own,), (same,), (other,) = (
+    media.write_media(media_for(REWARDS["clip"].spec, 1), tmp_path / "x.png", meta={"prompt": "a red circle"})
+    (embedded,), (same,), (other,) = (
         score(tmp_path / "x.png", rewards=(reward,), prompt=prompt) for prompt in (None, "a red circle", "a cat")
     )
-    assert own["prompt"] == "a red circle" and own["starter_clip"] == same["starter_clip"] != other["starter_clip"]
+    assert (
+        embedded["prompt"] == "a red circle"
+        and embedded["starter_clip"] == same["starter_clip"] != other["starter_clip"]
+    )
 
 
 def test_what_other_programs_keep_as_a_prompt_is_none(tmp_path):
@@ -190,13 +193,15 @@ def test_what_other_programs_keep_as_a_prompt_is_none(tmp_path):
 
 @pytest.mark.parametrize(("modality", "shape"), [("image", (3, 8, 8)), ("video", (2, 3, 8, 8)), ("audio", (1, 800))])
 def test_the_prompt_that_the_workbench_wrote_is_read_from_every_kind_of_file(tmp_path, modality, shape):
-    path = media.write(Media(torch.rand(1, *shape), modality, 8.0), tmp_path / "x", meta={"prompt": "a [red] circle"})
+    path = media.write_media(
+        Media(torch.rand(1, *shape), modality, 8.0), tmp_path / "x", meta={"prompt": "a [red] circle"}
+    )
     (row,) = score(path, rewards=(LOUD if modality == "audio" else "brightness",))
     assert row["prompt"] == "a [red] circle"
 
 
 @pytest.mark.parametrize(
-    ("asked", "says"),
+    ("reward", "says"),
     [
         (["brightnes"], "did you mean 'brightness'"),
         (["{compressibility: {qualty: 3}}"], "did you mean 'quality'"),
@@ -206,13 +211,13 @@ def test_the_prompt_that_the_workbench_wrote_is_read_from_every_kind_of_file(tmp
         (["{aesthetic: {weights: ./nowhere.pth}}"], "no weights file"),
     ],
 )
-def test_a_reward_that_can_not_be_is_bad_input_before_any_file_is_read(tmp_path, asked, says):
+def test_a_reward_that_can_not_be_is_bad_input_before_any_file_is_read(tmp_path, reward, says):
     with pytest.raises(BadInput, match=says):
-        score(tmp_path / "nowhere.png", rewards=asked)
+        score(tmp_path / "nowhere.png", rewards=reward)
 
 
 def test_settings_and_labels_are_taken_as_in_a_run(tmp_path):
-    noise = media.write(Media(torch.rand(1, 3, 16, 16), "image"), tmp_path / "x.png")
+    noise = media.write_media(Media(torch.rand(1, 3, 16, 16), "image"), tmp_path / "x.png")
     (row,) = score(noise, rewards=("compressibility", "{coarse: {reward: compressibility, quality: 5}}"))
     assert row["coarse"] > row["compressibility"]
 
@@ -221,9 +226,9 @@ def test_a_reward_of_sets_judges_all_files_together_in_a_row_of_its_own(tmp_path
     for i, colour in enumerate(("red", "red", "blue")):
         picture(tmp_path / f"{i}.png", colour=colour, size=(64, 64))
     small = small_settings("clip")["model"]
-    *each, whole = score(tmp_path, rewards=(f"{{vendi: {{model: {small}}}}}", "brightness"))
-    assert [row["vendi"] for row in each] == [None] * 3 and whole["file"] == "all together"
-    assert 1.0 < whole["vendi"] < 3.0 and whole["brightness"] is None and not whole["error"]
+    *each, set_row = score(tmp_path, rewards=(f"{{vendi: {{model: {small}}}}}", "brightness"))
+    assert [row["vendi"] for row in each] == [None] * 3 and set_row["file"] == "all together"
+    assert 1.0 < set_row["vendi"] < 3.0 and set_row["brightness"] is None and not set_row["error"]
     (tmp_path / "2.png").unlink()
     assert score(tmp_path, rewards=(f"{{vendi: {{model: {small}}}}}",))[-1]["vendi"] == pytest.approx(1.0, abs=1e-4)
     with pytest.raises(BadInput, match="compares with examples"):
@@ -234,15 +239,15 @@ def test_a_reward_of_sets_judges_all_files_together_in_a_row_of_its_own(tmp_path
 
 
 def test_a_clip_is_written_without_loss_and_its_story_and_equal_frames_come_back(tmp_path):
-    frames = media.quantise(Media(torch.rand(1, 5, 3, 8, 12), "video", 24.0))
+    frames = media.quantise_media(Media(torch.rand(1, 5, 3, 8, 12), "video", 24.0))
     frames.data[:, 1:4] = frames.data[:, :1]
-    path = media.write(frames, tmp_path / "clip", meta={"prompt": "rain", "seed": 3})
-    found = media.look(path)
-    assert path.suffix == ".apng" and found.media.modality == "video" and found.media.rate == 24.0
-    assert torch.equal(found.media.data, frames.data) and found.story == {"prompt": "rain", "seed": 3}
-    assert media.apng(frames) == media.apng(frames) and b"rain" not in media.apng(frames)
-    (tmp_path / "frame.png").write_bytes(media.thumbnail(path, side=12))
-    assert torch.equal(media.read(tmp_path / "frame.png").data, frames.data[:, 2])
+    path = media.write_media(frames, tmp_path / "clip", meta={"prompt": "rain", "seed": 3})
+    loaded = media.inspect_media(path)
+    assert path.suffix == ".apng" and loaded.media.modality == "video" and loaded.media.rate == 24.0
+    assert torch.equal(loaded.media.data, frames.data) and loaded.story == {"prompt": "rain", "seed": 3}
+    assert media.encode_apng(frames) == media.encode_apng(frames) and b"rain" not in media.encode_apng(frames)
+    (tmp_path / "frame.png").write_bytes(media.encode_thumbnail(path, side=12))
+    assert torch.equal(media.read_media(tmp_path / "frame.png").data, frames.data[:, 2])
 
 
 @pytest.mark.parametrize("suffix", [".gif", ".webp"])
@@ -250,9 +255,9 @@ def test_animations_of_other_programs_are_clips_at_their_rate(tmp_path, suffix):
     """Their encoders join equal frames into one that lasts longer."""
     frames = [Image.new("RGB", (8, 8), c) for c in ("red", "red", "blue", "lime")]
     frames[0].save(tmp_path / f"x{suffix}", save_all=True, append_images=frames[1:], duration=100)
-    found = media.look(tmp_path / f"x{suffix}").media
-    assert found.data.shape == (1, 4, 3, 8, 8) and found.rate == 10.0
-    assert found.data[0, :, 2].amax((1, 2)).round().tolist() == [0, 0, 1, 0]
+    loaded = media.inspect_media(tmp_path / f"x{suffix}").media
+    assert loaded.data.shape == (1, 4, 3, 8, 8) and loaded.rate == 10.0
+    assert loaded.data[0, :, 2].amax((1, 2)).round().tolist() == [0, 0, 1, 0]
 
 
 def test_films_and_compressed_sounds_are_read_by_pyav(tmp_path):
@@ -263,9 +268,9 @@ def test_films_and_compressed_sounds_are_read_by_pyav(tmp_path):
         for level in (0, 128, 255):
             file.mux(stream.encode(av.VideoFrame.from_ndarray(np.full((32, 32, 3), level, np.uint8))))
         file.mux(stream.encode())
-    found = media.look(tmp_path / "x.mp4").media
-    assert found.data.shape == (1, 3, 3, 32, 32) and found.rate == 12.0
-    assert found.data.mean((0, 2, 3, 4)).tolist() == pytest.approx([0, 0.5, 1], abs=0.05)
+    loaded = media.inspect_media(tmp_path / "x.mp4").media
+    assert loaded.data.shape == (1, 3, 3, 32, 32) and loaded.rate == 12.0
+    assert loaded.data.mean((0, 2, 3, 4)).tolist() == pytest.approx([0, 0.5, 1], abs=0.05)
     with av.open(str(tmp_path / "x.flac"), "w") as file:
         stream = file.add_stream("flac", rate=8000, layout="mono")
         samples = (np.sin(np.arange(8000) / 5) * 16000).astype(np.int16)[None]
@@ -276,14 +281,14 @@ def test_films_and_compressed_sounds_are_read_by_pyav(tmp_path):
     assert row["loudness"] == pytest.approx(16000 / 32768 / 2**0.5, rel=0.01)
     (tmp_path / "cut.mp4").write_bytes((tmp_path / "x.mp4").read_bytes()[:100])
     with pytest.raises(BadInput, match=r"cut\.mp4: can't be read as a clip"):
-        media.look(tmp_path / "cut.mp4")
+        media.inspect_media(tmp_path / "cut.mp4")
 
 
 def test_without_pyav_a_film_is_one_sentence_that_says_what_to_install(tmp_path, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "av", None)
     (tmp_path / "x.mp4").write_bytes(b"film")
     with pytest.raises(BadInput, match=r"reading \.mp4 needs PyAV; run: pip install av"):
-        media.look(tmp_path / "x.mp4")
+        media.inspect_media(tmp_path / "x.mp4")
 
 
 # The doctor's test of rewards
@@ -342,15 +347,15 @@ def test_the_doctor_tells_a_good_reward_from_a_bad_one_and_from_one_that_is_not_
     cls, state, says, monkeypatch, tmp_path
 ):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert doctor.verdict(cls)[0] == state and says in doctor.verdict(cls)[1]
+    assert doctor.examine_reward(cls)[0] == state and says in doctor.examine_reward(cls)[1]
 
 
 def test_a_reward_whose_weights_lie_in_the_hubs_cache_is_installed(monkeypatch, tmp_path):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    assert not doctor.installed("some/weights")
+    assert not doctor.is_cached("some/weights")
     (tmp_path / "models--some--weights" / "snapshots" / "abc").mkdir(parents=True)
-    assert doctor.installed("some/weights")
-    assert doctor.repositories(REWARDS["aesthetic"].spec) == [
+    assert doctor.is_cached("some/weights")
+    assert doctor.hub_repositories(REWARDS["aesthetic"].spec) == [
         "trl-lib/ddpo-aesthetic-predictor",
         "openai/clip-vit-large-patch14",
     ]

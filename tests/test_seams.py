@@ -15,7 +15,8 @@ from tiny import PROMPTS, SEEDS, TINY
 from torch.overrides import TorchFunctionMode
 
 import pipelines
-from pipelines import seams, tape
+from pipelines import seams
+from pipelines.seam_check import RecordedStep, perturbed_weights, record_steps
 
 OTHER = (31, 32)  # other seeds, for controls
 MOMENTUM = ("AceStepPipeline",)  # adaptive projected guidance: a step depends on the steps before it
@@ -34,7 +35,7 @@ class Subject:
     pipe: Any
     policy: pipelines.Policy
     trajectory: Any
-    recorded: tape.Tape
+    recorded: list[RecordedStep]
 
 
 @pytest.fixture(scope="module", params=list(TINY))
@@ -42,9 +43,7 @@ def subject(request) -> Subject:
     pipe = tiny.build(request.param)
     policy = tiny.policy(request.param, pipe)
     trajectory = policy.sample(PROMPTS, seeds=SEEDS)
-    with torch.random.fork_rng([]):
-        recorded = tape.record(pipe, policy._kwargs(PROMPTS, SEEDS), policy.anatomy.denoisers)
-    return Subject(request.param, pipe, policy, trajectory, recorded)
+    return Subject(request.param, pipe, policy, trajectory, record_steps(policy, PROMPTS, SEEDS))
 
 
 def difference(a: torch.Tensor, b: torch.Tensor) -> float:
@@ -52,54 +51,37 @@ def difference(a: torch.Tensor, b: torch.Tensor) -> float:
 
 
 def test_the_public_call_is_reproduced_bit_for_bit(subject):
-    own = torch.as_tensor(subject.pipe(**subject.policy._kwargs(PROMPTS, SEEDS))[0]).float()
+    original = torch.as_tensor(subject.pipe(**subject.policy.call_arguments(PROMPTS, SEEDS))[0]).float()
     if subject.policy.modality == "audio":
-        own = (own if own.dim() == 3 else own[:, None]).clamp(-1, 1)
-    assert own.std() > 1e-4, "a constant output would make this test vacuous"
-    assert torch.equal(own, subject.trajectory.media.data)
+        original = (original if original.dim() == 3 else original[:, None]).clamp(-1, 1)
+    assert original.std() > 1e-4, "a constant output would make this test vacuous"
+    assert torch.equal(original, subject.trajectory.media.data)
 
 
 def test_noise_and_first_state_turn_into_each_other(subject):
     policy, x = subject.policy, subject.trajectory.x
     noise = policy.noise(SEEDS)
     assert torch.equal(policy.start(noise), x[:, 0])
-    assert difference(policy.anatomy.unstart(x[:, 0]), noise) <= 3e-7 * noise.abs().max()
+    assert difference(policy.structure.invert_start(x[:, 0]), noise) <= 3e-7 * noise.abs().max()
     assert x.shape[:2] == (2, policy.steps + 1)
 
 
-def test_every_replayed_step_is_exact_and_other_weights_are_noticed(subject):
-    found = []
-    with torch.random.fork_rng([]):
-        tape.replay(subject.recorded, range(3), lambda s, r: found.append(difference(s.model_output, r.model_output)))
-    assert found == [0.0] * 3
-    parts = [seams.modules(subject.pipe)[name] for name in subject.policy.anatomy.denoisers]
-    kept = [copy.deepcopy(part.state_dict()) for part in parts]
-    for part in parts:
-        for p in part.parameters():
-            p.data.mul_(1.05)
-    found.clear()
-    with torch.random.fork_rng([]):
-        tape.replay(subject.recorded, range(3), lambda s, r: found.append(difference(s.model_output, r.model_output)))
-    for part, state in zip(parts, kept, strict=True):
-        part.load_state_dict(state)
-    assert min(found) > 0.01
-
-
 def test_a_step_can_be_taken_from_any_state(subject):
-    """The states of one rollout are forced on another: the prediction is the first one's. Unforced, it is not."""
-    policy, steps = subject.policy, subject.recorded.steps
+    """The states of one rollout are forced on another: the prediction is the first one's, to the last bit. Unforced,
+    or with other weights, it is not."""
+    policy, steps = subject.policy, subject.recorded
     if subject.name in MOMENTUM:
         with pytest.raises(TypeError, match="momentum"):
-            policy.transition(steps[1].sample, 1, PROMPTS)
+            policy.transition(steps[1].x, 1, PROMPTS)
         policy = tiny.policy(subject.name, subject.pipe, call={**policy.call, "guidance_scale": 1.0})
-        with torch.random.fork_rng([]):
-            steps = tape.record(subject.pipe, policy._kwargs(PROMPTS, SEEDS), policy.anatomy.denoisers).steps
+        steps = record_steps(policy, PROMPTS, SEEDS)
     other = policy.sample(PROMPTS, seeds=OTHER)
     for i, step in enumerate(steps):
         tolerance = ROUNDING.get(subject.name, 0.0) if i == 0 else 0.0
-        x, said = policy.anatomy.rows(step.sample), policy.anatomy.rows(step.model_output)
-        assert difference(policy._output(x, i, PROMPTS), said) <= tolerance
-        assert difference(policy._output(other.x[:, i], i, PROMPTS), said) > 0.1
+        assert difference(policy._model_output(step.x, i, PROMPTS), step.output) <= tolerance
+        assert difference(policy._model_output(other.x[:, i], i, PROMPTS), step.output) > 0.1
+        with perturbed_weights(policy):
+            assert difference(policy._model_output(step.x, i, PROMPTS), step.output) > 0.01
 
 
 def test_the_pipelines_own_tail_decodes(subject):
@@ -113,15 +95,15 @@ def test_the_pipelines_own_tail_decodes(subject):
 
 
 def test_checkpointing_changes_no_gradient(subject):
-    policy, found = subject.policy, []
+    policy, results = subject.policy, []
     for checkpoint in (True, False):
         policy.checkpoint = checkpoint
         z = policy.noise(SEEDS).requires_grad_()
         data = policy.sample(PROMPTS, seeds=SEEDS, noise=z, grad=3).media.data
-        found.append(torch.autograd.grad(data.square().sum(), z)[0])
+        results.append(torch.autograd.grad(data.square().sum(), z)[0])
     policy.checkpoint = True
-    assert found[0].abs().max() > 0
-    assert difference(*found) <= 1e-5 * found[1].abs().max()
+    assert results[0].abs().max() > 0
+    assert difference(*results) <= 1e-5 * results[1].abs().max()
 
 
 class Double(TorchFunctionMode):
@@ -139,14 +121,17 @@ class Double(TorchFunctionMode):
 
 @pytest.mark.parametrize("name", TINY)
 def test_the_gradient_from_media_to_noise_is_that_of_finite_differences(name):
-    with torch.random.fork_rng([]), Double() if name != "ZImagePipeline" else seams.Keep():
+    with torch.random.fork_rng([]), Double() if name != "ZImagePipeline" else seams.KeepGraph():
         policy = tiny.policy(name, tiny.build(name).to(torch.float64), steps=2, checkpoint=False)
         generator = torch.Generator().manual_seed(0)
 
         def draw(shape):
             return torch.randn(shape, dtype=torch.float64, generator=generator)
 
-        z, direction = draw((2, *policy.anatomy.noise_shape)).requires_grad_(), draw((2, *policy.anatomy.noise_shape))
+        z, direction = (
+            draw((2, *policy.structure.noise_shape)).requires_grad_(),
+            draw((2, *policy.structure.noise_shape)),
+        )
         data = policy.sample(PROMPTS, seeds=SEEDS, noise=z, grad=2).media.data
         weight = draw(data.shape).to(data)
         (gradient,) = torch.autograd.grad((data * weight).sum(), z)
@@ -173,7 +158,13 @@ def pipe():
 
 
 def marks(pipe) -> list:
-    owners = [pipe, type(pipe.scheduler), pipe.scheduler, *seams.modules(pipe).values(), inspect.getmodule(type(pipe))]
+    owners = [
+        pipe,
+        type(pipe.scheduler),
+        pipe.scheduler,
+        *seams.named_networks(pipe).values(),
+        inspect.getmodule(type(pipe)),
+    ]
     watched = ("step", "forward", "_compiled_call_impl", "encode_prompt", "randn_tensor", seams.TOKEN)
     return [(id(owner), key, vars(owner)[key]) for owner in owners for key in watched if key in vars(owner)]
 
@@ -194,16 +185,16 @@ def test_everything_is_put_back_however_the_call_ends(pipe, ending):
 
     def on_step(step):
         if ending == "stop":
-            raise seams.Stop("early")
+            raise seams.LeavePipeline("early")
         if ending == "crash":
             raise ZeroDivisionError
         return step.advance()
 
     if ending == "crash":
         with pytest.raises(ZeroDivisionError):
-            seams.run(pipe, CALL, on_step=on_step, **HOOKS)
+            seams.run_pipeline(pipe, CALL, on_step=on_step, **HOOKS)
     else:
-        out = seams.run(pipe, CALL, on_step=on_step, **HOOKS)
+        out = seams.run_pipeline(pipe, CALL, on_step=on_step, **HOOKS)
         assert freed and (out == "early") == (ending == "stop")
     assert marks(pipe) == before
     assert torch.is_grad_enabled()
@@ -211,15 +202,15 @@ def test_everything_is_put_back_however_the_call_ends(pipe, ending):
 
 def test_only_one_seam_is_open_at_a_time(pipe):
     with pytest.raises(RuntimeError, match="one at a time"):
-        seams.run(pipe, CALL, on_step=lambda step: seams.run(pipe, CALL))
-    assert seams.run(pipe, CALL, on_step=lambda step: step.advance()).images.shape == (1, 3, 16, 16)
+        seams.run_pipeline(pipe, CALL, on_step=lambda step: seams.run_pipeline(pipe, CALL))
+    assert seams.run_pipeline(pipe, CALL, on_step=lambda step: step.advance()).images.shape == (1, 3, 16, 16)
 
 
 def test_a_copied_scheduler_is_still_seen_and_a_strangers_is_not(pipe):
-    seen = []
+    observed = []
 
     def on_step(step):
-        seen.append(step.index)
+        observed.append(step.index)
         stranger = DDIMScheduler()
         stranger.set_timesteps(2)
         stranger.step(step.model_output, stranger.timesteps[0], step.sample)  # the same class, without our mark
@@ -228,8 +219,8 @@ def test_a_copied_scheduler_is_still_seen_and_a_strangers_is_not(pipe):
         assert list(inspect.signature(copied.step).parameters)[:3] == ["model_output", "timestep", "sample"]
         return step.advance()
 
-    seams.run(pipe, CALL, on_step=on_step)
-    assert seen == [0, 1]
+    seams.run_pipeline(pipe, CALL, on_step=on_step)
+    assert observed == [0, 1]
 
 
 def test_a_compiled_module_is_patched_outside_its_compilation(pipe):
@@ -242,51 +233,37 @@ def test_a_compiled_module_is_patched_outside_its_compilation(pipe):
         names.append(call.module)
         return forward(*call.args, **call.kwargs)
 
-    seams.run(pipe, CALL, on_call=on_call)
+    seams.run_pipeline(pipe, CALL, on_call=on_call)
     assert names.count("unet") == 2
     assert pipe.unet._compiled_call_impl is compiled
 
 
-@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "WanPipeline", "AceStepPipeline"])
-def test_several_live_steps_in_one_replay_give_the_gradients_of_one_at_a_time(name):
-    """What a pipeline or a solver carries from step to step would tie their graphs together; the cut at the leaf unties."""
-    pipe = tiny.build(name)
-    policy = tiny.policy(name, pipe)
-    (denoiser,) = (seams.modules(pipe)[n] for n in policy.anatomy.denoisers)
+@pytest.mark.parametrize("name", ["StableDiffusionPipeline", "WanPipeline"])
+def test_several_steps_differentiated_together_give_the_gradients_of_one_at_a_time(name):
+    """What a pipeline or a solver carries from step to step would tie their graphs together."""
+    policy = tiny.policy(name)
+    (denoiser,) = (seams.named_networks(policy.pipe)[n] for n in policy.structure.denoisers)
     denoiser.requires_grad_()
     parameters = list(denoiser.parameters())
+    x = policy.sample(PROMPTS, seeds=SEEDS).x
 
-    def gradients(*lives):
+    def gradients(*parts):
         denoiser.zero_grad()
-        for live in lives:
-            tape.replay(recorded, live, lambda step, _: step.model_output.square().sum())
+        for steps in parts:
+            sum(policy.transition(x[:, i], i, PROMPTS).mean.square().sum() for i in steps).backward()
         return [p.grad.clone() for p in parameters if p.grad is not None]
 
-    with torch.random.fork_rng([]):
-        recorded = tape.record(pipe, policy._kwargs(PROMPTS, SEEDS), policy.anatomy.denoisers)
-        together, apart = gradients([0, 1, 2]), gradients([0], [1], [2])
-    assert len(together) == len(apart) > 0
-    assert max(g.abs().max() for g in together) > 0
-    for a, b in zip(together, apart, strict=True):
+    all_at_once, one_at_a_time = gradients([0, 1, 2]), gradients([0], [1], [2])
+    assert len(all_at_once) == len(one_at_a_time) > 0
+    assert max(g.abs().max() for g in all_at_once) > 0
+    for a, b in zip(all_at_once, one_at_a_time, strict=True):
         assert difference(a, b) <= 1e-5 * max(b.abs().max().item(), 1e-3)
-
-
-@pytest.mark.parametrize("name", ["StableDiffusionXLPipeline", "SanaPipeline"])
-def test_a_replay_is_exact_when_parameters_require_grad_in_both_runs(name):
-    pipe = tiny.build(name)
-    policy = tiny.policy(name, pipe)
-    for part in policy.anatomy.denoisers:
-        getattr(pipe, part).requires_grad_()
-    found = []
-    with torch.random.fork_rng([]):
-        recorded = tape.record(pipe, policy._kwargs(PROMPTS, SEEDS), policy.anatomy.denoisers)
-        tape.replay(recorded, range(3), lambda s, r: found.append(difference(s.model_output, r.model_output)))
-    assert found == [0.0] * 3
 
 
 def test_a_replay_that_asks_something_else_is_noticed(pipe):
     policy = tiny.policy("StableDiffusionPipeline", pipe)
-    recorded = tape.record(pipe, policy._kwargs(PROMPTS, SEEDS), policy.anatomy.denoisers)
-    recorded.outputs.insert(1, ("vae", 0, None))
-    with pytest.raises(RuntimeError, match="on the tape it was vae"):
-        tape.replay(recorded, [0], lambda step, record: None)
+    x = policy.sample(PROMPTS, seeds=SEEDS).x
+    (memory,) = policy._prompt_caches.values()
+    memory.answers.insert(0, ("vae", None))
+    with pytest.raises(RuntimeError, match="asked for encode_prompt where it had asked for vae"):
+        policy.transition(x[:, 1], 1, PROMPTS)

@@ -18,7 +18,7 @@ import torch
 from reward_fixtures import PROMPTS, media_for, scored, serving, small
 
 from rewards import build, remote
-from rewards.remote import TOKEN, Remote, pack, read_spec, say_spec
+from rewards.remote import TOKEN, Remote, pack_request, spec_from_json, spec_to_json
 from workbench.core.types import BadInput, Media, RewardSpec
 from workbench.tools import reward_server
 
@@ -57,7 +57,7 @@ def rewards():
 
 @pytest.fixture(scope="module")
 def url(rewards):
-    return serving(reward_server.app(rewards, SECRET, limit=2**20))
+    return serving(reward_server.create_app(rewards, SECRET, limit=2**20))
 
 
 @pytest.fixture(autouse=True)
@@ -73,7 +73,7 @@ def post(url, body, token=SECRET, **headers):
 
 def asked(**change):
     ask = {"modality": "image", "rate": 0.0, "prompts": ["a"], "rewards": ["brightness"]} | change
-    return pack({k: v for k, v in ask.items() if v is not None}, {"data": np.zeros((1, 3, 4, 4), np.float32)})
+    return pack_request({k: v for k, v in ask.items() if v is not None}, {"data": np.zeros((1, 3, 4, 4), np.float32)})
 
 
 # What comes back
@@ -93,7 +93,7 @@ ASK = '{"modality": "image", "rate": 0, "prompts": ["a"], "rewards": ["brightnes
 
 
 def test_eight_bit_pictures_are_taken_too(url):
-    got = post(url, pack(json.loads(ASK), {"data": np.full((1, 3, 4, 4), 51, np.uint8)}))
+    got = post(url, pack_request(json.loads(ASK), {"data": np.full((1, 3, 4, 4), 51, np.uint8)}))
     assert got.status_code == 200 and got.json()["scores"]["brightness"][0] == pytest.approx(0.2)
 
 
@@ -105,7 +105,7 @@ def test_the_spec_is_what_the_server_says_once_checked(url):
     assert one.spec.version == f"clip@{small('clip').spec.version}" and one.spec.weights == url
     assert two.spec.modalities == IMAGE and two.spec.typical is None
     for spec in (small("clip").spec, build("brightness").spec):
-        assert read_spec(json.loads(json.dumps(say_spec(spec)))) == spec
+        assert spec_from_json(json.loads(json.dumps(spec_to_json(spec)))) == spec
 
 
 def test_a_reward_that_fails_in_the_server_is_nan_with_its_reason_and_the_others_are_scored(url, caplog):
@@ -187,7 +187,7 @@ WHOLE = npy(np.zeros((1, 3, 4, 4), np.float32))
         (npz(WHOLE, "../data.npy"), "expected"),
         (npz(WHOLE, compression=zipfile.ZIP_DEFLATED), "compressed"),
         (npz(WHOLE)[:-40], "no npz"),
-        (pack({}, {"data": np.zeros((1, 3, 4, 4), np.float32)}), "`ask`"),
+        (pack_request({}, {"data": np.zeros((1, 3, 4, 4), np.float32)}), "`ask`"),
         (asked(prompts=None), "`ask`"),
         (asked(rate="fast"), "`ask`"),
         (asked(rate=10**400), "`ask`"),
@@ -335,18 +335,18 @@ def test_a_server_that_is_too_slow_is_given_up(url):
 
 def test_a_taken_port_and_an_impossible_device_are_one_sentence_before_anything_loads():
     with socket.create_server(("127.0.0.1", 0)) as door, pytest.raises(BadInput, match="--port"):
-        reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=door.getsockname()[1], device="cpu")
+        reward_server.serve_rewards({"broken": Broken()}, host="127.0.0.1", port=door.getsockname()[1], device="cpu")
     with pytest.raises(BadInput, match="--device toaster"):
-        reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="toaster")
+        reward_server.serve_rewards({"broken": Broken()}, host="127.0.0.1", port=0, device="toaster")
 
 
 def test_a_token_is_made_and_told_when_none_was_given(monkeypatch, capsys):
     monkeypatch.delenv(TOKEN)
     ran = []
     monkeypatch.setattr(reward_server.uvicorn.Server, "run", lambda self, sockets: ran.append(sockets[0].close()))
-    reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
+    reward_server.serve_rewards({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
     told = capsys.readouterr().err
     assert ran and "serving broken on http://127.0.0.1:" in told and len(told.partition(f"{TOKEN}=")[2].strip()) == 32
     monkeypatch.setenv(TOKEN, SECRET)
-    reward_server.serve({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
+    reward_server.serve_rewards({"broken": Broken()}, host="127.0.0.1", port=0, device="cpu")
     assert SECRET not in capsys.readouterr().err, "a secret that was given is not printed"

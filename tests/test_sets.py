@@ -9,18 +9,25 @@ import numpy as np
 import pytest
 import scipy.linalg
 import torch
-from set_fixtures import draw
+from set_fixtures import cubic, draw
 from torch import Tensor
 
-from rewards.sets.frechet import Normal, compact, extrapolate, frechet, normal, nuclear
-from rewards.sets.mmd import Gaussian, cubic, median_distance, mmd, within
+from rewards.sets.frechet import (
+    Normal,
+    extrapolate_distance,
+    fit_normal,
+    frechet_distance,
+    normal_from_moments,
+    nuclear_norm,
+)
+from rewards.sets.mmd import GaussianKernel, mean_kernel, median_distance, mmd_squared
 from rewards.sets.moments import Moments
-from rewards.sets.prdc import balls, prdc
-from rewards.sets.vendi import vendi
+from rewards.sets.prdc import fit_balls, prdc_metrics
+from rewards.sets.vendi import vendi_score
 
 
 def distance(x: Tensor, y: Tensor) -> Tensor:
-    return frechet(normal(x), normal(y))
+    return frechet_distance(fit_normal(x), fit_normal(y))
 
 
 # Fréchet
@@ -41,14 +48,14 @@ def test_the_nuclear_norm_is_the_same_by_eigenvalues_and_by_singular_values(deca
     scale = torch.logspace(0, -decay, 24, dtype=torch.float64)
     a, b = (torch.randn(n, 24, generator=generator, dtype=torch.float64) * scale for n in (60, 24))
     exact = torch.linalg.svdvals(a @ b.T).sum()
-    assert abs(nuclear(a, b) - exact) < 1e-8 * exact
+    assert abs(nuclear_norm(a, b) - exact) < 1e-8 * exact
 
 
 def test_frechet_of_scaled_diagonal_normals_is_the_difference_of_their_deviations():
     """sum (s_i - t_i)^2, and the square of the way between the means."""
     s, t = torch.tensor([1.0, 2.0, 3.0]).double(), torch.tensor([2.0, 0.0, 3.5]).double()
     p, q = Normal(torch.zeros(3).double(), torch.diag(s)), Normal(torch.ones(3).double(), torch.diag(t))
-    assert frechet(p, q).item() == pytest.approx((s - t).square().sum().item() + 3)
+    assert frechet_distance(p, q).item() == pytest.approx((s - t).square().sum().item() + 3)
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(60, 80, 6), (7, 90, 12), (7, 9, 24)])
@@ -60,13 +67,15 @@ def test_frechet_agrees_with_the_square_root_of_the_product(n, m, d):
     # sqrtm loses half the digits on a singular product; where there is none, the two agree to rounding
     assert distance(x, y).item() == pytest.approx(classic, rel=1e-9 if min(n, m) > d else 1e-4)
     eigen = np.sqrt(np.linalg.eigvals(a @ b).astype(complex)).real.sum()
-    assert torch.linalg.svdvals(normal(x).root @ normal(y).root.T).sum().item() == pytest.approx(eigen, rel=1e-5)
+    assert torch.linalg.svdvals(fit_normal(x).root @ fit_normal(y).root.T).sum().item() == pytest.approx(
+        eigen, rel=1e-5
+    )
 
 
 @pytest.mark.parametrize(("n", "d"), [(9, 4), (4, 9)])
 def test_the_gradient_of_frechet_is_its_slope(n, d):
-    x, q = draw(n, d).requires_grad_(), compact(Moments.of(draw(30, d, 1)))
-    assert torch.autograd.gradcheck(lambda x: frechet(normal(x), q), x)
+    x, q = draw(n, d).requires_grad_(), normal_from_moments(Moments.from_rows(draw(30, d, 1)))
+    assert torch.autograd.gradcheck(lambda x: frechet_distance(fit_normal(x), q), x)
 
 
 def test_frechet_falls_along_its_gradient_to_the_reference():
@@ -88,11 +97,11 @@ def test_the_limit_of_frechet_is_nearer_the_truth_than_its_value_at_any_size():
     raw, limit, bootstrapped = [], [], []
     for seed in range(20):
         x = draw(400, 8, seed)
-        raw.append(frechet(normal(x), q).item())
-        line = extrapolate(x, q)
+        raw.append(frechet_distance(fit_normal(x), q).item())
+        line = extrapolate_distance(x, q)
         limit.append(line.value.item())
         drawn = [x[torch.randint(400, (n,), generator=torch.Generator().manual_seed(n))] for n in range(40, 401, 24)]
-        y, t = np.array([frechet(normal(s), q) for s in drawn]), 1 / np.arange(40, 401, 24)
+        y, t = np.array([frechet_distance(fit_normal(s), q) for s in drawn]), 1 / np.arange(40, 401, 24)
         bootstrapped.append(np.polyfit(t, y, 1)[1])
         assert line.slope > 0 and 0 < line.r2 <= 1
     assert np.mean(raw) > 0.05
@@ -111,7 +120,7 @@ def test_streamed_moments_are_those_of_the_whole_in_any_order(offset):
     for sizes in ([1000], [1, 999], [0, 300, 0, 500, 200], [10] * 100):
         chunks = x.split(sizes)
         for order in (chunks, chunks[::-1]):
-            m = Moments.stream(order)
+            m = Moments.from_chunks(order)
             assert m.count == 1000
             np.testing.assert_allclose(m.mean.numpy(), x.numpy().mean(0), rtol=1e-12, atol=1e-12)
             np.testing.assert_allclose(m.covariance.numpy(), whole, rtol=1e-10, atol=1e-10)
@@ -131,23 +140,26 @@ def test_a_stream_holds_one_chunk_at_a_time():
             del x
             assert sum(r() is not None for r in alive) <= 1  # the consumer's own name for it
 
-    m = Moments.stream(chunks(100))
+    m = Moments.from_chunks(chunks(100))
     assert m.count == 5000 and m.mean.numel() + m.scatter.numel() == 20
 
 
 def test_compact_moments_are_the_distribution_of_their_rows():
     x, y = draw(50, 9), draw(6, 9, 1)
     for rows in (x, y):  # of full rank, and not
-        p = compact(Moments.of(rows))
+        p = normal_from_moments(Moments.from_rows(rows))
         torch.testing.assert_close(p.root.T @ p.root, torch.cov(rows.T))
         assert len(p.root) == min(len(rows) - 1, 9)
-    torch.testing.assert_close(frechet(compact(Moments.of(x)), compact(Moments.of(y))), distance(x, y))
+    torch.testing.assert_close(
+        frechet_distance(normal_from_moments(Moments.from_rows(x)), normal_from_moments(Moments.from_rows(y))),
+        distance(x, y),
+    )
 
 
 def test_moments_of_nothing_are_refused():
     with pytest.raises(ValueError, match="no rows"):
-        Moments.stream([])
-    assert Moments.of(draw(1, 3)).covariance.isnan().all()
+        Moments.from_chunks([])
+    assert Moments.from_rows(draw(1, 3)).covariance.isnan().all()
 
 
 # Vendi
@@ -157,7 +169,7 @@ def test_moments_of_nothing_are_refused():
 def test_vendi_counts_different_items(q):
     for k, copies in ((4, 1), (4, 3), (1, 5)):
         x = 3 * torch.eye(9)[:k].repeat(copies, 1)
-        assert vendi(x, q).item() == pytest.approx(k, abs=1e-6)
+        assert vendi_score(x, q).item() == pytest.approx(k, abs=1e-6)
 
 
 @pytest.mark.parametrize(("n", "d"), [(12, 5), (5, 12)])
@@ -173,26 +185,26 @@ def test_vendi_is_that_of_the_whole_kernel(n, d, q):
         told = 1 / p.max()
     else:
         told = (p**q).sum() ** (1 / (1 - q))
-    assert vendi(x, q).item() == pytest.approx(told, rel=1e-9)
-    torch.testing.assert_close(vendi(x[torch.randperm(n)], q), vendi(x, q))
+    assert vendi_score(x, q).item() == pytest.approx(told, rel=1e-9)
+    torch.testing.assert_close(vendi_score(x[torch.randperm(n)], q), vendi_score(x, q))
 
 
 @pytest.mark.parametrize(("n", "d"), [(7, 3), (3, 7)])
 @pytest.mark.parametrize("q", [0.5, 1, 2, 3])
 def test_the_gradient_of_vendi_is_its_slope(n, d, q):
-    assert torch.autograd.gradcheck(lambda x: vendi(x, q), draw(n, d).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: vendi_score(x, q), draw(n, d).requires_grad_())
 
 
 def test_vendi_of_a_collapsed_set_has_a_finite_gradient():
     x = torch.ones(5, 4, dtype=torch.float64, requires_grad=True)
     for q in (0.5, 1, 2, math.inf):
-        (g,) = torch.autograd.grad(vendi(x, q), x)
+        (g,) = torch.autograd.grad(vendi_score(x, q), x)
         assert g.isfinite().all()
 
 
 # MMD
 
-KERNELS = {"gaussian": Gaussian(2.0), "cubic": cubic}
+KERNELS = {"gaussian": GaussianKernel(2.0), "cubic": cubic}
 
 
 @pytest.mark.parametrize("name", KERNELS)
@@ -201,9 +213,9 @@ def test_unbiased_mmd_of_one_distribution_averages_to_zero(name):
     kernel, same, other, biased = KERNELS[name], [], [], []
     for seed in range(300):
         x, y = draw(8, 4, 2 * seed), draw(10, 4, 2 * seed + 1)
-        same.append(mmd(x, y, kernel).item())
-        other.append(mmd(x + 0.5, y, kernel).item())
-        biased.append(mmd(x, y, kernel, biased=True).item())
+        same.append(mmd_squared(x, y, kernel).item())
+        other.append(mmd_squared(x + 0.5, y, kernel).item())
+        biased.append(mmd_squared(x, y, kernel, biased=True).item())
 
     def z(values):
         return np.mean(values) / (np.std(values) / len(values) ** 0.5)
@@ -214,32 +226,32 @@ def test_unbiased_mmd_of_one_distribution_averages_to_zero(name):
 
 
 def test_mmd_is_its_double_sums():
-    x, y, k = draw(5, 3), draw(7, 3, 1), Gaussian(1.3)
+    x, y, k = draw(5, 3), draw(7, 3, 1), GaussianKernel(1.3)
     told = sum(k(a[None], b[None]) for i, a in enumerate(x) for j, b in enumerate(x) if i != j) / 20
     told = told + sum(k(a[None], b[None]) for i, a in enumerate(y) for j, b in enumerate(y) if i != j) / 42
     told = told - 2 * sum(k(a[None], b[None]) for a in x for b in y) / 35
-    torch.testing.assert_close(mmd(x, y, k), told[0, 0])
-    torch.testing.assert_close(mmd(x, y, k, yy=within(y, k)), told[0, 0])
+    torch.testing.assert_close(mmd_squared(x, y, k), told[0, 0])
+    torch.testing.assert_close(mmd_squared(x, y, k, yy=mean_kernel(y, k)), told[0, 0])
     assert k(x[:1], x[1:2]).item() == pytest.approx(math.exp(-(x[0] - x[1]).square().sum().item() / (2 * 1.69)))
 
 
 def test_a_kernel_matrix_is_never_whole_in_memory(monkeypatch):
     x = draw(23, 3)
-    whole = within(x, cubic), within(x, cubic, biased=True)
-    monkeypatch.setattr("rewards.sets.mmd.BLOCK", 5)
-    torch.testing.assert_close((within(x, cubic), within(x, cubic, biased=True)), whole)
+    whole = mean_kernel(x, cubic), mean_kernel(x, cubic, biased=True)
+    monkeypatch.setattr("rewards.sets.mmd.BLOCK_ROWS", 5)
+    torch.testing.assert_close((mean_kernel(x, cubic), mean_kernel(x, cubic, biased=True)), whole)
 
 
 @pytest.mark.parametrize("name", KERNELS)
 def test_the_gradient_of_mmd_is_its_slope(name):
     y = draw(6, 3, 1)
-    assert torch.autograd.gradcheck(lambda x: mmd(x, y, KERNELS[name]), draw(5, 3).requires_grad_())
+    assert torch.autograd.gradcheck(lambda x: mmd_squared(x, y, KERNELS[name]), draw(5, 3).requires_grad_())
 
 
 def test_the_median_distance_is_the_median_of_distances():
     y = torch.tensor([[0.0], [1.0], [3.0]])
     assert median_distance(y) == 2
-    assert median_distance(draw(3000, 5), most=500) == pytest.approx(median_distance(draw(3000, 5)), rel=0.05)
+    assert median_distance(draw(3000, 5), max_rows=500) == pytest.approx(median_distance(draw(3000, 5)), rel=0.05)
 
 
 # Precision, recall, density, coverage
@@ -248,8 +260,8 @@ def test_the_median_distance_is_the_median_of_distances():
 def test_neighbourhoods_by_hand():
     """Reals 0, 1, 3 with radii 1, 1, 2 (k = 1); fakes 0.5, 10, 0.9 with radii 0.4, 9.1, 0.4."""
     y, x = torch.tensor([[0.0], [1.0], [3.0]]), torch.tensor([[0.5], [10.0], [0.9]])
-    assert balls(y, 1).radii.tolist() == [1, 1, 2]
-    found = {name: value.item() for name, value in prdc(x, y, k=1).items()}
+    assert fit_balls(y, 1).radii.tolist() == [1, 1, 2]
+    found = {name: value.item() for name, value in prdc_metrics(x, y, k=1).items()}
     # 0.5 lies in the balls of 0 and 1; 0.9 in those of 0, 1 (and 3 - 0.9 = 2.1 is out of reach); 10 in none
     assert found["precision"] == pytest.approx(2 / 3)
     assert found["density"] == pytest.approx(4 / 3)
@@ -259,7 +271,7 @@ def test_neighbourhoods_by_hand():
 
 def test_equal_sets_cover_each_other_and_distant_ones_do_not():
     x = draw(30, 4)
-    assert all(prdc(x, x)[name] == 1 for name in ("precision", "recall", "coverage"))
-    assert all(value == 0 for value in prdc(x, x + 100).values())
+    assert all(prdc_metrics(x, x)[name] == 1 for name in ("precision", "recall", "coverage"))
+    assert all(value == 0 for value in prdc_metrics(x, x + 100).values())
     collapsed = x[:1] + 1e-3 * draw(30, 4, 1)
-    assert prdc(collapsed, x)["coverage"] < 0.5 and prdc(collapsed, x)["recall"] < 0.5
+    assert prdc_metrics(collapsed, x)["coverage"] < 0.5 and prdc_metrics(collapsed, x)["recall"] < 0.5

@@ -1,7 +1,7 @@
 """Weights in shards: two processes, each with half of what is trained, come to the model that one process would.
 
-This file is also a script, `python tests/test_sharding.py FOLDER`: it imports once and forks the processes of each launch, with the
-environment that `accelerate launch` gives them.
+This file is also a script, `python tests/test_sharding.py FOLDER`: it imports once and forks the processes of each
+launch, with the environment that `accelerate launch` gives them.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ LEVEL = {"block_out_channels": (8,), "norm_num_groups": 4, "mid_block_type": Non
     "up_block_types": ("CrossAttnUpBlock2D",),
 }
 FREE = {"guidance_scale": 1.0}
-METHODS = {NAMES[0]: {"name": "nft", "group": 2, "times": 1, "slow": 0.2, "lr": 1e-3}} | {
-    NAMES[1]: {"name": "draft", "last": 2, "lr": 1e-3}
+METHODS = {NAMES[0]: {"name": "nft", "group": 2, "levels_per_sample": 1, "old_decay_slope": 0.2, "lr": 1e-3}} | {
+    NAMES[1]: {"name": "draft", "grad_steps": 2, "lr": 1e-3}
 }
 TRAIN = {
-    "updates": 2,
-    "prompts": 3,
-    "held": 1,
-    "evaluate": 0,
-    "save": 1,
+    "rounds": 2,
+    "prompts_per_round": 3,
+    "eval_prompts": 1,
+    "eval_every": 0,
+    "save_every": 1,
     "best": "last",
     "ema": 0.5,
     "micro": 2,
@@ -50,30 +50,30 @@ def build(name: str):
     import tiny
 
     pipe = tiny.build(name)
-    part, few = ("unet", LEVEL) if name == NAMES[1] else ("transformer", {"num_layers": 3})
+    part, some_rows = ("unet", LEVEL) if name == NAMES[1] else ("transformer", {"num_layers": 3})
     old = getattr(pipe, part)
     with torch.random.fork_rng([]):
         torch.manual_seed(0)
-        new = getattr(diffusers, type(old).__name__)(**{**old.config, **few}).eval().requires_grad_(False)
+        new = getattr(diffusers, type(old).__name__)(**{**old.config, **some_rows}).eval().requires_grad_(False)
         tiny.randomise(new)
     setattr(pipe, part, new)
     return pipe
 
 
-def asked(home: Path, shard: bool) -> Path:
+def asked(folder: Path, shard: bool) -> Path:
     """A run that trains both pipelines: one by NFT, which keeps an older copy, one by reward gradients."""
     import tiny
 
-    told = {"base": {"name": "sample", "pipeline": str(home / f"{NAMES[0]}.yaml")}}
+    messages = {"base": {"name": "sample", "pipeline": str(folder / f"{NAMES[0]}.yaml")}}
     for name in NAMES:
-        spec, place = tiny.TINY[name], home / f"{name}.yaml"
-        config = {"class": name, "repo": str(home / name), "steps": 2, "call": spec.call | FREE}
+        spec, place = tiny.TINY[name], folder / f"{name}.yaml"
+        config = {"class": name, "repo": str(folder / name), "steps": 2, "call": spec.call | FREE}
         place.write_text(yaml.safe_dump(config))
-        told[METHODS[name]["name"]] = {"pipeline": str(place)} | METHODS[name]
-    config = {"contestants": told, "pipeline": str(home / f"{NAMES[0]}.yaml"), "reward": "contrast", "batch": 2}
+        messages[METHODS[name]["name"]] = {"pipeline": str(place)} | METHODS[name]
+    config = {"contestants": messages, "pipeline": str(folder / f"{NAMES[0]}.yaml"), "reward": "contrast", "batch": 2}
     config |= {"prompts": ["a cat", "a dog", "a cow"], "test": ["a bird"]}
     config |= {"train": TRAIN | {"lora": {"targets": "weights"}, "shard": shard}}
-    path = home / f"{'shards' if shard else 'alone'}.yaml"
+    path = folder / f"{'shards' if shard else 'alone'}.yaml"
     path.write_text(yaml.safe_dump(config))
     return path
 
@@ -112,45 +112,45 @@ def wait(started: list[int]) -> list[int]:
     return [os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) for pid in started]
 
 
-def main(home: Path) -> None:
+def main(folder: Path) -> None:
     """Two launches: undisturbed, and killed in the middle and begun again."""
     from workbench import cli, commands  # noqa: F401
     from workbench.engine import run  # noqa: F401
 
     for name in NAMES:
-        build(name).save_pretrained(home / name, safe_serialization=True)
-    alone, shards = asked(home, False), asked(home, True)
+        build(name).save_pretrained(folder / name, safe_serialization=True)
+    single, shards = asked(folder, False), asked(folder, True)
 
     def launch(path: Path, runs: str, processes: int) -> list[int]:
-        return fork(lambda: cli.main(["run", str(path), "--runs", str(home / runs)]), home / runs, processes)
+        return fork(lambda: cli.main(["run", str(path), "--runs", str(folder / runs)]), folder / runs, processes)
 
-    figures = fork(lambda: figure(home), home / "figures", 2)
+    figures = fork(lambda: figure(folder), folder / "figures", 2)
     codes = {
         "figures": wait(figures),
-        "alone": wait(launch(alone, "alone", 1)),
+        "alone": wait(launch(single, "alone", 1)),
         "calm": wait(launch(shards, "calm", 2)),
     }
-    whole = size(home / "calm")
-    again = launch(shards, "killed", 2)
-    while size(home / "killed") < whole * 0.55 and os.waitpid(again[0], os.WNOHANG) == (0, 0):
+    full = size(folder / "calm")
+    repeated = launch(shards, "killed", 2)
+    while size(folder / "killed") < full * 0.55 and os.waitpid(repeated[0], os.WNOHANG) == (0, 0):
         time.sleep(0.005)
-    for pid in again:
+    for pid in repeated:
         os.kill(pid, signal.SIGKILL)
-    codes |= {"killed": wait(again), "resumed": wait(launch(shards, "killed", 2))}
-    (home / "codes.json").write_text(json.dumps(codes))
+    codes |= {"killed": wait(repeated), "resumed": wait(launch(shards, "killed", 2))}
+    (folder / "codes.json").write_text(json.dumps(codes))
 
 
 def size(runs: Path) -> int:
     return sum(p.stat().st_size for p in runs.glob("*/events.jsonl"))
 
 
-def figure(home: Path) -> None:
+def figure(folder: Path) -> None:
     """What one process of two holds, and what it learns, of each pipeline: a file each."""
     torch.set_num_threads(1)
     for name in NAMES:
-        found = taught(name, shard=True)
-        torch.save(found, home / f"{name}-{os.environ['RANK']}.pt")
-    torch.save(said(shard=True), home / f"half-{os.environ['RANK']}.pt")
+        results = taught(name, shard=True)
+        torch.save(results, folder / f"{name}-{os.environ['RANK']}.pt")
+    torch.save(said(shard=True), folder / f"half-{os.environ['RANK']}.pt")
 
 
 def said(shard: bool) -> dict:
@@ -173,7 +173,7 @@ def taught(name: str, shard: bool, **changes) -> dict:
     from tiny_trained import trainable
     from torch.distributed.tensor import DTensor
 
-    from pipelines import Lora, Rows, sharding
+    from pipelines import DistributedPolicy, Lora, sharding
 
     policy = trainable(
         name,
@@ -186,17 +186,19 @@ def taught(name: str, shard: bool, **changes) -> dict:
         text={},
         **changes,
     )
-    rows, modules = Rows(policy, micro=1), list(policy.adapters.denoisers.values())
+    rows, modules = DistributedPolicy(policy, micro=1), list(policy.adapters.denoisers.values())
     rows.optimizer(1e-3)
-    most, norms = [0], []
+    maximum, norms = [0], []
 
     def measured(*_) -> None:
-        most[0] = max(most[0], sum(p.nbytes for m in modules for p in m.parameters() if not isinstance(p, DTensor)))
+        maximum[0] = max(
+            maximum[0], sum(p.nbytes for m in modules for p in m.parameters() if not isinstance(p, DTensor))
+        )
 
     if policy.sharded:
         for part in (part for m in modules for part in m.modules() if hasattr(part, "unshard")):
             part.register_forward_pre_hook(measured), part.register_forward_hook(measured)
-    x = torch.randn(3, *policy.anatomy.state.shape[1:], generator=torch.Generator().manual_seed(0))
+    x = torch.randn(3, *policy.structure.state.shape[1:], generator=torch.Generator().manual_seed(0))
     for _ in range(2):
         live = rows.predict(x, 1, PROMPTS).x0  # its graph is kept while other weights are swapped in
         with torch.no_grad(), rows.reference():
@@ -207,15 +209,20 @@ def taught(name: str, shard: bool, **changes) -> dict:
         rows.backward((live - 0.5 * before - 0.4 * older).square().mean())
         rows.backward(rows.sample(PROMPTS, seeds=SEEDS, grad=2).media.data.square().mean())
         norms.append(rows.update())
-    held = {key: _bytes(tree) for key, tree in _held(policy).items()}
-    told = {
+    bytes_held = {key: _bytes(tree) for key, tree in _held(policy).items()}
+    messages = {
         "norms": norms,
-        "distance": policy.adapters.distance(),
-        "finite": sharding.finite(policy.adapters.parameters),
+        "distance": policy.adapters.distance_from_base(),
+        "finite": sharding.all_finite(policy.adapters.parameters),
         "nfe": policy.nfe,
     }
     state = policy.state_dict()
-    return told | {"held": held, "whole": most[0], "adapters": state["adapters"], "optimizer": state["optimizer"]}
+    return messages | {
+        "held": bytes_held,
+        "whole": maximum[0],
+        "adapters": state["adapters"],
+        "optimizer": state["optimizer"],
+    }
 
 
 def _held(policy) -> dict:
@@ -234,17 +241,17 @@ def _bytes(tensors) -> int:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory):
-    home = tmp_path_factory.mktemp("shards")
-    done = subprocess.run(
-        [sys.executable, __file__, str(home)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+def outputs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("shards")
+    exported = subprocess.run(
+        [sys.executable, __file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
     )
-    logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(home.glob("*.log")))
-    assert done.returncode == 0, done.stderr + logs
-    codes = json.loads((home / "codes.json").read_text())
+    logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(folder.glob("*.log")))
+    assert exported.returncode == 0, exported.stderr + logs
+    codes = json.loads((folder / "codes.json").read_text())
     assert codes.pop("killed") == [-9, -9], logs
     assert all(set(c) == {0} for c in codes.values()), f"{codes}\n{logs}"
-    return home
+    return folder
 
 
 def exported(runs: Path) -> dict[str, torch.Tensor]:
@@ -260,47 +267,49 @@ def told(runs: Path) -> list[dict]:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_process_of_two_holds_half_and_learns_what_one_would(made, name):
-    first, second = (torch.load(made / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
-    alone = taught(name, shard=True)  # one process: nothing is sharded
+def test_a_process_of_two_holds_half_and_learns_what_one_would(outputs, name):
+    first, second = (torch.load(outputs / f"{name}-{rank}.pt", weights_only=True) for rank in (0, 1))
+    single = taught(name, shard=True)  # one process: nothing is sharded
     for key in ("parameters", "optimiser", "copies"):
-        shares = [rank["held"][key] / alone["held"][key] for rank in (first, second)]
-        told = f"{key}: {first['held'][key]:,} and {second['held'][key]:,} bytes, of {alone['held'][key]:,} unsharded"
-        print(told)
-        assert sum(shares) == pytest.approx(1.0) and all(0.4 < share < 0.6 for share in shares), told
-    weights = alone["held"]["parameters"]
+        shares = [rank["held"][key] / single["held"][key] for rank in (first, second)]
+        messages = (
+            f"{key}: {first['held'][key]:,} and {second['held'][key]:,} bytes, of {single['held'][key]:,} unsharded"
+        )
+        print(messages)
+        assert sum(shares) == pytest.approx(1.0) and all(0.4 < share < 0.6 for share in shares), messages
+    weights = single["held"]["parameters"]
     assert 0 < first["whole"] < 0.7 * weights, f"at most {first['whole']:,} bytes of weights were whole, of {weights:,}"
-    assert first["norms"] == second["norms"] == pytest.approx(alone["norms"], rel=1e-4)
-    assert first["distance"] == second["distance"] == pytest.approx(alone["distance"], rel=1e-3) and first["finite"]
+    assert first["norms"] == second["norms"] == pytest.approx(single["norms"], rel=1e-4)
+    assert first["distance"] == second["distance"] == pytest.approx(single["distance"], rel=1e-3) and first["finite"]
     assert first["nfe"] == second["nfe"], "both ran the denoiser for as many rows, or they would have waited for ever"
-    assert first["adapters"].keys() == alone["adapters"].keys() == {"train", "old", "ema"}
-    for copy, values in alone["adapters"].items():
+    assert first["adapters"].keys() == single["adapters"].keys() == {"train", "old", "ema"}
+    for copy, values in single["adapters"].items():
         assert all(torch.allclose(first["adapters"][copy][k], v, atol=1e-4) for k, v in values.items()), copy
-    for n, state in alone["optimizer"]["state"].items():
+    for n, state in single["optimizer"]["state"].items():
         assert all(torch.allclose(first["optimizer"]["state"][n][k], v, atol=1e-3) for k, v in state.items())
     assert all(v is None for v in second["adapters"]["train"].values()), "only the first process puts weights together"
 
 
-def test_a_pipeline_in_half_precision_computes_in_it_and_keeps_its_shards_in_full(made):
-    ours, alone = torch.load(made / "half-0.pt", weights_only=True), said(shard=False)
-    assert ours["dtypes"] == ["torch.float32"] and ours["x"].dtype == alone["x"].dtype == torch.bfloat16
-    assert torch.equal(ours["x"], alone["x"]) and torch.equal(ours["x0"], alone["x0"])
+def test_a_pipeline_in_half_precision_computes_in_it_and_keeps_its_shards_in_full(outputs):
+    ours, single = torch.load(outputs / "half-0.pt", weights_only=True), said(shard=False)
+    assert ours["dtypes"] == ["torch.float32"] and ours["x"].dtype == single["x"].dtype == torch.bfloat16
+    assert torch.equal(ours["x"], single["x"]) and torch.equal(ours["x0"], single["x0"])
 
 
-def test_a_sharded_run_comes_to_the_weights_of_an_unsharded_one(made):
-    ours, theirs = exported(made / "calm"), exported(made / "alone")
+def test_a_sharded_run_comes_to_the_weights_of_an_unsharded_one(outputs):
+    ours, theirs = exported(outputs / "calm"), exported(outputs / "alone")
     assert ours.keys() == theirs.keys() and {key.split()[0] for key in ours} == {"nft", "draft"}
     for key, value in theirs.items():
         assert torch.allclose(ours[key], value, atol=1e-4), f"{key}: {float((ours[key] - value).abs().max())}"
-    for mine, its in zip(told(made / "calm"), told(made / "alone"), strict=True):
-        if mine.get("phase") in ("train", "watch"):
-            assert mine["metrics"] == pytest.approx(its["metrics"], rel=1e-3, abs=1e-3)
+    for local_weights, its in zip(told(outputs / "calm"), told(outputs / "alone"), strict=True):
+        if local_weights.get("phase") in ("train", "watch"):
+            assert local_weights["metrics"] == pytest.approx(its["metrics"], rel=1e-3, abs=1e-3)
 
 
-def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(made):
-    ours, theirs = exported(made / "killed"), exported(made / "calm")
+def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(outputs):
+    ours, theirs = exported(outputs / "killed"), exported(outputs / "calm")
     assert ours.keys() == theirs.keys() and all(torch.equal(ours[key], theirs[key]) for key in theirs)
-    assert told(made / "killed") == told(made / "calm")
+    assert told(outputs / "killed") == told(outputs / "calm")
 
 
 @pytest.mark.parametrize(
@@ -315,16 +324,16 @@ def test_what_can_not_be_sharded_is_refused_in_one_sentence(block, says):
     from workbench.runs import train_config
 
     with pytest.raises(BadInput, match=says):
-        train_config.read({"shard": True, **block}, {}, [], [])
+        train_config.read_train_config({"shard": True, **block}, {}, [], [])
 
 
 def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monkeypatch):
     from workbench.runs import train_config
 
-    asked = train_config.read({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
-    assert "nothing is sharded: this is one process" in train_config.told(asked, ["a"], True, ["b"])[0]
+    requested = train_config.read_train_config({"shard": True, "lora": {"targets": "weights"}}, {}, [], [])
+    assert "nothing is sharded: this is one process" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
     monkeypatch.setenv("WORLD_SIZE", "4")
-    assert "in shards over 4 processes" in train_config.told(asked, ["a"], True, ["b"])[0]
+    assert "in shards over 4 processes" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
 
 
 if __name__ == "__main__":

@@ -11,9 +11,15 @@ from transformers import CLIPModel, CLIPTokenizer
 
 import pipelines
 from pipelines.starter.music import measure, oracle, world
-from pipelines.starter.music.autoencoder import components, decode, encode, new_autoencoder, signal_to_noise
+from pipelines.starter.music.autoencoder import (
+    decode_latents,
+    encode_waves,
+    new_autoencoder,
+    principal_components,
+    signal_to_noise,
+)
 from pipelines.starter.music.build import build
-from pipelines.starter.music.clap import corrupted, draw_batch
+from pipelines.starter.music.clap import corrupt_wave, draw_batch
 from pipelines.starter.resumable_training import Draw
 from rewards.audio.starter_clap import StarterCLAP
 from workbench.core import paths
@@ -32,34 +38,34 @@ def exact(waves: torch.Tensor, prompts: list[str]) -> torch.Tensor:
 @pytest.fixture(scope="module")
 def sample() -> tuple[list[world.Piece], list[str], torch.Tensor]:
     """180 fresh pieces, half of them from all of the world, half of them held out."""
-    draw = Draw.at(1, "music sample")
+    draw = Draw.at_step(1, "music sample")
     everything = list(world.all_pieces().values())
     pieces = [draw.python.choice(everything) for _ in range(90)]
-    pieces += [draw.python.choice([p for p in everything if world.held_out(p)]) for _ in range(90)]
-    return pieces, [p.prompt for p in pieces], world.render(pieces, draw.python, draw.torch)
+    pieces += [draw.python.choice([p for p in everything if world.is_held_out(p)]) for _ in range(90)]
+    return pieces, [p.prompt for p in pieces], world.render_pieces(pieces, draw.python, draw.torch)
 
 
 def test_every_prompt_parses_back_and_nothing_else_does():
     assert len(world.all_pieces()) == 2 * 2 * 24 * 24 * 4
     for prompt, piece in world.all_pieces().items():
-        assert world.parse(prompt) == piece and world.category(prompt) in world.CATEGORIES
+        assert world.parse_prompt(prompt) == piece and world.prompt_category(prompt) in world.CATEGORIES
     for other in ("", "major", "a red circle", "major legato rising low flute then rising low flute"):
-        assert world.parse(other) is None and world.category(other) == "?"
+        assert world.parse_prompt(other) is None and world.prompt_category(other) == "?"
 
 
 def test_the_oracle_reads_every_piece_and_detuned_ones_too(sample):
     pieces, prompts, waves = sample
-    draw = Draw.at(2, "detuned")
+    draw = Draw.at_step(2, "detuned")
     assert waves.abs().max() <= 1
     assert exact(waves, prompts).mean() >= 0.99
-    assert exact(world.render(pieces[:100], draw.python, draw.torch, tuning=1.0), prompts[:100]).mean() >= 0.98
+    assert exact(world.render_pieces(pieces[:100], draw.python, draw.torch, tuning=1.0), prompts[:100]).mean() >= 0.98
 
 
 def test_the_oracle_says_no_to_other_prompts_near_misses_broken_clips_noise_and_silence(sample):
     pieces, prompts, waves = sample
-    draw = Draw.at(3, "false alarms")
-    near = world.render([world.near(p, draw.python) for p in pieces], draw.python, draw.torch)
-    broken = torch.stack([corrupted(w, waves[i - 1], draw.python, draw.torch) for i, w in enumerate(waves)])
+    draw = Draw.at_step(3, "false alarms")
+    near = world.render_pieces([world.near_miss(p, draw.python) for p in pieces], draw.python, draw.torch)
+    broken = torch.stack([corrupt_wave(w, waves[i - 1], draw.python, draw.torch) for i, w in enumerate(waves)])
     assert exact(waves[1:], prompts[:-1]).mean() <= 0.01
     assert exact(near, prompts).mean() == 0
     assert exact(broken, prompts).mean() <= 0.08
@@ -69,7 +75,7 @@ def test_the_oracle_says_no_to_other_prompts_near_misses_broken_clips_noise_and_
 
 def test_harm_that_leaves_a_piece_what_it_is_does_not_fool_the_oracle(sample):
     _, prompts, waves = sample
-    for name, harmed in measure.stress(waves[:100], Draw.at(4, "stress")).items():
+    for name, harmed in measure.harmed_copies(waves[:100], Draw.at_step(4, "stress")).items():
         assert exact(harmed, prompts[:100]).mean() >= 0.98, name
 
 
@@ -96,23 +102,23 @@ def test_what_can_not_be_judged_is_not_a_number_and_the_wrong_format_is_refused(
 
 
 def test_the_hold_out_leaks_neither_through_pieces_nor_prompts_nor_near_misses():
-    held = {p for p, piece in world.all_pieces().items() if world.held_out(piece)}
+    held = {p for p, piece in world.all_pieces().items() if world.is_held_out(piece)}
     assert 0.1 < len(held) / len(world.all_pieces()) < 0.2
     for k in range(4):
-        _, heard, texts = draw_batch(16, Draw.at(5, k))
+        _, heard, texts = draw_batch(16, Draw.at_step(5, k))
         assert not held & set(texts) and not held & {p.prompt for p in heard if p}
-    assert held.issuperset(prompts.prompts("starter-music-test"))
-    assert held.isdisjoint(prompts.prompts("starter-music-train"))
+    assert held.issuperset(prompts.read_prompts("starter-music-test"))
+    assert held.isdisjoint(prompts.read_prompts("starter-music-train"))
 
 
 def test_a_computed_autoencoder_keeps_the_content_and_a_small_one_does_not(sample):
     _, prompts, waves = sample
-    basis, deviation = components(seed=0, clips=60)
-    back = decode(vae := new_autoencoder(basis, deviation), latents := encode(vae, waves[:60]))
+    basis, deviation = principal_components(seed=0, clips=60)
+    back = decode_latents(vae := new_autoencoder(basis, deviation), latents := encode_waves(vae, waves[:60]))
     assert latents.shape == (60, 32, 64) and latents.square().mean().item() == pytest.approx(1, rel=0.3)
     assert signal_to_noise(waves[:60], back) > 20 and exact(back, prompts[:60]).mean() >= 0.98
     basis[16:] = 0
-    poor = decode(small := new_autoencoder(basis + 1e-6, deviation), encode(small, waves[:60]))
+    poor = decode_latents(small := new_autoencoder(basis + 1e-6, deviation), encode_waves(small, waves[:60]))
     assert exact(poor, prompts[:60]).mean() < 0.5
 
 
@@ -135,16 +141,16 @@ def test_the_recipe_runs_and_goes_on_after_an_interruption(tmp_path):
 def waves_of() -> dict[str, torch.Tensor]:
     """40 held-out prompts as each generator plays them."""
     return {
-        name: measure.generate(
-            DiffusionPipeline.from_pretrained(paths.resolve(f"starter:music/{name}")),
-            measure.prompts(True, 40), seed=1, steps=8, guidance=2.0,
+        name: measure.generate_waves(
+            DiffusionPipeline.from_pretrained(paths.resolve_repo(f"starter:music/{name}")),
+            measure.choose_prompts(True, 40), seed=1, steps=8, guidance=2.0,
         )
         for name in ("base", "good")
     }  # fmt: skip
 
 
 def test_the_good_generator_plays_what_it_was_never_told_and_the_base_leaves_room(waves_of):
-    prompts = measure.prompts(True, 40)
+    prompts = measure.choose_prompts(True, 40)
     good, base = exact(waves_of["good"], prompts), exact(waves_of["base"], prompts)
     assert good.mean() >= 0.7 and 0.05 <= base.mean() <= good.mean() - 0.15
     assert exact(waves_of["good"].roll(1, 0), prompts).mean() <= 0.05
@@ -152,7 +158,7 @@ def test_the_good_generator_plays_what_it_was_never_told_and_the_base_leaves_roo
 
 def test_the_policy_of_the_config_is_the_pipeline_itself():
     policy = pipelines.load("starter-music", device="cpu")
-    prompts, seeds = measure.prompts(True, 2), (3, 4)
+    prompts, seeds = measure.choose_prompts(True, 2), (3, 4)
     made = policy.sample(prompts, seeds=seeds).media
     plain = policy.pipe(
         prompts, generator=[torch.Generator().manual_seed(s) for s in seeds],
@@ -167,7 +173,7 @@ def test_a_stochastic_step_is_the_schedulers_own_where_it_has_no_noise_and_is_re
         pipelines.load("starter-music", device="cpu", kernel=kernel)
         for kernel in ({}, {"name": "ancestral", "eta": 0.0}, {"name": "flow-sde", "eta": 0.7})
     )
-    prompts, seeds = measure.prompts(True, 2), (3, 4)
+    prompts, seeds = measure.choose_prompts(True, 2), (3, 4)
     drawn = plain.sample(prompts, seeds=seeds)
     assert torch.allclose(still.sample(prompts, seeds=seeds).x, drawn.x, atol=1e-4)
     said = plain.predict(drawn.x[:, 3], 3, prompts)
@@ -180,20 +186,20 @@ def test_a_stochastic_step_is_the_schedulers_own_where_it_has_no_noise_and_is_re
 
 def test_the_encoder_prefers_the_truth_to_near_misses_and_broken_clips(sample):
     pieces, prompts, waves = sample
-    draw, reward = Draw.at(6, "reward"), StarterCLAP()
+    draw, reward = Draw.at_step(6, "reward"), StarterCLAP()
     rows = slice(90, 160)  # held out
     own = reward(media=sound(waves[rows]), prompts=prompts[rows])
-    other = [world.near(p, draw.python).prompt for p in pieces[rows]]
-    broken = torch.stack([corrupted(w, waves[i - 1], draw.python, draw.torch) for i, w in enumerate(waves[rows])])
+    other = [world.near_miss(p, draw.python).prompt for p in pieces[rows]]
+    broken = torch.stack([corrupt_wave(w, waves[i - 1], draw.python, draw.torch) for i, w in enumerate(waves[rows])])
     assert (own > reward(media=sound(waves[rows]), prompts=other)).float().mean() >= 0.9
     assert (own > reward(media=sound(broken), prompts=prompts[rows])).float().mean() >= 0.85
 
 
 def test_the_reward_hears_as_the_encoder_was_trained(sample):
     _, prompts, waves = sample
-    folder = paths.resolve("starter:music/clap")
+    folder = paths.resolve_repo("starter:music/clap")
     clap, tokenizer = CLIPModel.from_pretrained(folder).eval(), CLIPTokenizer.from_pretrained(folder)
-    trained = measure.cosine(clap, tokenizer, waves[:6], prompts[:6])
+    trained = measure.cosine_scores(clap, tokenizer, waves[:6], prompts[:6])
     assert torch.allclose(StarterCLAP()(media=sound(waves[:6]), prompts=prompts[:6]), trained, atol=1e-4)
 
 

@@ -1,7 +1,8 @@
-"""Steering samples what it says it samples: against laws computed on a grid, and against what the reference codes get wrong.
+"""Steering samples what it says it samples: against laws computed on a grid, and against what the reference codes get
+wrong.
 
-The policy is a flow to a mixture of Gaussians whose every law is known (mixture_policy.py); with reward r and strength lam the
-target is p(x) exp(lam r(x)), p being the law of the policy's own chain, its discretisation included.
+The policy is a flow to a mixture of Gaussians whose every law is known (mixture_policy.py); with reward r and strength
+lam the target is p(x) exp(lam r(x)), p being the law of the policy's own chain, its discretisation included.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from mixture_policy import MixturePolicy, Value, ks
 from pipelines.transitions import Ancestral, FlowSDE
 from workbench.core.types import BadInput, Batch, Media, RewardSpec
 from workbench.methods.common import particles
-from workbench.methods.common.particles import effective, resample, systematic
+from workbench.methods.common.particles import effective_sample_size, resample_groups, resample_systematically
 from workbench.methods.inference.beam import Beam
 from workbench.methods.inference.das import DAS
 from workbench.methods.inference.fk import FK, POTENTIALS
@@ -70,15 +71,14 @@ class Watched(FK):
 
 def lineages(monkeypatch):
     """The ancestors of every resampling that a method does from now on, and whether it did resample."""
-    log, real = [], particles.resample
+    log, real = [], particles.resample_groups
 
     def spy(logw, *rest):
         rows, low, ess = real(logw, *rest)
         log.append((logw.clone(), rows, low, ess))
         return rows, low, ess
 
-    monkeypatch.setattr("workbench.methods.inference.fk.resample", spy)
-    monkeypatch.setattr("workbench.methods.inference.das.resample", spy)
+    monkeypatch.setattr(particles, "resample_groups", spy)
     return log
 
 
@@ -164,10 +164,10 @@ def test_one_particle_without_a_push_is_the_policys_own_chain_bit_for_bit(method
 @pytest.mark.parametrize("method", [FK(lam=0.0, choose="draw"), DAS(lam=0.0, choose="draw")])
 def test_without_strength_particles_are_plain_samples_and_the_one_drawn_is_any_of_them(method, ess):
     pipe, seeds = policy(), range(40)
-    got = events(replace(method, ess=ess), ("a",) * 40, seeds, pipe=pipe)[-1].media.data
+    got = events(replace(method, ess_threshold=ess), ("a",) * 40, seeds, pipe=pipe)[-1].media.data
     prompts = ("a",) * 4
     chains = [
-        pipe.sample(prompts, seeds=[s, *(particles.derive(s, "candidate", j) for j in (1, 2, 3))]).media.data
+        pipe.sample(prompts, seeds=[s, *(particles.derive_seed(s, "candidate", j) for j in (1, 2, 3))]).media.data
         for s in seeds
     ]
     slot = [next(j for j in range(4) if torch.equal(chain[j], row)) for chain, row in zip(chains, got, strict=True)]
@@ -190,7 +190,7 @@ def test_soft_choice_at_a_high_temperature_is_the_plain_law():
 def test_systematic_resampling_gives_floor_or_ceil_of_k_w_children_and_the_right_mean():
     weights = torch.tensor([[0.5, 0.26, 0.2, 0.04, 0.0]], dtype=torch.float64)
     u = torch.rand(2000, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    rows = systematic(weights.expand(2000, 5), u)
+    rows = resample_systematically(weights.expand(2000, 5), u)
     children = torch.nn.functional.one_hot(rows, 5).sum(1)  # [2000,5]
     assert (children >= (5 * weights).floor()).all() and (children <= (5 * weights).ceil()).all()
     assert torch.allclose(children.double().mean(0), 5 * weights[0], atol=0.05)
@@ -203,14 +203,14 @@ def test_systematic_resampling_gives_floor_or_ceil_of_k_w_children_and_the_right
 def test_equal_weights_leave_every_particle_one_child(k, u):
     """At the ends of what `uniforms` can say, too: rounding neither skips a particle nor runs over the last."""
     weights = torch.full((1, k), 0.1, dtype=torch.float64).softmax(1)
-    assert torch.equal(systematic(weights, torch.tensor([u], dtype=torch.float64))[0], torch.arange(k))
+    assert torch.equal(resample_systematically(weights, torch.tensor([u], dtype=torch.float64))[0], torch.arange(k))
 
 
 def test_the_effective_sample_size_counts_the_particles_that_matter():
     inf = math.inf
     logw = torch.tensor([[0.0, 0.0, 0.0, 0.0], [700.0, 0.0, 0.0, 0.0], [5.0, 5.0, -inf, -inf]], dtype=torch.float64)
-    assert torch.allclose(effective(logw), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
-    rows, low, _ = resample(logw, 0.5, (1, 2, 3), 0)
+    assert torch.allclose(effective_sample_size(logw), torch.tensor([4.0, 1.0, 2.0], dtype=torch.float64))
+    rows, low, _ = resample_groups(logw, 0.5, (1, 2, 3), 0)
     assert low.flatten().tolist() == [False, True, False]
     assert rows.tolist() == [[0, 1, 2, 3], [0, 0, 0, 0], [0, 1, 2, 3]]
 
@@ -235,11 +235,11 @@ def test_weights_of_a_step_that_does_not_resample_are_kept(monkeypatch, potentia
     """The effective sample size stays high after the first judgement; the second adds to its weights."""
     log = lineages(monkeypatch)
     a, b, end = [0.1, 0.0, 0.2, 0.0], [0.3, 0.0, 0.0, 0.1], [0.0, 0.5, 0.2, 0.1]
-    final = events(Watched(lam=1.0, potential=potential, ess=0.01), reward=Scripted(a, b, end))[-1]
+    final = events(Watched(lam=1.0, potential=potential, ess_threshold=0.01), reward=Scripted(a, b, end))[-1]
     a, b, end = (torch.tensor([v]).double() for v in (a, b, end))
     assert not any(low.any() for *_, low, _ in log)
     assert torch.allclose(log[0][0], a) and torch.allclose(log[1][0], spent(potential, a, b))
-    assert final.metrics["ess"] == pytest.approx(effective(end).item(), rel=1e-6)
+    assert final.metrics["ess"] == pytest.approx(effective_sample_size(end).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("potential", POTENTIALS)
@@ -252,8 +252,8 @@ def test_the_last_weight_divides_the_final_reward_by_all_that_was_spent(monkeypa
     a, b, end = (torch.tensor(v).double() for v in (a, b, end))
     rows = log[1][1][0]
     assert set(rows.tolist()) == {0, 2}
-    right = effective(lam * (end - spent(potential, a, b)[rows])[None]).item()
-    running_maximum = effective(lam * torch.maximum(end, b[rows])[None]).item()
+    right = effective_sample_size(lam * (end - spent(potential, a, b)[rows])[None]).item()
+    running_maximum = effective_sample_size(lam * torch.maximum(end, b[rows])[None]).item()
     assert final.metrics["ess"] == pytest.approx(right, rel=1e-6) != pytest.approx(running_maximum, rel=1e-3)
 
 
@@ -289,17 +289,21 @@ def test_copies_part_at_once():
 
 
 def test_the_schedule_is_a_share_of_the_chain():
-    assert FK().schedule(100) == {20, 40, 60, 80}  # the paper's 100 steps
-    assert FK().schedule(8) == {2, 3, 5, 6} and FK().schedule(4) == {1, 2} and FK().schedule(1) == set()
+    assert FK().resampling_steps(100) == {20, 40, 60, 80}  # the paper's 100 steps
+    assert (
+        FK().resampling_steps(8) == {2, 3, 5, 6}
+        and FK().resampling_steps(4) == {1, 2}
+        and FK().resampling_steps(1) == set()
+    )
     with pytest.raises(BadInput, match="start 0.9"):
         FK(start=0.9, end=0.1)
 
 
 def test_das_tempers_the_reward_in_as_the_paper_does():
     method = DAS()
-    assert [method.temper(i, 100) for i in (0, 87, 88, 100)] == [0, pytest.approx(1.0, abs=2e-3), 1, 1]
-    assert method.temper(25, 50) == method.temper(50, 100)
-    assert DAS(gamma=0.0).temper(7, 8) == 0 and DAS(gamma=0.0).temper(8, 8) == 1
+    assert [method.tempering(i, 100) for i in (0, 87, 88, 100)] == [0, pytest.approx(1.0, abs=2e-3), 1, 1]
+    assert method.tempering(25, 50) == method.tempering(50, 100)
+    assert DAS(gamma=0.0).tempering(7, 8) == 0 and DAS(gamma=0.0).tempering(8, 8) == 1
 
 
 # rows

@@ -50,7 +50,7 @@ def test_an_unfinished_run_of_the_same_config_is_found_again_and_any_other_is_no
 
 
 def test_settings_that_are_tuples_are_found_again_as_the_lists_that_json_makes_of_them(tmp_path):
-    _, contestants = compare.blocks(["srpo"], "starter-image-teacher", None)
+    _, contestants = compare.contestant_blocks(["srpo"], "starter-image-teacher", None)
     assert any(isinstance(v, tuple) for v in contestants["srpo"].values()), "or this shows nothing"
     asked = {"pipeline": "starter-image-teacher", "contestants": contestants}
     folder = store.RunFolder.open(tmp_path, "mine", asked)
@@ -59,13 +59,13 @@ def test_settings_that_are_tuples_are_found_again_as_the_lists_that_json_makes_o
 
 
 def test_rewinding_forgets_unfinished_batches_torn_lines_and_failures(folder):
-    folder.append({"contestant": "a", "batch": 0, "step": 0})
-    folder.append({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0)]})
-    folder.append({"contestant": "a", "batch": 1, "step": 0})
-    folder.append({"contestant": "b", "batch": 0, "failed": "out of memory"})
+    folder.append_event({"contestant": "a", "batch": 0, "step": 0})
+    folder.append_event({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0)]})
+    folder.append_event({"contestant": "a", "batch": 1, "step": 0})
+    folder.append_event({"contestant": "b", "batch": 0, "failed": "out of memory"})
     with open(folder.path / "events.jsonl", "a") as f:
         f.write('{"contestant": "a", "batch": 1, "fin')
-    assert folder.rewind() == {("a", 0)}
+    assert folder.drop_unfinished() == {("a", 0)}
     assert [e.get("step", "final") for e in folder.events()] == [0, "final"]
 
 
@@ -77,36 +77,36 @@ def test_the_run_json_of_another_program_is_no_run_to_go_on_with(tmp_path):
 
 
 def test_syncing_twice_indexes_each_artefact_once(tmp_path, folder):
-    folder.append({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0), sample(1)]})
+    folder.append_event({"contestant": "a", "batch": 0, "final": True, "samples": [sample(0), sample(1)]})
     cost = {"name": "a", "method": "sample", "samples": 2, "nfe": 4, "seconds": 2.0}
     folder.write("summary.json", {"contestants": [cost, {"name": "b", "failed": "it broke"}]})
     for _ in range(2):
-        store.sync(tmp_path, folder)
-    with store.index(tmp_path) as db:
+        store.sync_index(tmp_path, folder)
+    with store.open_index(tmp_path) as db:
         assert db.execute("SELECT COUNT(*) FROM artefacts").fetchone()[0] == 2
         assert db.execute("SELECT reward, version, value FROM scores").fetchall()[0][:] == ("r", "2", 0.5)
     assert store.seconds_per_call(tmp_path, "p") == {"sample": 0.5}
 
 
 def test_a_failed_transaction_leaves_the_index_as_it_was(tmp_path):
-    with pytest.raises(sqlite3.IntegrityError), store.index(tmp_path) as db:
+    with pytest.raises(sqlite3.IntegrityError), store.open_index(tmp_path) as db:
         db.execute(
             "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')"
         )
         db.execute(
             "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES ('f','n','c','s','p','{}')"
         )
-    with store.index(tmp_path) as db:
+    with store.open_index(tmp_path) as db:
         assert db.execute("SELECT COUNT(*) FROM runs").fetchone()[0] == 0
 
 
 def test_an_index_from_a_newer_workbench_is_refused(tmp_path):
-    with store.index(tmp_path) as db:
+    with store.open_index(tmp_path) as db:
         assert db.execute("PRAGMA user_version").fetchone()[0] == len(store.SCHEMA)
     db = sqlite3.connect(tmp_path / "workbench.db")
     db.execute("PRAGMA user_version=999")
     db.close()
-    with pytest.raises(BadInput, match="newer workbench"), store.index(tmp_path):
+    with pytest.raises(BadInput, match="newer workbench"), store.open_index(tmp_path):
         pass
 
 
@@ -133,7 +133,7 @@ def test_writers_of_one_file_do_not_disturb_each_other(tmp_path):
 
 def test_numbers_that_json_cannot_say_are_never_written(folder):
     with pytest.raises(ValueError, match="JSON compliant"):
-        folder.append({"contestant": "a", "batch": 0, "metrics": {"reward": float("nan")}})
+        folder.append_event({"contestant": "a", "batch": 0, "metrics": {"reward": float("nan")}})
 
 
 def test_a_folder_that_cannot_be_written_is_refused_in_one_sentence(tmp_path):
@@ -155,12 +155,12 @@ def test_a_file_of_json_that_is_no_record_is_called_damaged(folder):
 
 
 def test_an_index_that_another_program_holds_is_named(tmp_path, monkeypatch):
-    with store.index(tmp_path):
+    with store.open_index(tmp_path):
         pass
     real = sqlite3.connect
     other = real(tmp_path / "workbench.db", isolation_level=None)
     other.execute("BEGIN EXCLUSIVE")
     monkeypatch.setattr(store.sqlite3, "connect", lambda path, timeout, **how: real(path, timeout=0, **how))
-    with pytest.raises(BadInput, match="another program holds the index"), store.index(tmp_path):
+    with pytest.raises(BadInput, match="another program holds the index"), store.open_index(tmp_path):
         pass
     other.close()

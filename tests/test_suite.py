@@ -16,6 +16,7 @@ from workbench import cli
 from workbench.core.io import media
 from workbench.core.types import BadInput
 from workbench.engine import run
+from workbench.engine.plan import plan_run
 from workbench.methods import METHODS
 from workbench.runs import store
 from workbench.tools import suite_layouts, suites
@@ -50,7 +51,8 @@ LAID = {  # suite -> what lies in OUT besides the manifest, with two seeds where
     "partiprompts": {"images/metadata.jsonl", *(f"images/0000{n}_{k}.png" for n in (0, 1) for k in (0, 1))},
     "drawbench": {"drawbench.json", "drawbench_imgs/starter-image-sample/00000.jpg",
                   "drawbench_imgs/starter-image-sample/00001.jpg"},
-    "hpdv2": {"benchmark_imgs/starter-image-sample/photo/00000.jpg", "benchmark_imgs/starter-image-sample/photo/00001.jpg"},
+    "hpdv2": {"benchmark_imgs/starter-image-sample/photo/00000.jpg",
+              "benchmark_imgs/starter-image-sample/photo/00001.jpg"},
     "unigenbench": {f"en/starter-image-sample/{n}_{k}.png" for n in (0, 7) for k in (0, 1)},
 }  # fmt: skip
 
@@ -61,16 +63,16 @@ def prompt_file(folder: Path, name: str, content: str | None = None) -> Path:
     return path
 
 
-def ask(folder: Path, name: str, **change) -> suites.Job:
+def ask(folder: Path, name: str, **change) -> suites.SuiteJob:
     source = folder / FILES[name][0]
     if "prompts" not in change and not source.exists():
         prompt_file(folder, name)
-    asked = {"pipeline": "starter-image", "seeds": 1 if suite_layouts.SUITES[name].single else 2} | change
-    return suites.job(name, asked.pop("prompts", source), folder / "out", **asked)
+    asked = {"pipeline": "starter-image", "seeds": 1 if suite_layouts.SUITES[name].is_single_image else 2} | change
+    return suites.prepare_job(name, asked.pop("prompts", source), folder / "out", **asked)
 
 
-def make(job: suites.Job, command: str = "workbench suite …") -> dict:
-    for _ in suites.make(job, run.plan(job.config, command), job.out.parent / "runs"):
+def make(job: suites.SuiteJob, command: str = "workbench suite …") -> dict:
+    for _ in suites.make_pictures(job, plan_run(job.config, command), job.out.parent / "runs"):
         pass
     return json.loads((job.out / "manifest.json").read_text())
 
@@ -78,7 +80,7 @@ def make(job: suites.Job, command: str = "workbench suite …") -> dict:
 def laid(out: Path) -> dict[str, tuple[str, int]]:
     """Every file but the manifest -> (its digest, when it was written)."""
     found = [p for p in out.rglob("*") if p.is_file() and p.name != "manifest.json"]
-    return {p.relative_to(out).as_posix(): (media.fingerprint(p), p.stat().st_mtime_ns) for p in found}
+    return {p.relative_to(out).as_posix(): (media.file_digest(p), p.stat().st_mtime_ns) for p in found}
 
 
 @pytest.fixture(scope="module")
@@ -107,11 +109,11 @@ def test_each_suite_lies_where_its_scorer_looks_and_nothing_else_does(made, name
         and manifest["made_with"]["versions"]["torch"]
     )
     for f in manifest["files"]:
-        assert media.fingerprint(job.out / f["file"]) == f["sha256"]
+        assert media.file_digest(job.out / f["file"]) == f["sha256"]
 
 
-def runs_own(job: suites.Job) -> dict[tuple[str, int], Path]:
-    (folder,) = store.folders(job.out.parent / "runs")
+def runs_own(job: suites.SuiteJob) -> dict[tuple[str, int], Path]:
+    (folder,) = store.list_run_folders(job.out.parent / "runs")
     rows = [s for e in folder.events() if e.get("final") for s in e["samples"]]
     return {(s["prompt"], s["k"]): folder.path / s["file"] for s in rows}
 
@@ -169,7 +171,7 @@ def test_the_scorers_commands_are_one_shell_line_each_that_names_what_was_made(m
 
 
 def test_the_published_number_of_pictures_is_made_unless_another_is_asked_for(tmp_path):
-    counts = {name: ask(tmp_path, name, seeds=None).config.seeds for name in suite_layouts.SUITES}
+    counts = {name: ask(tmp_path, name, seeds=None).config.samples_per_prompt for name in suite_layouts.SUITES}
     assert counts == {
         "geneval": 4,
         "t2i-compbench": 10,
@@ -182,7 +184,9 @@ def test_the_published_number_of_pictures_is_made_unless_another_is_asked_for(tm
 
 def test_a_limit_makes_the_first_prompts_only(tmp_path):
     job = ask(tmp_path, "unigenbench", limit=1, seeds=1)
-    assert [*job.targets()] == ["en/starter-image-sample/0_0.png"] and job.config.prompts == ["a red circle, drawn"]
+    assert [*job.picture_paths()] == ["en/starter-image-sample/0_0.png"] and job.config.prompts == [
+        "a red circle, drawn"
+    ]
 
 
 def test_any_method_can_make_them(tmp_path):
@@ -196,7 +200,7 @@ def test_any_method_can_make_them(tmp_path):
 
 def test_asking_again_changes_nothing_and_makes_nothing(own, monkeypatch):
     before, manifest = laid(own.out), (own.out / "manifest.json").stat().st_mtime_ns
-    monkeypatch.setattr(run, "execute", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(run, "execute_run", lambda *_: pytest.fail("made again"))
     make(own, "another wording of the same command")
     assert laid(own.out) == before and (own.out / "manifest.json").stat().st_mtime_ns == manifest
 
@@ -206,7 +210,7 @@ def test_what_is_missing_comes_back_from_the_finished_run_and_the_rest_stays(own
     lost = {"00001/samples/00000.png", "00000/metadata.jsonl"}
     for f in lost:
         (own.out / f).unlink()
-    monkeypatch.setattr(run, "execute", lambda *_: pytest.fail("made again"))
+    monkeypatch.setattr(run, "execute_run", lambda *_: pytest.fail("made again"))
     again = make(own)
     after = laid(own.out)
     assert {f: d for f, (d, _) in after.items()} == {f: d for f, (d, _) in before.items()}
@@ -224,13 +228,13 @@ def test_when_the_run_is_gone_too_it_is_made_again_to_the_same_pictures(own):
 
 def test_a_killed_run_goes_on_where_it_stopped(tmp_path):
     job = ask(tmp_path, "geneval", overrides=["batch=1"])
-    progress = suites.make(job, run.plan(job.config), tmp_path / "runs")
+    progress = suites.make_pictures(job, plan_run(job.config), tmp_path / "runs")
     next(progress), next(progress), progress.close()
     assert not json.loads((job.out / "manifest.json").read_text())["complete"] and not laid(job.out)
-    (folder,) = store.folders(tmp_path / "runs")
+    (folder,) = store.list_run_folders(tmp_path / "runs")
     first = folder.events()[0]["samples"][0]["sha256"]
     assert make(job)["complete"] and set(laid(job.out)) == LAID["geneval"]
-    assert len(store.folders(tmp_path / "runs")) == 1 and laid(job.out)["00000/samples/00000.png"][0] == first
+    assert len(store.list_run_folders(tmp_path / "runs")) == 1 and laid(job.out)["00000/samples/00000.png"][0] == first
 
 
 def test_killed_while_laying_out_it_goes_on_and_leaves_no_temporary_file(own):
@@ -247,9 +251,9 @@ def test_a_disk_without_links_gets_copies(own, monkeypatch):
 
     monkeypatch.setattr(suites.os, "link", refuse)
     lost = own.out / "00000/samples/00001.png"
-    digest = media.fingerprint(lost)
+    digest = media.file_digest(lost)
     lost.unlink(), make(own)
-    assert media.fingerprint(lost) == digest and lost.stat().st_nlink == 1
+    assert media.file_digest(lost) == digest and lost.stat().st_nlink == 1
 
 
 @pytest.mark.parametrize("victim", ["00000/samples/00001.png", "00001/metadata.jsonl"])
@@ -319,7 +323,7 @@ HOSTILE = [
 def test_no_prompt_becomes_a_path_or_is_cut_by_the_scorer_unnoticed(tmp_path):
     source = prompt_file(tmp_path, "t2i-compbench", "\n".join([*HOSTILE, "a plain one"]))
     job = ask(tmp_path, "t2i-compbench", seeds=1)
-    for n, place in enumerate(job.targets()):
+    for n, place in enumerate(job.picture_paths()):
         parts = Path(place).parts
         assert parts[0] == "samples" and len(parts) == 2 and len(parts[1].encode()) <= 255
         assert parts[1].split("_")[1:] == [f"{n:06d}.png"]

@@ -1,5 +1,5 @@
-"""Music and video pipelines, every class that is here: what a kernel draws it scores, what decodes is encoded back, and each of
-their known traps is stepped round."""
+"""Music and video pipelines, every class that is here: what a kernel draws it scores, what decodes is encoded back, and
+each of their known traps is stepped round."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pipelines
 from pipelines import Ancestral, FlowSDE, encoding, seams
 from pipelines.config import MODALITIES, REFUSED
 from workbench.core.types import BadInput, Media
-from workbench.runs.preference_data import fit
+from workbench.runs.preference_data import fit_to_size
 
 TIMED = [*VIDEO, *AUDIO]
 VOCODED = ("AudioLDM2Pipeline", "MusicLDMPipeline")
@@ -28,14 +28,14 @@ def stochastic(name: str) -> pipelines.Policy:
     """With the kernel of its kind; ACE-Step without its guidance, which carries momentum from step to step."""
     more = {"call": {**tiny.TINY[name].call, "guidance_scale": 1.0}} if name == ACE else {}
     policy = tiny.policy(name, **more)
-    policy.kernel = FlowSDE() if policy.levels[0].flow else Ancestral()
+    policy.kernel = FlowSDE() if policy.levels[0].is_flow else Ancestral()
     return policy
 
 
 def test_every_class_that_a_config_or_a_folder_may_name_is_tried():
     timed = {name for name, (modality, _) in MODALITIES.items() if modality != "image"}
     assert timed == {tiny.class_of(name) for name in TIMED}
-    configured = {pipelines.read(name).pipeline for name in pipelines.config.names()}
+    configured = {pipelines.read_config(name).pipeline for name in pipelines.config.list_names()}
     assert timed - configured == set(), "and each has a config to start from"
 
 
@@ -50,9 +50,9 @@ def test_what_a_kernel_drew_it_can_score_and_each_row_is_its_seeds_own(name):
         off = law.log_prob(path.x[:, i + 1] + law.std)  # a control: one standard deviation away
         assert ((off - path.log_prob[:, i]).abs() > 0.05).all()
     assert torch.equal(policy.decode(path.x[:, -1], ALIKE).data, path.media.data)
-    alone = policy.sample(ALIKE[1:], seeds=SEEDS[1:])
+    single = policy.sample(ALIKE[1:], seeds=SEEDS[1:])
     size = path.x[1].abs().max()
-    assert (alone.x[0] - path.x[1]).abs().max() < 1e-4 * size
+    assert (single.x[0] - path.x[1]).abs().max() < 1e-4 * size
     assert (policy.sample(ALIKE[1:], seeds=SEEDS[:1]).x[0] - path.x[1]).abs().max() > 0.1
 
 
@@ -62,19 +62,19 @@ def test_latents_of_media_are_those_that_the_pipeline_decodes_to_their_autoencod
     policy = tiny.policy(name)
     media = policy.sample(PROMPTS, seeds=SEEDS).media
     latents = policy.encode(media)
-    assert latents.shape[1:] == policy.anatomy.state.shape[1:] and torch.equal(latents, policy.encode(media))
+    assert latents.shape[1:] == policy.structure.state.shape[1:] and torch.equal(latents, policy.encode(media))
     vae, x = policy.pipe.vae, media.data
     with torch.no_grad():
-        given, off = (encoding._given(policy, c * latents[:1]) for c in (1.0, 1.05))
+        settings, off = (encoding.capture_decoder_input(policy, c * latents[:1]) for c in (1.0, 1.05))
         if policy.modality == "audio":
-            x = F.pad(x, (0, policy._tail.length - x.shape[-1]))
+            x = F.pad(x, (0, policy._decode_path.length - x.shape[-1]))
         else:
-            x = (2 * x - 1).flatten(0, 1) if given.dim() == 4 else (2 * x - 1).transpose(1, 2)
-        found = vae.encode(x, sample_posterior=False) if name == LONGCAT else vae.encode(x)
-        z = found.latent_dist.mode() if hasattr(found, "latent_dist") else found[0]
-    own = z[: len(given)]
-    torch.testing.assert_close(given, own, rtol=1e-4, atol=1e-4 * own.abs().max().item())
-    assert (off - own).abs().max() > 1e-3 * own.abs().max()
+            x = (2 * x - 1).flatten(0, 1) if settings.dim() == 4 else (2 * x - 1).transpose(1, 2)
+        results = vae.encode(x, sample_posterior=False) if name == LONGCAT else vae.encode(x)
+        z = results.latent_dist.mode() if hasattr(results, "latent_dist") else results[0]
+    original = z[: len(settings)]
+    torch.testing.assert_close(settings, original, rtol=1e-4, atol=1e-4 * original.abs().max().item())
+    assert (off - original).abs().max() > 1e-3 * original.abs().max()
     assert policy.decode(latents, PROMPTS).data.shape == media.data.shape
 
 
@@ -89,19 +89,19 @@ def test_sounds_of_pairs_are_brought_to_the_pipelines_size_and_refused_at_anothe
     policy = tiny.policy("StableAudioPipeline")
     channels, length = policy.size
     mono = Media(torch.rand(1, 1, 3), "audio", policy.rate)
-    brought = fit(mono, policy.size)
+    brought = fit_to_size(mono, policy.size)
     assert brought.data.shape == (1, channels, length) and not brought.data[..., 3:].any()
     assert torch.equal(brought.data[0, 0, :3], mono.data[0, 0]) and torch.equal(brought.data[:, 0], brought.data[:, 1])
-    wide = Media(torch.rand(1, 2, length + 5), "audio", policy.rate)
-    assert torch.equal(fit(wide, policy.size).data, wide.data[..., :length])
-    assert torch.equal(fit(wide, (1, length)).data, wide.data.mean(1, keepdim=True)[..., :length])
-    assert policy.encode(brought).shape[1:] == policy.anatomy.state.shape[1:]
+    stereo = Media(torch.rand(1, 2, length + 5), "audio", policy.rate)
+    assert torch.equal(fit_to_size(stereo, policy.size).data, stereo.data[..., :length])
+    assert torch.equal(fit_to_size(stereo, (1, length)).data, stereo.data.mean(1, keepdim=True)[..., :length])
+    assert policy.encode(brought).shape[1:] == policy.structure.state.shape[1:]
     with pytest.raises(BadInput, match="at 8000 Hz .* makes 44100 Hz"):
         policy.encode(Media(brought.data, "audio", 8000.0))
     with pytest.raises(BadInput, match="of size 2x3 .* of size 2x7"):
-        policy.encode(Media(wide.data[..., :3], "audio", policy.rate))
+        policy.encode(Media(stereo.data[..., :3], "audio", policy.rate))
     with pytest.raises(BadInput, match="clips were found where this pipeline makes sounds"):
-        fit(Media(torch.rand(1, 2, 3, 8, 8), "video", 8.0), policy.size)
+        fit_to_size(Media(torch.rand(1, 2, 3, 8, 8), "video", 8.0), policy.size)
 
 
 # The traps
@@ -114,7 +114,7 @@ def test_sounds_of_pairs_are_brought_to_the_pipelines_size_and_refused_at_anothe
 def test_a_config_can_not_set_what_the_workbench_gives_itself(block, argument, tmp_path):
     """output_type latent would pass latents off as media, several waves a prompt would come in another order."""
     with pytest.raises(BadInput, match=f"{block}: '{argument}' is given by the workbench itself"):
-        pipelines.preflight(tiny.config(ACE, tmp_path, **{block: {argument: "latent"}}), device="cpu")
+        pipelines.plan_loading(tiny.config(ACE, tmp_path, **{block: {argument: "latent"}}), device="cpu")
 
 
 def test_steps_are_said_once(tmp_path):
@@ -123,7 +123,7 @@ def test_steps_are_said_once(tmp_path):
         "class: WanPipeline\nrepo: a/b\nmodality: video\nrate: 16\nsteps: 2\ncall: {num_inference_steps: 9}\n"
     )
     with pytest.raises(BadInput, match="say steps: instead"):
-        pipelines.read(path)
+        pipelines.read_config(path)
 
 
 def test_a_peak_that_is_always_the_same_passes_a_finite_gradient_and_none_along_the_gain():
@@ -134,9 +134,9 @@ def test_a_peak_that_is_always_the_same_passes_a_finite_gradient_and_none_along_
     torch.testing.assert_close(peaks, torch.full((2,), 10 ** (-1 / 20)))
     inside = []
 
-    def louder(z, own=policy.pipe.vae.decode):
+    def louder(z, original=policy.pipe.vae.decode):
         inside.append(torch.tensor(20.0, requires_grad=True))
-        return type(out)(out.sample * inside[-1]) if (out := own(z)) else None
+        return type(out)(out.sample * inside[-1]) if (out := original(z)) else None
 
     policy.pipe.vae.decode = louder
     x = x.clone().requires_grad_()
@@ -157,15 +157,15 @@ def sde(pipe):
 
 def test_a_solver_that_draws_without_a_generator_is_a_function_of_the_seeds_all_the_same():
     policy = tiny.policy(WAN, sde(tiny.build(WAN)))
-    first, again = (policy.sample(PROMPTS, seeds=SEEDS).x for _ in range(2))
-    assert torch.equal(first, again)
-    alone = policy.sample(PROMPTS[1:], seeds=SEEDS[1:]).x[0]
-    assert (alone - first[1]).abs().max() < 1e-4
+    first, repeated = (policy.sample(PROMPTS, seeds=SEEDS).x for _ in range(2))
+    assert torch.equal(first, repeated)
+    single = policy.sample(PROMPTS[1:], seeds=SEEDS[1:]).x[0]
+    assert (single - first[1]).abs().max() < 1e-4
     noise = policy.noise(SEEDS)
     other = policy.sample(PROMPTS, seeds=(1, 2), noise=noise).x
     assert torch.equal(other[:, 0], first[:, 0]) and (other[:, 1] - first[:, 1]).abs().max() > 0.1
-    left = [policy.pipe(**policy.arguments(PROMPTS, SEEDS))[0] for _ in range(2)]
-    assert not torch.equal(*left), "the control: the pipeline by itself leaves its steps to chance"
+    remaining = [policy.pipe(**policy.call_arguments(PROMPTS, SEEDS))[0] for _ in range(2)]
+    assert not torch.equal(*remaining), "the control: the pipeline by itself leaves its steps to chance"
 
 
 @pytest.mark.parametrize("name", ["StableAudioPipeline", "CogVideoXPipeline"])
@@ -177,9 +177,9 @@ def test_a_pipelines_own_stochastic_steps_are_a_function_of_the_seeds(name):
     policy = tiny.policy(name, pipe)
     first = policy.sample(PROMPTS, seeds=SEEDS)
     policy.sample(PROMPTS, seeds=(1, 2))
-    again = policy.sample(PROMPTS, seeds=SEEDS)
-    plain = torch.as_tensor(pipe(**policy.arguments(PROMPTS, SEEDS))[0])
-    assert torch.equal(first.x, again.x) and torch.equal(plain, first.media.data)
+    repeated = policy.sample(PROMPTS, seeds=SEEDS)
+    plain = torch.as_tensor(pipe(**policy.call_arguments(PROMPTS, SEEDS))[0])
+    assert torch.equal(first.x, repeated.x) and torch.equal(plain, first.media.data)
     other = policy.sample(PROMPTS, seeds=(1, 2), noise=policy.noise(SEEDS))
     assert torch.equal(other.x[:, 0], first.x[:, 0]) and (other.x[:, 1] - first.x[:, 1]).abs().max() > 0.1
 
@@ -188,9 +188,9 @@ def test_both_experts_work_learn_and_have_their_own_guidance():
     """Wan 2.2: the first for the noisier steps, the second for the rest; each is a denoiser, and each gets adapters."""
     policy = trainable(TWO)
     nudge(policy)
-    assert policy.anatomy.denoisers == {"transformer", "transformer_2"} == set(policy.adapters.denoisers)
+    assert policy.structure.denoisers == {"transformer", "transformer_2"} == set(policy.adapters.denoisers)
     ran = {}
-    for name in sorted(policy.anatomy.denoisers):
+    for name in sorted(policy.structure.denoisers):
         getattr(policy.pipe, name).register_forward_hook(lambda *_, name=name: ran.update({name: ran.get(name, 0) + 1}))
     path = policy.sample(PROMPTS, seeds=SEEDS, grad=3)
     assert min(ran.values()) >= 2 and sum(ran.values()) == 6 and len(ran) == 2
@@ -208,19 +208,19 @@ def test_both_experts_work_learn_and_have_their_own_guidance():
 @pytest.mark.parametrize("name", [ACE, WAN, "HunyuanVideoPipeline"])
 def test_decoding_in_tiles_is_the_pipelines_own_and_passes_the_gradient(name):
     pipe = tiny.build(name)
-    whole = tiny.policy(name, pipe)
-    x = whole.sample(PROMPTS, seeds=SEEDS).x[:, -1]
-    at_once = whole.decode(x, PROMPTS).data
+    full = tiny.policy(name, pipe)
+    x = full.sample(PROMPTS, seeds=SEEDS).x[:, -1]
+    at_once = full.decode(x, PROMPTS).data
     if name == ACE:
         pipe.vae.use_tiling, pipe.vae.tile_latent_min_length, pipe.vae.tile_latent_overlap = True, 4, 1
     else:
         pipe.vae.enable_tiling(8, 8, **({} if name == WAN else {"tile_sample_min_num_frames": 4}))
         pipe.vae.tile_sample_stride_height = pipe.vae.tile_sample_stride_width = 8
-    media = whole.sample(PROMPTS, seeds=SEEDS).media.data
-    own = torch.as_tensor(pipe(**whole.arguments(PROMPTS, SEEDS))[0])
-    assert torch.equal(media, own) and not torch.equal(media, at_once), "tiles do something, and the same"
+    media = full.sample(PROMPTS, seeds=SEEDS).media.data
+    original = torch.as_tensor(pipe(**full.call_arguments(PROMPTS, SEEDS))[0])
+    assert torch.equal(media, original) and not torch.equal(media, at_once), "tiles do something, and the same"
     leaf = x.clone().requires_grad_()
-    data = whole.decode(leaf, PROMPTS).data
+    data = full.decode(leaf, PROMPTS).data
     assert torch.equal(data, media)
     (gradient,) = torch.autograd.grad(data.square().sum(), leaf)
     assert gradient.isfinite().all() and (gradient != 0).float().mean() > 0.9
@@ -229,12 +229,14 @@ def test_decoding_in_tiles_is_the_pipelines_own_and_passes_the_gradient(name):
 def test_frames_that_the_scheduler_sees_as_rows_are_one_sample_here():
     """ModelScope's states are [B F,C,H,W] to its scheduler; those of a trajectory are [B,F,C,H,W]."""
     policy = stochastic(MODELSCOPE)
-    seen = []
-    seams.run(policy.pipe, policy.arguments(PROMPTS, SEEDS), on_step=lambda s: seen.append(s.sample) or s.advance())
+    observed = []
+    seams.run_pipeline(
+        policy.pipe, policy.call_arguments(PROMPTS, SEEDS), on_step=lambda s: observed.append(s.sample) or s.advance()
+    )
     path = policy.sample(PROMPTS, seeds=SEEDS)
     frames = tiny.TINY[MODELSCOPE].call["num_frames"]
-    assert policy.anatomy.folded == frames and len(seen[0]) == 2 * frames
-    assert torch.equal(path.x[:, 0].flatten(0, 1), seen[0])
+    assert policy.structure.rows_per_sample == frames and len(observed[0]) == 2 * frames
+    assert torch.equal(path.x[:, 0].flatten(0, 1), observed[0])
     assert path.log_prob.shape == (2, 3) and path.x.shape[:3] == (2, 4, frames)
 
 
@@ -253,12 +255,13 @@ def test_a_pipeline_that_mixes_its_samples_rows_is_refused_by_name():
 
 
 def test_clips_are_decoded_one_by_one_where_two_can_not_be_and_where_it_is_asked_for(tmp_path):
-    """HunyuanVideo 1.5: its autoencoder's mask fits one clip. Control: without slicing the pipeline's own call breaks."""
+    """HunyuanVideo 1.5: its autoencoder's mask fits one clip. Control: without slicing the pipeline's own call
+    breaks."""
     name = "HunyuanVideo15Pipeline"
     policy = tiny.policy(name)
     policy.pipe.vae.disable_slicing()
     with pytest.raises(RuntimeError):
-        policy.pipe(**policy.arguments(PROMPTS, SEEDS))
+        policy.pipe(**policy.call_arguments(PROMPTS, SEEDS))
     assert pipelines.load(tiny.config(name, tiny.save(name, tmp_path)), device="cpu").pipe.vae.use_slicing
     folder = tiny.save(WAN, tmp_path)
     plain, sliced = (pipelines.load(tiny.config(WAN, folder, slicing=on), device="cpu") for on in (False, True))
@@ -268,7 +271,8 @@ def test_clips_are_decoded_one_by_one_where_two_can_not_be_and_where_it_is_asked
 
 
 def test_a_motion_adapter_is_put_on_a_stable_diffusion(tmp_path):
-    """AnimateDiff from a folder of Stable Diffusion, as its config has it; without the adapter the folder is refused."""
+    """AnimateDiff from a folder of Stable Diffusion, as its config has it; without the adapter the folder is
+    refused."""
     name, parts = "AnimateDiffPipeline", tiny.TINY["AnimateDiffPipeline"].parts()
     folder = tiny.save("StableDiffusionPipeline", tmp_path)
     tiny.randomise(parts["motion_adapter"])
@@ -279,8 +283,8 @@ def test_a_motion_adapter_is_put_on_a_stable_diffusion(tmp_path):
     policy = pipelines.load(tiny.config(name, folder, components=adapter), device="cpu")
     media = policy.sample(PROMPTS, seeds=SEEDS).media
     assert media.modality == "video" and media.data.shape[:2] == (2, 3) and media.data.std() > 0.01
-    found = policy.pipe.unet.down_blocks[0].motion_modules[0].proj_in.weight
-    assert torch.equal(found, parts["motion_adapter"].down_blocks[0].motion_modules[0].proj_in.weight)
+    results = policy.pipe.unet.down_blocks[0].motion_modules[0].proj_in.weight
+    assert torch.equal(results, parts["motion_adapter"].down_blocks[0].motion_modules[0].proj_in.weight)
 
 
 def test_guidance_that_is_a_part_of_the_pipeline_can_not_be_overridden():
@@ -314,4 +318,4 @@ def test_what_can_not_be_aligned_is_refused_before_weights_load_and_says_why(nam
     assert name in REFUSED and hasattr(d, name)
     (tmp_path / "model_index.json").write_text(f'{{"_class_name": "{name}"}}')
     with pytest.raises(BadInput, match=f"{name} can't be aligned here: .*{why}"):
-        pipelines.read(tmp_path)
+        pipelines.read_config(tmp_path)

@@ -23,12 +23,12 @@ def home(tmp_path_factory):
     ("change", "sentence"),
     [
         ({"method": NFT | {"group": 1}}, "one sample a prompt"),
-        ({"train": {"updats": 3}}, "did you mean 'updates'"),
+        ({"train": {"updats": 3}}, "did you mean 'rounds'"),
         ({"train": {"lora": {"rnk": 3}}}, "did you mean 'rank'"),
         ({"train": {"policy": {"kernl": {}}}}, "did you mean 'kernel'"),
         ({"train": {"report_to": ["tensorbord"]}}, "did you mean 'tensorboard'"),
         ({"train": {"best": "oracl"}}, "did you mean 'oracle'"),
-        ({"train": {"accumulate": 2}, "method": NFT | {"updates": 2}}, "can't gather into one"),
+        ({"train": {"accumulate": 2}, "method": NFT | {"optimizer_steps": 2}}, "can't gather into one"),
         ({"reward": "oracle", "watch": None, "method": "draft"}, "oracle has no gradient"),
         ({"budget": {"nfe": 10}}, "a training is bounded by"),
         ({"method": "reno"}, "no contestant of this run is trained"),
@@ -60,8 +60,8 @@ def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence
         ((float("nan"),) * 2, "none of the first samples"),
     ):
         with pytest.raises(BadInput, match=sentence):
-            monitoring.first(event(scores=scores), None)
-    monitoring.first(event(), None)
+            monitoring.check_first_round(event(scores=scores), None)
+    monitoring.check_first_round(event(), train_method(1))
     path = tmp_path / "flat.yaml"
     flat = {"reward": {"starter_clip": {"within": [5.0, 6.0]}}, "method": NFT}
     path.write_text(yaml.safe_dump(tiny.asked(home, **flat)))
@@ -70,31 +70,33 @@ def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence
 
 
 def test_a_log_ratio_that_is_not_zero_before_the_first_update_stops():
-    monitoring.first(event(log_ratio=0.0), train_method(1))
-    monitoring.first(event(log_ratio=1e-3), train_method(2))  # of its second update
-    with pytest.raises(monitoring.Halted, match="before the first update"):
-        monitoring.first(event(log_ratio=1e-9), train_method(1))
+    monitoring.check_first_round(event(log_ratio=0.0), train_method(1))
+    monitoring.check_first_round(event(log_ratio=1e-3), train_method(2))  # of its second update
+    with pytest.raises(monitoring.TrainingHalted, match="before the first update"):
+        monitoring.check_first_round(event(log_ratio=1e-9), train_method(1))
 
 
 def train_method(updates):
     from workbench.methods.training.grpo import GRPO
 
-    return GRPO(updates=updates)
+    return GRPO(optimizer_steps=updates)
 
 
 def test_what_is_not_a_number_stops_the_training():
-    monitoring.sound(Weights(1.0, 2.0), scaled=False)
-    with pytest.raises(monitoring.Halted, match="gradient was not finite"):
-        monitoring.sound(Weights(1.0, 2.0, overflows=1), scaled=False)
-    monitoring.sound(Weights(1.0, 2.0, overflows=monitoring.PATIENCE), scaled=True)  # a loss scaler finds its scale
-    with pytest.raises(monitoring.Halted):
-        monitoring.sound(Weights(1.0, 2.0, overflows=monitoring.PATIENCE + 1), scaled=True)
-    with pytest.raises(monitoring.Halted, match="weight is not finite"):
-        monitoring.sound(Weights(1.0, float("inf")), scaled=False)
+    monitoring.check_finite(Weights(1.0, 2.0), has_loss_scaler=False)
+    with pytest.raises(monitoring.TrainingHalted, match="gradient was not finite"):
+        monitoring.check_finite(Weights(1.0, 2.0, overflows=1), has_loss_scaler=False)
+    monitoring.check_finite(
+        Weights(1.0, 2.0, overflows=monitoring.PATIENCE), has_loss_scaler=True
+    )  # a loss scaler finds its scale
+    with pytest.raises(monitoring.TrainingHalted):
+        monitoring.check_finite(Weights(1.0, 2.0, overflows=monitoring.PATIENCE + 1), has_loss_scaler=True)
+    with pytest.raises(monitoring.TrainingHalted, match="weight is not finite"):
+        monitoring.check_finite(Weights(1.0, float("inf")), has_loss_scaler=False)
 
 
 def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_checkpoint_kept(home, tmp_path):
-    plan = planned(home, train={"updates": 2, "evaluate": 0})
+    plan = planned(home, train={"rounds": 2, "eval_every": 0})
     folder = folder_of(plan, tmp_path)
 
     def load(*args, **settings):
@@ -106,7 +108,7 @@ def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_chec
 
     said = go(plan, folder, load=load)
     assert any("gradient was not finite" in p.failed for p in said) and folder.read()["status"] == "failed"
-    update, state, _ = training_runs.shelf(plan, folder, "nft").newest()
+    update, state, _ = training_runs.checkpoint_store(plan, folder, "nft").load_newest()
     assert update == 1 and all(v.isfinite().all() for v in state["policy"]["adapters"]["train"].values())
     go(plan, folder)  # the cause is gone: it goes on from there
     assert folder.read()["status"] == "done"
@@ -114,35 +116,35 @@ def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_chec
 
 def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monkeypatch):
     looks = []
-    real = monitoring.verdict
+    real = monitoring.compare_to_base
 
     def verdict(plan, name, base, now):
         looks.append(base is now)
         return (real(plan, name, base, now)[0], None if base is now else "it hacks.")
 
-    monkeypatch.setattr(monitoring, "verdict", verdict)
-    plan = planned(home, train={"on_alarm": "stop", "evaluate": 1})
+    monkeypatch.setattr(monitoring, "compare_to_base", verdict)
+    plan = planned(home, train={"on_alarm": "stop", "eval_every": 1})
     folder = folder_of(plan, tmp_path)
     said = go(plan, folder)
-    done = training_runs.shelf(plan, folder, "nft").finished
+    done = training_runs.checkpoint_store(plan, folder, "nft").finished_record
     assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
     assert any(p.phase == "told" and "alarm" in p.note for p in said)
-    training_runs.rewind(plan, folder)  # which forgets nothing that is on a checkpoint
+    training_runs.rewind_run(plan, folder)  # which forgets nothing that is on a checkpoint
     assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 1, "alarm": "it hacks."}]
 
 
 def test_minutes_end_a_training_and_what_there_is_is_exported(home, tmp_path):
-    plan = planned(home, train={"minutes": 1e-4, "evaluate": 0})
+    plan = planned(home, train={"minutes": 1e-4, "eval_every": 0})
     folder = folder_of(plan, tmp_path)
     go(plan, folder)
-    done = training_runs.shelf(plan, folder, "nft").finished
+    done = training_runs.checkpoint_store(plan, folder, "nft").finished_record
     assert done["updates"] == done["best"] == 1 and "minutes" in done["ended"] and folder.read()["status"] == "done"
     assert [w["step"] for w in told(folder, "watch")] == [0, 1], "looked at once more at the end"
 
 
 def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(home, tmp_path):
     """Simulated: the denoiser refuses more than a row at once while gradients are asked for."""
-    plan = planned(home, train={"updates": 1, "evaluate": 0})
+    plan = planned(home, train={"rounds": 1, "eval_every": 0})
     whole, folder = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "narrow")
     go(plan, whole)
 
@@ -165,7 +167,7 @@ def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(home,
     ]
     ours, theirs = told(folder, "train"), told(whole, "train")
     assert all(a["reward"] == pytest.approx(b["reward"], abs=1e-3) for a, b in zip(ours, theirs, strict=True))
-    assert training_runs.shelf(plan, folder, "nft").finished["micro"] == 1
+    assert training_runs.checkpoint_store(plan, folder, "nft").finished_record["micro"] == 1
 
 
 @pytest.mark.parametrize(
@@ -178,14 +180,14 @@ def test_a_full_gpu_halves_the_rows_and_goes_on_from_the_newest_checkpoint(home,
             {"method": {"name": "parrot", "group": 2, "window": "fast"}},
             "parrot chooses between rewards and was given one",
         ),
-        ({"method": "hypernoise", "train": {"updates": 1}}, "targets: all"),
+        ({"method": "hypernoise", "train": {"rounds": 1}}, "targets: all"),
         (
-            {"method": "hypernoise", "train": {"updates": 1, "lora": {"targets": "weights"}}},
+            {"method": "hypernoise", "train": {"rounds": 1, "lora": {"targets": "weights"}}},
             "a LoRA adds.*targets: all",
         ),
-        ({"train": {"updates": 1, "policy": {"kernel": {"name": "flow-sda"}}}}, "flow-sda"),
-        ({"train": {"updates": 1, "policy": {"call": {"prompt": "a cat"}}}}, "prompt"),
-        ({"dtype": "bf16", "train": {"updates": 1, "lora": {"targets": "weights"}}}, "trained in float32"),
+        ({"train": {"rounds": 1, "policy": {"kernel": {"name": "flow-sda"}}}}, "flow-sda"),
+        ({"train": {"rounds": 1, "policy": {"call": {"prompt": "a cat"}}}}, "prompt"),
+        ({"dtype": "bf16", "train": {"rounds": 1, "lora": {"targets": "weights"}}}, "trained in float32"),
     ],
 )
 def test_what_a_method_cannot_work_with_is_said_before_anything_loads(home, change, sentence, monkeypatch):
@@ -195,8 +197,9 @@ def test_what_a_method_cannot_work_with_is_said_before_anything_loads(home, chan
 
 
 def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
-    """Gradients of the round that did not fit, moments, the average, lines of the log: all are those of the checkpoint."""
-    plan = planned(home, train={"updates": 3, "evaluate": 0, "save": 1, "ema": 0.5})
+    """Gradients of the round that did not fit, moments, the average, lines of the log: all are those of the
+    checkpoint."""
+    plan = planned(home, train={"rounds": 3, "eval_every": 0, "save_every": 1, "ema": 0.5})
 
     def load(*args, **settings):
         policy = pipelines.load(*args, **settings)
@@ -218,7 +221,7 @@ def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
         said = go(plan, folder, load=loader)
         assert any("out of memory" in p.note for p in said) == (name == "full")
         assert [e["step"] for e in folder.events() if e.get("phase") == "train"] == [1, 2, 3]
-        kept[name] = training_runs.shelf(plan, folder, "nft").newest()[1]["policy"]["adapters"]
+        kept[name] = training_runs.checkpoint_store(plan, folder, "nft").load_newest()[1]["policy"]["adapters"]
     for copy_of in ("train", "ema"):
         calm, full = (torch.cat([v.flatten() for v in kept[name][copy_of].values()]) for name in ("calm", "full"))
         assert (calm - full).norm() < 0.02 * (

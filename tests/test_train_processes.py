@@ -1,4 +1,5 @@
-"""Rows shared out among processes and micro-batches: the arithmetic of one process at once; and kills that change nothing."""
+"""Rows shared out among processes and micro-batches: the arithmetic of one process at once; and kills that change
+nothing."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from tiny_trained import SD, nudge, trainable
 from torch.nn.utils import parameters_to_vector
 from train_fixtures import NFT, folder_of, go, planned, told, weights
 
-from pipelines import Rows
+from pipelines import DistributedPolicy
 from workbench.core.paths import ROOT
 from workbench.runs import store
 
@@ -37,10 +38,10 @@ def values(policy):
 
 def gradient(policy, rows, loss):
     rows.backward(loss(rows))
-    found = [p.grad.clone() for p in policy.adapters.parameters]
+    results = [p.grad.clone() for p in policy.adapters.parameters]
     for p in policy.adapters.parameters:
         p.grad = None
-    return found
+    return results
 
 
 @pytest.mark.parametrize("what", ["predict", "transition", "sample", "decode"])
@@ -54,80 +55,87 @@ def test_a_row_at_a_time_recomputed_gives_the_gradient_of_all_at_once(pipe, what
             return rows.sample(PROMPTS, seeds=SEEDS, grad=2).media.data.square().mean()
         if what == "decode":
             return rows.decode(rows.predict(x, 1, PROMPTS).x0, PROMPTS).data.square().mean()
-        said = getattr(rows, what)(x, 1, PROMPTS)
-        return (said.x0 if what == "predict" else said.mean).square().mean()
+        message = getattr(rows, what)(x, 1, PROMPTS)
+        return (message.x0 if what == "predict" else message.mean).square().mean()
 
-    whole, few = Rows(policy), Rows(policy, micro=1)
-    ours, theirs = gradient(policy, few, loss), gradient(policy, whole, loss)
+    full, some_rows = DistributedPolicy(policy), DistributedPolicy(policy, micro=1)
+    ours, theirs = gradient(policy, some_rows, loss), gradient(policy, full, loss)
     scale = max(float(g.abs().max()) for g in theirs)
     assert all(torch.allclose(a, b, atol=1e-4 * scale) for a, b in zip(ours, theirs, strict=True)) and scale > 0
     before = policy.nfe
-    loss(whole)
+    loss(full)
     once = policy.nfe - before
     before = policy.nfe
-    few.backward(loss(few))  # every prompt is known by now
+    some_rows.backward(loss(some_rows))  # every prompt is known by now
     assert policy.nfe - before == once, "what is recomputed in the backward pass is not counted"
 
 
 @pytest.mark.parametrize("what", ["sample", "decode"])
 def test_what_a_part_recomputes_is_let_go_after_its_backward_pass(pipe, what):
-    """A part that kept its own outcome would never be freed: autograd's nodes are not seen by Python's garbage collector."""
+    """A part that kept its own outcome would never be freed: autograd's nodes are not seen by Python's garbage
+    collector."""
     policy = trainable(SD, copy.deepcopy(pipe))
     denoiser = weakref.ref(policy.pipe.unet)
-    rows = Rows(policy, micro=1)
+    rows = DistributedPolicy(policy, micro=1)
     if what == "sample":
         media = rows.sample(PROMPTS, seeds=SEEDS, grad=1).media
     else:
         x = policy.sample(PROMPTS, seeds=SEEDS).x[:, 1].detach()
         media = rows.decode(rows.predict(x, 1, PROMPTS).x0, PROMPTS)
-    made = weakref.ref(media.data)
+    outputs = weakref.ref(media.data)
     rows.backward(media.data.square().mean())
     del media, rows, policy
     gc.collect()
-    assert made() is None and denoiser() is None
+    assert outputs() is None and denoiser() is None
 
 
 def test_judges_see_as_many_rows_at_once_as_the_denoiser(pipe):
-    seen, policy = [], trainable(SD, copy.deepcopy(pipe))
+    observed, policy = [], trainable(SD, copy.deepcopy(pipe))
 
     def score(rows):
-        seen.append(rows)
+        observed.append(rows)
         return {"a": torch.tensor([float(n) for n in rows])}
 
-    assert Rows(policy, micro=2).judge(score, 5)["a"].tolist() == Rows(policy).judge(score, 5)["a"].tolist()
-    assert seen == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
+    assert (
+        DistributedPolicy(policy, micro=2).score_rows(score, 5)["a"].tolist()
+        == DistributedPolicy(policy).score_rows(score, 5)["a"].tolist()
+    )
+    assert observed == [[0, 1], [2, 3], [4], [0, 1, 2, 3, 4]]
 
 
 def test_gradients_of_several_rounds_gather_into_one_update(pipe):
     policy = trainable(SD, copy.deepcopy(pipe))
-    rows = Rows(policy, accumulate=2)
+    rows = DistributedPolicy(policy, accumulate=2)
     rows.optimizer(1e-2)
-    before = policy.adapters.hash()
+    before = policy.adapters.content_hash()
     for n in (1, 2):
         rows.backward(rows.sample(PROMPTS, seeds=(n, n + 5), grad=1).media.data.square().mean())
         norm = rows.update()
-        assert (norm > 0) is (policy.adapters.hash() != before) is (n == 2)
+        assert (norm > 0) is (policy.adapters.content_hash() != before) is (n == 2)
 
 
 def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
-    """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them used."""
+    """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them
+    used."""
     context, port = torch.multiprocessing.get_context("spawn"), free_port()  # OpenMP does not survive a fork
     queue = context.Queue()
     workers = [context.Process(target=work, args=(rank, port, pipe, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    told = dict(queue.get(timeout=120) for _ in workers)
+    messages = dict(queue.get(timeout=120) for _ in workers)
     for worker in workers:
         worker.join(timeout=60)
-    alone = trainable(SD, copy.deepcopy(pipe))
-    alone.optimizer(1e-2)
+    single = trainable(SD, copy.deepcopy(pipe))
+    single.optimizer(1e-2)
     for seed in (1, 3):
-        alone.backward(loss_of(alone, seed) / 2)
-    norm = alone.update()
-    assert told[0]["hash"] == told[1]["hash"]
-    assert told[0]["norm"] == pytest.approx(norm, rel=1e-4)
-    assert torch.allclose(torch.tensor(told[0]["values"]), values(alone), atol=1e-5)
-    assert told[0]["unused"] is told[1]["unused"] is True and told[0]["shared"] == told[1]["shared"] == 0.5
+        single.backward(loss_of(single, seed) / 2)
+    norm = single.update()
+    assert messages[0]["hash"] == messages[1]["hash"]
+    assert messages[0]["norm"] == pytest.approx(norm, rel=1e-4)
+    assert torch.allclose(torch.tensor(messages[0]["values"]), values(single), atol=1e-5)
+    assert (
+        messages[0]["unused"] is messages[1]["unused"] is True and messages[0]["shared"] == messages[1]["shared"] == 0.5
+    )
 
 
 def work(rank, port, pipe, queue):
@@ -141,13 +149,13 @@ def work(rank, port, pipe, queue):
     policy.optimizer(1e-2)
     policy.backward(loss_of(policy, 1 + 2 * rank))
     norm = policy.update()
-    told = {"hash": policy.adapters.hash(), "norm": norm, "values": values(policy).tolist()}
+    messages = {"hash": policy.adapters.content_hash(), "norm": norm, "values": values(policy).tolist()}
     first, second = policy.adapters.parameters[:2]
     if rank == 0:
         first.grad = torch.ones_like(first)
-    policy._average()
-    told |= {"unused": second.grad is None, "shared": float(first.grad.mean())}
-    queue.put((rank, told))
+    policy._average_gradients()
+    messages |= {"unused": second.grad is None, "shared": float(first.grad.mean())}
+    queue.put((rank, messages))
     torch.distributed.destroy_process_group()
 
 
@@ -157,9 +165,9 @@ def free_port():
         return s.getsockname()[1]
 
 
-def asked_of(home, settings):
-    path = home / "test.yaml"
-    path.write_text(yaml.safe_dump(small.asked(home, **settings)))
+def asked_of(folder, settings):
+    path = folder / "test.yaml"
+    path.write_text(yaml.safe_dump(small.asked(folder, **settings)))
     return path
 
 
@@ -179,11 +187,11 @@ def launched(path, program):
         for r in (0, 1)
     ]
     try:
-        said = [p.communicate(timeout=280)[0] for p in each]
+        message = [p.communicate(timeout=280)[0] for p in each]
     finally:
         for p in each:
             p.kill()
-    return [p.returncode for p in each], said
+    return [p.returncode for p in each], message
 
 
 FAILING = """
@@ -195,7 +203,7 @@ def fails(self, *_):
     raise {error}
 
 if os.environ["RANK"] == "{rank}":
-    trainer.Training.round = fails
+    trainer.Batches.__iter__ = fails
 sys.exit(cli.main(sys.argv[1:]))
 """
 
@@ -210,35 +218,38 @@ sys.exit(cli.main(sys.argv[1:]))
 def test_a_process_that_fails_says_why_and_none_waits_for_it(tmp_path, rank, error, file, reason):
     program = tmp_path / "failing.py"
     program.write_text(FAILING.format(rank=rank, error=error))
-    train = {"updates": 2, "evaluate": 0, "held": 1}
+    train = {"rounds": 2, "eval_every": 0, "eval_prompts": 1}
     contestants = {"base": "sample", "nft": NFT, "second": NFT}  # which is not begun
     path = asked_of(tmp_path, dict(method=None, contestants=contestants, train=train, limit=1))
     path.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if v is not None}))
     started = time.monotonic()
-    codes, said = launched(path, [str(program)])
-    assert all(code > 0 for code in codes) and time.monotonic() - started < 200, (codes, said)
-    (line,) = [s for s in said[rank].splitlines() if s.startswith("workbench: ")]
+    codes, message = launched(path, [str(program)])
+    assert all(code > 0 for code in codes) and time.monotonic() - started < 200, (codes, message)
+    (line,) = [s for s in message[rank].splitlines() if s.startswith("workbench: ")]
     assert re.search(f"nft failed in process {rank} of 2: .*{reason}", line) and file in line
-    (folder,) = store.folders(tmp_path / "runs")
+    (folder,) = store.list_run_folders(tmp_path / "runs")
     assert error.split('"')[1] in (folder.path / file).read_text()
     assert folder.read()["status"] == "failed" and not list(folder.path.glob("failure-second*"))
 
 
 def test_two_processes_train_the_model_that_one_would(tmp_path):
-    """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the first writes."""
-    settings = dict(method=NFT, train={"updates": 2, "prompts": 3, "evaluate": 0, "held": 1}, limit=1)
+    """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the
+    first writes."""
+    settings = dict(
+        method=NFT, train={"rounds": 2, "prompts_per_round": 3, "eval_every": 0, "eval_prompts": 1}, limit=1
+    )
     plan = planned(tmp_path, **settings)
-    alone = folder_of(plan, tmp_path / "alone")
-    go(plan, alone)
-    codes, said = launched(asked_of(tmp_path, settings), ["-m", "workbench"])
-    assert codes == [0, 0], said
-    (both,) = store.folders(tmp_path / "runs")
-    for ours, theirs in zip(told(both, "train"), told(alone, "train"), strict=True):
+    single = folder_of(plan, tmp_path / "alone")
+    go(plan, single)
+    codes, message = launched(asked_of(tmp_path, settings), ["-m", "workbench"])
+    assert codes == [0, 0], message
+    (pair,) = store.list_run_folders(tmp_path / "runs")
+    for ours, theirs in zip(told(pair, "train"), told(single, "train"), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-3, abs=1e-4)
-    ours, theirs = weights(both), weights(alone)
+    ours, theirs = weights(pair), weights(single)
     assert all(torch.allclose(ours[k], theirs[k], atol=2e-4) for k in theirs)
-    spent = [f.read("summary.json")["contestants"][1]["training"] for f in (both, alone)]
-    assert spent[0]["samples"] == spent[1]["samples"] and spent[0]["reward_calls"] == spent[1]["reward_calls"]
+    cost = [f.read("summary.json")["contestants"][1]["training"] for f in (pair, single)]
+    assert cost[0]["samples"] == cost[1]["samples"] and cost[0]["reward_calls"] == cost[1]["reward_calls"]
 
 
 def test_a_training_killed_without_warning_ends_with_the_bits_of_an_undisturbed_one():
@@ -254,7 +265,7 @@ def test_a_training_killed_without_warning_ends_with_the_bits_of_an_undisturbed_
         "nft",
         "--json",
     ]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=290)
-    assert done.returncode == 0, done.stdout + done.stderr
-    for row in json.loads(done.stdout):
+    exported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=290)
+    assert exported.returncode == 0, exported.stdout + exported.stderr
+    for row in json.loads(exported.stdout):
         assert row["kills"] >= 1 and row["compared"] > 10 and row["different"] == row["torn"] == [], row

@@ -54,14 +54,16 @@ def test_the_log_has_every_round_and_every_look_at_the_watched_prompts(calm):
     assert looks[0]["distance"] == 0 < looks[1]["distance"]
     assert all({"held starter_clip", "held oracle", "held diversity"} <= set(w) for w in looks)
     shown = sorted((folder.path / "samples" / "nft").glob("*/*.png"))
-    assert len(shown) == 3 * 2 and media.read_meta(shown[0])["prompt"] in plan.held
+    assert len(shown) == 3 * 2 and media.read_meta(shown[0])["prompt"] in plan.held_out_prompts
 
 
 def test_watched_prompts_are_never_trained_on_and_test_prompts_never_watched(calm):
     plan, folder, _ = calm
-    drawn = {p for n in range(50) for p in train_config.batch(plan.train, plan.recipe, 0, n).prompts}
-    assert not drawn & set(plan.held) and len(plan.held) == 2 and len(drawn) > 50
-    assert not set(plan.held) & {r[1] for r in plan.rows}
+    drawn = {
+        p for n in range(50) for p in train_config.training_batch(plan.train_prompts, plan.train_config, 0, n).prompts
+    }
+    assert not drawn & set(plan.held_out_prompts) and len(plan.held_out_prompts) == 2 and len(drawn) > 50
+    assert not set(plan.held_out_prompts) & {r[1] for r in plan.rows}
 
 
 def test_the_exported_run_is_a_pipeline_that_makes_the_pictures_of_the_table(calm, home):
@@ -69,13 +71,16 @@ def test_the_exported_run_is_a_pipeline_that_makes_the_pictures_of_the_table(cal
     plan, folder, _ = calm
     event = next(e for e in folder.events() if e["contestant"] == "nft" and e.get("final"))
     prompts, seeds = [s["prompt"] for s in event["samples"]], [s["seed"] for s in event["samples"]]
-    made = torch.cat([media.read(folder.path / s["file"]).data for s in event["samples"]])
+    made = torch.cat([media.read_media(folder.path / s["file"]).data for s in event["samples"]])
     file = folder.path / "export" / "pytorch_lora_weights.safetensors"
-    for config in (pipelines.read(folder.path), pipelines.adapted(pipelines.read(str(home / "free.yaml")), str(file))):
+    for config in (
+        pipelines.read_config(folder.path),
+        pipelines.with_lora(pipelines.read_config(str(home / "free.yaml")), str(file)),
+    ):
         got = pipelines.load(config, device="cpu").sample(prompts, seeds=seeds).media
-        assert torch.equal(media.quantise(got).data, made)
+        assert torch.equal(media.quantise_media(got).data, made)
     base = pipelines.load(str(home / "free.yaml"), device="cpu").sample(prompts, seeds=seeds).media
-    assert not torch.equal(media.quantise(base).data, made)
+    assert not torch.equal(media.quantise_media(base).data, made)
 
 
 def test_a_trained_run_is_a_contestant_anywhere(calm, home, capsys):
@@ -122,7 +127,7 @@ def test_export_writes_the_weights_again_on_demand(calm, tmp_path, capsys):
     assert cli.main(["export", str(folder.path), "--out", str(tmp_path / "again")]) == 2
     assert "never written over" in capsys.readouterr().err
     with pytest.raises(BadInput, match="offline|refused|hub|mode|resolve|onnect"):
-        hub.push(tmp_path / "again", "nobody/nothing")
+        hub.push_export(tmp_path / "again", "nobody/nothing")
 
 
 def test_an_export_that_was_not_pushed_is_pushed_by_the_same_command(calm, tmp_path, capsys):
@@ -158,7 +163,7 @@ def test_a_stopped_training_goes_on_to_the_bits_of_an_undisturbed_one_even_from_
 
 def test_what_a_method_decides_by_the_number_of_a_round_goes_on_counting(home, tmp_path):
     """The window of MixGRPO, which moves with each round here; with an average of the weights and rates that change."""
-    settings = {"updates": 2, "evaluate": 0, "policy": SDE, "ema": 0.5, "warmup": 2, "decay": 0.5}
+    settings = {"rounds": 2, "eval_every": 0, "policy": SDE, "ema": 0.5, "warmup": 2, "decay": 0.5}
     plan = planned(home, method=GRPO, train=settings)
     whole, parts = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "parts")
     go(plan, whole)
@@ -171,18 +176,18 @@ def test_what_a_method_decides_by_the_number_of_a_round_goes_on_counting(home, t
 
 
 def test_checkpoints_are_the_last_few_and_the_best(tmp_path):
-    shelf = checkpoints.Shelf(tmp_path / "shelf", keep=2)
+    shelf = checkpoints.CheckpointStore(tmp_path / "shelf", keep_last=2)
     for n in range(5):
         shelf.save(n, {"n": n})
         if n == 1:
-            shelf.choose(n, score=0.5)
-    assert list(shelf) == [1, 3, 4] and shelf.best == {"update": 1, "score": 0.5}
-    assert shelf.newest() == (4, {"n": 4}, [])
+            shelf.mark_best(n, score=0.5)
+    assert list(shelf) == [1, 3, 4] and shelf.best_record == {"update": 1, "score": 0.5}
+    assert shelf.load_newest() == (4, {"n": 4}, [])
 
 
 @pytest.mark.parametrize("how", ["cut off", "changed", "no digest", "another's digest"])
 def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, how):
-    shelf = checkpoints.Shelf(tmp_path / "shelf", keep=3)
+    shelf = checkpoints.CheckpointStore(tmp_path / "shelf", keep_last=3)
     for n in (2, 4):
         shelf.save(n, {"n": n, "x": torch.arange(n)})
     file, digest = tmp_path / "shelf" / "000004.pt", tmp_path / "shelf" / "000004.json"
@@ -195,13 +200,13 @@ def test_a_damaged_newest_checkpoint_falls_back_to_the_one_before(tmp_path, how)
         digest.unlink()
     else:
         digest.write_text((tmp_path / "shelf" / "000002.json").read_text())
-    update, state, damaged = shelf.newest()
+    update, state, damaged = shelf.load_newest()
     assert (update, damaged) == (2, [4]) and torch.equal(state["x"], torch.arange(2))
 
 
 def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):
     path = home / "dry.yaml"
-    path.write_text(yaml.safe_dump(tiny.asked(home, train={"updates": 8}, test=None)))
+    path.write_text(yaml.safe_dump(tiny.asked(home, train={"rounds": 8}, test=None)))
     assert cli.main(["run", str(path), "--runs", str(home / "calm"), "--dry-run", "--json"]) == 0
     told = json.loads(capsys.readouterr().out)
     row = told["contestants"][1]
@@ -211,25 +216,38 @@ def test_a_dry_run_says_what_a_training_draws_and_takes(calm, home, capsys):
 
 
 def test_rates_rise_and_fall_as_the_recipe_says():
-    plan = train_config.Recipe(updates=10, warmup=2, decay=0.5)
-    assert [round(train_config.factor(plan, n), 2) for n in range(10)] == [0.5, 1, 1, 1, 1, 1, 0.8, 0.6, 0.4, 0.2]
-    gathered = train_config.Recipe(updates=3, accumulate=2, warmup=2)  # updates count, not what gathers into them
-    assert [train_config.factor(gathered, n) for n in range(6)] == [0.5, 0.5, 1, 1, 1, 1]
+    plan = train_config.TrainConfig(rounds=10, warmup=2, decay=0.5)
+    assert [round(train_config.learning_rate_factor(plan, n), 2) for n in range(10)] == [
+        0.5,
+        1,
+        1,
+        1,
+        1,
+        1,
+        0.8,
+        0.6,
+        0.4,
+        0.2,
+    ]
+    gathered = train_config.TrainConfig(rounds=3, accumulate=2, warmup=2)  # updates count, not what gathers into them
+    assert [train_config.learning_rate_factor(gathered, n) for n in range(6)] == [0.5, 0.5, 1, 1, 1, 1]
 
 
 def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, home):
-    from workbench.evaluation.set_rewards import Judging
+    from workbench.evaluation.set_rewards import TrainingReward
 
     plan, *_ = calm
     picture = media.Media(torch.rand(2, 3, 32, 32, generator=torch.Generator().manual_seed(0)), "image")
 
     class Alone:
-        def judge(self, some, n):
+        def score_rows(self, some, n):
             return some([*range(n)])
 
     def judged(control):
         asked = planned(home, control=control)
-        return Judging(asked.reward, Alone(), asked.config, asked.train)(media=picture, prompts=asked.train[:2])
+        return TrainingReward(asked.reward, Alone(), asked.config, asked.train_prompts)(
+            media=picture, prompts=asked.train_prompts[:2]
+        )
 
     plain, negated, shuffled = (judged(c) for c in ("none", "negated", "shuffled"))
     assert torch.equal(plain, -negated) and not torch.allclose(plain, shuffled)
@@ -238,7 +256,7 @@ def test_the_shuffled_and_negated_controls_turn_a_trainings_reward_round(calm, h
 def test_a_lora_from_elsewhere_is_put_on_whole_or_refused_in_a_sentence(home, tmp_path):
     from safetensors.torch import save_file
 
-    base = pipelines.read(str(home / "free.yaml"))
+    base = pipelines.read_config(str(home / "free.yaml"))
     (tmp_path / "pickled.bin").write_bytes(b"\x80\x04")
     save_file({"unet.x.weight": torch.zeros(2, 2)}, tmp_path / "none.safetensors")
     pair = {"lora_A.weight": torch.zeros(2, 7), "lora_B.weight": torch.zeros(7, 2)}
@@ -250,6 +268,6 @@ def test_a_lora_from_elsewhere_is_put_on_whole_or_refused_in_a_sentence(home, tm
         ("torn.safetensors", "bytes where"),
     ):
         with pytest.raises(BadInput, match=sentence):
-            pipelines.adapted(base, str(tmp_path / name))
+            pipelines.with_lora(base, str(tmp_path / name))
     with pytest.raises(BadInput, match="does not fit|made for another model"):
-        pipelines.load(pipelines.adapted(base, str(tmp_path / "other.safetensors")), device="cpu")
+        pipelines.load(pipelines.with_lora(base, str(tmp_path / "other.safetensors")), device="cpu")

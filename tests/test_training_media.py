@@ -1,4 +1,5 @@
-"""Every method that trains, on music and on video as on pictures: one update of a tiny pipeline of each, with no code of its own."""
+"""Every method that trains, on music and on video as on pictures: one update of a tiny pipeline of each, with no code
+of its own."""
 
 from __future__ import annotations
 
@@ -10,9 +11,9 @@ from tiny import SEEDS
 from tiny_trained import nudge, trainable
 
 from pipelines import FlowSDE, Lora
-from rewards.compose import Weighted
+from rewards.compose import WeightedReward
 from workbench.core.types import Batch, Media, PairBatch, RewardSpec
-from workbench.methods import METHODS, trains
+from workbench.methods import METHODS, trains_weights
 
 PIPELINES = {"music": "LongCatAudioDiTPipeline", "video": "WanPipeline"}
 PROMPTS = ("red cats", "two dogs")
@@ -20,18 +21,18 @@ CHAINS = ("grpo", "ddpo", "d3po", "prdp", "parrot")  # these score the steps tha
 TWO = {name: dict(group=2) for name in ("grpo", "d3po", "nft", "awm", "crd", "dgpo", "dpo", "kto", "rwr", "dragon")}
 SETTINGS: dict[str, dict] = {
     **TWO,
-    "d3po": dict(group=2, clip=100.0),  # a nudged policy is far from the one before it
+    "d3po": dict(group=2, clip_range=100.0),  # a nudged policy is far from the one before it
     "kto": dict(group=2, beta=1.0),
     "kto:pairs": dict(beta=1.0),
     "dragon": dict(group=2, beta=1.0),
-    "grpo:mix": dict(group=2, window="mix", width=1, dwell=1),
-    "prdp": dict(group=2, updates=1),
+    "grpo:mix": dict(group=2, window="mix", window_size=1, window_interval=1),
+    "prdp": dict(group=2, optimizer_steps=1),
     "parrot": dict(group=4),
-    "raft": dict(group=2, keep=1),
-    "align_prop": dict(last=2, jitter=0.0),
-    "refl": dict(enough=math.inf),
-    "srpo": dict(enough=math.inf),
-    "rpo": dict(images=1, every=0),
+    "raft": dict(group=2, keep_best=1),
+    "align_prop": dict(grad_steps=2, grad_steps_std=0.0),
+    "refl": dict(reward_threshold=math.inf),
+    "srpo": dict(reward_threshold=math.inf),
+    "rpo": dict(samples_per_prompt=1, validate_every=0),
 }
 CASES = sorted(
     {*(name for name, cls in METHODS.items() if "trainable" in cls.needs), *SETTINGS, "dpo:pairs", "kto:pairs"}
@@ -70,12 +71,12 @@ def test_a_method_moves_a_pipeline_of_sounds_or_clips_by_one_update(kind, name):
     policy = trainable(PIPELINES[kind], kernel=kernel, lora=lora, steps=4 if name == "srpo" else 2)
     nudge(policy, 0.1)
     method, batch = lesson(name, policy)
-    assert trains(method) and method.needs - {"reward", "differentiable"} <= policy.provides
-    before = policy.adapters.hash()
-    reward = Weighted({Slope(0): 1.0, Slope(1): 1.0}, ["one", "other"])
+    assert trains_weights(method) and method.needs - {"reward", "differentiable"} <= policy.provides
+    before = policy.adapters.content_hash()
+    reward = WeightedReward({Slope(0): 1.0, Slope(1): 1.0}, ["one", "other"])
     (event,) = method(policy, reward, [batch])
     assert event.metrics["grad_norm"] > 0 and all(map(math.isfinite, event.metrics.values()))
-    assert policy.updates >= 1 and policy.adapters.hash() != before
+    assert policy.updates >= 1 and policy.adapters.content_hash() != before
     assert all(p.isfinite().all() for p in policy.adapters.parameters)
     if event.media is not None:
         assert event.media.modality == policy.modality and event.media.rate == policy.rate

@@ -26,16 +26,16 @@ from training_toys import (
 )
 
 from pipelines.transitions import CPS, Ancestral, FlowSDE
-from rewards.compose import Weighted
+from rewards.compose import WeightedReward
 from workbench.core.types import BadInput, Batch
-from workbench.methods.common.forward_process import Seen
-from workbench.methods.common.rollout import judge, roll
-from workbench.methods.common.windows import walk
+from workbench.methods.common.noised_batch import NoisedBatch
+from workbench.methods.common.rollout import sample_groups, score_samples
+from workbench.methods.common.windows import sample_in_window
 from workbench.methods.training.direct import AlignProp, DRaFT
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.grpo import GRPO
 from workbench.methods.training.nft import NFT
-from workbench.methods.training.parrot import Parrot, undominated
+from workbench.methods.training.parrot import Parrot, non_dominated
 from workbench.methods.training.raft import RAFT
 from workbench.methods.training.refl import ReFL
 from workbench.methods.training.rwr import RWR
@@ -55,36 +55,36 @@ def test_before_the_first_update_every_ratio_is_exactly_one(name, kernel):
 
 @pytest.mark.parametrize("ratio", ["guard", "raw"])
 def test_at_the_second_update_of_a_batch_ratios_have_moved(ratio):
-    _, event = one(GRPO(group=G, updates=2, lr=1e-3, ratio=ratio), Value())
+    _, event = one(GRPO(group=G, optimizer_steps=2, lr=1e-3, ratio=ratio), Value())
     assert 1e-7 < event.metrics["log_ratio"] < 1
 
 
 def test_a_window_over_the_whole_chain_is_the_policys_own_chain():
     policy = gaussian_policy(shape=(1, 1, 1))
-    ours, own = walk(policy, BATCH, G, range(policy.steps)), roll(policy, BATCH, G)
+    ours, own = sample_in_window(policy, BATCH, G, range(policy.steps)), sample_groups(policy, BATCH, G)
     assert torch.equal(ours.x, own.x) and torch.equal(ours.log_prob, own.log_prob)
     assert ours.stochastic == own.stochastic and torch.equal(ours.media.data, own.media.data)
 
 
 def test_samples_of_a_prompt_that_begin_alike_part_in_the_window_alone():
     policy = gaussian_policy(shape=(1, 1, 1), steps=6)
-    path = walk(policy, BATCH, G, range(2, 4), same_noise=True)
+    path = sample_in_window(policy, BATCH, G, range(2, 4), same_noise=True)
     apart = path.x.view(2, G, 7).std(1).amin(0)
     assert (apart[:3] == 0).all() and (apart[3:] > 0).all() and path.stochastic == (2, 3)
     assert (path.x[0, 0] != path.x[G, 0]).all()
-    separate = walk(policy, BATCH, G, range(2, 4), same_noise=True, at_once=1)
+    separate = sample_in_window(policy, BATCH, G, range(2, 4), same_noise=True, prompts_per_pass=1)
     torch.testing.assert_close(path.x, separate.x)
 
 
 def test_outside_its_window_a_chain_is_the_deterministic_flow():
     policy, plain = gaussian_policy(shape=(1, 1, 1)), gaussian_policy(shape=(1, 1, 1), kernel=None)
-    path = walk(policy, BATCH, 1, range(0))
-    torch.testing.assert_close(path.x, roll(plain, BATCH, 1).x, rtol=1e-5, atol=1e-6)
+    path = sample_in_window(policy, BATCH, 1, range(0))
+    torch.testing.assert_close(path.x, sample_groups(plain, BATCH, 1).x, rtol=1e-5, atol=1e-6)
 
 
 def test_the_window_slides_from_noise_to_data_and_begins_again():
-    method, policy = GRPO(group=2, window="mix", width=2, dwell=3), gaussian_policy(steps=6)
-    starts = [method.roll(policy, BATCH, k).stochastic for k in range(13)]
+    method, policy = GRPO(group=2, window="mix", window_size=2, window_interval=3), gaussian_policy(steps=6)
+    starts = [method.sample_chains(policy, BATCH, k).stochastic for k in range(13)]
     assert starts[:12:3] == [(0, 1), (1, 2), (2, 3), (3, 4)] and starts[12] == (0, 1) and starts[1] == starts[0]
 
 
@@ -110,7 +110,7 @@ def test_rewards_that_are_all_equal_move_nothing(name, level):
 def test_a_sample_without_advantage_has_no_gradient_in_nft_at_the_old_weights():
     predicted, zero = torch.randn(5, 2).double(), torch.zeros(5).double()
     live = predicted.clone().requires_grad_()
-    seen = Seen(torch.randn(5, 2).double(), 0.5, 0.5, zero, zero.long(), live, predicted, predicted)
+    seen = NoisedBatch(torch.randn(5, 2).double(), 0.5, 0.5, zero, zero.long(), live, predicted, predicted)
     (grad,) = torch.autograd.grad(NFT().loss(seen).sum(), live)
     assert grad.abs().max() < 1e-12
 
@@ -151,13 +151,13 @@ def test_a_batch_that_teaches_nothing_ends_in_an_update_like_any_other(name):
     """Where gradients gather over batches, what others have gathered may be due."""
     method = METHODS[name]
     policy, _ = one(method, Value(blind=-math.inf))
-    assert len(policy.grads) == getattr(method, "updates", 1)
+    assert len(policy.grads) == method.optimizer_steps
 
 
 @pytest.mark.parametrize("name", [n for n in RANKED if n != "ddpo"])
 def test_how_many_prompts_go_through_the_denoiser_at_once_changes_nothing(name):
     method = RANKED[name]
-    whole, parts = (one(replace(method, at_once=n), Value(1.0, 0.3))[0] for n in (0, 1))
+    whole, parts = (one(replace(method, prompts_per_pass=n), Value(1.0, 0.3))[0] for n in (0, 1))
     np.testing.assert_allclose(whole.grads[0], parts.grads[0], rtol=1e-5, atol=1e-9)
     assert parts.updates == 1
 
@@ -180,12 +180,14 @@ def test_events_tell_what_was_made_and_what_it_was_worth(name):
 
 
 CLIMB = {  # settings under which ten batches are enough to be seen
-    "nft": dict(group=16), "awm": dict(group=16, anchor=0.1), "crd": dict(group=16, kl=0.0, updates=1),
-    "dgpo": dict(group=16, beta=1.0, share=1.0, clip=0.5), "dpo": dict(group=8, beta=1.0), "kto": dict(group=16, beta=1.0),
-    "raft": dict(group=8, keep=1), "rwr": dict(group=16), "grpo": dict(group=16, clip=0.2), "grpo:raw": dict(group=16, clip=0.2),
-    "grpo:random": dict(group=16, clip=0.2), "grpo:mix": dict(group=16, clip=0.2), "grpo:fast": dict(group=16, clip=0.2),
-    "ddpo": dict(clip=0.2), "d3po": dict(group=8, clip=0.9), "prdp": dict(group=16, beta=1.0, clip=0.2, updates=1),
-    "prdp:fast": dict(group=16, beta=1.0, clip=0.2, updates=1),
+    "nft": dict(group=16), "awm": dict(group=16, anchor=0.1), "crd": dict(group=16, kl=0.0, optimizer_steps=1),
+    "dgpo": dict(group=16, beta=1.0, schedule_fraction=1.0, clip_range=0.5), "dpo": dict(group=8, beta=1.0),
+    "kto": dict(group=16, beta=1.0), "raft": dict(group=8, keep_best=1), "rwr": dict(group=16),
+    "grpo": dict(group=16, clip_range=0.2), "grpo:raw": dict(group=16, clip_range=0.2),
+    "grpo:random": dict(group=16, clip_range=0.2), "grpo:mix": dict(group=16, clip_range=0.2),
+    "grpo:fast": dict(group=16, clip_range=0.2), "ddpo": dict(clip_range=0.2), "d3po": dict(group=8, clip_range=0.9),
+    "prdp": dict(group=16, beta=1.0, clip_range=0.2, optimizer_steps=1),
+    "prdp:fast": dict(group=16, beta=1.0, clip_range=0.2, optimizer_steps=1),
 }  # fmt: skip
 
 
@@ -208,13 +210,13 @@ def test_samples_go_where_the_reward_points_and_away_from_it_when_it_is_negated(
 
 
 def two(a=1.0, b=1.0):
-    return Weighted({Value(1.0): a, Value(0.0, -1.0): b}, ["high", "small"])
+    return WeightedReward({Value(1.0): a, Value(0.0, -1.0): b}, ["high", "small"])
 
 
 def test_gdpo_takes_rewards_apart_and_one_number_has_no_parts():
     policy, event = one(GRPO(group=G, advantage="gdpo"), two())
     scaled, _ = one(
-        GRPO(group=G, advantage="gdpo"), Weighted({Value(1000.0): 1.0, Value(0.0, -1.0): 1.0}, ["high", "small"])
+        GRPO(group=G, advantage="gdpo"), WeightedReward({Value(1000.0): 1.0, Value(0.0, -1.0): 1.0}, ["high", "small"])
     )
     np.testing.assert_allclose(policy.grads[0], scaled.grads[0], rtol=1e-3)
     assert event.metrics["grad_norm"] > 0
@@ -230,16 +232,16 @@ def test_undominated_samples_are_those_that_brute_force_finds():
         not any(all(q >= p for q, p in zip(b, a, strict=True)) and b != a for b in rows) and not math.isnan(sum(a))
         for a in rows
     ]
-    assert undominated(values).tolist() == found and 0 < sum(found) < 29
-    assert undominated(values + torch.tensor([[10.0], [-3.0]])).tolist() == found
+    assert non_dominated(values).tolist() == found and 0 < sum(found) < 29
+    assert non_dominated(values + torch.tensor([[10.0], [-3.0]])).tolist() == found
 
 
 def test_parrot_learns_from_the_front_alone_and_prizes_it():
     policy, reward = gaussian_policy(), two()
-    judged = judge(reward, roll(policy, BATCH, 16), 16)
-    a = Parrot(group=16).worth(judged).view(2, 16)
+    judged = score_samples(reward, sample_groups(policy, BATCH, 16), 16)
+    a = Parrot(group=16).advantages(judged).view(2, 16)
     for row, *parts in zip(a, *(v.view(2, 16) for v in judged.parts.values()), strict=True):
-        assert (~row.isnan()).tolist() == undominated(torch.stack(parts)).tolist()
+        assert (~row.isnan()).tolist() == non_dominated(torch.stack(parts)).tolist()
         assert (row[~row.isnan()] > 0).all()
     with pytest.raises(BadInput, match="two"):
         one(Parrot(group=G), Value())
@@ -248,7 +250,7 @@ def test_parrot_learns_from_the_front_alone_and_prizes_it():
 def test_parrot_raises_both_of_two_rewards():
     """Numbers should be high and small: from N(0,1) the best compromise of x - x^2 is 1/2."""
     policy = gaussian_policy(shape=(1, 1, 1), adam=True)
-    method = Parrot(group=32, lr=0.03, clip=0.2)
+    method = Parrot(group=32, lr=0.03, clip_range=0.2)
     before, *_, after = list(method(policy, two(), [Batch(("x", "y"), (10 * k, 10 * k + 1)) for k in range(15)]))
     assert after.metrics["reward"] > before.metrics["reward"] + 0.2
 
@@ -258,22 +260,22 @@ def test_parrot_raises_both_of_two_rewards():
 
 def test_alignprop_draws_its_depth_for_each_batch_and_stays_inside_the_chain():
     method = AlignProp()
-    depths = {method.depth(Batch(("a",), (k,)), 50) for k in range(200)}
+    depths = {method.draw_depth(Batch(("a",), (k,)), 50) for k in range(200)}
     assert min(depths) >= 1 and max(depths) <= 50 and len(depths) > 10
-    assert abs(np.mean([method.depth(Batch(("a",), (k,)), 50) for k in range(400)]) - 8) < 1
-    assert {AlignProp().depth(Batch(("a",), (k,)), 4) for k in range(50)} <= {1, 2, 3, 4}
+    assert abs(np.mean([method.draw_depth(Batch(("a",), (k,)), 50) for k in range(400)]) - 8) < 1
+    assert {AlignProp().draw_depth(Batch(("a",), (k,)), 4) for k in range(50)} <= {1, 2, 3, 4}
 
 
 def test_refl_stops_teaching_what_is_good_enough():
-    policy, _ = one(ReFL(enough=-math.inf), Value())
+    policy, _ = one(ReFL(reward_threshold=-math.inf), Value())
     assert policy.grads[0].norm() == 0
-    policy, _ = one(ReFL(enough=0.0), Rows((0.0, 1.0)))
+    policy, _ = one(ReFL(reward_threshold=0.0), Rows((0.0, 1.0)))
     assert policy.grads[0].norm() == 0
 
 
 def test_the_old_copy_of_nft_samples_and_follows():
     """The first batch copies (decay 0), later ones keep a share of the old weights."""
-    method, policy = NFT(group=G, slow=0.4, lr=0.1), gaussian_policy(NFT())
+    method, policy = NFT(group=G, old_decay_slope=0.4, lr=0.1), gaussian_policy(NFT())
     seen = []
     for _ in method(policy, Value(), [BATCH, Batch(("a",), (9,))]):
         seen.append((policy.theta.detach().clone(), policy.copies["old"].clone()))
@@ -293,7 +295,7 @@ def test_what_the_base_made_is_learnt_from_however_far_training_is(cls):
 
 
 def test_online_dpo_renews_its_reference():
-    method, policy = DPO(group=G, refresh=2, lr=0.1), gaussian_policy(DPO())
+    method, policy = DPO(group=G, refresh_every=2, lr=0.1), gaussian_policy(DPO())
     kept = [policy.copies["old"].clone() for _ in method(policy, Value(), [Batch(("a",), (k,)) for k in range(4)])]
     assert (
         torch.equal(kept[0], torch.zeros(2).double())
@@ -306,10 +308,10 @@ def test_online_dpo_renews_its_reference():
 @pytest.mark.parametrize(
     ("cls", "settings", "word"),
     [
-        (RAFT, dict(group=2, keep=3), "keep"),
-        (ReFL, dict(first=0.9, end=0.5), "first"),
-        (DRaFT, dict(repeats=2), "repeats"),
-        (SRPO, dict(first=0.9, end=0.5), "first"),
+        (RAFT, dict(group=2, keep_best=3), "keep_best"),
+        (ReFL, dict(start=0.9, end=0.5), "start"),
+        (DRaFT, dict(renoise_repeats=2), "renoise_repeats"),
+        (SRPO, dict(start=0.9, end=0.5), "start"),
     ],
 )
 def test_settings_that_make_no_sense_are_refused(cls, settings, word):

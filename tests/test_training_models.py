@@ -11,8 +11,8 @@ from test_training_policy import NAMES
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
 
-from pipelines import FlowSDE, Lora, Rows
-from pipelines.adapters import layers
+from pipelines import DistributedPolicy, FlowSDE, Lora
+from pipelines.adapters import lora_layers
 from workbench.core.types import Batch, RewardSpec
 from workbench.methods import GRPO, HyperNoise
 from workbench.training import monitoring
@@ -35,18 +35,19 @@ def policy(request):
 
 
 def test_grpos_first_update_has_log_ratios_of_exactly_zero_and_the_second_has_not(policy):
-    """By the raw ratio and by Guard's, of the recorded chain. Control: after an update the same chain is less or more likely."""
+    """By the raw ratio and by Guard's, of the recorded chain. Control: after an update the same chain is less or more
+    likely."""
     for ratio in ("raw", "guard"):
         (event,) = GRPO(group=2, ratio=ratio, lr=1e-4)(policy, Level(), [Batch(PROMPTS[:1], SEEDS[:1])])
         assert event.metrics["log_ratio"] == 0.0 and event.metrics["clipped"] == 0.0 and event.metrics["grad_norm"] > 0
-    (event,) = GRPO(group=2, updates=2, lr=1e-3)(policy, Level(), [Batch(PROMPTS[:1], SEEDS[:1])])
+    (event,) = GRPO(group=2, optimizer_steps=2, lr=1e-3)(policy, Level(), [Batch(PROMPTS[:1], SEEDS[:1])])
     assert event.metrics["log_ratio"] > 0
 
 
 def test_steps_that_are_not_scored_as_they_were_drawn_stop_a_training_before_its_first_round():
     policy = trainable(SD)
     nudge(policy)
-    assert monitoring.replayed(policy, PROMPTS) == 0.0
+    assert monitoring.check_replay(policy, PROMPTS) == 0.0
     sample = policy.sample
 
     def forged(*args, **settings):
@@ -54,16 +55,21 @@ def test_steps_that_are_not_scored_as_they_were_drawn_stop_a_training_before_its
         return replace(path, log_prob=path.log_prob + 0.01)
 
     policy.sample = forged
-    with pytest.raises(monitoring.Halted, match="not scored as they were drawn"):
-        monitoring.replayed(policy, PROMPTS)
+    with pytest.raises(monitoring.TrainingHalted, match="not scored as they were drawn"):
+        monitoring.check_replay(policy, PROMPTS)
 
 
 def test_merged_adapters_sample_the_same_but_for_rounding_and_leave_no_trace(policy):
-    """Its own samples, those of a copy, and the weights to the last bit. Control: without adapters the samples are others."""
+    """Its own samples, those of a copy, and the weights to the last bit. Control: without adapters the samples are
+    others."""
     policy.kernel, kernel = None, policy.kernel
-    weights = {name: layer.get_base_layer().weight for m in policy.adapters.denoisers.values() for name, layer in layers(m).items()}  # fmt: skip
+    weights = {
+        name: layer.get_base_layer().weight
+        for m in policy.adapters.denoisers.values()
+        for name, layer in lora_layers(m).items()
+    }
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    policy.keep("old")
+    policy.take_copy("old")
     nudge(policy, 0.1, seed=3)
     sample = lambda: policy.sample(PROMPTS, seeds=SEEDS).x  # noqa: E731
     live, merged, copied = sample(), {}, {}
@@ -86,7 +92,7 @@ def test_merged_weights_are_neither_swapped_nor_switched_off_and_half_precision_
     policy = trainable(SD)
     with pytest.raises(RuntimeError, match="can't be switched off"), policy.merged(), policy.reference():
         pass
-    policy.keep("old")
+    policy.take_copy("old")
     with pytest.raises(RuntimeError, match="can't be swapped"), policy.merged(), policy.use("old"):
         pass
     half = trainable(SD, tiny.build(SD).to(torch.bfloat16))
@@ -112,6 +118,6 @@ def test_hypernoise_a_row_at_a_time_learns_what_it_learns_at_once():
     for micro in (0, 1):
         policy = trainable(SD, kernel=None, lora=Lora(rank=2, alpha=4.0, targets="all"))
         nudge(policy, 0.1)
-        list(HyperNoise(lr=1e-2)(Rows(policy, micro), Level(), [Batch(PROMPTS, SEEDS)]))
+        list(HyperNoise(lr=1e-2)(DistributedPolicy(policy, micro), Level(), [Batch(PROMPTS, SEEDS)]))
         found.append(torch.cat([p.detach().flatten() for p in policy.adapters.parameters]))
     torch.testing.assert_close(*found, rtol=0, atol=1e-4)

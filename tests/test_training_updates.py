@@ -1,7 +1,7 @@
 """The methods that train, on a policy with two weights and Gaussian data: every update against arithmetic done by hand.
 
-The policy predicts x0 = theta_0 + (1 + theta_1) m, m = E[x0 | x]; so each update's gradient is a sum over samples and noise
-levels of c (1, m), and what differs between methods is the number c = dL/dx0.
+The policy predicts x0 = theta_0 + (1 + theta_1) m, m = E[x0 | x]; so each update's gradient is a sum over samples and
+noise levels of c (1, m), and what differs between methods is the number c = dL/dx0.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ from training_toys import (
     set_weights,
 )
 
-from pipelines.schedule import Level
-from workbench.methods.common.best_sample import gaussian
-from workbench.methods.common.forward_process import Seen
-from workbench.methods.common.rollout import roll
+from pipelines.schedule import NoiseLevel
+from workbench.methods.common.best_sample import seeded_normal
+from workbench.methods.common.noised_batch import NoisedBatch
+from workbench.methods.common.rollout import sample_groups
 from workbench.methods.training.awm import AWM
 from workbench.methods.training.crd import CRD
 from workbench.methods.training.dgpo import DGPO
@@ -43,14 +43,14 @@ from workbench.methods.training.srpo import SRPO
 
 
 def c_nft(m, a, e, eo, er, s):
-    r, beta, bound = min(max(a / (2 * m.bound) + 0.5, 0), 1), m.beta, m.bound
+    r, beta, bound = min(max(a / (2 * m.advantage_clip) + 0.5, 0), 1), m.beta, m.advantage_clip
     good, bad = beta * e + (1 - beta) * eo, (1 + beta) * eo - beta * e
     c = r * 2 * beta * good / abs(good).mean() - (1 - r) * 2 * beta * bad / abs(bad).mean()
     return bound / beta * c + m.kl * 2 * (e - er) / s**2
 
 
 def c_awm(m, a, e, eo, er, s):
-    a, v = min(max(a, -m.bound), m.bound), e / s
+    a, v = min(max(a, -m.advantage_clip), m.advantage_clip), e / s
     c = a * s * (np.mean(v**2) + 1e-10) ** (m.power - 1) * 2 * v / s
     return c + 2 * m.kl * (e - er) / s**2 + 2 * m.anchor * (e - eo) / s**2
 
@@ -63,7 +63,7 @@ def hand_gradient(name, m, policy, path, a):
         for n in rows:
             seed = BATCH.seeds[n // G] if m.same_eps else path.seeds[n]
             x0 = path.x[n, -1].numpy().ravel().astype(float)
-            x = level.a * x0 + s * gaussian([seed], (1, 1, 2), "eps", i, 0).numpy().ravel()
+            x = level.a * x0 + s * seeded_normal([seed], (1, 1, 2), "eps", i, 0).numpy().ravel()
             mean = level.a * x / (level.a**2 + s**2)  # E[x0 | x] of N(0,1) data
             seen[n] = (mean, *(t0 + (1 + t1) * mean - x0 for t0, t1 in (LIVE, OLD, (0.0, 0.0))))
         for n in rows:
@@ -92,7 +92,7 @@ def slope(name, m, n, a, seen, s):
     if name == "dgpo":
         w = 1 / (1 + math.exp(-np.mean([m.beta * a[k] * gain[k] for k in mates])))
         far = math.exp(square(eo) - square(e))
-        past = (a[n] > 0 and far > 1 + m.clip) or (a[n] < 0 and far < 1 - m.clip)
+        past = (a[n] > 0 and far > 1 + m.clip_range) or (a[n] < 0 and far < 1 - m.clip_range)
         return (0 if past else w * a[n] * 2 * e / s**2) + m.kl * 2 * (e - er) / s**2
     if name == "dpo":
         worse = sum(a[k] * gain[k] + m.anchor * max(gain[k], 0) * (a[k] > 0) for k in mates)
@@ -103,7 +103,7 @@ def slope(name, m, n, a, seen, s):
         z = max(0, -np.mean(list(gain.values())))
         y = np.sign(a[n])
         u = 1 / (1 + math.exp(-y * m.beta * (-gain[n] - z)))
-        return (m.liked if y > 0 else m.disliked) * u * (1 - u) * a[n] * m.beta * 2 * e / s**2
+        return (m.desirable_weight if y > 0 else m.undesirable_weight) * u * (1 - u) * a[n] * m.beta * 2 * e / s**2
     return a[n] * 2 * e / s**2 + m.kl * 2 * (e - er) / s**2  # raft, rwr
 
 
@@ -112,7 +112,7 @@ def hand_weights(name, m, r):
     centred = r - r.mean(1, keepdims=True)
     if name in ("nft", "awm", "crd", "rwr"):
         a = centred / r.std()
-        return np.minimum(np.exp(a), m.cap) if name == "rwr" else a
+        return np.minimum(np.exp(a), m.max_weight) if name == "rwr" else a
     if name == "dgpo":
         return centred / r.std(1, keepdims=True)
     if name == "kto":  # both sides of a prompt weigh alike, however many there are
@@ -120,7 +120,7 @@ def hand_weights(name, m, r):
         return np.array([[v * len(row) / 2 / (row == v).sum() for v in row] for row in y])
     rank = np.argsort(np.argsort(-r, 1), 1)
     if name == "raft":
-        return np.where(rank < m.keep, 1.0, np.nan)
+        return np.where(rank < m.keep_best, 1.0, np.nan)
     return np.where(rank == 0, 1.0, np.where(rank == G - 1, -1.0, np.nan))
 
 
@@ -132,7 +132,7 @@ def test_an_update_on_noised_samples_is_the_one_computed_by_hand(name):
     method = replace(MATCHING[name], lr=0.1)
     policy = set_weights(gaussian_policy(method))
     with policy.use(method.samples):
-        path = roll(policy, BATCH, G)
+        path = sample_groups(policy, BATCH, G)
     r = np.array(REWARDS, dtype=np.float32).astype(float).reshape(2, G)
     expected = hand_gradient(name, method, policy, path, hand_weights(name, method, r).ravel())
     one(method, Rows(REWARDS), policy=policy)
@@ -173,7 +173,7 @@ def chain_gradient(name, m, policy, path, r):
             c = c / len(a) / len(table)
         elif name == "d3po":
             ratio = np.exp(logs[i])
-            held = np.clip(ratio, 1 - m.clip, 1 + m.clip)
+            held = np.clip(ratio, 1 - m.clip_range, 1 + m.clip_range)
             c = np.zeros_like(glog)
             for up, down in zip(order[:, -1], order[:, 0], strict=True):
                 miss = m.beta / (1 + np.exp(m.beta * (np.log(held[up]) - np.log(held[down])))) / 2 / len(table)
@@ -194,11 +194,11 @@ def chain_gradient(name, m, policy, path, r):
 
 @pytest.mark.parametrize("name", ["grpo", "grpo:raw", "d3po", "prdp"])
 def test_an_update_on_the_chain_is_the_one_computed_by_hand(name):
-    method = replace(CHAINS[name], **({"clip": 0.5} if name == "d3po" else {}))
+    method = replace(CHAINS[name], **({"clip_range": 0.5} if name == "d3po" else {}))
     policy = set_weights(gaussian_policy(method))
     s = [3 * t / (1 + 2 * t) for t in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)]  # steps of unequal length
-    policy.levels = [Level(1 - p, p, 1 - q, q, "flow_prediction") for p, q in zip(s, s[1:], strict=False)]
-    path, r = roll(policy, BATCH, G), np.array(REWARDS, dtype=np.float32).astype(float).reshape(2, G)
+    policy.levels = [NoiseLevel(1 - p, p, 1 - q, q, "flow_prediction") for p, q in zip(s, s[1:], strict=False)]
+    path, r = sample_groups(policy, BATCH, G), np.array(REWARDS, dtype=np.float32).astype(float).reshape(2, G)
     expected = chain_gradient(name, method, policy, path, r)
     one(method, Rows(REWARDS), policy=policy)
     np.testing.assert_allclose(policy.grads[0].numpy(), expected, rtol=1e-3, atol=1e-6)
@@ -212,7 +212,7 @@ def test_a_reward_gradient_is_the_one_computed_by_hand(name):
     path, last = set_weights(policy).sample(BATCH.prompts, seeds=BATCH.seeds), policy.steps - 1
     i, states = last, [path.x[:, last]]
     if name == "draft_lv":
-        states = [policy.noised(path.x[:, -1], last, gaussian(BATCH.seeds, (1, 1, 2), "again", n)) for n in (0, 1)]
+        states = [policy.noised(path.x[:, -1], last, seeded_normal(BATCH.seeds, (1, 1, 2), "again", n)) for n in (0, 1)]
     if name == "refl":
         i = int(event.metrics["late"])
         states = [path.x[:, i]]
@@ -222,9 +222,16 @@ def test_a_reward_gradient_is_the_one_computed_by_hand(name):
 
 @pytest.mark.parametrize("known", ["own", "fresh"])
 def test_srpo_sees_the_sample_through_one_step_and_the_true_noise(known):
-    """Up with the good words by the step from level j - 1, down with the same words swapped by the one from j + 1, each by its
-    own factor."""
-    method = SRPO(good="good ", bad="bad ", k=(0.1, 0.3), k_inverse=(0.5, 0.2), known=known, enough=math.inf)
+    """Up with the good words by the step from level j - 1, down with the same words swapped by the one from j + 1, each
+    by its own factor."""
+    method = SRPO(
+        positive_words="good ",
+        negative_words="bad ",
+        k=(0.1, 0.3),
+        k_inverse=(0.5, 0.2),
+        injected_noise=known,
+        reward_threshold=math.inf,
+    )
     policy, event = one(method, Worded("good "), policy=gaussian_policy(method, steps=6))
     j, s = int(event.metrics["level"]), policy.levels
     t = j / (policy.steps - 1)
@@ -245,9 +252,9 @@ def test_the_four_forward_losses_pull_alike_where_live_old_and_reference_agree()
     a = torch.randn(8, generator=g).double()
     a = a - a.mean()
     found = {}
-    for cls, settings in ((NFT, {}), (AWM, dict(power=1.0, bound=5.0)), (CRD, {}), (DGPO, {})):
+    for cls, settings in ((NFT, {}), (AWM, dict(power=1.0, advantage_clip=5.0)), (CRD, {}), (DGPO, {})):
         live = predicted.clone().requires_grad_()
-        seen = Seen(x0, 1.0, 1.0, a, torch.zeros(8, dtype=torch.int64), live, predicted, predicted)
+        seen = NoisedBatch(x0, 1.0, 1.0, a, torch.zeros(8, dtype=torch.int64), live, predicted, predicted)
         (found[cls],) = torch.autograd.grad(cls(**settings).loss(seen).sum(), live)
     expected = 2 / 3 * a[:, None] * (predicted - x0)
     for cls, factor in ((NFT, 1), (AWM, 1), (CRD, 1), (DGPO, 0.5)):
@@ -261,26 +268,27 @@ def test_one_sample_is_pulled_alike_whatever_the_size_of_its_error():
     a = torch.linspace(-2, 2, 6).double()
     for cls in (NFT, AWM, CRD, DGPO):
         live = predicted.clone().requires_grad_()
-        seen = Seen(x0, 0.7, 0.7, a, torch.zeros(6, dtype=torch.int64), live, predicted, predicted)
+        seen = NoisedBatch(x0, 0.7, 0.7, a, torch.zeros(6, dtype=torch.int64), live, predicted, predicted)
         (grad,) = torch.autograd.grad(cls().loss(seen).sum(), live)
         cosine = torch.cosine_similarity(grad, a[:, None] * (predicted - x0), dim=1)
         torch.testing.assert_close(cosine, torch.ones(6).double(), rtol=1e-6, atol=1e-6)
 
 
 def test_dpo_finds_the_shift_that_explains_the_preferences():
-    """Samples at one level, preferred by Bradley-Terry with reward kappa x. The error of a prediction shifted by theta makes
-    the margin beta theta (x_w - x_l) / s^2, so the loss is least at theta = kappa s^2 / beta."""
+    """Samples at one level, preferred by Bradley-Terry with reward kappa x. The error of a prediction shifted by theta
+    makes the margin beta theta (x_w - x_l) / s^2, so the loss is least at theta = kappa s^2 / beta."""
     kappa, s, beta, eps = 1.3, 0.8, 5.0, torch.randn(40, generator=torch.Generator().manual_seed(0)).double()
     good, bad = eps[:20], eps[20:]
     reference, group = torch.full((40, 1), 0.2).double(), torch.arange(20).repeat(2)
     sure = torch.sigmoid(kappa * (good - bad))  # how often the first is preferred
+    method = DPO(beta=beta)
 
-    def loss(theta, ours=DPO(beta=beta)):
+    def loss(theta):
         total = 0.0
         for sign, share in ((1.0, sure), (-1.0, 1 - sure)):
             weight = sign * torch.cat([torch.ones(20), -torch.ones(20)]).double()
-            seen = Seen(eps[:, None], s, s, weight, group, reference + theta, None, reference)
-            total = total + (ours.loss(seen) * share.repeat(2)).sum() / 2
+            seen = NoisedBatch(eps[:, None], s, s, weight, group, reference + theta, None, reference)
+            total = total + (method.loss(seen) * share.repeat(2)).sum() / 2
         return total / 20
 
     best = torch.tensor(kappa * s**2 / beta, dtype=torch.float64, requires_grad=True)
@@ -293,14 +301,16 @@ def test_dpo_finds_the_shift_that_explains_the_preferences():
 def test_the_anchor_of_dpo_lets_no_margin_count_that_the_winner_pays_for():
     """Winner and loser both denoised worse, the loser more: plain DPO is content, the anchored one is not."""
     x0 = torch.tensor([[0.0], [1.0]]).double()
-    seen = Seen(x0, 1.0, 1.0, torch.tensor([1.0, -1.0]).double(), torch.zeros(2, dtype=torch.int64), x0 - 0.0, None, x0)
+    seen = NoisedBatch(
+        x0, 1.0, 1.0, torch.tensor([1.0, -1.0]).double(), torch.zeros(2, dtype=torch.int64), x0 - 0.0, None, x0
+    )
     seen = replace(seen, live=torch.tensor([[0.5], [2.0]]).double())  # errors 0.25 and 1
     assert DPO(beta=2.0).loss(seen)[0] < math.log(2) < DPO(beta=2.0, anchor=4.0).loss(seen)[0]
 
 
 def test_at_the_reference_preferences_are_not_yet_learnt():
     zero = torch.zeros(4, 1).double()
-    seen = Seen(
+    seen = NoisedBatch(
         zero + 1, 1.0, 1.0, torch.tensor([1.0, -1, 1, -1]).double(), torch.tensor([0, 0, 1, 1]), zero, zero, zero
     )
     torch.testing.assert_close(DPO().loss(seen), torch.full((4,), math.log(2)).double())
@@ -309,11 +319,11 @@ def test_at_the_reference_preferences_are_not_yet_learnt():
 
 def test_prdp_is_zero_at_the_optimum_and_the_squared_difference_at_the_reference():
     r, group = torch.tensor([1.0, -0.5, 2.0, 0.3]).double(), torch.tensor([0, 0, 1, 1])
-    settings, nothing = PRDP(beta=4.0, clip=1e9), torch.zeros(4, 3).double()
+    settings, nothing = PRDP(beta=4.0, clip_range=1e9), torch.zeros(4, 3).double()
     at_reference = difference_loss(nothing, nothing, r, group, settings)
     torch.testing.assert_close(at_reference.item(), ((1.5 / 4) ** 2 + (1.7 / 4) ** 2) / 2)
     best = (r / 4)[:, None].expand(4, 3) / 3 + torch.tensor([7.0, 7.0, -2.0, -2.0]).double()[
         :, None
     ]  # per-prompt constants
     assert difference_loss(best, nothing, r, group, settings) < 1e-20
-    assert difference_loss(best, nothing, r, group, PRDP(beta=4.0, clip=1e-3)) > 0.9 * at_reference
+    assert difference_loss(best, nothing, r, group, PRDP(beta=4.0, clip_range=1e-3)) > 0.9 * at_reference

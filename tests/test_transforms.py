@@ -10,10 +10,9 @@ import pytest
 import torch
 from reward_fixtures import media_for
 
-from rewards import REWARDS
-from rewards.baseline import Base
-from rewards.compose import from_config
-from rewards.pareto import Parrot, crowding, dominates, fronts
+from rewards import REWARDS, build_reward
+from rewards.baseline import BaselineScores
+from rewards.pareto import Parrot, crowding_distance, dominance_matrix, pareto_fronts
 from rewards.transforms import SHAPES, win_rate
 from workbench.core.types import BadInput
 
@@ -28,7 +27,7 @@ def base(tmp_path):
     """Base scores of brightness and contrast on two prompts, as a file."""
     path = tmp_path / "base.json"
     scores = {"red": RED, "blue": BLUE}
-    Base({"brightness": scores, "contrast": scores}, {"brightness": "1"}).write(path)
+    BaselineScores({"brightness": scores, "contrast": scores}, {"brightness": "1"}).write(path)
     return str(path)
 
 
@@ -87,29 +86,29 @@ def test_a_prompt_without_base_scores_is_an_error_unless_pooled(base):
     assert pooled.item() == pytest.approx(sum(sigmoid((0.4 - r) / S) for r in RED + BLUE) / 6)
     (own,) = shaped("par", [0.4], ("red",), base=base, pooled=True)
     assert own.item() == pytest.approx(sum(sigmoid((0.4 - r) / S) for r in RED) / 3), "one with scores keeps its own"
-    reward = from_config({"brightness": 1, "shape": {"how": "par", "base": base}})
+    reward = build_reward({"brightness": 1, "shape": {"how": "par", "base": base}})
     reward.check(["red", "blue"])
     with pytest.raises(BadInput, match="'green'"):
         reward.check(["red", "green"])
-    nested = from_config({"a": {"reward": {"brightness": 1, "shape": {"how": "par", "base": base}}}})
+    nested = build_reward({"a": {"reward": {"brightness": 1, "shape": {"how": "par", "base": base}}}})
     with pytest.raises(BadInput, match="'green'"):
         nested.check(["green"])
 
 
 def test_shaped_rewards_combine_and_their_spec_names_the_yardstick(base):
     block = {"brightness": 1.0, "contrast": 1.0, "shape": {"how": "log_sigmoid", "base": base}}
-    reward = from_config(block)
-    assert reward.spec.differentiable and Base.read(base).version in reward.spec.version
+    reward = build_reward(block)
+    assert reward.spec.differentiable and BaselineScores.read(base).version in reward.spec.version
     raw = {"brightness": torch.tensor([0.4, NAN, 0.1]), "contrast": torch.tensor([0.3, 0.2, 0.9])}
     prompts = ("red", "red", "blue")
     parts = reward.shaped(raw, prompts)
     torch.testing.assert_close(reward.total(raw, prompts), parts["brightness"] + parts["contrast"], equal_nan=True)
     assert reward.total(raw, prompts).isnan().tolist() == [False, True, False]
-    worst = from_config({**block, "combine": "worst"}).total(raw, prompts)
+    worst = build_reward({**block, "combine": "worst"}).total(raw, prompts)
     torch.testing.assert_close(worst, torch.minimum(*parts.values()), equal_nan=True)
     with pytest.raises(BadInput, match="negative weight"):
-        from_config({**block, "contrast": -1.0})
-    loss = from_config({"contrast": -1.0, "shape": {"how": "par", "base": base}}).total(
+        build_reward({**block, "contrast": -1.0})
+    loss = build_reward({"contrast": -1.0, "shape": {"how": "par", "base": base}}).total(
         {"contrast": torch.ones(1)}, ("red",)
     )
     assert loss.item() < -0.9, "a sum of bounded shapes may ask for less"
@@ -126,46 +125,46 @@ def test_shaped_rewards_combine_and_their_spec_names_the_yardstick(base):
 )
 def test_a_setting_that_can_not_be_is_refused(settings, says, base):
     with pytest.raises(BadInput, match=says):
-        from_config({"brightness": 1, "shape": {"how": "log_sigmoid", "base": base} | settings})
+        build_reward({"brightness": 1, "shape": {"how": "log_sigmoid", "base": base} | settings})
 
 
 def test_base_scores_of_another_reward_version_or_spread_are_refused(base, tmp_path):
     with pytest.raises(BadInput, match="no base scores of reward 'sharpness'"):
-        from_config({"sharpness": 1, "shape": {"how": "z", "base": base}})
+        build_reward({"sharpness": 1, "shape": {"how": "z", "base": base}})
     other = tmp_path / "other.json"
-    Base({"brightness": {"red": [0.1, 0.2]}}, {"brightness": "0"}).write(other)
+    BaselineScores({"brightness": {"red": [0.1, 0.2]}}, {"brightness": "0"}).write(other)
     with pytest.raises(BadInput, match="are of version '0', this one is '1'"):
-        from_config({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
-    Base({"brightness": {"red": [0.1], "blue": [0.2]}}).write(other)
+        build_reward({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
+    BaselineScores({"brightness": {"red": [0.1], "blue": [0.2]}}).write(other)
     with pytest.raises(BadInput, match="at least 2 seeds a prompt"):
-        from_config({"brightness": 1, "shape": {"how": "par", "base": str(other)}})
-    from_config({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
-    Base({"brightness": {"red": [0.1, 0.1]}}).write(other)
+        build_reward({"brightness": 1, "shape": {"how": "par", "base": str(other)}})
+    build_reward({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
+    BaselineScores({"brightness": {"red": [0.1, 0.1]}}).write(other)
     with pytest.raises(BadInput, match="don't differ"):
-        from_config({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
+        build_reward({"brightness": 1, "shape": {"how": "z", "base": str(other)}})
     other.write_text("[1]")
     with pytest.raises(BadInput, match="holds no base scores"):
-        Base.read(other)
+        BaselineScores.read(other)
 
 
 def test_base_scores_are_measured_once_written_whole_and_read_back(tmp_path):
-    reward = from_config({"brightness": 1.0, "contrast": 1.0})
+    reward = build_reward({"brightness": 1.0, "contrast": 1.0})
     media = media_for(reward.spec, 3)
     media.data[1, 0, 0, 0] = NAN
-    base = Base.measure(reward, [(media, ("a", "a", "b")), (media[[0]], ("b",))])
+    base = BaselineScores.measure(reward, [(media, ("a", "a", "b")), (media[[0]], ("b",))])
     assert {p: len(v) for p, v in base.scores["contrast"].items()} == {"a": 1, "b": 2}, "what is NaN is no base score"
     base.write(tmp_path / "base.json")
-    again = Base.read(tmp_path / "base.json")
+    again = BaselineScores.read(tmp_path / "base.json")
     assert again.scores == base.scores and again.versions == {"brightness": "1", "contrast": "1"}
     assert again.version == base.version
     assert [p.name for p in tmp_path.iterdir()] == ["base.json"], "no temporary file is left"
-    assert Base.read(tmp_path / "base.json") is again, "read once while it does not change"
+    assert BaselineScores.read(tmp_path / "base.json") is again, "read once while it does not change"
 
 
 def test_a_run_is_its_own_base(tmp_path):
     """The contestant `base` of a run's log; a score that could not be told is none."""
     with pytest.raises(BadInput, match="no base scores at"):
-        Base.read(tmp_path)
+        BaselineScores.read(tmp_path)
     sample = [{"prompt": "red", "scores": {"clip": s, "hps": None}} for s in (0.1, 0.3)]
     events = [
         {"contestant": "base", "batch": 0, "final": True, "samples": sample},
@@ -174,9 +173,9 @@ def test_a_run_is_its_own_base(tmp_path):
     (tmp_path / "run.json").write_text(json.dumps({"rewards": {"clip": "v1"}}))
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events[1:]))
     with pytest.raises(BadInput, match="no finished contestant 'base'"):
-        Base.read(tmp_path)
+        BaselineScores.read(tmp_path)
     (tmp_path / "events.jsonl").write_text("".join(json.dumps(e) + "\n" for e in events) + '{"torn')
-    base = Base.read(tmp_path)
+    base = BaselineScores.read(tmp_path)
     assert base.scores == {"clip": {"red": [0.1, 0.3]}, "hps": {}} and base.versions == {"clip": "v1"}
     with pytest.raises(BadInput, match="no base scores of reward 'hps'"):
         base.check("hps", "2", "here")
@@ -200,8 +199,10 @@ POINTS = torch.tensor([[0.0, 4.0, 2.0, 1.0, -1.0, 0.0], [4.0, 0.0, 2.0, 1.5, -1.
 
 
 def test_the_fronts_are_those_of_a_drawing():
-    assert fronts(POINTS).tolist() == [0, 0, 0, 1, 2, 0]
-    assert not dominates(POINTS)[0, 5] and not dominates(POINTS)[5, 0], "copies do not dominate each other"
+    assert pareto_fronts(POINTS).tolist() == [0, 0, 0, 1, 2, 0]
+    assert not dominance_matrix(POINTS)[0, 5] and not dominance_matrix(POINTS)[5, 0], (
+        "copies do not dominate each other"
+    )
 
 
 def test_the_fronts_agree_with_peeling_by_brute_force():
@@ -216,28 +217,30 @@ def test_the_fronts_agree_with_peeling_by_brute_force():
         for j in top:
             expected[j] = front
         left, front = left - top, front + 1
-    assert fronts(values).tolist() == expected
+    assert pareto_fronts(values).tolist() == expected
     assert max(expected) > 1
-    assert fronts(values + torch.tensor([[5.0], [0.0], [-3.0]])).tolist() == expected, "a constant changes nothing"
+    assert pareto_fronts(values + torch.tensor([[5.0], [0.0], [-3.0]])).tolist() == expected, (
+        "a constant changes nothing"
+    )
 
 
 def test_nan_neither_dominates_nor_is_on_a_front():
     values = torch.tensor([[9.0, 1.0, 0.0], [NAN, 1.0, 0.0]])
-    assert fronts(values).tolist() == [-1, 0, 1]
-    reward = from_config({"brightness": 1.0, "contrast": 1.0, "combine": "pareto"})
+    assert pareto_fronts(values).tolist() == [-1, 0, 1]
+    reward = build_reward({"brightness": 1.0, "contrast": 1.0, "combine": "pareto"})
     total = reward.total(dict(zip(("brightness", "contrast"), values, strict=True)), ("", "", ""))
     assert total.isnan().tolist() == [True, False, False]
 
 
 def test_crowding_is_the_sum_of_the_gaps_between_neighbours():
     values = torch.tensor([[0.0, 1.0, 3.0, 4.0], [8.0, 6.0, 1.0, 0.0]])
-    assert crowding(values).tolist() == pytest.approx([INF, 3 / 4 + 7 / 8, 3 / 4 + 6 / 8, INF])
-    assert crowding(values[:, :2]).tolist() == [INF, INF]
-    assert crowding(torch.ones(2, 3)).tolist()[1] == 0.0
+    assert crowding_distance(values).tolist() == pytest.approx([INF, 3 / 4 + 7 / 8, 3 / 4 + 6 / 8, INF])
+    assert crowding_distance(values[:, :2]).tolist() == [INF, INF]
+    assert crowding_distance(torch.ones(2, 3)).tolist()[1] == 0.0
 
 
 def test_the_pareto_reward_sorts_by_front_then_by_standing_apart_within_each_prompt():
-    reward = from_config({"brightness": 1.0, "contrast": 1.0, "combine": "pareto"})
+    reward = build_reward({"brightness": 1.0, "contrast": 1.0, "combine": "pareto"})
     scores = dict(zip(("brightness", "contrast"), torch.cat([POINTS, POINTS[:, :1] - 100], 1), strict=True))
     total = reward.total(scores, ("p",) * 6 + ("q",))
     a, b, c, d, e, f, alone = total.tolist()
@@ -264,7 +267,7 @@ def test_every_pair_of_shape_and_combination_gives_one_score_a_sample(base):
     raw = {"brightness": torch.tensor([0.4, 0.2, 0.1]), "contrast": torch.tensor([0.3, NAN, 0.9])}
     for shape, combine in itertools.product(SHAPES, COMBINATIONS):
         settings = {"how": shape} | ({"base": base} if shape in ("z", "log_sigmoid", "par") else {})
-        total = from_config({"brightness": 1.0, "contrast": 1.0, "shape": settings, "combine": combine}).total(
+        total = build_reward({"brightness": 1.0, "contrast": 1.0, "shape": settings, "combine": combine}).total(
             raw, ("red", "red", "blue")
         )
         assert total.shape == (3,) and total.dtype == torch.float32

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pipelines import schedule
-from pipelines.transitions import CPS, KERNELS, Ancestral, FlowSDE, kernel
+from pipelines.transitions import CPS, KERNELS, Ancestral, FlowSDE, make_kernel
 from workbench.core.types import BadInput
 from workbench.methods.common import losses
 
@@ -54,17 +54,17 @@ def ready(scheduler, steps=5):
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_clean_sample_is_the_schedulers_own(name):
-    scheduler, own = CASES[name]
-    levels = schedule.levels(ready(scheduler))
+    scheduler, original = CASES[name]
+    levels = schedule.noise_levels(ready(scheduler))
     generator = torch.Generator().manual_seed(0)
     for i in (0, 2, 4):
         ready(scheduler)
         x = torch.randn(SHAPE, generator=generator) * math.hypot(levels[i].a, levels[i].s)
         out = torch.randn(SHAPE, generator=generator)
-        theirs = own(scheduler, scheduler.timesteps[i], out, x)
-        ours = schedule.clean(levels[i], x, out)
+        theirs = original(scheduler, scheduler.timesteps[i], out, x)
+        ours = schedule.predict_x0(levels[i], x, out)
         # v is undefined for a noise level that the next one contradicts: the neighbour's level is the control
-        wrong = schedule.clean(levels[1 if i != 1 else 0], x, out)
+        wrong = schedule.predict_x0(levels[1 if i != 1 else 0], x, out)
         assert (ours - theirs).abs().max() <= 2e-5 * theirs.abs().max()
         if "sample" not in name:
             assert (wrong - theirs).abs().max() > 1e-3 * theirs.abs().max()
@@ -73,20 +73,22 @@ def test_the_clean_sample_is_the_schedulers_own(name):
 @pytest.mark.parametrize("name", [name for name in CASES if "ddpm" not in name])
 def test_errors_of_a_prediction_are_those_of_the_denoisers_own_output(name):
     """So a loss on noise that is published for an epsilon network is that loss here; of x0, and of v, likewise."""
-    for level in schedule.levels(ready(CASES[name][0])):
+    for level in schedule.noise_levels(ready(CASES[name][0])):
         x, ours, theirs = torch.randn(3, *SHAPE).double().unbind()
-        clean = [schedule.clean(level, x, out) for out in (ours, theirs)]
-        own = (ours - theirs).square().flatten(1).mean(1)
-        torch.testing.assert_close(losses.apart(*clean, schedule.unit(level)), own, rtol=1e-6, atol=1e-9)
+        clean = [schedule.predict_x0(level, x, out) for out in (ours, theirs)]
+        original = (ours - theirs).square().flatten(1).mean(1)
+        torch.testing.assert_close(
+            losses.denoising_distance(*clean, schedule.output_scale(level)), original, rtol=1e-6, atol=1e-9
+        )
 
 
 @pytest.mark.parametrize("name", CASES)
 def test_the_three_forms_of_a_prediction_agree(name):
     scheduler, _ = CASES[name]
-    level = schedule.levels(ready(scheduler))[1]
+    level = schedule.noise_levels(ready(scheduler))[1]
     generator = torch.Generator().manual_seed(1)
     x0, eps = torch.randn(SHAPE, generator=generator).clamp(-1, 1), torch.randn(SHAPE, generator=generator)
-    x = schedule.noised(level, x0, eps)
+    x = schedule.add_noise(level, x0, eps)
     angle = math.hypot(level.a, level.s)
     std = level.data_std
     outs = {
@@ -98,19 +100,19 @@ def test_the_three_forms_of_a_prediction_agree(name):
         "trigflow": (level.a * x - x0) * std / level.s,
         "edm_v": (std**2 * x - (level.s**2 + std**2) * x0) / (level.s * std * math.hypot(level.s, std)),
     }
-    found = schedule.predicted(level, x, outs[level.prediction])
-    assert torch.allclose(found.x0, x0, atol=1e-3)
-    assert torch.allclose(found.eps, eps, atol=1e-3)
-    assert torch.allclose(level.a * found.x0 + level.s * found.eps, x, atol=1e-3 * angle)
+    results = schedule.make_prediction(level, x, outs[level.prediction])
+    assert torch.allclose(results.x0, x0, atol=1e-3)
+    assert torch.allclose(results.eps, eps, atol=1e-3)
+    assert torch.allclose(level.a * results.x0 + level.s * results.eps, x, atol=1e-3 * angle)
 
 
 def test_flow_matching_levels_are_the_schedulers_sigmas():
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(4)
-    levels = schedule.levels(scheduler)
+    levels = schedule.noise_levels(scheduler)
     assert [n.s for n in levels] == pytest.approx(scheduler.sigmas[:-1].tolist())
     assert [n.s_next for n in levels] == pytest.approx(scheduler.sigmas[1:].tolist())
-    assert all(n.flow for n in levels)
+    assert all(n.is_flow for n in levels)
 
 
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
@@ -118,7 +120,7 @@ def test_flow_matching_levels_are_the_schedulers_sigmas():
 def test_ancestral_is_ddim_eta(kind, eta):
     """Mean and variance of diffusers' own step: its noise is given, so both can be read off."""
     scheduler = ready(d.DDIMScheduler(**VP, prediction_type=kind, clip_sample=False))
-    levels, generator = schedule.levels(scheduler), torch.Generator().manual_seed(0)
+    levels, generator = schedule.noise_levels(scheduler), torch.Generator().manual_seed(0)
     for i, t in enumerate(scheduler.timesteps):
         x, out, z = (torch.randn(SHAPE, generator=generator) for _ in range(3))
         law = Ancestral(eta)(levels[i], x, out)
@@ -130,7 +132,7 @@ def test_ancestral_is_ddim_eta(kind, eta):
 
 def test_ancestral_with_eta_1_is_ddpm():
     scheduler = ready(d.DDPMScheduler(**VP, clip_sample=False))
-    levels, generator = schedule.levels(scheduler), torch.Generator().manual_seed(0)
+    levels, generator = schedule.noise_levels(scheduler), torch.Generator().manual_seed(0)
     for i, t in enumerate(scheduler.timesteps[:-1]):
         x, out = (torch.randn(SHAPE, generator=generator) for _ in range(2))
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
@@ -141,7 +143,7 @@ def test_ancestral_with_eta_1_is_ddpm():
 
 def test_ancestral_with_eta_1_is_euler_ancestral():
     scheduler = ready(d.EulerAncestralDiscreteScheduler(**VP))
-    levels, generator = schedule.levels(scheduler), torch.Generator().manual_seed(0)
+    levels, generator = schedule.noise_levels(scheduler), torch.Generator().manual_seed(0)
     for i, t in enumerate(scheduler.timesteps):
         x, out = torch.randn(SHAPE, generator=generator) * levels[i].s, torch.randn(SHAPE, generator=generator)
         z = torch.randn(SHAPE, generator=torch.Generator().manual_seed(5))
@@ -153,7 +155,7 @@ def test_ancestral_with_eta_1_is_euler_ancestral():
 def test_ancestral_with_eta_0_is_the_flow_ode():
     scheduler = d.FlowMatchEulerDiscreteScheduler(shift=3.0)
     scheduler.set_timesteps(4)
-    levels, generator = schedule.levels(scheduler), torch.Generator().manual_seed(0)
+    levels, generator = schedule.noise_levels(scheduler), torch.Generator().manual_seed(0)
     for i, t in enumerate(scheduler.timesteps):
         x, out = (torch.randn(SHAPE, generator=generator) for _ in range(2))
         law = Ancestral(0.0)(levels[i], x, out)
@@ -162,7 +164,7 @@ def test_ancestral_with_eta_0_is_the_flow_ode():
 
 
 def flow(s, s_next):
-    return schedule.Level(1 - s, s, 1 - s_next, s_next, "flow_prediction")
+    return schedule.NoiseLevel(1 - s, s, 1 - s_next, s_next, "flow_prediction")
 
 
 @pytest.mark.parametrize(("s", "s_next"), [(1.0, 0.8), (0.8, 0.5), (0.3, 0.1)])
@@ -200,7 +202,8 @@ def spread(step, steps, start):
 
 
 def test_whole_chains_keep_the_data_distribution_where_they_promise_to():
-    """Ancestral and flow-SDE end near the data's spread of 0.4; CPS, which does not promise it, must be seen to narrow it."""
+    """Ancestral and flow-SDE end near the data's spread of 0.4; CPS, which does not promise it, must be seen to narrow
+    it."""
     assert spread(Ancestral(0.0), 100, 1.0) == pytest.approx(0.4, abs=0.015)
     assert spread(Ancestral(1.0), 100, 1.0) == pytest.approx(0.4, abs=0.015)
     assert spread(FlowSDE(0.7), 100, 1.0) == pytest.approx(0.4, abs=0.015)
@@ -212,11 +215,11 @@ def test_moments_and_density_are_those_of_a_gaussian(step):
     generator = torch.Generator().manual_seed(0)
     x, v = torch.randn(1, 8, generator=generator), torch.randn(1, 8, generator=generator)
     law = step(flow(0.6, 0.4), x, v)
-    drawn = torch.cat([law.sample([generator]) for _ in range(4000)])
-    assert torch.allclose(drawn.mean(0), law.mean[0], atol=5 * law.std.item() / math.sqrt(4000))
-    assert drawn.std(0).mean().item() == pytest.approx(law.std.item(), rel=0.03)
+    draws = torch.cat([law.sample([generator]) for _ in range(4000)])
+    assert torch.allclose(draws.mean(0), law.mean[0], atol=5 * law.std.item() / math.sqrt(4000))
+    assert draws.std(0).mean().item() == pytest.approx(law.std.item(), rel=0.03)
     normal = torch.distributions.Normal(law.mean.double(), law.std.double())
-    assert law.log_prob(drawn[:1]).item() == pytest.approx(normal.log_prob(drawn[:1].double()).mean().item())
+    assert law.log_prob(draws[:1]).item() == pytest.approx(normal.log_prob(draws[:1].double()).mean().item())
 
 
 def test_the_last_step_is_deterministic():
@@ -233,7 +236,7 @@ def test_an_unknown_scheduler_is_refused_by_name(cls):
     scheduler = cls()
     scheduler.set_timesteps(4)
     with pytest.raises(TypeError, match=f"{cls.__name__} are not known; known: .*DDIMScheduler.*FlowMatchEuler"):
-        schedule.levels(scheduler)
+        schedule.noise_levels(scheduler)
 
 
 def test_what_is_known_only_in_part_is_refused_too():
@@ -244,8 +247,8 @@ def test_what_is_known_only_in_part_is_refused_too():
     ):
         scheduler.set_timesteps(3)
         with pytest.raises(TypeError):
-            schedule.levels(scheduler)
+            schedule.noise_levels(scheduler)
     with pytest.raises(TypeError, match="flow"):
-        FlowSDE()(schedule.Level(0.6, 0.8, 0.8, 0.6, "epsilon"), torch.ones(1, 4), torch.ones(1, 4))
+        FlowSDE()(schedule.NoiseLevel(0.6, 0.8, 0.8, 0.6, "epsilon"), torch.ones(1, 4), torch.ones(1, 4))
     with pytest.raises(BadInput, match="ancestral, cps, flow-sde"):
-        kernel("euler")
+        make_kernel("euler")

@@ -1,5 +1,5 @@
-"""The tab of rewards: every reward that applies judges what was handed in, maps show where one looks, and hostile files,
-names and texts are refused in one sentence each or neutralised."""
+"""The tab of rewards: every reward that applies judges what was handed in, maps show where one looks, and hostile
+files, names and texts are refused in one sentence each or neutralised."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ import safetensors.torch
 import torch
 from gradio_client import handle_file
 from PIL import Image
-from ui_fixtures import launched
+from ui_fixtures import launch_tab
 
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media, RewardSpec
-from workbench.ui import reward_choices, uploads
-from workbench.ui.context import Place
-from workbench.ui.lora_uploads import lora_file
+from workbench.ui import limits, reward_choices, uploads
+from workbench.ui.context import AppContext
+from workbench.ui.lora_uploads import inspect_lora
 from workbench.ui.tabs import rewards
-from workbench.ui.widgets import reward_scores, saliency
+from workbench.ui.widgets import reward_scores, reward_tables, saliency
 
 EVIL = "<script>alert(1)</script>{{evil}}${evil}"
-SPACE = rewards.SPACES[0]
+SPACE = limits.EMBEDDING_MODELS[0]
 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    home = tmp_path_factory.mktemp("rewards-page")
-    return launched(rewards.build, home / "runs", home / "temp")
+    folder = tmp_path_factory.mktemp("rewards-page")
+    return launch_tab(rewards.build_tab, folder / "runs", folder / "temp")
 
 
 @pytest.fixture(scope="module")
@@ -44,7 +44,9 @@ def picture(tmp_path_factory):
     """A red square on black, which says what it was made for."""
     x = torch.zeros(1, 3, 64, 64)
     x[:, 0, 20:44, 20:44] = 1
-    return media.write(Media(x, "image"), tmp_path_factory.mktemp("pictures") / "red", meta={"prompt": "a red square"})
+    return media.write_media(
+        Media(x, "image"), tmp_path_factory.mktemp("pictures") / "red", meta={"prompt": "a red square"}
+    )
 
 
 def ask(client, files, prompt="", examples=(), api_name="/score"):
@@ -58,28 +60,28 @@ def ask(client, files, prompt="", examples=(), api_name="/score"):
 
 def test_every_reward_that_applies_judges_a_picture_by_its_own_prompt_and_the_others_say_why_not(page, picture):
     table, tiles = ask(page[0], [picture])
-    judged, refused = table.split("<details")
+    scored, refused = table.split("<details")
     for name in ("brightness", "compressibility", "starter_clip", "oracle", "hidden_taste"):
-        assert f">{name}<small>" in judged
-    assert "Apache-2.0" in judged and "a red square" in tiles and "64 x 64" in tiles
+        assert f">{name}<small>" in scored
+    assert "Apache-2.0" in scored and "a red square" in tiles and "64 x 64" in tiles
     assert "its weights are not on this machine: yuvalkirstain/PickScore_v1" in refused
     assert "give some below" in refused and "asks a server" in refused
     direct = float(
-        reward_choices.configured(reward_choices.judges()["brightness"], {}, "")(
-            media=media.read(picture), prompts=[""]
+        reward_choices.configure_reward(reward_choices.all_rewards()["brightness"], {}, "")(
+            media=media.read_media(picture), prompts=[""]
         )[0]
     )
-    assert f"<td>{direct:.3f}</td>" in judged, "the same number as the reward itself gives"
+    assert f"<td>{direct:.3f}</td>" in scored, "the same number as the reward itself gives"
 
 
 def test_examples_bring_the_rewards_of_sets_in_and_leave_no_path_behind(page, picture, tmp_path):
     others = []
     for n in range(3):
         torch.manual_seed(n)
-        others.append(media.write(Media(torch.rand(1, 3, 64, 64), "image"), tmp_path / f"noise{n}"))
+        others.append(media.write_media(Media(torch.rand(1, 3, 64, 64), "image"), tmp_path / f"noise{n}"))
     table, _ = ask(page[0], [picture, others[0]], "a red square", [picture, *others])
-    judged = table.split("<details")[0]
-    assert all(f">{name}<small>" in judged for name in ("exemplar", "frechet", "kad")) and "all together" in judged
+    scored = table.split("<details")[0]
+    assert all(f">{name}<small>" in scored for name in ("exemplar", "frechet", "kad")) and "all together" in scored
     assert str(page[1].temp) not in table
 
 
@@ -91,10 +93,10 @@ def test_a_prompt_is_text_and_has_an_end(page, picture):
 
 
 def test_a_range_is_drawn_with_what_lies_in_it_and_beyond_it():
-    inside, above = reward_choices.bar((0.0, 1.0), [0.25]), reward_choices.bar((0.0, 1.0), [7.0])
+    inside, above = reward_tables.draw_range((0.0, 1.0), [0.25]), reward_tables.draw_range((0.0, 1.0), [7.0])
     assert 'aria-label="within"' in inside and "<circle" in inside
     assert 'aria-label="above"' in above and "<path" in above and "<circle" not in above
-    assert "not known" in reward_choices.bar(None, [1.0])
+    assert "not known" in reward_tables.draw_range(None, [1.0])
 
 
 # --- maps ------------------------------------------------------------------------------------------------------------
@@ -127,33 +129,39 @@ class Flat(Corner):
 )
 def test_a_map_glows_where_the_reward_looks_and_nowhere_else(shape, modality, rate):
     torch.manual_seed(0)
-    *_, (done, made) = saliency.smooth(Corner(), Media(torch.rand(shape), modality, rate), "")
-    heat = made.heat
-    own = heat[400:800] if modality == "audio" else heat[..., :8, :8]
-    assert done == saliency.DRAWS and own.mean() > 0.1 and torch.isclose(heat.sum(), own.sum())
+    *_, (draws, saliency_map) = saliency.smooth_gradient(Corner(), Media(torch.rand(shape), modality, rate), "")
+    heat = saliency_map.heat
+    corner = heat[400:800] if modality == "audio" else heat[..., :8, :8]
+    assert draws == saliency.DRAWS and corner.mean() > 0.1 and torch.isclose(heat.sum(), corner.sum())
     assert (
-        "<svg" in saliency.draw(made, "corner", done)
+        "<svg" in saliency.draw_map(saliency_map, "corner", draws)
         if modality == "audio"
-        else "<img" in saliency.draw(made, "corner", done)
+        else "<img" in saliency.draw_map(saliency_map, "corner", draws)
     )
 
 
 def test_a_map_needs_a_gradient_that_is_one():
     image = Media(torch.rand(1, 3, 8, 8), "image")
     with pytest.raises(BadInput, match="zero or not finite"):
-        next(saliency.smooth(Flat(), image, ""))
+        next(saliency.smooth_gradient(Flat(), image, ""))
     with pytest.raises(BadInput, match="has no gradient"):
-        next(saliency.smooth(reward_choices.configured(reward_choices.judges()["saturated_pixels"], {}, ""), image, ""))
+        next(
+            saliency.smooth_gradient(
+                reward_choices.configure_reward(reward_choices.all_rewards()["saturated_pixels"], {}, ""), image, ""
+            )
+        )
 
 
 def test_a_map_over_http_sharpens_and_its_bad_input_is_one_sentence(page, picture):
     client, files = page[0], [handle_file(picture)]
     job = client.submit(files, 1, "a red square", "starter_clip", api_name="/saliency")
     assert "where it looks" in job.result(timeout=60) and len(job.outputs()) > 2
-    for number, reward, said in [(9, "starter_clip", "counted from 1"), (-1, "starter_clip", "counted from 1"),
-                                 (1, "os:system", "listed rewards"), (1, "compressibility", "listed rewards")]:  # fmt: skip
-        shown = client.predict(files, number, "", reward, api_name="/saliency")
-        assert "wb-bad" in shown and said in shown
+    for number, reward, sentence in [
+        (9, "starter_clip", "counted from 1"), (-1, "starter_clip", "counted from 1"),
+        (1, "os:system", "listed rewards"), (1, "compressibility", "listed rewards"),
+    ]:  # fmt: skip
+        html = client.predict(files, number, "", reward, api_name="/saliency")
+        assert "wb-bad" in html and sentence in html
 
 
 # --- hostile files ---------------------------------------------------------------------------------------------------
@@ -211,21 +219,25 @@ HOSTILE = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_a_hostile_file_is_refused_in_one_sentence_under_its_own_name(tmp_path, name):
-    content, said = HOSTILE[name]
+    content, sentence = HOSTILE[name]
     (tmp_path / name).write_bytes(content)
-    home = tmp_path / "home"
-    with pytest.raises(BadInput, match=said) as told:
-        uploads.look(uploads.take(tmp_path / name, home))
-    assert str(told.value).startswith(f"{name}: ") and "\n" not in str(told.value) and str(home) not in str(told.value)
+    folder = tmp_path / "home"
+    with pytest.raises(BadInput, match=sentence) as raised:
+        uploads.read_upload(uploads.accept_upload(tmp_path / name, folder))
+    assert (
+        str(raised.value).startswith(f"{name}: ")
+        and "\n" not in str(raised.value)
+        and str(folder) not in str(raised.value)
+    )
     assert not Path("/tmp/this-must-never-exist").exists()
 
 
 def test_a_file_that_is_too_large_is_refused_before_it_is_copied(tmp_path):
     with open(tmp_path / "large.png", "wb") as f:
         f.write(header(8, 8))
-        f.truncate(uploads.LARGEST["image"] + 1)
+        f.truncate(uploads.MAX_BYTES["image"] + 1)
     with pytest.raises(BadInput, match="MB; the page takes image files of up to 32 MB"):
-        uploads.take(tmp_path / "large.png", tmp_path / "home")
+        uploads.accept_upload(tmp_path / "large.png", tmp_path / "home")
     assert not (tmp_path / "home").exists()
 
 
@@ -239,24 +251,24 @@ def test_a_sound_that_decodes_into_too_much_is_counted_and_not_kept(tmp_path, mo
             file.mux(stream.encode(frame))
         file.mux(stream.encode())
     assert (tmp_path / "long.flac").stat().st_size < 50_000, "small as a file"
-    monkeypatch.setattr(uploads, "HEARD", 1_000_000)
+    monkeypatch.setattr(uploads, "MAX_SOUND_VALUES", 1_000_000)
     with pytest.raises(BadInput, match="million values when it is decoded"):
-        uploads.take(tmp_path / "long.flac", tmp_path / "home")
+        uploads.accept_upload(tmp_path / "long.flac", tmp_path / "home")
 
 
 def test_what_a_file_is_its_content_says_and_never_its_name(tmp_path):
-    sound = media.write(Media(torch.zeros(1, 1, 800) + 0.1, "audio", 800.0), tmp_path / "tone")
+    sound = media.write_media(Media(torch.zeros(1, 1, 800) + 0.1, "audio", 800.0), tmp_path / "tone")
     (tmp_path / "picture.png").write_bytes(sound.read_bytes())
-    taken = uploads.take(tmp_path / "picture.png", tmp_path / "home")
-    assert taken.modality == "audio" and "WAV" in taken.note and uploads.look(taken).media.modality == "audio"
+    upload = uploads.accept_upload(tmp_path / "picture.png", tmp_path / "home")
+    assert upload.modality == "audio" and "WAV" in upload.note and uploads.read_upload(upload).media.modality == "audio"
 
 
 def test_no_name_of_a_user_becomes_a_path_or_html(page, picture, tmp_path):
     evil = tmp_path / f"..%2f..%2f{EVIL.replace('/', '')}.png"
     evil.write_bytes(picture.read_bytes())
-    taken = uploads.take(evil, tmp_path / "home")
-    assert taken.path.parent.parent == tmp_path / "home" and taken.path.name == "file.png"
-    tiles = reward_scores.thumbnails([taken], [uploads.look(taken)], [""])
+    upload = uploads.accept_upload(evil, tmp_path / "home")
+    assert upload.path.parent.parent == tmp_path / "home" and upload.path.name == "file.png"
+    tiles = reward_scores.draw_thumbnails([upload], [uploads.read_upload(upload)], [""])
     assert "<script" not in tiles and "{{" not in tiles
 
 
@@ -265,19 +277,19 @@ def test_a_file_that_was_never_uploaded_is_not_read(page):
     for path in ("/etc/passwd", str(page[1].runs / "workbench.db"), "../../etc/passwd", "file:///etc/passwd"):
         ask = {"data": [[{"path": path, "meta": {"_type": "gradio.FileData"}}], "", None, SPACE]}
         event = httpx.post(f"{page[0].src}gradio_api/call/score", json=ask).json()["event_id"]
-        told = httpx.get(f"{page[0].src}gradio_api/call/score/{event}", timeout=30).text
-        assert "event: error" in told and "root:" not in told
+        raised = httpx.get(f"{page[0].src}gradio_api/call/score/{event}", timeout=30).text
+        assert "event: error" in raised and "root:" not in raised
 
 
 def test_hostile_files_over_http_are_answered_by_the_same_sentences(page, picture, tmp_path):
     (tmp_path / "pickle.png").write_bytes(HOSTILE["pickle.png"][0])
-    shown, _ = ask(page[0], [picture, tmp_path / "pickle.png"])
-    assert "wb-bad" in shown and "pickle or an archive" in shown and "<table" not in shown
-    shown, _ = ask(page[0], [picture] * 9)
-    assert "at most 8 at once" in shown
-    sound = media.write(Media(torch.zeros(1, 1, 800) + 0.1, "audio", 800.0), tmp_path / "tone")
-    shown, _ = ask(page[0], [picture], "", [sound])
-    assert "examples are pictures" in shown
+    html, _ = ask(page[0], [picture, tmp_path / "pickle.png"])
+    assert "wb-bad" in html and "pickle or an archive" in html and "<table" not in html
+    html, _ = ask(page[0], [picture] * 9)
+    assert "at most 8 at once" in html
+    sound = media.write_media(Media(torch.zeros(1, 1, 800) + 0.1, "audio", 800.0), tmp_path / "tone")
+    html, _ = ask(page[0], [picture], "", [sound])
+    assert "examples are pictures" in html
 
 
 # --- LoRA ------------------------------------------------------------------------------------------------------------
@@ -290,12 +302,13 @@ def factors(rank=4, layer="unet.mid_block.attentions.0.to_q", down="lora_A", up=
 @pytest.mark.parametrize(
     "state",
     [factors(), factors(layer="base_model.model.transformer.blocks.0.attn.to_k"),
-     factors(layer="lora_unet_down_blocks_0", down="lora_down", up="lora_up") | {"lora_unet_down_blocks_0.alpha": torch.tensor(4.0)}],
+     factors(layer="lora_unet_down_blocks_0", down="lora_down", up="lora_up")
+     | {"lora_unet_down_blocks_0.alpha": torch.tensor(4.0)}],
 )  # fmt: skip
 def test_a_lora_is_taken(tmp_path, state):
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
-    taken = lora_file(tmp_path / "a.safetensors")
-    assert (taken.layers, taken.rank, taken.parameters) == (1, 4, 64)
+    upload = inspect_lora(tmp_path / "a.safetensors")
+    assert (upload.layers, upload.rank, upload.parameters) == (1, 4, 64)
 
 
 def tensors(state):
@@ -303,7 +316,7 @@ def tensors(state):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"),
+    ("content", "sentence"),
     [
         (pickle.dumps(Bomb()), "pickle or an archive"),
         (zipped(), "pickle or an archive"),
@@ -323,11 +336,11 @@ def tensors(state):
         (tensors({"a.alpha": torch.tensor(1.0)}), "no LoRA in it"),
     ],
 )
-def test_what_is_no_lora_is_refused_without_being_loaded(tmp_path, content, said):
+def test_what_is_no_lora_is_refused_without_being_loaded(tmp_path, content, sentence):
     (tmp_path / "style.safetensors").write_bytes(content)
-    with pytest.raises(BadInput, match=said) as told:
-        lora_file(tmp_path / "style.safetensors")
-    assert str(told.value).startswith("style.safetensors: ") and not Path("/tmp/this-must-never-exist").exists()
+    with pytest.raises(BadInput, match=sentence) as raised:
+        inspect_lora(tmp_path / "style.safetensors")
+    assert str(raised.value).startswith("style.safetensors: ") and not Path("/tmp/this-must-never-exist").exists()
 
 
 # --- interaction logs ------------------------------------------------------------------------------------------------
@@ -345,7 +358,8 @@ def log_of(prompts=6, users=40):
                 )
                 if item == 0 and (user + p) % 5:
                     rows.append(
-                        f"i{p}-{item},prompt {p} {EVIL if p == 0 else ''},../../../etc/p{p}-{item}.png,u{user},like,{at + 5}"
+                        f"i{p}-{item},prompt {p} {EVIL if p == 0 else ''},../../../etc/p{p}-{item}.png,"
+                        f"u{user},like,{at + 5}"
                     )
     return "\n".join(rows) + "\n"
 
@@ -370,21 +384,22 @@ def test_a_log_becomes_pairs_with_a_card_that_shows_texts_as_texts(page, tmp_pat
 
 
 @pytest.mark.parametrize(
-    ("content", "window", "confidence", "said"),
-    [(b"item,prompt\n1,2\n", 14, 0.9, "column 'path' is missing"), (b"\0\1\2", 14, 0.9, "is no text"), (b"\xff\xfe\xfd", 14, 0.9, "is no text"),
-     (pickle.dumps(Bomb()), 14, 0.9, "is no text"), (b"", 14, 0.9, "empty"), (b'{"item": 1', 14, 0.9, "not a readable .jsonl"),
+    ("content", "window", "confidence", "sentence"),
+    [(b"item,prompt\n1,2\n", 14, 0.9, "column 'path' is missing"), (b"\0\1\2", 14, 0.9, "is no text"),
+     (b"\xff\xfe\xfd", 14, 0.9, "is no text"), (pickle.dumps(Bomb()), 14, 0.9, "is no text"), (b"", 14, 0.9, "empty"),
+     (b'{"item": 1', 14, 0.9, "not a readable .jsonl"),
      (b"item\n", -1, 0.9, "at least 0"), (b"item\n", 14, 7, "a probability"), (b"item\n", float("nan"), 0.9, "number")],
 )  # fmt: skip
-def test_a_log_or_a_setting_that_is_none_is_one_sentence(tmp_path, content, window, confidence, said):
+def test_a_log_or_a_setting_that_is_none_is_one_sentence(tmp_path, content, window, confidence, sentence):
     (tmp_path / "log.csv").write_bytes(content)
-    place = Place(tmp_path, tmp_path / "home", _Now())
-    with pytest.raises(BadInput, match=said) as told:
-        list(reward_scores.curate(place, str(tmp_path / "log.csv"), window, 3, confidence))
-    assert "\n" not in str(told.value) and str(place.temp) not in str(told.value)
+    context = AppContext(tmp_path, tmp_path / "home", _ImmediateQueue())
+    with pytest.raises(BadInput, match=sentence) as raised:
+        list(reward_scores.curate_log(context, str(tmp_path / "log.csv"), window, 3, confidence))
+    assert "\n" not in str(raised.value) and str(context.temp) not in str(raised.value)
 
 
-class _Now:
-    """A desk that works at once, in the caller's thread."""
+class _ImmediateQueue:
+    """A job queue that works at once, in the caller's thread."""
 
     def submit(self, title, work):
         self.watch = lambda: work(threading.Event())

@@ -1,4 +1,5 @@
-"""The studio: over HTTP as a program drives it, and its parts as plain functions. Real pipeline, rewards and runs throughout."""
+"""The studio: over HTTP as a program drives it, and its parts as plain functions. Real pipeline, rewards and runs
+throughout."""
 
 from __future__ import annotations
 
@@ -24,41 +25,42 @@ from safetensors.torch import save_file
 
 import pipelines
 from workbench.core.io import media
-from workbench.core.schema import build
+from workbench.core.schema import build_dataclass
 from workbench.core.types import BadInput
-from workbench.engine import run
-from workbench.methods import METHODS, trains
+from workbench.engine.plan import plan_run
+from workbench.methods import METHODS, trains_weights
 from workbench.ui import contestant_choices, lora_uploads, studio_comparison, theme
-from workbench.ui.context import Place
-from workbench.ui.jobs import Desk
+from workbench.ui.comparison_request import ComparisonRequest
+from workbench.ui.context import AppContext
+from workbench.ui.jobs import JobQueue
 from workbench.ui.tabs import studio
 
-FEW = ["sample", "best_of_n n=3", "reno iterations=2"]
+CONTESTANTS = ["sample", "best_of_n n=3", "reno iterations=2"]
 
 
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     """A page that is really served, a client of it, and where it works."""
-    place = Place(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("temp"), Desk())
-    tab = studio.Studio(place)
+    context = AppContext(tmp_path_factory.mktemp("runs"), tmp_path_factory.mktemp("temp"), JobQueue())
+    tab = studio.Studio(context)
     with gr.Blocks() as page:
         tab.draw(page)
-    how = {"theme": theme.theme(), "css": theme.CSS, "head": theme.HEAD, "allowed_paths": [str(place.temp)]}
+    how = {"theme": theme.make_theme(), "css": theme.CSS, "head": theme.HEAD, "allowed_paths": [str(context.temp)]}
     _, url, _ = page.queue().launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False, **how
     )
-    yield SimpleNamespace(client=Client(url, verbose=False), url=url, place=place, tab=tab)
+    yield SimpleNamespace(client=Client(url, verbose=False), url=url, context=context, tab=tab)
     page.close()
 
 
 @pytest.fixture(scope="module")
 def compared(app):
-    job = app.client.submit("a red circle\ntwo blue squares", "starter-image", FEW, api_name="/compare")
+    job = app.client.submit("a red circle\ntwo blue squares", "starter-image", CONTESTANTS, api_name="/compare")
     return job.result(timeout=120), job.outputs()
 
 
-def at_rest(app, prompts="a red circle", lines=FEW, **more):
-    return studio_comparison.Asked(prompts.splitlines(), "starter-image", lines, {"starter_clip": 1.0}, **more)
+def at_rest(app, prompts="a red circle", lines=CONTESTANTS, **more):
+    return ComparisonRequest(prompts.splitlines(), "starter-image", lines, {"starter_clip": 1.0}, **more)
 
 
 def test_previews_and_costs_stream_while_it_works(compared):
@@ -79,12 +81,12 @@ def test_the_result_is_judged_and_its_files_are_the_untouched_ones(app, compared
     assert scores["starter_clip"]["optimised"] and not scores["oracle"]["optimised"] and "saturated_pixels" in scores
     assert [f["contestant"] for f in result["files"]] == ["base", "best_of_n", "reno"] * 2
     for file in result["files"]:
-        served = Path(unquote(file["url"].removeprefix("gradio_api/file=")))
-        assert served.is_relative_to(app.place.temp) and Image.open(served).format == "PNG"
-        assert media.read_meta(served)["prompt"] == file["prompt"]
-    made = next(Path(result["folder"]).glob("media/reno/*.png")).read_bytes()
+        copy = Path(unquote(file["url"].removeprefix("gradio_api/file=")))
+        assert copy.is_relative_to(app.context.temp) and Image.open(copy).format == "PNG"
+        assert media.read_meta(copy)["prompt"] == file["prompt"]
+    samples = next(Path(result["folder"]).glob("media/reno/*.png")).read_bytes()
     got = [httpx.get(f"{app.url}{f['url']}") for f in result["files"] if f["contestant"] == "reno"]
-    assert made in [g.content for g in got] and {g.headers["content-type"] for g in got} == {"image/png"}
+    assert samples in [g.content for g in got] and {g.headers["content-type"] for g in got} == {"image/png"}
 
 
 def test_stop_answers_at_once_and_keeps_the_best_so_far(app, compared):
@@ -106,7 +108,7 @@ def test_stop_answers_at_once_and_keeps_the_best_so_far(app, compared):
 def test_a_link_reopens_a_comparison_with_its_settings(app, compared):
     result, _ = compared
     assert app.client.predict(result["run"], api_name="/open")["summary"] == result["summary"]
-    (update,) = app.tab.arrive(SimpleNamespace(query_params={"run": result["run"]}))
+    (update,) = app.tab.open_page(SimpleNamespace(query_params={"run": result["run"]}))
     fields, results = update[: len(app.tab.editor.outputs())], update[len(app.tab.editor.outputs()) :]
     assert fields[0] == "a red circle\ntwo blue squares"
     assert "<table" in results[1] and results[1].count("<img") == 6 and result["run"] in results[1]
@@ -117,20 +119,22 @@ def test_a_link_reopens_a_comparison_with_its_settings(app, compared):
 def test_an_unknown_link_is_answered_by_one_sentence(app, name):
     with pytest.raises(AppError, match="there is no comparison of this name here"):
         app.client.predict(name, api_name="/open")
-    (update,) = app.tab.arrive(SimpleNamespace(query_params={"run": name}))
+    (update,) = app.tab.open_page(SimpleNamespace(query_params={"run": name}))
     assert "there is no comparison" in update[len(app.tab.editor.outputs())] and "<script>" not in str(update)
 
 
 def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(app, compared):
     result, _ = compared
-    made = []
-    for again in (app.tab.repeated, app.tab.varied):
-        *_, last = again({"run": result["run"]})
-        shown = last[len(app.tab.editor.outputs()) + 4]
-        made.append({f.name: media.read(f).data for f in (app.place.runs / shown["run"] / "media/reno").iterdir()})
-    first = {f.name: media.read(f).data for f in Path(result["folder"], "media/reno").iterdir()}
-    assert all(torch.equal(first[n], made[0][n]) for n in first)
-    assert not any(torch.equal(first[n], made[1][n]) for n in first)
+    samples = []
+    for repeat in (app.tab.repeat_seed, app.tab.vary_seed):
+        *_, last = repeat({"run": result["run"]})
+        state = last[len(app.tab.editor.outputs()) + 4]
+        samples.append(
+            {f.name: media.read_media(f).data for f in (app.context.runs / state["run"] / "media/reno").iterdir()}
+        )
+    first = {f.name: media.read_media(f).data for f in Path(result["folder"], "media/reno").iterdir()}
+    assert all(torch.equal(first[n], samples[0][n]) for n in first)
+    assert not any(torch.equal(first[n], samples[1][n]) for n in first)
 
 
 @pytest.mark.parametrize(
@@ -168,16 +172,16 @@ def test_the_same_seed_gives_the_same_pictures_and_another_seed_others(app, comp
 )
 def test_what_cannot_work_is_refused_in_one_sentence_before_anything_loads(tmp_path, monkeypatch, changed, sentence):
     monkeypatch.setattr("pipelines.load", lambda *a, **k: pytest.fail("weights were loaded"))
-    asked = {
+    request = {
         "prompts": ["a red circle"],
         "pipeline": "starter-image",
-        "contestants": FEW,
+        "contestants": CONTESTANTS,
         "rewards": {"starter_clip": 1.0},
     }
-    bench = studio_comparison.Bench(Place(tmp_path, tmp_path, Desk()))
-    with pytest.raises(BadInput, match=sentence) as told:
-        bench.start(studio_comparison.Asked(**asked | changed))
-    assert len(str(told.value)) < 400 and not list(tmp_path.iterdir())
+    bench = studio_comparison.ComparisonManager(AppContext(tmp_path, tmp_path, JobQueue()))
+    with pytest.raises(BadInput, match=sentence) as raised:
+        bench.start(ComparisonRequest(**request | changed))
+    assert len(str(raised.value)) < 400 and not list(tmp_path.iterdir())
 
 
 def test_a_refusal_reaches_the_program_and_the_page(app):
@@ -186,7 +190,7 @@ def test_a_refusal_reaches_the_program_and_the_page(app):
     slots = [["reno", 1e12, 5.0, 0.9, "", ""], *[[None, None, None, None, "", ""]] * 3]
     mix = ["starter_clip", 1.0, *[None, 1.0] * 3]
     values = ["a <b>red</b> circle", "", "starter-image", ["oracle"], 0, 1, 0, 16, *sum(slots, []), *mix]
-    clicked = app.tab.pressed(*values)
+    clicked = app.tab.start_comparison(*values)
     assert "wb-bad" in next(clicked)[0]
     with pytest.raises(gr.Error):
         next(clicked)
@@ -194,37 +198,37 @@ def test_a_refusal_reaches_the_program_and_the_page(app):
 
 def test_somebody_elses_job_shows_a_place_in_the_queue(app, compared):
     free = threading.Event()
-    app.place.desk.submit("another <b>comparison</b>", lambda stop: iter([free.wait(30)]))
-    live = app.tab.bench.start(at_rest(app))
-    seen = app.tab.followed(live)
-    first = next(seen)
+    app.context.jobs.submit("another <b>comparison</b>", lambda stop: iter([free.wait(30)]))
+    live = app.tab.manager.start(at_rest(app))
+    views = app.tab.follow_comparison(live)
+    first = next(views)
     assert "1 job before this one" in first[1] and "another &lt;b&gt;comparison" in first[1]
-    assert app.tab.bench.stop(live.key) is not None and live.job.state == "stopped", "one that waits is over at once"
-    *_, last = seen
+    assert app.tab.manager.stop(live.key) is not None and live.job.state == "stopped", "one that waits is over at once"
+    *_, last = views
     assert "Stopped before it began" in last[0]
     free.set()
 
 
 def test_who_only_looks_on_does_not_stop_it_by_leaving(app, compared):
-    live = app.tab.bench.start(at_rest(app, lines=["best_of_n n=40"]))
-    onlooker = app.tab.followed(live, own=False)
+    live = app.tab.manager.start(at_rest(app, lines=["best_of_n n=40"]))
+    onlooker = app.tab.follow_comparison(live, is_owner=False)
     next(onlooker)
     onlooker.close()
     assert not live.job.stop.is_set()
-    owner = app.tab.followed(live)
+    owner = app.tab.follow_comparison(live)
     next(owner)
     owner.close()
-    assert live.job.stop.is_set() or live.job.over
+    assert live.job.stop.is_set() or live.job.is_over
 
 
 def test_a_stopped_comparison_goes_on_where_it_was(app, compared):
-    live = app.tab.bench.start(at_rest(app, lines=["sample", "best_of_n n=60"]))
+    live = app.tab.manager.start(at_rest(app, lines=["sample", "best_of_n n=60"]))
     for _ in live.job.watch(0.1):
-        if live.parts["best_of_n"].turns > 1:
-            app.tab.bench.stop(live.key)
+        if live.contestants["best_of_n"].preview_updates > 1:
+            app.tab.manager.stop(live.key)
     name = live.folder.path.name
     assert live.folder.read()["status"] == "stopped"
-    more = app.tab.bench.again(name)
+    more = app.tab.manager.repeat_run(name)
     for _ in more.job.watch(0.1):
         pass
     assert more.folder.path.name == name and more.folder.read()["status"] == "done"
@@ -235,103 +239,115 @@ def test_the_pipeline_is_loaded_once_for_many_comparisons(monkeypatch):
     calls = []
     monkeypatch.setattr(pipelines, "load", lambda source, **how: calls.append(source) or object())
     load, one, other = (
-        studio_comparison.Loaded(),
-        pipelines.read("starter-image"),
-        pipelines.read("starter-image-teacher"),
+        studio_comparison.PipelineCache(),
+        pipelines.read_config("starter-image"),
+        pipelines.read_config("starter-image-teacher"),
     )
     first = load(one, device="cpu")
-    assert load(pipelines.read("starter-image"), device="cpu") is first and len(calls) == 1
+    assert load(pipelines.read_config("starter-image"), device="cpu") is first and len(calls) == 1
     assert load(other, device="cpu") is not first and load(one, device="cpu") is not first and len(calls) == 3
 
 
 def test_equal_calls_fit_every_method_to_the_budget(tmp_path):
-    place = Place(tmp_path, tmp_path, Desk())
-    wish = studio_comparison.wanted(at_rest(None, calls=16), place)
+    context = AppContext(tmp_path, tmp_path, JobQueue())
+    wish = studio_comparison.build_config(at_rest(None, calls=16), context)
     assert wish.contestants["best_of_n"]["n"] == 16 and wish.contestants["reno"]["iterations"] == 15
 
 
 def test_only_fitting_methods_and_rewards_are_offered(tmp_path):
-    one, many = (
-        {n for _, n in contestant_choices.methods(p, ["starter_clip"], tmp_path)}
+    one, teacher = (
+        {n for _, n in contestant_choices.list_methods(p, ["starter_clip"], tmp_path)}
         for p in ("starter-image", "starter-image-teacher")
     )
-    assert {"sample", "best_of_n", "reno"} <= one and "fk" in many and "grpo" not in many and "reuse" not in many
-    dull = {n for _, n in contestant_choices.methods("starter-image", ["saturated_pixels"], tmp_path)}
+    assert (
+        {"sample", "best_of_n", "reno"} <= one and "fk" in teacher and "grpo" not in teacher and "reuse" not in teacher
+    )
+    dull = {n for _, n in contestant_choices.list_methods("starter-image", ["saturated_pixels"], tmp_path)}
     assert "best_of_n" in dull and "reno" not in dull
-    offered = {n for _, n in contestant_choices.rewards("starter-image", tmp_path)}
+    offered = {n for _, n in contestant_choices.list_rewards("starter-image", tmp_path)}
     assert {"starter_clip", "oracle"} <= offered and not offered & {"kid", "judge", "remote", "social"}
-    assert "oracle" not in {n for _, n in contestant_choices.rewards("sdxl-turbo", tmp_path)}
-    assert contestant_choices.watched("starter-image", ["starter_clip"], tmp_path)[0] == "oracle"
+    assert "oracle" not in {n for _, n in contestant_choices.list_rewards("sdxl-turbo", tmp_path)}
+    assert contestant_choices.default_watch("starter-image", ["starter_clip"], tmp_path)[0] == "oracle"
 
 
 @pytest.mark.parametrize(
-    "method", [m for m, cls in METHODS.items() if not trains(cls) and m not in contestant_choices.FROM_FILES]
+    "method", [m for m, cls in METHODS.items() if not trains_weights(cls) and m not in contestant_choices.FILE_METHODS]
 )
 def test_a_contestant_survives_the_way_through_the_fields(method, tmp_path):
-    blocks = contestant_choices.read([f"{method}@starter-image-teacher"], tmp_path)
-    (line,) = contestant_choices.lines_of(blocks, tmp_path)
-    name, values, more, on = contestant_choices.fields(line)
-    again = contestant_choices.read([contestant_choices.line(name, values, more, on)], tmp_path)
-    made = [
-        build(METHODS[method], {k: v for k, v in b.items() if k not in ("name", "pipeline")}, "x")
-        for b in (*blocks.values(), *again.values())
+    blocks = contestant_choices.read_contestants([f"{method}@starter-image-teacher"], tmp_path)
+    (line,) = contestant_choices.format_lines(blocks, tmp_path)
+    name, values, more, on = contestant_choices.parse_line(line)
+    repeat = contestant_choices.read_contestants([contestant_choices.format_line(name, values, more, on)], tmp_path)
+    samples = [
+        build_dataclass(METHODS[method], {k: v for k, v in b.items() if k not in ("name", "pipeline")}, "x")
+        for b in (*blocks.values(), *repeat.values())
     ]
-    assert made[0] == made[1] and on == "starter-image-teacher"
+    assert samples[0] == samples[1] and on == "starter-image-teacher"
 
 
 def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
-    home = tmp_path / "20260101-trained" / "export"
-    home.mkdir(parents=True)
-    (home.parent / "run.json").write_text("{}")
-    (home / "export.json").write_text("{}")
-    assert contestant_choices.source("run:20260101-trained", tmp_path) == str(home)
-    blocks = contestant_choices.read(["sample", "sample@run:20260101-trained"], tmp_path)
-    assert blocks["20260101-trained"] == {"name": "sample", "pipeline": str(home)}
+    folder = tmp_path / "20260101-trained" / "export"
+    folder.mkdir(parents=True)
+    (folder.parent / "run.json").write_text("{}")
+    (folder / "export.json").write_text("{}")
+    assert contestant_choices.find_pipeline("run:20260101-trained", tmp_path) == str(folder)
+    blocks = contestant_choices.read_contestants(["sample", "sample@run:20260101-trained"], tmp_path)
+    assert blocks["20260101-trained"] == {"name": "sample", "pipeline": str(folder)}
     with pytest.raises(BadInput, match="only configured ones"):
-        contestant_choices.read([f"sample@{home}"], tmp_path)
+        contestant_choices.read_contestants([f"sample@{folder}"], tmp_path)
 
 
 def test_a_lora_from_elsewhere_is_kept_by_name_and_a_contestant_runs_on_it(tmp_path):
-    pair = {"unet.mid_block.attentions.0.to_q.lora_A.weight": torch.rand(2, 8), "unet.mid_block.attentions.0.to_q.lora_B.weight": torch.rand(8, 2)}  # fmt: skip
-    given = tmp_path / "My Style!.safetensors"
-    save_file(pair, given)
+    pair = {
+        "unet.mid_block.attentions.0.to_q.lora_A.weight": torch.rand(2, 8),
+        "unet.mid_block.attentions.0.to_q.lora_B.weight": torch.rand(8, 2),
+    }
+    file = tmp_path / "My Style!.safetensors"
+    save_file(pair, file)
     runs = tmp_path / "runs"
-    name = lora_uploads.keep(given, runs)
-    assert re.fullmatch(r"lora:my-style-[0-9a-f]{8}", name) and name == lora_uploads.keep(given, runs), (
+    name = lora_uploads.keep_lora(file, runs)
+    assert re.fullmatch(r"lora:my-style-[0-9a-f]{8}", name) and name == lora_uploads.keep_lora(file, runs), (
         "the same file is kept once"
     )
-    blocks = contestant_choices.read(["sample", f"reno@{name} iterations=2"], runs)
-    assert blocks["reno"] == {"name": "reno", "iterations": 2, "lora": lora_uploads.kept(runs)[name]}
-    assert contestant_choices.lines_of(blocks, runs)[1] == f"reno@{name} iterations=2"
-    assert (f"with LoRA: {name[5:]}", name) in contestant_choices.beside("starter-image", runs)
-    asked = studio_comparison.Asked(
-        ["a red circle"], "starter-image", ["sample", f"sample@{name}"], {"starter_clip": 1.0}
-    )
+    blocks = contestant_choices.read_contestants(["sample", f"reno@{name} iterations=2"], runs)
+    assert blocks["reno"] == {"name": "reno", "iterations": 2, "lora": lora_uploads.list_loras(runs)[name]}
+    assert contestant_choices.format_lines(blocks, runs)[1] == f"reno@{name} iterations=2"
+    assert (f"with LoRA: {name[5:]}", name) in contestant_choices.list_alternatives("starter-image", runs)
+    request = ComparisonRequest(["a red circle"], "starter-image", ["sample", f"sample@{name}"], {"starter_clip": 1.0})
     assert (
-        run.plan(studio_comparison.wanted(asked, Place(runs, tmp_path, Desk()))).pipelines[name[5:]].lora
-        == lora_uploads.kept(runs)[name]
+        plan_run(studio_comparison.build_config(request, AppContext(runs, tmp_path, JobQueue())))
+        .pipelines[name[5:]]
+        .lora
+        == lora_uploads.list_loras(runs)[name]
     )
     with pytest.raises(BadInput, match="no such LoRA"):
-        contestant_choices.read(["sample@lora:../../etc"], runs)
+        contestant_choices.read_contestants(["sample@lora:../../etc"], runs)
 
 
 def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
-    home = tmp_path / "20260101-trained" / "export"
-    home.mkdir(parents=True)
-    kept = {"pipeline": "starter-image-teacher", "reward": "oracle_soft", "prompts": ["a red circle"], "method": "nft"}
-    (home.parent / "run.json").write_text(json.dumps({"name": "trained", "config": kept | {"train": {"updates": 3}}}))
-    (home / "export.json").write_text("{}")
-    bench = studio_comparison.Bench(Place(tmp_path, tmp_path, Desk()))
-    asked = bench.trainings("run:20260101-trained")
-    assert (asked.pipeline, list(asked.prompts)) == ("starter-image-teacher", ["a red circle"])
-    assert list(asked.contestants) == ["sample", "sample@run:20260101-trained"]
-    for name in ("run:other", "", str(home), "../20260101-trained"):
+    folder = tmp_path / "20260101-trained" / "export"
+    folder.mkdir(parents=True)
+    config = {
+        "pipeline": "starter-image-teacher",
+        "reward": "oracle_soft",
+        "prompts": ["a red circle"],
+        "method": "nft",
+    }
+    (folder.parent / "run.json").write_text(
+        json.dumps({"name": "trained", "config": config | {"train": {"rounds": 3}}})
+    )
+    (folder / "export.json").write_text("{}")
+    bench = studio_comparison.ComparisonManager(AppContext(tmp_path, tmp_path, JobQueue()))
+    request = bench.request_for_trainings("run:20260101-trained")
+    assert (request.pipeline, list(request.prompts)) == ("starter-image-teacher", ["a red circle"])
+    assert list(request.contestants) == ["sample", "sample@run:20260101-trained"]
+    for name in ("run:other", "", str(folder), "../20260101-trained"):
         with pytest.raises(BadInput, match="mistyped"):
-            bench.trainings(name)
+            bench.request_for_trainings(name)
 
 
 def test_the_theme_asks_for_nothing_from_the_network():
-    assert not theme.theme()._stylesheets and "http" not in theme.CSS + theme.HEAD and "@import" not in theme.CSS
+    assert not theme.make_theme()._stylesheets and "http" not in theme.CSS + theme.HEAD and "@import" not in theme.CSS
 
 
 def test_a_page_stands_before_torch_is_imported():
@@ -339,11 +355,11 @@ def test_a_page_stands_before_torch_is_imported():
         import sys, pathlib, gradio as gr
         from workbench.ui import theme
         from workbench.ui.tabs import studio
-        from workbench.ui.jobs import Desk
-        from workbench.ui.context import Place
+        from workbench.ui.jobs import JobQueue
+        from workbench.ui.context import AppContext
         with gr.Blocks() as page:
-            studio.build(page, Place(pathlib.Path("x"), pathlib.Path("y"), Desk()))
+            studio.build_tab(page, AppContext(pathlib.Path("x"), pathlib.Path("y"), JobQueue()))
         print([m for m in ("torch", "diffusers", "transformers") if m in sys.modules])
     """
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert done.stdout.strip() == "[]", done.stderr
+    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert process.stdout.strip() == "[]", process.stderr

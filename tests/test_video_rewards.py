@@ -9,7 +9,7 @@ import torch
 from reward_fixtures import PROMPTS, small
 
 from rewards import build
-from rewards.video.frames import Consistency, Frames, Motion, attenuation, chosen, flow
+from rewards.video.frames import Consistency, Frames, Motion, choose_frames, flow_magnitude, frame_weights
 from workbench.core.types import BadInput, Media, RewardSpec
 
 
@@ -40,27 +40,31 @@ def film(n: int = 2, frames: int = 6, seed: int = 0) -> Media:
 
 
 def test_one_frame_of_each_segment_is_chosen():
-    assert chosen(16, "segments", 4) == [2, 6, 10, 14]
-    assert chosen(3, "segments", 4) == [0, 1, 2], "fewer frames than segments: each frame once"
-    assert chosen(1, "segments", 4) == [0] and chosen(7, "one", 4) == [3] and chosen(5, "all", 4) == [0, 1, 2, 3, 4]
+    assert choose_frames(16, "segments", 4) == [2, 6, 10, 14]
+    assert choose_frames(3, "segments", 4) == [0, 1, 2], "fewer frames than segments: each frame once"
+    assert (
+        choose_frames(1, "segments", 4) == [0]
+        and choose_frames(7, "one", 4) == [3]
+        and choose_frames(5, "all", 4) == [0, 1, 2, 3, 4]
+    )
     g = torch.Generator().manual_seed(0)
     for frames in (16, 13, 5):
-        drawn = torch.tensor([chosen(frames, "segments", 4, g) for _ in range(300)])
+        drawn = torch.tensor([choose_frames(frames, "segments", 4, g) for _ in range(300)])
         edges = [round(frames * i / 4) for i in range(5)]
         for s in range(4):
             assert set(drawn[:, s].tolist()) == set(range(edges[s], edges[s + 1]))
-    assert {chosen(5, "one", 4, g)[0] for _ in range(200)} == set(range(5))
+    assert {choose_frames(5, "one", 4, g)[0] for _ in range(200)} == set(range(5))
 
 
 def test_attenuation_is_the_papers_and_normalised_keeps_its_proportions():
     """c_i = exp(-lambda |i - T/2|), T = 16, lambda = 1; the loss divides the sum by S."""
     at = [2, 6, 10, 14]
-    published = attenuation(at, 16, 1.0, normalised=False)
+    published = frame_weights(at, 16, 1.0, normalised=False)
     assert published.tolist() == pytest.approx([math.exp(-abs(i - 8)) / 4 for i in at])
-    ours = attenuation(at, 16, 1.0)
+    ours = frame_weights(at, 16, 1.0)
     assert ours.sum().item() == pytest.approx(1.0)
     torch.testing.assert_close(ours / ours[1], published / published[1])
-    assert attenuation(at, 16, 0.0).tolist() == pytest.approx([0.25] * 4)
+    assert frame_weights(at, 16, 0.0).tolist() == pytest.approx([0.25] * 4)
 
 
 class Red:
@@ -106,14 +110,15 @@ def test_any_image_reward_by_name_with_settings():
     by_hand = torch.stack(
         [small("clip")(media=Media(media.data[:, i], "image"), prompts=PROMPTS[:2]) for i in (1, 3, 5)]
     )
-    torch.testing.assert_close(scores, attenuation([1, 3, 5], 6, 1.0) @ by_hand, rtol=1e-5, atol=1e-6)
-    assert Frames(settings).spec.needs == {"prompt"} and Frames(settings).spec.modalities == {"video"}
+    torch.testing.assert_close(scores, frame_weights([1, 3, 5], 6, 1.0) @ by_hand, rtol=1e-5, atol=1e-6)
+    spec = build("frames", of=settings).spec
+    assert spec.needs == {"prompt"} and spec.modalities == {"video"}
 
 
 def test_what_judges_no_single_picture_is_refused():
     for of in ("motion_of_nothing", {"vendi": {"model": "x"}}, "video_dimensions"):
         with pytest.raises(BadInput):
-            Frames(of)
+            build("frames", of=of)
 
 
 def test_nan_in_a_frame_that_is_not_looked_at_still_makes_the_clip_nan():
@@ -128,8 +133,8 @@ def test_nan_in_a_frame_that_is_not_looked_at_still_makes_the_clip_nan():
 def test_flow_is_the_speed_in_pixels_whatever_the_contrast():
     for speed in (0.25, 0.5, 1.0):
         for contrast in (0.4, 0.1):
-            assert flow(moving(speed, contrast=contrast)).mean().item() == pytest.approx(speed, rel=0.15)
-    assert flow(moving(0.0)).max().item() == 0
+            assert flow_magnitude(moving(speed, contrast=contrast)).mean().item() == pytest.approx(speed, rel=0.15)
+    assert flow_magnitude(moving(0.0)).max().item() == 0
     twice = [moving(0.5, contrast=c) for c in (0.4, 0.1)]
     change = [Motion(by="difference")(media=Media(x, "video", 8.0), prompts=[""]).item() for x in twice]
     assert change[0] == pytest.approx(4 * change[1], rel=0.01), "the control: a difference of frames follows contrast"
@@ -172,7 +177,7 @@ def test_a_still_clip_is_perfectly_consistent_and_scores_nothing():
     still, slow, wild = (Media(x, "video", 8.0) for x in (moving(0.0), moving(0.5), film(1, 8).data[..., :32, :32]))
     judge = Consistency(model=small("clip").model)
     found = {n: judge(media=m, prompts=[""]).item() for n, m in (("still", still), ("slow", slow), ("wild", wild))}
-    assert judge.parts(still)["consistency"].item() == pytest.approx(1.0, abs=1e-5)
+    assert judge.score_parts(still)["consistency"].item() == pytest.approx(1.0, abs=1e-5)
     assert found["still"] == 0
     assert found["slow"] > found["wild"] > 0
 

@@ -12,7 +12,7 @@ from PIL import Image
 from reward_fixtures import media_for
 
 from rewards import REWARDS
-from rewards.encoders.preprocess import CLIP_MEAN, CLIP_STD, View, resize
+from rewards.encoders.preprocess import CLIP_MEAN, CLIP_STD, View, resize_images
 
 
 @pytest.mark.parametrize("shape", [(90, 120), (300, 200), (512, 512), (31, 57)])
@@ -29,7 +29,7 @@ def test_resizing_agrees_with_pil(shape):
         eight_bit = (x * 255).round()
         image = Image.fromarray(eight_bit[0].byte().permute(1, 2, 0).numpy())
         theirs = torch.from_numpy(np.array(image.resize((64, 48), Image.Resampling.BICUBIC))).permute(2, 0, 1)
-        error = (resize(eight_bit / 255, (48, 64))[0] * 255 - theirs).abs()
+        error = (resize_images(eight_bit / 255, (48, 64))[0] * 255 - theirs).abs()
         assert error.max() < 1.2
         assert error.mean() < 0.35
         if kind == "edges":

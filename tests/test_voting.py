@@ -23,7 +23,8 @@ def encoder() -> str:
 
 
 def voted(path: Path, n: int, *, seed: int = 0, by_lot: bool = False, voters: dict[str, float] | None = None) -> Path:
-    """n votes on features of the small encoder's width: each voter likes the first axis, so many times, or votes by lot."""
+    """n votes on features of the small encoder's width: each voter likes the first axis, so many times, or votes by
+    lot."""
     g = torch.Generator().manual_seed(seed)
     tastes, rows = [*(voters or {"": 8.0}).items()], []
     for k in range(n):
@@ -41,13 +42,13 @@ def test_a_taste_in_votes_becomes_a_reward_that_runs_accept(tmp_path):
     file = voted(tmp_path / "votes.jsonl", 300)
     more = {"prompt": "x", "a_features": [1.0] * 32, "b_features": [math.nan] * 32, "winner": "a"}
     file.write_text(file.read_text() + json.dumps(more) + "\n")
-    found = learn.learn(file, tmp_path / "taste", encoder())
-    assert found["better"] and found["told"][0].startswith("better than chance: right on ")
-    assert found["told"][1:] == ["besides, 0 ties, and 1 votes whose features are not finite"]
-    report = found["report"]
+    result = learn.learn_from_votes(file, tmp_path / "taste", encoder())
+    assert result["better"] and result["told"][0].startswith("better than chance: right on ")
+    assert result["told"][1:] == ["besides, 0 ties, and 1 votes whose features are not finite"]
+    report = result["report"]
     assert 0.5 < report["low"] < report["accuracy"] < report["high"] and report["votes"] == 300
-    assert json.loads(json.dumps(found)) == found
-    ((name, settings),) = found["reward"].items()
+    assert json.loads(json.dumps(result)) == result
+    ((name, settings),) = result["reward"].items()
     reward = build(name, **settings)
     reward.check()
     assert reward(media=Media(torch.rand(2, 3, 40, 40), "image"), prompts=["", ""]).isfinite().all()
@@ -55,32 +56,32 @@ def test_a_taste_in_votes_becomes_a_reward_that_runs_accept(tmp_path):
 
 def test_votes_by_lot_are_kept_as_a_reward_but_said_to_prove_nothing(tmp_path):
     """The control: the same number of votes without a taste."""
-    found = learn.learn(voted(tmp_path / "votes.jsonl", 300, by_lot=True), tmp_path / "taste", encoder())
-    assert not found["better"] and found["report"]["low"] <= 0.5
-    assert found["told"][0].startswith(("not enough votes yet", "not better than chance"))
-    assert found["told"][-1] == "a run refuses it as it is, unless its block says `unproven: true`"
+    result = learn.learn_from_votes(voted(tmp_path / "votes.jsonl", 300, by_lot=True), tmp_path / "taste", encoder())
+    assert not result["better"] and result["report"]["low"] <= 0.5
+    assert result["told"][0].startswith(("not enough votes yet", "not better than chance"))
+    assert result["told"][-1] == "a run refuses it as it is, unless its block says `unproven: true`"
     with pytest.raises(BadInput, match="vote more"):
-        build("learned", **found["reward"]["learned"]).check()
-    build("learned", **found["reward"]["learned"], unproven=True).check()
+        build("learned", **result["reward"]["learned"]).check()
+    build("learned", **result["reward"]["learned"], unproven=True).check()
 
 
 def test_a_handful_of_votes_is_not_enough_and_nothing_is_written(tmp_path):
     with pytest.raises(BadInput, match="not enough votes yet: 6 without a tie on 6 prompts; .*about [0-9]+ to show"):
-        learn.learn(voted(tmp_path / "votes.jsonl", 6), tmp_path / "taste", encoder())
+        learn.learn_from_votes(voted(tmp_path / "votes.jsonl", 6), tmp_path / "taste", encoder())
     assert not (tmp_path / "taste").exists()
 
 
 def test_opposite_tastes_become_a_mixture_in_which_everybody_has_a_reward(tmp_path):
     people = {"ada": 8.0, "bob": 8.0, "eve": -8.0, "jim": -8.0}
     file = voted(tmp_path / "votes.jsonl", 320, voters=people)
-    found = learn.learn(file, tmp_path / "tastes", encoder(), mixture=True, prototypes=2)
-    assert found["better"] and not found["shared"]["low"] > 0.5 and found["people"] == sorted(people)
-    assert found["told"][1].startswith("one taste for all, on the same votes: ")
-    path = found["reward"]["personal"]["path"]
+    result = learn.learn_from_votes(file, tmp_path / "tastes", encoder(), mixture=True, prototypes=2)
+    assert result["better"] and not result["shared"]["low"] > 0.5 and result["people"] == sorted(people)
+    assert result["told"][1].startswith("one taste for all, on the same votes: ")
+    path = result["reward"]["personal"]["path"]
     ada, eve = (build("personal", path=path, person=p).weights for p in ("ada", "eve"))
     assert ada[0] > 0.2 and eve[0] < -0.2, "the axis that they disagree about"
     with pytest.raises(BadInput, match="number of voters, 1, got 3"):
-        learn.learn(voted(tmp_path / "one.jsonl", 60), tmp_path / "none", encoder(), mixture=True)
+        learn.learn_from_votes(voted(tmp_path / "one.jsonl", 60), tmp_path / "none", encoder(), mixture=True)
 
 
 def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
@@ -95,9 +96,9 @@ def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
             sides = {"a_path": clear.name, "b_path": f"dark{k}.png", "winner": "a"}
         rows.append({"prompt": f"prompt {k}"} | sides)
     (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
-    found = learn.learn(tmp_path / "votes.jsonl", tmp_path / "taste", encoder())
-    assert found["better"] and found["report"]["accuracy"] == 1.0
-    reward = build("learned", **found["reward"]["learned"])
+    result = learn.learn_from_votes(tmp_path / "votes.jsonl", tmp_path / "taste", encoder())
+    assert result["better"] and result["report"]["accuracy"] == 1.0
+    reward = build("learned", **result["reward"]["learned"])
     white, dark = torch.ones(3, 32, 32), torch.tensor([0.2, 0.2, 0.0]).view(3, 1, 1).expand(3, 32, 32)
     scores = reward(media=Media(torch.stack([white, dark]), "image"), prompts=["", ""])
     assert scores[0] > scores[1]
@@ -114,6 +115,6 @@ def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
 )
 def test_what_can_not_be_learned_from_is_one_sentence(tmp_path, change, says):
     voted(tmp_path / "votes.jsonl", 20)
-    asked = {"file": "votes.jsonl", "out": "taste", "encoder": encoder()} | change
+    arguments = {"file": "votes.jsonl", "out": "taste", "encoder": encoder()} | change
     with pytest.raises(BadInput, match=says):
-        learn.learn(tmp_path / asked["file"], tmp_path / asked["out"], asked["encoder"])
+        learn.learn_from_votes(tmp_path / arguments["file"], tmp_path / arguments["out"], arguments["encoder"])

@@ -20,7 +20,7 @@ import torch
 import transformers as t
 
 import pipelines
-from pipelines.compat import mend
+from pipelines.compat import patch_pipeline
 from pipelines.config import MODALITIES
 
 
@@ -130,7 +130,8 @@ AUDIO = [name for name in TINY if MODALITIES[class_of(name)][0] == "audio"]
 
 
 def build(name: str, seed: int = 0) -> Any:
-    """The pipeline of that class: frozen, in eval mode, float32. What follows a colon in its name is a variant of it."""
+    """The pipeline of that class: frozen, in eval mode, float32. What follows a colon in its name is a variant of
+    it."""
     t.logging.set_verbosity_error()
     d.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.random.fork_rng([]):
@@ -144,7 +145,7 @@ def build(name: str, seed: int = 0) -> Any:
         pipe = getattr(d, class_of(name))(**parts, **extra)
     pipe.set_progress_bar_config(disable=True)
     vars(pipe).update(TINY[name].fixed)
-    return mend(pipe)
+    return patch_pipeline(pipe)
 
 
 def randomise(module: torch.nn.Module, size: float = 0.05) -> None:
@@ -155,19 +156,23 @@ def randomise(module: torch.nn.Module, size: float = 0.05) -> None:
 
 
 def save(name: str, folder: Path) -> Path:
-    place = folder / name.replace(":", "-")
-    build(name).save_pretrained(place, safe_serialization=True)
-    return place
+    path = folder / name.replace(":", "-")
+    build(name).save_pretrained(path, safe_serialization=True)
+    return path
 
 
 def config(name: str, repo: str | Path, **changes: Any) -> pipelines.PipelineConfig:
     tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
-    given = dict(steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate)
-    return pipelines.PipelineConfig(class_of(name), str(repo), **{**given, **changes})
+    settings = dict(
+        steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate
+    )
+    return pipelines.PipelineConfig(class_of(name), str(repo), **{**settings, **changes})
 
 
 def policy(name: str, pipe: Any = None, **changes: Any) -> pipelines.Policy:
     """A Policy straight on the pipeline, without a folder in between."""
     tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
-    given = dict(steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate)
-    return pipelines.Policy(pipe or build(name), **{**given, **changes})
+    settings = dict(
+        steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate
+    )
+    return pipelines.Policy(pipe or build(name), **{**settings, **changes})

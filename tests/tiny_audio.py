@@ -122,11 +122,11 @@ def ace_step() -> dict[str, Any]:
 
 def musicldm() -> dict[str, Any]:
     parts = audioldm2()
-    kept = ("vae", "scheduler", "text_encoder", "tokenizer", "feature_extractor", "vocoder")
+    previous = ("vae", "scheduler", "text_encoder", "tokenizer", "feature_extractor", "vocoder")
     labels = dict(class_embed_type="simple_projection", class_embeddings_concat=True)
     sizes = dict(cross_attention_dim=(8, 16), projection_class_embeddings_input_dim=8)
     net = d.UNet2DConditionModel(**{**UNET, **sizes, **labels})
-    return {name: parts[name] for name in kept} | {"unet": net}
+    return {name: parts[name] for name in previous} | {"unet": net}
 
 
 def longcat() -> dict[str, Any]:

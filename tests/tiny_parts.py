@@ -1,4 +1,5 @@
-"""Tokenizers, text encoders and autoencoders that several tiny pipelines share: made on the spot, nothing is downloaded."""
+"""Tokenizers, text encoders and autoencoders that several tiny pipelines share: made on the spot, nothing is
+downloaded."""
 
 from __future__ import annotations
 

@@ -18,9 +18,11 @@ SMALL = Lora(rank=4, alpha=16.0)
 def trainable(name: str, pipe: Any = None, **changes: Any) -> TrainablePolicy:
     """With a stochastic kernel, so that its steps can be scored."""
     spec, (modality, rate) = tiny.TINY[name], MODALITIES[tiny.class_of(name)]
-    given = dict(steps=spec.steps, call=spec.call, text=spec.text, guidance=spec.guidance, modality=modality, rate=rate)
+    settings = dict(
+        steps=spec.steps, call=spec.call, text=spec.text, guidance=spec.guidance, modality=modality, rate=rate
+    )
     kernel = FlowSDE() if name in FLOWS else Ancestral()
-    return TrainablePolicy(pipe or tiny.build(name), **{"lora": SMALL, "kernel": kernel, **given, **changes})
+    return TrainablePolicy(pipe or tiny.build(name), **{"lora": SMALL, "kernel": kernel, **settings, **changes})
 
 
 @torch.no_grad()

@@ -201,7 +201,8 @@ def hunyuan_video() -> dict[str, Any]:
 
 
 def hunyuan_video_15() -> dict[str, Any]:
-    """Its guidance is a part of the pipeline, not an argument of its call, and its autoencoder decodes one clip at a time."""
+    """Its guidance is a part of the pipeline, not an argument of its call, and its autoencoder decodes one clip at a
+    time."""
     vae = d.AutoencoderKLHunyuanVideo15(
         latent_channels=4,
         block_out_channels=(16, 16),

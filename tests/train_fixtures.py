@@ -11,7 +11,10 @@ import yaml
 
 import pipelines
 from workbench.engine import run
+from workbench.engine.plan import plan_run
 from workbench.runs import config, store
+from workbench.runs.plan import Plan
+from workbench.runs.progress import Progress
 
 PIPELINE = {
     "class": "StableDiffusionPipeline",
@@ -20,16 +23,16 @@ PIPELINE = {
     "call": {"guidance_scale": 1.0},
 }
 TRAIN = {
-    "updates": 4,
-    "prompts": 2,
-    "held": 2,
-    "evaluate": 2,
-    "save": 1,
+    "rounds": 4,
+    "prompts_per_round": 2,
+    "eval_prompts": 2,
+    "eval_every": 2,
+    "save_every": 1,
     "best": "last",
     "lora": {"rank": 2, "alpha": 4},
 }
-NFT = {"name": "nft", "group": 2, "times": 1, "slow": 0.2, "lr": 1e-3}
-GRPO = {"name": "grpo", "group": 2, "window": "mix", "width": 1, "dwell": 1, "lr": 1e-3}
+NFT = {"name": "nft", "group": 2, "levels_per_sample": 1, "old_decay_slope": 0.2, "lr": 1e-3}
+GRPO = {"name": "grpo", "group": 2, "window": "mix", "window_size": 1, "window_interval": 1, "lr": 1e-3}
 SDE = {"kernel": {"name": "flow-sde"}}
 
 
@@ -49,19 +52,17 @@ def asked(home: Path, **change) -> dict:
     return told | change | {"train": TRAIN | change.get("train", {})}
 
 
-def planned(home: Path, **change) -> run.Plan:
+def planned(home: Path, **change) -> Plan:
     told = {k: v for k, v in asked(home, **change).items() if v is not None}
-    return run.plan(config.check(config.build(config.RunConfig, told, "test")))
+    return plan_run(config.check_config(config.build_dataclass(config.RunConfig, told, "test")))
 
 
-def folder_of(plan: run.Plan, runs: Path, fresh: bool = True) -> store.RunFolder:
+def folder_of(plan: Plan, runs: Path, fresh: bool = True) -> store.RunFolder:
     return store.RunFolder.open(runs, plan.config.name, dataclasses.asdict(plan.config), fresh)
 
 
-def go(
-    plan: run.Plan, folder: store.RunFolder, stop: threading.Event | None = None, load=pipelines.load
-) -> list[run.Progress]:
-    return list(run.execute(plan, folder, stop, load))
+def go(plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load=pipelines.load) -> list[Progress]:
+    return list(run.execute_run(plan, folder, stop, load))
 
 
 def weights(folder: store.RunFolder) -> dict:
@@ -75,10 +76,10 @@ def told(folder: store.RunFolder, phase: str) -> list[dict]:
     return [{"step": e["step"]} | e["metrics"] for e in folder.events() if e.get("phase") == phase]
 
 
-def stopped(plan: run.Plan, folder: store.RunFolder, after: int) -> None:
+def stopped(plan: Plan, folder: store.RunFolder, after: int) -> None:
     """Asked to stop once that many rounds are done."""
     stop = threading.Event()
-    for p in run.execute(plan, folder, stop):
+    for p in run.execute_run(plan, folder, stop):
         if p.phase == "train" and p.batch == after:
             stop.set()
 

@@ -1,7 +1,8 @@
-"""The mixture policy with two weights to train: x0 = theta_0 + (1 + theta_1) E[x0 | x]. At theta = 0 it is the exact flow.
+"""The mixture policy with two weights to train: x0 = theta_0 + (1 + theta_1) E[x0 | x]. At theta = 0 it is the exact
+flow.
 
-It has all that workbench.methods asks of a policy that trains: an optimiser, backward and update, the weights before training
-(`reference`) and copies that follow.
+It has all that workbench.methods asks of a policy that trains: an optimiser, backward and update, the weights before
+training (`reference`) and copies that follow.
 """
 
 from __future__ import annotations

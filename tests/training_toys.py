@@ -33,34 +33,34 @@ LIVE, OLD = (0.3, -0.2), (0.1, 0.05)  # weights at which the updates are checked
 BATCH = Batch(("a", "b"), (5, 6))
 SDE = Ancestral(1.0)
 MATCHING = {
-    "nft": NFT(group=G, beta=0.5, kl=0.3, share=1.0),
-    "awm": AWM(group=G, kl=0.2, anchor=0.4, times=0, share=1.0),
-    "crd": CRD(group=G, beta=2.0, kl=0.3, updates=1, share=1.0),
-    "dgpo": DGPO(group=G, beta=3.0, clip=0.05, kl=0.1, share=1.0),
+    "nft": NFT(group=G, beta=0.5, kl=0.3, schedule_fraction=1.0),
+    "awm": AWM(group=G, kl=0.2, anchor=0.4, levels_per_sample=0, schedule_fraction=1.0),
+    "crd": CRD(group=G, beta=2.0, kl=0.3, optimizer_steps=1, schedule_fraction=1.0),
+    "dgpo": DGPO(group=G, beta=3.0, clip_range=0.05, kl=0.1, schedule_fraction=1.0),
     "dpo": DPO(group=G, beta=2.0, anchor=0.5),
-    "kto": KTO(group=G, beta=2.0, liked=1.0, disliked=1.5),
-    "raft": RAFT(group=G, keep=2, kl=0.1),
-    "rwr": RWR(group=G, cap=2.0, kl=0.1),
+    "kto": KTO(group=G, beta=2.0, desirable_weight=1.0, undesirable_weight=1.5),
+    "raft": RAFT(group=G, keep_best=2, kl=0.1),
+    "rwr": RWR(group=G, max_weight=2.0, kl=0.1),
 }
 CHAINS = {
     "grpo": GRPO(group=G),
     "grpo:raw": GRPO(group=G, ratio="raw"),
     "grpo:random": GRPO(group=G, window="random", same_noise=True),
-    "grpo:mix": GRPO(group=G, window="mix", width=2, dwell=1),
-    "grpo:fast": GRPO(group=G, window="fast", width=2),
+    "grpo:mix": GRPO(group=G, window="mix", window_size=2, window_interval=1),
+    "grpo:fast": GRPO(group=G, window="fast", window_size=2),
     "ddpo": DDPO(),
     "d3po": D3PO(group=G),
-    "prdp": PRDP(group=G, updates=1),
-    "prdp:fast": PRDP(group=G, updates=1, window="fast", width=2),
+    "prdp": PRDP(group=G, optimizer_steps=1),
+    "prdp:fast": PRDP(group=G, optimizer_steps=1, window="fast", window_size=2),
 }
 DIRECT = {
     "draft": DRaFT(),
-    "draft:3": DRaFT(last=3),
+    "draft:3": DRaFT(grad_steps=3),
     "draft_lv": DRaFTLV(),
-    "align_prop": AlignProp(last=2, jitter=1.0),
+    "align_prop": AlignProp(grad_steps=2, grad_steps_std=1.0),
     "instruct_video": InstructVideo(),
-    "refl": ReFL(enough=math.inf),
-    "srpo": SRPO(enough=math.inf),
+    "refl": ReFL(reward_threshold=math.inf),
+    "srpo": SRPO(reward_threshold=math.inf),
 }
 RANKED = MATCHING | CHAINS  # these learn from differences between rewards
 METHODS = RANKED | DIRECT

@@ -16,7 +16,7 @@ PROMPTS = tuple(f"{n} red circles" for n in range(12))
 NAMES = ("base", "best_of_n", "reno")
 
 
-def run(
+def write_run(
     runs: Path,
     name: str = "demo",
     names=NAMES,
@@ -25,28 +25,29 @@ def run(
     blocks: dict | None = None,
     pipeline: str = "tiny-pipeline",
 ) -> store.RunFolder:
-    """A finished run on disk and in the index; `level` scores what `names` lists later higher, `noise` knows nothing."""
+    """A finished run on disk and in the index; `level` scores what `names` lists later higher, `noise` knows
+    nothing."""
     config = {"pipeline": pipeline, "contestants": blocks or dict.fromkeys(names, "sample")}
     folder = store.RunFolder.open(runs, name, config, fresh=True)
     folder.write("run.json", {"name": name, "created": "2026-01-01T00:00:00", "status": "done", "config": config,
                               "rewards": {"level": "1", "noise": "1"}})  # fmt: skip
     g = torch.Generator().manual_seed(len(name))
     for c, contestant in enumerate(names):
-        place, samples = folder.path / "media" / contestant, []
-        place.mkdir()
+        home, samples = folder.path / "media" / contestant, []
+        home.mkdir()
         for n, prompt in enumerate(prompts):
             scores = {"level": c / len(names), "noise": torch.rand((), generator=g).item()}
             story = {"prompt": prompt, "seed": n, "contestant": contestant, "pipeline": pipeline, "scores": scores}
-            path = media.write(made(modality, c, n, g), place / f"{n:04d}-0", meta=story)
+            path = media.write_media(make_media(modality, c, n, g), home / f"{n:04d}-0", meta=story)
             file = path.relative_to(folder.path).as_posix()
             samples.append({"index": n, "k": 0, "prompt": prompt, "seed": n, "file": file, "scores": scores,
-                            "sha256": media.fingerprint(path)})  # fmt: skip
-        folder.append({"contestant": contestant, "batch": 0, "final": True, "samples": samples})
-    store.sync(runs, folder)
+                            "sha256": media.file_digest(path)})  # fmt: skip
+        folder.append_event({"contestant": contestant, "batch": 0, "final": True, "samples": samples})
+    store.sync_index(runs, folder)
     return folder
 
 
-def made(modality: str, c: int, n: int, g: torch.Generator) -> Media:
+def make_media(modality: str, c: int, n: int, g: torch.Generator) -> Media:
     if modality == "audio":  # contestants differ in loudness and length
         length = 8000 + 800 * c
         return Media(0.2 * (c + 1) * torch.rand(1, 1, length, generator=g) - 0.1, "audio", 8000.0)
@@ -55,28 +56,32 @@ def made(modality: str, c: int, n: int, g: torch.Generator) -> Media:
     return Media((torch.rand(1, 3, 16, 16, generator=g) + c) / 4, "image")
 
 
-def ask(runs: Path, rater: str = "ada", **only):
+def ask_pair(runs: Path, rater: str = "ada", **only):
     """(battle, pair) without media being shown."""
-    found = pairing.ask(runs, rater, lambda pair: pair, **only)
-    return found[:2] if found else None
+    question = pairing.ask_next_pair(runs, rater, lambda pair: pair, **only)
+    return question[:2] if question else None
 
 
-def vote(runs: Path, choice: str = "left", rater: str = "ada", **only) -> dict:
-    battle, _ = ask(runs, rater, **only)
-    return votes.record(runs, battle, choice, f"key-{battle}")
+def cast_vote(runs: Path, choice: str = "left", rater: str = "ada", **only) -> dict:
+    battle, _ = ask_pair(runs, rater, **only)
+    return votes.record_vote(runs, battle, choice, f"key-{battle}")
 
 
-def poll(runs: Path, count: int, strengths: dict[str, float], seed: int = 0) -> None:
+def cast_many_votes(runs: Path, count: int, strengths: dict[str, float], seed: int = 0) -> None:
     """`count` votes on random pairs of these contestants by five people who follow Bradley and Terry; all at once."""
     rng = np.random.default_rng(seed)
-    with store.index(runs) as db:
+    with store.open_index(runs) as db:
         rows = db.execute("SELECT * FROM artefacts").fetchall()
         rows = [r for r in rows if r["contestant"] in strengths]
         for n in range(count):
             one = rows[rng.integers(len(rows))]
             others = [r for r in rows if r["contestant"] != one["contestant"]
                       and (r["run"], r["position"]) == (one["run"], one["position"])]  # fmt: skip
-            two, battle, who = others[rng.integers(len(others))], f"poll-{seed}-{n}", votes.pseudonym(f"rater {n % 5}")
+            two, battle, who = (
+                others[rng.integers(len(others))],
+                f"poll-{seed}-{n}",
+                votes.pseudonym_of(f"rater {n % 5}"),
+            )
             odds = strengths[one["contestant"]] - strengths[two["contestant"]]
             choice = "left" if rng.random() < 1 / (1 + np.exp(-odds)) else "right"
             db.execute("INSERT INTO battles VALUES (?,?,?,?,?,?,?,?)", (battle, one["id"], two["id"], one["sha256"],

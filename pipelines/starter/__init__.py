@@ -3,5 +3,6 @@
 from pipelines.starter.image.community import HiddenTaste
 from pipelines.starter.oracle import Oracle, OracleSoft
 from pipelines.starter.video.oracle import DynamicDegree
+from workbench.core.types import Reward
 
-ORACLES = (Oracle, OracleSoft, HiddenTaste, DynamicDegree)
+ORACLES: tuple[type[Reward], ...] = (Oracle, OracleSoft, HiddenTaste, DynamicDegree)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,13 +14,19 @@ from pipelines.starter.music import world as music_world
 from pipelines.starter.music.oracle import MusicOracle, MusicOracleSoft
 from pipelines.starter.video import world as video_world
 from pipelines.starter.video.oracle import VideoOracle, VideoOracleSoft
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.types import BadInput, Media, Modality
+
+WorldOracle = ImageOracle | MusicOracle | VideoOracle
 
 
 class Oracle:
     """1 where the media show exactly what the prompt asks for, else 0; NaN for a prompt that is not of their world."""
 
-    worlds: ClassVar[dict[str, Reward]] = {"image": ImageOracle(), "audio": MusicOracle(), "video": VideoOracle()}
+    worlds: ClassVar[dict[Modality, WorldOracle]] = {
+        "image": ImageOracle(),
+        "audio": MusicOracle(),
+        "video": VideoOracle(),
+    }
     spec = replace(ImageOracle.spec, modalities=frozenset(worlds))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
@@ -31,19 +37,23 @@ class Oracle:
 
     def categories(self, prompts: Sequence[str]) -> list[str]:
         """Of each prompt in the world that it speaks of."""
-        return [self.worlds[_modality(prompt)].categories([prompt])[0] for prompt in prompts]
+        return [self.worlds[_prompt_modality(prompt)].categories([prompt])[0] for prompt in prompts]
 
 
-def _modality(prompt: str) -> str:
+def _prompt_modality(prompt: str) -> Modality:
     """Of the world that a prompt is of; no two worlds share one."""
-    parsers = {"video": video_world.parse, "audio": music_world.parse, "image": image_world.parse}
+    parsers: dict[Modality, Callable[[str], object]] = {
+        "video": video_world.parse_prompt,
+        "audio": music_world.parse_prompt,
+        "image": image_world.parse_prompt,
+    }
     return next((modality for modality, parse in parsers.items() if parse(prompt)), "image")
 
 
 class OracleSoft(Oracle):
     """The share of a prompt's requirements that the media meet; 1 only where `Oracle` says 1."""
 
-    worlds: ClassVar[dict[str, Reward]] = {
+    worlds: ClassVar[dict[Modality, WorldOracle]] = {
         "image": ImageOracleSoft(),
         "audio": MusicOracleSoft(),
         "video": VideoOracleSoft(),

@@ -11,7 +11,7 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 LENGTH = 16
 
 
-def _apply(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
+def _apply_merges(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
     """Byte-pair encoding of one word: the earliest merge first, wherever it fits."""
     pieces = [*word[:-1], word[-1] + "</w>"]
     rank = {pair: i for i, pair in enumerate(merges)}
@@ -20,11 +20,11 @@ def _apply(word: str, merges: Sequence[tuple[str, str]]) -> list[str]:
         if not pairs:
             return pieces
         best, _ = min(pairs)
-        left, right = merges[best]
+        head, tail = merges[best]
         out: list[str] = []
         for piece in pieces:
-            if out and out[-1] == left and piece == right:
-                out[-1] = left + right
+            if out and out[-1] == head and piece == tail:
+                out[-1] = head + tail
             else:
                 out.append(piece)
         pieces = out
@@ -34,9 +34,10 @@ def new_tokenizer(words: Sequence[str]) -> CLIPTokenizer:
     """Letters, and merges appended until every word is one token (appending cannot break a word that already is)."""
     merges: list[tuple[str, str]] = []
     for word in words:
-        while len(pieces := _apply(word, merges)) > 1:
+        while len(pieces := _apply_merges(word, merges)) > 1:
             merges.append((pieces[0], pieces[1]))
     base = [c + end for c in string.ascii_lowercase + string.digits + ",." for end in ("", "</w>")]
     entries = dict.fromkeys([*base, *(a + b for a, b in merges), START, END])
     vocab = {token: i for i, token in enumerate(entries)}
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)
+    # the pairs go on to tokenizers' BPE, which takes nothing else; the annotation knows only a file and its lines
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=LENGTH)  # type: ignore[arg-type]

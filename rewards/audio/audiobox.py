@@ -1,9 +1,10 @@
 """Audiobox Aesthetics: four judgements of any sound on a scale of 1 to 10 (arXiv:2502.05139).
 
-CE content enjoyment, CU content usefulness, PC production complexity, PQ production quality. WavLM-base, whose layers each
-axis weighs its own way; their mean over time, of norm 1; an MLP per axis. transformers has the WavLM; the published file's
-names are brought to its. Run here and not through the published class, which has no gradient outside training.
-Sizes are read from the file: model.safetensors beside config.json (github.com/facebookresearch/audiobox-aesthetics).
+CE content enjoyment, CU content usefulness, PC production complexity, PQ production quality. WavLM-base, whose layers
+each axis weighs its own way; their mean over time, of norm 1; an MLP per axis. transformers has the WavLM; the
+published file's names are brought to its. Run here and not through the published class, which has no gradient outside
+training. Sizes are read from the file: model.safetensors beside config.json
+(github.com/facebookresearch/audiobox-aesthetics).
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.audio_frontend import AUDIO, mono, resample
+from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
 from workbench.core.types import BadInput, Media, RewardSpec
 
 AXES = ("CE", "CU", "PC", "PQ")
@@ -30,31 +31,31 @@ RATE, SECONDS = 16000, 10
 STRIDES = (5, 2, 2, 2, 2, 2, 2)
 
 
-class Judge(nn.Module):
+class AestheticsNet(nn.Module):
     """Waves [N,l] of at most 10 s -> standardised scores [N,4]."""
 
     def __init__(self, state: Mapping[str, Tensor], settings: Mapping[str, Any]):
         super().__init__()
         from transformers import WavLMModel
 
-        self.wavlm = WavLMModel(_config(state))
+        self.wavlm = WavLMModel(_infer_config(state))
         heads = {axis: re.compile(rf"proj_layer\.{axis}\.(\d+)\.weight") for axis in AXES}
-        self.proj_layer = nn.ModuleDict({axis: _head(state, found) for axis, found in heads.items()})
+        self.proj_layer = nn.ModuleDict({axis: _build_head(state, pattern) for axis, pattern in heads.items()})
         layers = len(state["layer_weights.CE"])
         self.layer_weights = nn.ParameterDict({axis: nn.Parameter(torch.zeros(layers)) for axis in AXES})
         self.unit = settings.get("normalize_embed", True)
-        told = settings["target_transform"]
-        self.register_buffer("mean", torch.tensor([float(told[a]["mean"]) for a in AXES]))
-        self.register_buffer("std", torch.tensor([float(told[a]["std"]) for a in AXES]))
+        transform = settings["target_transform"]
+        self.register_buffer("mean", torch.tensor([float(transform[a]["mean"]) for a in AXES]))
+        self.register_buffer("std", torch.tensor([float(transform[a]["std"]) for a in AXES]))
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
-        layers, there = self.layers(F.pad(x, (0, SECONDS * RATE - length)), length)  # [N,T,D] each; [T]
-        found = torch.stack(layers, -1)  # [N,T,D,layers]
+        layers, is_audio = self.layers(F.pad(x, (0, SECONDS * RATE - length)), length)  # [N,T,D] each; [T]
+        stacked = torch.stack(layers, -1)  # [N,T,D,layers]
         scores = []
         for axis in AXES:
-            heard = (found @ self.layer_weights[axis].softmax(0))[:, there].mean(1)  # [N,D]
-            scores.append(self.proj_layer[axis](F.normalize(heard, dim=1) if self.unit else heard))
+            pooled = (stacked @ self.layer_weights[axis].softmax(0))[:, is_audio].mean(1)  # [N,D]
+            scores.append(self.proj_layer[axis](F.normalize(pooled, dim=1) if self.unit else pooled))
         return torch.cat(scores, 1)
 
     def layers(self, x: Tensor, length: int) -> tuple[list[Tensor], Tensor]:
@@ -62,15 +63,15 @@ class Judge(nn.Module):
         frame is padding when its share of the wave, floor(L/T) samples, all is."""
         conv = self.wavlm.feature_extractor(x).transpose(1, 2)  # [N,T,C]
         share = x.shape[1] // conv.shape[1]
-        there = torch.arange(conv.shape[1], device=x.device) * share < length  # [T]
+        is_audio = torch.arange(conv.shape[1], device=x.device) * share < length  # [T]
         encoder = self.wavlm.encoder
-        hidden = self.wavlm.feature_projection(conv)[0] * there[:, None]
+        hidden = self.wavlm.feature_projection(conv)[0] * is_audio[:, None]
         hidden = encoder.layer_norm(hidden + encoder.pos_conv_embed(hidden))
-        mask, bias, found = there.expand(len(x), -1), None, [hidden]
+        mask, bias, states = is_audio.expand(len(x), -1), None, [hidden]
         for layer in encoder.layers:
             hidden, bias = layer(hidden, attention_mask=mask, position_bias=bias)
-            found.append(hidden)
-        return found[: len(self.layer_weights["CE"])], there
+            states.append(hidden)
+        return states[: len(self.layer_weights["CE"])], is_audio
 
 
 _NAMES = (
@@ -93,15 +94,16 @@ _NAMES = (
 )
 
 
-def renamed(name: str) -> str:
+def rename_weight(name: str) -> str:
     """The published file's name of a tensor -> this module's."""
     for old, new in _NAMES:
         name = re.sub(old, new, name)
     return name
 
 
-def _head(state: Mapping[str, Tensor], weights: re.Pattern) -> nn.Sequential:
-    """The axis's MLP, layer by layer as the file numbers them; what has no weight is GELU (or a dropout, which is idle)."""
+def _build_head(state: Mapping[str, Tensor], weights: re.Pattern) -> nn.Sequential:
+    """The axis's MLP, layer by layer as the file numbers them; what has no weight is GELU (or a dropout,
+    which is idle)."""
     shapes = {int(m[1]): state[name].shape for name in state if (m := weights.fullmatch(name))}
     layers: list[nn.Module] = []
     for i in range(max(shapes) + 1):
@@ -113,20 +115,20 @@ def _head(state: Mapping[str, Tensor], weights: re.Pattern) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def _config(state: Mapping[str, Tensor]) -> Any:
+def _infer_config(state: Mapping[str, Tensor]) -> Any:
     from transformers import WavLMConfig
 
     convs = [state[f"wavlm.feature_extractor.conv_layers.{i}.conv.weight"].shape for i in range(len(STRIDES))]
     layer = "wavlm.encoder.layers.0"
     buckets, heads = state[f"{layer}.attention.rel_attn_embed.weight"].shape
-    wide, hidden = state[f"{layer}.feed_forward.intermediate_dense.weight"].shape
+    intermediate, hidden = state[f"{layer}.feed_forward.intermediate_dense.weight"].shape
     positions = state["wavlm.encoder.pos_conv_embed.conv.parametrizations.weight.original1"].shape  # [D,D/groups,K]
     return WavLMConfig(
         hidden_size=hidden,
         num_hidden_layers=1
         + max(int(m[1]) for m in (re.match(r"wavlm\.encoder\.layers\.(\d+)", k) for k in state) if m),
         num_attention_heads=heads,
-        intermediate_size=wide,
+        intermediate_size=intermediate,
         conv_dim=[c[0] for c in convs],
         conv_kernel=[c[2] for c in convs],
         conv_stride=list(STRIDES),
@@ -138,26 +140,26 @@ def _config(state: Mapping[str, Tensor]) -> Any:
 
 
 @functools.cache
-@checkpoints.aside()
-def _load(source: str, device: str) -> Judge:
-    path = checkpoints.locate(source)
-    beside = checkpoints.locate(source.rsplit("/", 1)[0] + "/config.json")
-    state = {renamed(name): value for name, value in checkpoints.read(str(path)).items()}
+@checkpoints.isolated_load()
+def _load_cached(source: str, device: str) -> AestheticsNet:
+    path = checkpoints.locate_file(source)
+    config_path = checkpoints.locate_file(source.rsplit("/", 1)[0] + "/config.json")
+    state = {rename_weight(name): value for name, value in checkpoints.read_weights(str(path)).items()}
     try:
-        settings = json.loads(Path(beside).read_text(encoding="utf-8"))
-        with checkpoints.Blank():
-            judge = Judge(state, settings)
+        settings = json.loads(Path(config_path).read_text(encoding="utf-8"))
+        with checkpoints.BlankInit():
+            net = AestheticsNet(state, settings)
     except (KeyError, ValueError, TypeError) as error:
         raise BadInput(f"{source}: not Audiobox Aesthetics as published: {checkpoints.first_line(error)}") from None
-    told = {name: value for name, value in judge.state_dict().items() if name in ("mean", "std")}
-    return checkpoints.fill(judge, state | told, source).to(device)
+    statistics = {name: value for name, value in net.state_dict().items() if name in ("mean", "std")}
+    return checkpoints.fill_weights(net, state | statistics, source).to(device)
 
 
 @dataclass(frozen=True)
 class Audiobox:
     """How good a sound is, 1..10, whatever the prompt: the mean of some of Audiobox Aesthetics' four axes.
 
-    Production complexity is left out by default: more of it is not better. `axes_of` gives all four.
+    Production complexity is left out by default: more of it is not better. `score_axes` gives all four.
     """
 
     axes: tuple[Literal["CE", "CU", "PC", "PQ"], ...] = ("CE", "CU", "PQ")
@@ -180,21 +182,21 @@ class Audiobox:
             raise BadInput(f"audiobox.axes: choose at least one of {', '.join(AXES)}")
 
     def check(self) -> None:
-        checkpoints.check(self.weights)
+        checkpoints.check_source(self.weights)
 
-    def load(self, device: torch.device | str = "cpu") -> Judge:
-        return _load(self.weights, image_text.place(device))
+    def load(self, device: torch.device | str = "cpu") -> AestheticsNet:
+        return _load_cached(self.weights, image_text.device_key(device))
 
-    def axes_of(self, media: Media, prompts: Sequence[str] = ()) -> dict[str, Tensor]:
+    def score_axes(self, media: Media, prompts: Sequence[str] = ()) -> dict[str, Tensor]:
         """Every axis [B]. Ten seconds are heard at a time, and weigh by how much of the sound they hold."""
-        x = resample(mono(self.spec, media, prompts), media.rate, RATE)
-        judge, total = self.load(x.device), 0.0
+        x = resample_audio(mono_samples(self.spec, media, prompts), media.rate, RATE)
+        net, total = self.load(x.device), 0.0
         with torch.autocast(x.device.type, enabled=False):
             for part in x.split(SECONDS * RATE, 1):
-                found = recompute(judge, part, use_reentrant=False) if self.checkpoint else judge(part)
-                total = total + found * (part.shape[1] / x.shape[1])
-        return dict(zip(AXES, (total * judge.std + judge.mean).unbind(1), strict=True))
+                standardised = recompute(net, part, use_reentrant=False) if self.checkpoint else net(part)
+                total = total + standardised * (part.shape[1] / x.shape[1])
+        return dict(zip(AXES, (total * net.std + net.mean).unbind(1), strict=True))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        found = self.axes_of(media, prompts)
-        return torch.stack([found[axis] for axis in self.axes]).mean(0)
+        scores = self.score_axes(media, prompts)
+        return torch.stack([scores[axis] for axis in self.axes]).mean(0)

@@ -1,4 +1,5 @@
-"""From media to what a model that hears eats: one channel, its rate, its windows, a log-mel picture; all differentiable."""
+"""From media to the input of an audio encoder: one channel, its rate, its windows, a log-mel picture;
+all differentiable."""
 
 from __future__ import annotations
 
@@ -15,13 +16,14 @@ from torch import Tensor
 from workbench.core.types import BadInput, Media, RewardSpec
 
 AUDIO = frozenset({"audio"})
-LARGEST = 1 << 24  # numbers in a resampling filter
+MAX_FILTER_SIZE = 1 << 24  # numbers in a resampling filter
 
 
-def samples(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
+def audio_samples(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     """float32 [B,C,L] of a sound batch, graph attached.
 
-    Raises BadInput for another modality, no samples or no sample rate, and ValueError unless there is one prompt a sample.
+    Raises BadInput for another modality, no samples or no sample rate, and ValueError unless there is one prompt a
+    sample.
     """
     if media.modality != "audio":
         raise BadInput(f"{spec.name} judges audio, not {media.modality}")
@@ -36,36 +38,36 @@ def samples(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     return media.data.float()
 
 
-def mono(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
+def mono_samples(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     """float32 [B,L]: the mean of the channels. Raises as `samples` does."""
-    return samples(spec, media, prompts).mean(1)
+    return audio_samples(spec, media, prompts).mean(1)
 
 
-def resample(x: Tensor, rate: float, wanted: int) -> Tensor:
+def resample_audio(x: Tensor, rate: float, new_rate: int) -> Tensor:
     """[...,L] at `rate` -> [...,ceil(L wanted/rate)] at `wanted` samples a second, by a Kaiser-windowed sinc.
 
     The window is fadtk's (half-width 64 zero crossings, roll-off 0.9476, beta 14.77): flat to 0.92 of the lower Nyquist
     frequency, 100 dB down above it. Raises BadInput for two rates without a small common ratio.
     """
-    if rate == wanted:
+    if rate == new_rate:
         return x
     if rate != round(rate):
         raise BadInput(f"a sample rate is a whole number, got {rate:g}")
-    shared = math.gcd(round(rate), wanted)
-    old, new = round(rate) // shared, wanted // shared
-    kernel, width = _sinc(old, new)
+    shared = math.gcd(round(rate), new_rate)
+    old, new = round(rate) // shared, new_rate // shared
+    kernel, width = _sinc_filter(old, new)
     flat = F.pad(x.reshape(-1, 1, x.shape[-1]), (width, width + old))
     out = F.conv1d(flat, kernel.to(x), stride=old).transpose(1, 2).flatten(1)  # [N,frames*new]
     return out[:, : math.ceil(new * x.shape[-1] / old)].reshape(*x.shape[:-1], -1)
 
 
 @functools.lru_cache(32)
-def _sinc(old: int, new: int) -> tuple[Tensor, int]:
+def _sinc_filter(old: int, new: int) -> tuple[Tensor, int]:
     """The polyphase filter [new,1,K] of a ratio in lowest terms, and how far it reaches to the left."""
     zeros, rolloff, beta = 64, 0.9475937167399596, 14.769656459379492
     cut = min(old, new) * rolloff
     width = math.ceil(zeros * old / cut)
-    if new * (2 * width + old) > LARGEST:
+    if new * (2 * width + old) > MAX_FILTER_SIZE:
         raise BadInput(
             f"{old}:{new} is no ratio that sounds are resampled by; bring the sound to a usual sample rate first"
         )
@@ -75,21 +77,22 @@ def _sinc(old: int, new: int) -> tuple[Tensor, int]:
     return (torch.sinc(t) * window * cut / old).float()[:, None], width
 
 
-def starts(length: int, window: int, hop: int) -> list[int]:
-    """Where windows of a sound of `length` begin: every `hop`, and one that ends where the sound does; 0 if it is shorter."""
+def window_starts(length: int, window: int, hop: int) -> list[int]:
+    """Where windows of a sound of `length` begin: every `hop`, and one that ends where the sound does;
+    0 if it is shorter."""
     if length <= window:
         return [0]
-    found = list(range(0, length - window + 1, hop))
-    return found if found[-1] == length - window else [*found, length - window]
+    positions = list(range(0, length - window + 1, hop))
+    return positions if positions[-1] == length - window else [*positions, length - window]
 
 
-def windows(x: Tensor, window: int, hop: int) -> Tensor:
+def cut_windows(x: Tensor, window: int, hop: int) -> Tensor:
     """[B,L] -> [B,W,window], or [B,1,L] of a shorter sound."""
-    return torch.stack([x[:, s : s + window] for s in starts(x.shape[1], window, hop)], 1)
+    return torch.stack([x[:, s : s + window] for s in window_starts(x.shape[1], window, hop)], 1)
 
 
-def fit(x: Tensor, length: int, how: Literal["repeatpad", "repeat", "pad"]) -> Tensor:
-    """[N,L], L <= length -> [N,length]: silence after, or after as many whole repetitions as fit, or repeated and cut."""
+def fit_length(x: Tensor, length: int, how: Literal["repeatpad", "repeat", "pad"]) -> Tensor:
+    """[N,L], L <= length -> [N,length]: silence after, or after as many whole repeats as fit, or repeated and cut."""
     if how != "pad":
         x = x.repeat(1, length // x.shape[1] + (how == "repeat"))[:, :length]
     return F.pad(x, (0, length - x.shape[1]))
@@ -110,18 +113,18 @@ class LogMel:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[N,L] -> decibels [N,T,bins], T = L // hop + 1, at least -100."""
-        return 10 * (self.power(x) @ filters(self).to(x)).clamp(min=1e-10).log10()
+        return 10 * (self.power_spectrum(x) @ mel_filters(self).to(x)).clamp(min=1e-10).log10()
 
-    def power(self, x: Tensor) -> Tensor:
-        """[N,L] -> [N,T,fft//2+1]; frames are centred, the ends mirrored (or, of a sound too short for that, silent)."""
+    def power_spectrum(self, x: Tensor) -> Tensor:
+        """[N,L] -> [N,T,fft//2+1]; frames are centred, the ends mirrored (silent if a sound is too short for that)."""
         window = torch.hann_window(self.fft, device=x.device, dtype=x.dtype)
         mode = "reflect" if x.shape[1] > self.fft // 2 else "constant"
-        found = torch.stft(x, self.fft, self.hop, window=window, center=True, pad_mode=mode, return_complex=True)
-        return (found.real.square() + found.imag.square()).transpose(1, 2)
+        spectrum = torch.stft(x, self.fft, self.hop, window=window, center=True, pad_mode=mode, return_complex=True)
+        return (spectrum.real.square() + spectrum.imag.square()).transpose(1, 2)
 
 
 @functools.lru_cache(32)
-def filters(m: LogMel) -> Tensor:
+def mel_filters(m: LogMel) -> Tensor:
     """float32 [fft//2+1,bins]."""
     from transformers.audio_utils import mel_filter_bank
 

@@ -18,10 +18,10 @@ from workbench.core.types import BadInput
 UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
 
 
-def check(source: str) -> None:
-    """Raises BadInput when `source` can be neither `owner/repo/file` of the Hugging Face hub nor a local file of weights,
-    whose names are read and whose tensors are not."""
-    if (path := _local(source)) is None:
+def check_source(source: str) -> None:
+    """Raises BadInput when `source` can be neither `owner/repo/file` of the Hugging Face hub nor a local file of
+    weights, whose names are read and whose tensors are not."""
+    if (path := _local_path(source)) is None:
         return
     try:
         if path.suffix == ".safetensors":
@@ -32,7 +32,7 @@ def check(source: str) -> None:
         raise BadInput(f"{path} is no readable weights file: {first_line(error)}") from None
 
 
-def _local(source: str) -> Path | None:
+def _local_path(source: str) -> Path | None:
     """The local file that `source` names, None for one of the hub. Raises BadInput when it can be neither."""
     if (path := Path(source).expanduser()).is_file():
         return path
@@ -41,9 +41,9 @@ def _local(source: str) -> Path | None:
     return None
 
 
-def locate(source: str) -> Path:
+def locate_file(source: str) -> Path:
     """The local file, downloaded once when it is the hub's. Raises BadInput. What is in it, `read` finds out."""
-    if path := _local(source):
+    if path := _local_path(source):
         return path
     from huggingface_hub import hf_hub_download
 
@@ -56,12 +56,12 @@ def locate(source: str) -> Path:
         ) from None
 
 
-def read(source: str) -> dict[str, Tensor]:
+def read_weights(source: str) -> dict[str, Tensor]:
     """The state dict in a safetensors file or a weights-only torch checkpoint, its usual wrappings removed.
 
     Raises BadInput for a missing or broken file, or a pickle that holds more than tensors.
     """
-    path = locate(source)
+    path = locate_file(source)
     try:
         if path.suffix == ".safetensors":
             state = safetensors.torch.load_file(path)
@@ -76,7 +76,7 @@ def read(source: str) -> dict[str, Tensor]:
     return {name.removeprefix("module."): value for name, value in state.items()}
 
 
-class Blank(TorchDispatchMode):
+class BlankInit(TorchDispatchMode):
     """While it is entered, random initialisation is a constant, which saves most of the time of building: `fill`
     overwrites it all. Not left undone: what lies in fresh memory can keep a rejection sampler in its loop for ever."""
 
@@ -86,32 +86,32 @@ class Blank(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def fill(net: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
+def fill_weights(net: nn.Module, state: Mapping[str, Tensor], source: str) -> nn.Module:
     """`net` with every one of its tensors taken from `state`, frozen, in eval mode.
 
     Raises BadInput at the first name that one of them lacks, or shape that differs.
     """
-    own = net.state_dict()
-    for name, value in own.items():
+    expected = net.state_dict()
+    for name, value in expected.items():
         if name not in state:
             raise BadInput(f"{source} lacks {name}: these are not the weights of this model")
         if state[name].shape != value.shape:
             raise BadInput(f"{source}: {name} is {list(state[name].shape)}, this model has {list(value.shape)}")
     for name in state:
-        if name not in own:
+        if name not in expected:
             raise BadInput(f"{source} holds {name}, which this model does not have")
-    net.load_state_dict({name: state[name] for name in own})
-    return freeze(net)
+    net.load_state_dict({name: state[name] for name in expected})
+    return freeze_module(net)
 
 
 @contextmanager
-def aside() -> Iterator[None]:
-    """For loading in the middle of a run: parameters fit for a gradient, and the global generator left alone."""
+def isolated_load() -> Iterator[None]:
+    """Loads in the middle of a run: parameters that a gradient can pass, and the global random state as it was."""
     with torch.inference_mode(False), torch.random.fork_rng(devices=[]):
         yield
 
 
-def freeze(net: nn.Module) -> nn.Module:
+def freeze_module(net: nn.Module) -> nn.Module:
     return net.eval().requires_grad_(False)
 
 

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor
 
 from rewards.encoders import image_text
-from rewards.encoders.preprocess import pixels
+from rewards.encoders.preprocess import media_pixels
 from workbench.core.types import Media, RewardSpec
 
 
 @dataclass(frozen=True)
-class Frozen(ABC):
-    """A picture reward with weights of its own, which `load` finds and `score` looks through."""
+class FrozenReward(ABC):
+    """A picture reward with weights of its own, which `load` loads and `score` uses."""
 
     dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network; scores are float32
     checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
@@ -40,18 +40,18 @@ class Frozen(ABC):
         """float32 [B] of pictures [B,3,H,W] in [0,1]."""
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        x = pixels(self.spec, media, prompts)
+        x = media_pixels(self.spec, media, prompts)
         return self.score(self.load(x.device), x, prompts)
 
 
 @dataclass(frozen=True)
-class OnEncoder(Frozen):
-    """A reward that looks through one shared CLIP or SigLIP."""
+class EncoderReward(FrozenReward):
+    """A reward on one shared CLIP or SigLIP encoder."""
 
     model: str = ""  # see rewards/encoders/image_text.py for the forms
 
     def check(self) -> None:
-        image_text.check(self.model)
+        image_text.check_encoder(self.model)
 
-    def load(self, device: torch.device | str = "cpu") -> image_text.Encoder:
-        return image_text.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> image_text.ImageTextEncoder:
+        return image_text.load_encoder(self.model, device, self.dtype)

@@ -1,4 +1,4 @@
-"""Frozen image-text backbones (CLIP, SigLIP), loaded once however many rewards look through them.
+"""Frozen image-text backbones (CLIP, SigLIP), loaded once however many rewards use them.
 
 A model is named by one string:
     openai/clip-vit-large-patch14           a transformers CLIP or SigLIP: hub id or local folder
@@ -24,36 +24,36 @@ from torch.utils.checkpoint import checkpoint as recompute
 from rewards.encoders import checkpoints
 from rewards.encoders.preprocess import View
 from workbench.core import paths
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput
 
 log = logging.getLogger(__name__)
-REMEMBERED = 4096  # prompts whose text features an encoder keeps
+CACHED_PROMPTS = 4096  # prompts whose text features an encoder keeps
 
 
-class Memo:
-    """What a frozen text tower makes of prompts, the latest `limit` of them.
+class TextCache:
+    """A frozen text tower's outputs, remembered for the latest `limit` prompts.
 
     Each is encoded alone: its last digits must not depend on what else was new, or a resumed run drifts.
     """
 
     def __init__(self, encode: Callable[[str], Tensor], limit: int | None = None):
-        self.encode, self.limit, self.kept = encode, limit, OrderedDict()
+        self.encode, self.limit, self.rows = encode, limit, OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
         """[B,...]: one row a prompt."""
         for p in dict.fromkeys(prompts):
-            if p not in self.kept:
-                self.kept[p] = self.encode(p)
-            self.kept.move_to_end(p)
-        rows = torch.stack([self.kept[p] for p in prompts])
-        while len(self.kept) > (self.limit or REMEMBERED):
-            self.kept.popitem(last=False)
+            if p not in self.rows:
+                self.rows[p] = self.encode(p)
+            self.rows.move_to_end(p)
+        rows = torch.stack([self.rows[p] for p in prompts])
+        while len(self.rows) > (self.limit or CACHED_PROMPTS):
+            self.rows.popitem(last=False)
         return rows
 
 
 @dataclass(eq=False)
-class Encoder:
+class ImageTextEncoder:
     """Pictures and prompts as unit vectors of one space. Weights frozen; the graph leads to the pixels."""
 
     net: nn.Module
@@ -66,25 +66,25 @@ class Encoder:
     bias: float = 0.0  # SigLIP's logit_bias
 
     def __post_init__(self):
-        self.memo = Memo(self._encode)
+        self.text_cache = TextCache(self._encode_prompt)
 
-    def images(self, x: Tensor, view: View | None = None, checkpoint: bool = False) -> Tensor:
+    def embed_images(self, x: Tensor, view: View | None = None, checkpoint: bool = False) -> Tensor:
         """[B,3,H,W] in [0,1] -> float32 [B,D] of norm 1. `checkpoint` recomputes activations in the backward pass."""
         x = (view or self.view)(x).to(self._dtype)
         with torch.autocast(x.device.type, enabled=False):
             features = recompute(self.image, x, use_reentrant=False) if checkpoint else self.image(x)
         return F.normalize(features.float(), dim=-1)
 
-    def texts(self, prompts: Sequence[str]) -> Tensor:
+    def embed_texts(self, prompts: Sequence[str]) -> Tensor:
         """float32 [B,D] of norm 1, without gradient; each prompt is encoded once and remembered."""
-        return self.memo(prompts)
+        return self.text_cache(prompts)
 
     def logits(self, cosine: Tensor) -> Tensor:
         """The model's own temperature (and SigLIP's bias) on a cosine."""
         return self.scale * cosine + self.bias
 
     @torch.no_grad()
-    def _encode(self, prompt: str) -> Tensor:
+    def _encode_prompt(self, prompt: str) -> Tensor:
         device = next(self.net.parameters()).device
         tokens = {k: v.to(device) for k, v in self.tokens([prompt]).items()}
         with torch.autocast(device.type, enabled=False):
@@ -95,51 +95,53 @@ class Encoder:
         return next(self.net.parameters()).dtype
 
 
-def load(model: str, device: torch.device | str, dtype: str = "float32") -> Encoder:
+def load_encoder(model: str, device: torch.device | str, dtype: str = "float32") -> ImageTextEncoder:
     """The one encoder of these arguments. Raises BadInput for an unknown or broken model."""
-    return _load(model, place(device), dtype)
+    return _load_cached(model, device_key(device), dtype)
 
 
-def place(device: torch.device | str) -> str:
+def device_key(device: torch.device | str) -> str:
     """A device's full name, so that `cuda` and `cuda:0` are one key."""
     return str(torch.empty(0, device=device).device)
 
 
-@functools.lru_cache(REMEMBERED)
-def cut(model: str, length: int, prompt: str) -> None:
-    """Say once that a prompt fills what a model reads."""
+@functools.lru_cache(CACHED_PROMPTS)
+def warn_truncated(model: str, length: int, prompt: str) -> None:
+    """Warn once that a prompt fills all tokens that a model reads."""
     log.warning("%s reads %d tokens, and may not have read all of: %s", model, length, prompt)
 
 
 @functools.cache
-@checkpoints.aside()
-def _load(model: str, device: str, dtype: str) -> Encoder:
-    _known(model)
-    encoder = _open_clip(model) if model.startswith("open_clip:") else _transformers(model)
-    checkpoints.freeze(encoder.net).to(device=device, dtype=getattr(torch, dtype))
+@checkpoints.isolated_load()
+def _load_cached(model: str, device: str, dtype: str) -> ImageTextEncoder:
+    check_known_model(model)
+    encoder = _load_open_clip(model) if model.startswith("open_clip:") else load_transformers(model)
+    checkpoints.freeze_module(encoder.net).to(device=device, dtype=getattr(torch, dtype))
     return encoder
 
 
-def check(model: str) -> None:
+def check_encoder(model: str) -> None:
     """Raises BadInput for what can be known to be wrong without loading: a missing folder, an unknown architecture, a
     broken file."""
-    _known(model)
+    check_known_model(model)
     if model.startswith("open_clip:") and _is_file(source := model.removeprefix("open_clip:").partition("/")[2]):
-        checkpoints.check(source)
+        checkpoints.check_source(source)
 
 
-def _known(model: str) -> None:
+def check_known_model(model: str) -> None:
     if model.startswith("open_clip:"):
         import open_clip
 
         arch, _, source = model.removeprefix("open_clip:").partition("/")
         if arch not in open_clip.list_models():
-            raise BadInput(f"{model}: open_clip has no architecture {arch!r}; {nearest(arch, open_clip.list_models())}")
+            raise BadInput(
+                f"{model}: open_clip has no architecture {arch!r}; {suggest_nearest(arch, open_clip.list_models())}"
+            )
         tags = open_clip.list_pretrained_tags_by_model(arch)
         if not _is_file(source) and source not in tags:
-            raise BadInput(f"{model}: no pretrained tag {source!r} for {arch}; {nearest(source, tags)}")
+            raise BadInput(f"{model}: no pretrained tag {source!r} for {arch}; {suggest_nearest(source, tags)}")
         return
-    folder = Path(_resolve(model)).expanduser()
+    folder = Path(resolve_model(model)).expanduser()
     if model.startswith(("starter:", ".", "/", "~")) and not (folder / "config.json").is_file():
         raise BadInput(f"{model}: {folder} has no config.json; give a model's folder or a hub id")
 
@@ -148,17 +150,17 @@ def _is_file(source: str) -> bool:
     return "/" in source or Path(source).suffix in (".safetensors", ".pt", ".pth", ".bin")
 
 
-def _resolve(model: str) -> str:
+def resolve_model(model: str) -> str:
     try:
-        return paths.resolve(model)
+        return paths.resolve_repo(model)
     except FileNotFoundError as error:
         raise BadInput(str(error)) from None
 
 
-def _transformers(model: str) -> Encoder:
+def load_transformers(model: str) -> ImageTextEncoder:
     import transformers
 
-    folder = _resolve(model)
+    folder = resolve_model(model)
     try:
         config = transformers.AutoConfig.from_pretrained(folder)
         if config.model_type not in ("clip", "siglip"):
@@ -172,23 +174,23 @@ def _transformers(model: str) -> Encoder:
         raise BadInput(
             f"can't load {model}: {checkpoints.first_line(error)}; give a model's folder or a hub id"
         ) from None
-    if lacking := [k for k in report["missing_keys"] if "position_ids" not in k]:
-        raise BadInput(f"{model}: its weights lack {lacking[0]}")
+    if absent := [k for k in report["missing_keys"] if "position_ids" not in k]:
+        raise BadInput(f"{model}: its weights lack {absent[0]}")
     length, siglip = config.text_config.max_position_embeddings, config.model_type == "siglip"
 
-    def tokens(prompts: list[str]) -> dict[str, Tensor]:
-        found = tokenise(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    def tokenise_prompts(prompts: list[str]) -> dict[str, Tensor]:
+        encoded = tokenise(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         read = tokenise(prompts, truncation=True, max_length=length)["input_ids"]
         for prompt, ids in zip(prompts, read, strict=True):
             if len(ids) == length:
-                cut(model, length, prompt)
-        return {k: found[k] for k in (["input_ids"] if siglip else ["input_ids", "attention_mask"])}
+                warn_truncated(model, length, prompt)
+        return {k: encoded[k] for k in (["input_ids"] if siglip else ["input_ids", "attention_mask"])}
 
-    return Encoder(
+    return ImageTextEncoder(
         net,
-        _view(settings),
+        _read_view(settings),
         image=lambda x: net.get_image_features(pixel_values=x).pooler_output,
-        tokens=tokens,
+        tokens=tokenise_prompts,
         text=lambda **ids: net.get_text_features(**ids).pooler_output,
         width=config.vision_config.hidden_size if siglip else config.projection_dim,
         scale=net.logit_scale.exp().item(),
@@ -196,7 +198,7 @@ def _transformers(model: str) -> Encoder:
     )
 
 
-def _view(settings: dict) -> View:
+def _read_view(settings: dict) -> View:
     """A transformers image processor's settings as a View."""
     crop = settings.get("do_center_crop", False)
     size = settings["crop_size" if crop else "size"]
@@ -207,38 +209,38 @@ def _view(settings: dict) -> View:
     return View(shape, mean, std, fit="crop" if crop else "squash", kernel=kernel)
 
 
-def _open_clip(model: str) -> Encoder:
+def _load_open_clip(model: str) -> ImageTextEncoder:
     import open_clip
 
     arch, _, source = model.removeprefix("open_clip:").partition("/")
     try:
         if _is_file(source):
-            with checkpoints.Blank():
+            with checkpoints.BlankInit():
                 net = open_clip.create_model(arch, load_weights=False)
-            checkpoints.fill(net, checkpoints.read(source), source)
+            checkpoints.fill_weights(net, checkpoints.read_weights(source), source)
         else:
             net = open_clip.create_model(arch, pretrained=source)
         tokenise = open_clip.get_tokenizer(arch)
     except (OSError, RuntimeError) as error:
         raise BadInput(f"can't load {model}: {checkpoints.first_line(error)}") from None
-    seen = open_clip.get_model_preprocess_cfg(net)
-    size = (seen["size"], seen["size"]) if isinstance(seen["size"], int) else tuple(seen["size"])
-    fit = {"shortest": "crop", "squash": "squash", "longest": "pad"}[seen.get("resize_mode", "shortest")]
-    kernel = "bilinear" if seen.get("interpolation") == "bilinear" else "bicubic"
+    settings = open_clip.get_model_preprocess_cfg(net)
+    size = (settings["size"], settings["size"]) if isinstance(settings["size"], int) else tuple(settings["size"])
+    fit = {"shortest": "crop", "squash": "squash", "longest": "pad"}[settings.get("resize_mode", "shortest")]
+    kernel = "bilinear" if settings.get("interpolation") == "bilinear" else "bicubic"
     bias = getattr(net, "logit_bias", None)
 
-    def tokens(prompts: list[str]) -> dict[str, Tensor]:
-        found = tokenise(prompts)
-        for prompt, last in zip(prompts, found[:, -1], strict=True):
+    def tokenise_prompts(prompts: list[str]) -> dict[str, Tensor]:
+        ids = tokenise(prompts)
+        for prompt, last in zip(prompts, ids[:, -1], strict=True):
             if last:
-                cut(model, found.shape[1], prompt)
-        return {"text": found}
+                warn_truncated(model, ids.shape[1], prompt)
+        return {"text": ids}
 
-    return Encoder(
+    return ImageTextEncoder(
         net,
-        View(size, tuple(seen["mean"]), tuple(seen["std"]), fit, kernel),
+        View(size, tuple(settings["mean"]), tuple(settings["std"]), fit, kernel),
         image=net.encode_image,
-        tokens=tokens,
+        tokens=tokenise_prompts,
         text=net.encode_text,
         width=open_clip.get_model_config(arch)["embed_dim"],
         scale=net.logit_scale.exp().item(),

@@ -1,6 +1,6 @@
-"""From media to what a frozen backbone eats: resize, fit, normalise; differentiable and never through PIL.
+"""From media to the input of a frozen image backbone: resize, fit, normalise; differentiable and never through PIL.
 
-The published scorers resize 8-bit pictures with PIL. `resize` is its kernel on floats (bicubic with a = -0.5,
+The published scorers resize 8-bit pictures with PIL. `resize_images` is its kernel on floats (bicubic with a = -0.5,
 antialiased), first across, then down, each pass clamped to [0,1] as PIL's is. On noise, smooth pictures and hard edges
 of 31x57 to 1024x1024 it stays within 1.1/255 of PIL, 0.32/255 on average, which is PIL's rounding to 8 bits; one
 unclamped pass, torchvision's resize of tensors, is up to 42/255 off beside hard edges. The one published scorer that
@@ -24,11 +24,11 @@ CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 Fit = Literal["crop", "squash", "pad"]
 
 
-def pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
+def media_pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     """float32 [B,3,H,W] of an image batch or [B,T,3,H,W] of a video batch, graph attached.
 
-    Raises BadInput for a modality that `spec` does not judge and for clips without frames, and ValueError unless there is one
-    prompt a sample.
+    Raises BadInput for a modality that `spec` does not judge and for clips without frames, and ValueError unless there
+    is one prompt a sample.
     """
     if media.modality not in spec.modalities:
         raise BadInput(f"{spec.name} judges {' and '.join(sorted(spec.modalities))}, not {media.modality}")
@@ -44,7 +44,7 @@ def pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
     return media.data.float()
 
 
-def resize(x: Tensor, size: tuple[int, int], kernel: str = "bicubic", as_pil: bool = True) -> Tensor:
+def resize_images(x: Tensor, size: tuple[int, int], kernel: str = "bicubic", as_pil: bool = True) -> Tensor:
     """[B,3,h,w] in [0,1] -> [B,3,*size]: in [0,1], as PIL resizes pictures, or as torchvision resizes tensors."""
     if not as_pil:
         return F.interpolate(x, size, mode=kernel, antialias=True)
@@ -67,21 +67,21 @@ class View:
 
     def __call__(self, x: Tensor) -> Tensor:
         """[B,3,H,W] in [0,1] -> normalised [B,3,*size]."""
-        x = {"crop": self._crop, "squash": self._squash, "pad": self._pad}[self.fit](x)
+        x = {"crop": self._crop_to_size, "squash": self._squash_to_size, "pad": self._pad_to_size}[self.fit](x)
         return (x - x.new_tensor(self.mean).view(3, 1, 1)) / x.new_tensor(self.std).view(3, 1, 1)
 
-    def _squash(self, x: Tensor) -> Tensor:
-        return resize(x, self.size, self.kernel, self.as_pil)
+    def _squash_to_size(self, x: Tensor) -> Tensor:
+        return resize_images(x, self.size, self.kernel, self.as_pil)
 
-    def _crop(self, x: Tensor) -> Tensor:
-        (h, w), (high, wide) = x.shape[-2:], self.size
-        short, side = min(h, w), max(high, wide)
-        x = resize(x, (int(side * h / short), int(side * w / short)), self.kernel, self.as_pil)
-        top, left = round((x.shape[-2] - high) / 2), round((x.shape[-1] - wide) / 2)
-        return x[..., top : top + high, left : left + wide]
+    def _crop_to_size(self, x: Tensor) -> Tensor:
+        (h, w), (high, width) = x.shape[-2:], self.size
+        short, side = min(h, w), max(high, width)
+        x = resize_images(x, (int(side * h / short), int(side * w / short)), self.kernel, self.as_pil)
+        y0, x0 = round((x.shape[-2] - high) / 2), round((x.shape[-1] - width) / 2)
+        return x[..., y0 : y0 + high, x0 : x0 + width]
 
-    def _pad(self, x: Tensor) -> Tensor:
+    def _pad_to_size(self, x: Tensor) -> Tensor:
         scale = max(self.size) / max(x.shape[-2:])
-        x = resize(x, tuple(max(1, round(side * scale)) for side in x.shape[-2:]), self.kernel, self.as_pil)
-        down, right = self.size[0] - x.shape[-2], self.size[1] - x.shape[-1]
-        return F.pad(x, (right // 2, right - right // 2, down // 2, down - down // 2))
+        x = resize_images(x, tuple(max(1, round(side * scale)) for side in x.shape[-2:]), self.kernel, self.as_pil)
+        dy, dx = self.size[0] - x.shape[-2], self.size[1] - x.shape[-1]
+        return F.pad(x, (dx // 2, dx - dx // 2, dy // 2, dy - dy // 2))

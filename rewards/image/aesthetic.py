@@ -7,17 +7,18 @@ An MLP without activations on the L2-normalised image embedding of CLIP ViT-L/14
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import OnEncoder
+from rewards.encoders.frozen_reward import EncoderReward
 from workbench.core.types import RewardSpec
 
 
-class Head(nn.Module):
+class AestheticHead(nn.Module):
     """[B,D] -> [B]: the published predictor, names and shapes; ImageReward ends in the same one."""
 
     def __init__(self, width: int):
@@ -30,15 +31,15 @@ class Head(nn.Module):
 
 
 @functools.cache
-@checkpoints.aside()
-def _head(source: str, device: str, width: int) -> Head:
-    with checkpoints.Blank():
-        head = Head(width)
-    return checkpoints.fill(head, checkpoints.read(source), source).to(device)
+@checkpoints.isolated_load()
+def _load_head(source: str, device: str, width: int) -> AestheticHead:
+    with checkpoints.BlankInit():
+        head = AestheticHead(width)
+    return checkpoints.fill_weights(head, checkpoints.read_weights(source), source).to(device)
 
 
 @dataclass(frozen=True)
-class Aesthetic(OnEncoder):
+class Aesthetic(EncoderReward):
     """How pretty a picture is, 1..10, whatever the prompt: LAION's aesthetic predictor v2. Above 7 suspect hacking."""
 
     model: str = "openai/clip-vit-large-patch14"  # the encoder that the head was trained on
@@ -56,14 +57,16 @@ class Aesthetic(OnEncoder):
     )
 
     def check(self) -> None:
-        checkpoints.check(self.weights)
+        checkpoints.check_source(self.weights)
         super().check()
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.Encoder, Head]:
+    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.ImageTextEncoder, AestheticHead]:
         encoder = super().load(device)
-        return encoder, _head(self.weights, image_text.place(device), encoder.width)
+        return encoder, _load_head(self.weights, image_text.device_key(device), encoder.width)
 
-    def score(self, loaded, x, prompts):
+    def score(
+        self, loaded: tuple[image_text.ImageTextEncoder, AestheticHead], x: Tensor, prompts: Sequence[str]
+    ) -> Tensor:
         encoder, head = loaded
         with torch.autocast(x.device.type, enabled=False):
-            return head(encoder.images(x, checkpoint=self.checkpoint))
+            return head(encoder.embed_images(x, checkpoint=self.checkpoint))

@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 from rewards.encoders import image_text
-from rewards.encoders.frozen_reward import OnEncoder
+from rewards.encoders.frozen_reward import EncoderReward
 from workbench.core.types import BadInput, RewardSpec
 
 IMAGE, PROMPT = frozenset({"image"}), frozenset({"prompt"})
 
 
 @dataclass(frozen=True)
-class CLIPScore(OnEncoder):
+class CLIPScore(EncoderReward):
     """How well a picture fits its prompt, by any CLIP or SigLIP model.
 
     mode `cosine`: cos(image, prompt). `scaled`: times the model's exp(logit_scale), about 100, plus SigLIP's bias.
@@ -48,18 +48,18 @@ class CLIPScore(OnEncoder):
         if (self.mode == "contrastive") != bool(self.negatives):
             raise BadInput(f"{self.spec.name}: `negatives` and mode `contrastive` go together")
         if (self.model, self.mode) != (type(self).model, "cosine"):  # scores of another kind than the class's spec
-            own = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
-            object.__setattr__(self, "spec", replace(self.spec, **own))
+            changes = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
+            object.__setattr__(self, "spec", replace(self.spec, **changes))
 
-    def score(self, encoder: image_text.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        image = encoder.images(x, checkpoint=self.checkpoint)  # [B,D]
-        cosine = (image * encoder.texts(prompts)).sum(1)  # [B]
+    def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        image = encoder.embed_images(x, checkpoint=self.checkpoint)  # [B,D]
+        cosine = (image * encoder.embed_texts(prompts)).sum(1)  # [B]
         if self.mode == "cosine":
             return cosine
         if self.mode == "scaled":
             return encoder.logits(cosine)
         same = torch.tensor([[p == n for n in self.negatives] for p in prompts], device=x.device)  # [B,N]
-        others = (image @ encoder.texts(self.negatives).T).masked_fill(same, -torch.inf)
+        others = (image @ encoder.embed_texts(self.negatives).T).masked_fill(same, -torch.inf)
         return torch.cat([cosine[:, None], others], 1).mul(encoder.scale).log_softmax(1)[:, 0]
 
 

@@ -6,14 +6,18 @@ resizes the tensor, not the 8-bit picture, so this one does too; before torchvis
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from rewards.encoders.frozen_reward import OnEncoder
+from torch import Tensor
+
+from rewards.encoders.frozen_reward import EncoderReward
+from rewards.encoders.image_text import ImageTextEncoder
 from workbench.core.types import RewardSpec
 
 
 @dataclass(frozen=True)
-class HPS(OnEncoder):
+class HPS(EncoderReward):
     """Human preference score v2.1: an open_clip ViT-H-14 tuned on HPD v2, plain cosine (tables print it times 100).
 
     Pictures are fitted as the authors do, long side to 224 and black around, so that nothing is cut off; ReNO crops
@@ -36,6 +40,6 @@ class HPS(OnEncoder):
         licence="Apache-2.0",
     )
 
-    def score(self, encoder, x, prompts):
+    def score(self, encoder: ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         view = replace(encoder.view, fit="pad", as_pil=False)
-        return (encoder.images(x, view, self.checkpoint) * encoder.texts(prompts)).sum(1)
+        return (encoder.embed_images(x, view, self.checkpoint) * encoder.embed_texts(prompts)).sum(1)

@@ -10,17 +10,18 @@ from __future__ import annotations
 import functools
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import Frozen
+from rewards.encoders.frozen_reward import FrozenReward
 from rewards.encoders.preprocess import View
-from rewards.image.aesthetic import Head
+from rewards.image.aesthetic import AestheticHead
 from workbench.core.types import BadInput, RewardSpec
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw scores on the authors' data
@@ -40,7 +41,7 @@ NAMES = (  # published name -> name in transformers' BlipVisionModel and BlipTex
 )
 
 
-def renamed(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def rename_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """A published state dict under transformers' names, without what scoring does not use."""
     new = {}
     for name, value in state.items():
@@ -60,14 +61,14 @@ class BlipScorer(nn.Module):
         super().__init__()
         layers = [int(n.split(".")[3]) for n in state if n.startswith("vision.encoder.layers.")]
         text_layers = [int(n.split(".")[3]) for n in state if n.startswith("text.encoder.layer.")]
-        wide, _, patch, _ = state["vision.embeddings.patch_embedding.weight"].shape
+        vision_width, _, patch, _ = state["vision.embeddings.patch_embedding.weight"].shape
         words, width = state["text.embeddings.word_embeddings.weight"].shape
         self.size = math.isqrt(state["vision.embeddings.position_embedding"].shape[1] - 1) * patch
         vision = BlipVisionConfig(
-            hidden_size=wide,
+            hidden_size=vision_width,
             intermediate_size=state["vision.encoder.layers.0.mlp.fc1.weight"].shape[0],
             num_hidden_layers=max(layers) + 1,
-            num_attention_heads=wide // 64,
+            num_attention_heads=vision_width // 64,
             image_size=self.size,
             patch_size=patch,
             layer_norm_eps=1e-6,
@@ -75,40 +76,40 @@ class BlipScorer(nn.Module):
         text = BlipTextConfig(
             vocab_size=words,
             hidden_size=width,
-            encoder_hidden_size=wide,
+            encoder_hidden_size=vision_width,
             intermediate_size=state["text.encoder.layer.0.intermediate.dense.weight"].shape[0],
             num_hidden_layers=max(text_layers) + 1,
             num_attention_heads=width // 64,
             max_position_embeddings=state["text.embeddings.position_embeddings.weight"].shape[0],
         )
         self.vision, self.text = BlipVisionModel(vision), BlipTextModel(text, add_pooling_layer=False)
-        self.mlp = Head(width)
+        self.mlp = AestheticHead(width)
 
     def forward(self, x: Tensor, ids: Tensor, mask: Tensor) -> Tensor:
-        seen = self.vision(pixel_values=x).last_hidden_state  # [B,1+patches,D]
-        read = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=seen)
-        return self.mlp(read.last_hidden_state[:, 0])
+        patches = self.vision(pixel_values=x).last_hidden_state  # [B,1+patches,D]
+        tokens = self.text(input_ids=ids, attention_mask=mask, encoder_hidden_states=patches)
+        return self.mlp(tokens.last_hidden_state[:, 0])
 
 
 @functools.cache
-@checkpoints.aside()
-def _load(weights: str, tokenizer: str, device: str, dtype: str):
+@checkpoints.isolated_load()
+def _load_cached(weights: str, tokenizer: str, device: str, dtype: str) -> tuple[BlipScorer, Any]:
     from transformers import AutoTokenizer
 
-    state = renamed(checkpoints.read(weights))
+    state = rename_weights(checkpoints.read_weights(weights))
     try:
-        with checkpoints.Blank():
+        with checkpoints.BlankInit():
             net = BlipScorer(state)
         tokenise = AutoTokenizer.from_pretrained(tokenizer)
     except (KeyError, IndexError, ValueError) as error:
         raise BadInput(f"{weights} is no ImageReward checkpoint: {checkpoints.first_line(error)}") from None
     except OSError as error:
         raise BadInput(f"can't load the tokenizer {tokenizer}: {checkpoints.first_line(error)}") from None
-    return checkpoints.fill(net, state, weights).to(device=device, dtype=getattr(torch, dtype)), tokenise
+    return checkpoints.fill_weights(net, state, weights).to(device=device, dtype=getattr(torch, dtype)), tokenise
 
 
 @dataclass(frozen=True)
-class ImageReward(Frozen):
+class ImageReward(FrozenReward):
     """Human preference from picture and prompt together: BLIP with cross-attention, about N(0,1) over generated ones.
 
     Reads the first 35 tokens of a prompt. Strong for prompt fidelity; optimised alone it bends pictures out of shape.
@@ -130,21 +131,21 @@ class ImageReward(Frozen):
     )
 
     def check(self) -> None:
-        checkpoints.check(self.weights)
+        checkpoints.check_source(self.weights)
 
-    def load(self, device: torch.device | str = "cpu"):
-        return _load(self.weights, self.tokenizer, image_text.place(device), self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> tuple[BlipScorer, Any]:
+        return _load_cached(self.weights, self.tokenizer, image_text.device_key(device), self.dtype)
 
-    def score(self, loaded, x, prompts):
+    def score(self, loaded: tuple[BlipScorer, Any], x: Tensor, prompts: Sequence[str]) -> Tensor:
         net, tokenise = loaded
-        read = tokenise(
+        tokens = tokenise(
             list(prompts), padding="max_length", truncation=True, max_length=TOKENS, return_tensors="pt"
         ).to(x.device)
-        for prompt, mask in zip(prompts, read["attention_mask"], strict=True):
+        for prompt, mask in zip(prompts, tokens["attention_mask"], strict=True):
             if mask.all():
-                image_text.cut("ImageReward", TOKENS, prompt)
+                image_text.warn_truncated("ImageReward", TOKENS, prompt)
         x = View((net.size, net.size))(x).to(getattr(torch, self.dtype))
         with torch.autocast(x.device.type, enabled=False):
-            inputs = (x, read["input_ids"], read["attention_mask"])
+            inputs = (x, tokens["input_ids"], tokens["attention_mask"])
             raw = recompute(net, *inputs, use_reentrant=False) if self.checkpoint else net(*inputs)
         return (raw.float() - MEAN) / STD

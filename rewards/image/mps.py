@@ -9,8 +9,9 @@ size it agrees with the authors' code, run as their benchmark runs it, to 1e-6.
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -18,12 +19,12 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import Frozen
+from rewards.encoders.frozen_reward import FrozenReward
 from rewards.encoders.preprocess import View
 from workbench.core.types import BadInput, RewardSpec
 
 HEAD = 64  # width of one attention head
-REMEMBERED = 256  # prompts whose token features are kept: 0.3 MB each
+CACHED_PROMPTS = 256  # prompts whose token features are kept: 0.3 MB each
 OVERALL = (
     "light, color, clarity, tone, style, ambiance, artistry, shape, face, hair, hands, limbs, structure, instance, "
     "texture, quantity, attributes, position, number, location, word, things."
@@ -48,14 +49,14 @@ class SwiGLU(nn.Module):
         return F.silu(gate) * x
 
 
-def attend(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
+def multi_query_attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
     """Many query heads, one key and value head (arXiv:1911.02150): q [B,N,H*64], k and v [B,M,64] -> [B,N,H*64]."""
     q = q.unflatten(-1, (-1, HEAD)).transpose(1, 2)
     k, v = (t[:, None].expand(-1, q.shape[1], -1, -1) for t in (k, v))
     return F.scaled_dot_product_attention(q, k, v, mask).transpose(1, 2).flatten(2)
 
 
-class Cross(nn.Module):
+class CrossAttention(nn.Module):
     """Image tokens read the prompt's; a feed-forward layer runs beside the attention."""
 
     def __init__(self, width: int, inner: int):
@@ -64,12 +65,12 @@ class Cross(nn.Module):
         self.to_q = nn.Linear(width, inner, bias=False)
         self.to_kv = nn.Linear(width, 2 * HEAD, bias=False)
         self.to_out = nn.Linear(inner, width, bias=False)
-        wide = nn.Linear(width, 8 * width, bias=False)
-        self.ff = nn.Sequential(wide, SwiGLU(), nn.Linear(4 * width, width, bias=False))
+        expand = nn.Linear(width, 8 * width, bias=False)
+        self.ff = nn.Sequential(expand, SwiGLU(), nn.Linear(4 * width, width, bias=False))
 
     def forward(self, x: Tensor, words: Tensor, mask: Tensor) -> Tensor:
         x = self.norm(x)
-        return self.to_out(attend(self.to_q(x), *self.to_kv(words).chunk(2, -1), mask)) + self.ff(x)
+        return self.to_out(multi_query_attention(self.to_q(x), *self.to_kv(words).chunk(2, -1), mask)) + self.ff(x)
 
 
 class Rotary(nn.Module):
@@ -83,11 +84,11 @@ class Rotary(nn.Module):
         """[...,N,64]."""
         angle = torch.arange(x.shape[-2], device=x.device)[:, None] * self.inv_freq.float()
         cos, sin = (torch.cat([t, t], -1).to(x.dtype) for t in (angle.cos(), angle.sin()))
-        left, right = x.chunk(2, -1)
-        return x * cos + torch.cat([-right, left], -1) * sin
+        first, second = x.chunk(2, -1)
+        return x * cos + torch.cat([-second, first], -1) * sin
 
 
-class Own(nn.Module):
+class SelfAttention(nn.Module):
     """Image tokens read each other, from one fused projection."""
 
     def __init__(self, width: int, inner: int):
@@ -99,9 +100,9 @@ class Own(nn.Module):
         self.ff_out = nn.Sequential(SwiGLU(), nn.Linear(4 * width, width, bias=False))
 
     def forward(self, x: Tensor) -> Tensor:
-        q, k, v, wide = self.fused_attn_ff_proj(self.norm(x)).split(self.split, -1)
+        q, k, v, hidden = self.fused_attn_ff_proj(self.norm(x)).split(self.split, -1)
         q = self.rotary_emb(q.unflatten(-1, (-1, HEAD)).transpose(1, 2)).transpose(1, 2).flatten(2)
-        return self.attn_out(attend(q, self.rotary_emb(k), v)) + self.ff_out(wide)
+        return self.attn_out(multi_query_attention(q, self.rotary_emb(k), v)) + self.ff_out(hidden)
 
 
 class Residual(nn.Module):
@@ -113,40 +114,40 @@ class Residual(nn.Module):
         return x + self.fn(x, *more)
 
 
-class Scorer(nn.Module):
+class MPSScorer(nn.Module):
     """The published module: a CLIP of `config`, and as many layers and heads as the state dict has."""
 
-    def __init__(self, config, state: Mapping[str, Tensor]):
+    def __init__(self, config: Any, state: Mapping[str, Tensor]):
         from transformers import CLIPModel
 
         super().__init__()
         depth = 1 + max(int(name.split(".")[2]) for name in state if name.startswith("cross_model.layers."))
         inner, width = state["cross_model.layers.0.0.fn.to_q.weight"].shape
-        layers = [[Residual(block(width, inner)) for block in (Cross, Own)] for _ in range(depth)]
+        layers = [[Residual(block(width, inner)) for block in (CrossAttention, SelfAttention)] for _ in range(depth)]
         self.model, self.cross_model = CLIPModel(config), nn.Module()
         self.cross_model.layers = nn.ModuleList(map(nn.ModuleList, layers))
 
-    def words(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+    def token_features(self, ids: Tensor) -> tuple[Tensor, Tensor]:
         """[N,L] -> every token [N,L,D], padding included, and the one at the end of the text [N,D]."""
-        every = self.model.text_projection(self.model.text_model(input_ids=ids).last_hidden_state)
-        return every, every[torch.arange(len(ids)), ids.argmax(-1)]
+        tokens = self.model.text_projection(self.model.text_model(input_ids=ids).last_hidden_state)
+        return tokens, tokens[torch.arange(len(ids)), ids.argmax(-1)]
 
-    def forward(self, x: Tensor, words: Tensor, seen: Tensor) -> Tensor:
+    def forward(self, x: Tensor, words: Tensor, visible: Tensor) -> Tensor:
         """[B,D] of normalised pictures, the prompts' tokens [B,L,D] and which of them can be seen [B,L]."""
         x = self.model.visual_projection(self.model.vision_model(pixel_values=x).last_hidden_state)
-        for cross, own in self.cross_model.layers:
-            x = own(cross(x, words, seen[:, None, None]))
+        for cross, attention in self.cross_model.layers:
+            x = attention(cross(x, words, visible[:, None, None]))
         return x[:, 0]
 
 
-def unwrapped(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def unwrap_weights(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Under the authors' names, and without the constants that only old transformers save."""
     return {n.removeprefix("mps."): value for n, value in state.items() if not n.endswith(".position_ids")}
 
 
 @functools.cache
-@checkpoints.aside()
-def _load(weights: str, backbone: str, device: str, dtype: str):
+@checkpoints.isolated_load()
+def _load_cached(weights: str, backbone: str, device: str, dtype: str) -> tuple[MPSScorer, image_text.TextCache]:
     """The network, and `read`: prompt -> its token features with those at the text's end on top, [1+L,D]."""
     from transformers import AutoConfig, AutoTokenizer
 
@@ -155,29 +156,29 @@ def _load(weights: str, backbone: str, device: str, dtype: str):
     except (OSError, ValueError) as error:
         why = checkpoints.first_line(error)
         raise BadInput(f"can't read the config and tokenizer of {backbone}: {why}; give a folder or a hub id") from None
-    state = unwrapped(checkpoints.read(weights))
+    state = unwrap_weights(checkpoints.read_weights(weights))
     try:
-        with checkpoints.Blank():
-            net = Scorer(config, state)
+        with checkpoints.BlankInit():
+            net = MPSScorer(config, state)
     except (KeyError, ValueError, AttributeError) as error:
         raise BadInput(f"{weights} is no MPS checkpoint: {checkpoints.first_line(error)}") from None
-    checkpoints.fill(net, state, weights).to(device=device, dtype=getattr(torch, dtype))
+    checkpoints.fill_weights(net, state, weights).to(device=device, dtype=getattr(torch, dtype))
     length = config.text_config.max_position_embeddings
 
     @torch.no_grad()
-    def read(prompt: str) -> Tensor:
-        found = tokenise([prompt], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
+    def encode_prompt(prompt: str) -> Tensor:
+        encoded = tokenise([prompt], padding="max_length", truncation=True, max_length=length, return_tensors="pt")
         if len(tokenise(prompt, truncation=True, max_length=length)["input_ids"]) == length:
-            image_text.cut("MPS", length, prompt)
+            image_text.warn_truncated("MPS", length, prompt)
         with torch.autocast(torch.device(device).type, enabled=False):
-            every, end = net.words(found["input_ids"].to(device))
-        return torch.cat([end[:, None], every], 1)[0]
+            tokens, end = net.token_features(encoded["input_ids"].to(device))
+        return torch.cat([end[:, None], tokens], 1)[0]
 
-    return net, image_text.Memo(read, REMEMBERED)
+    return net, image_text.TextCache(encode_prompt, CACHED_PROMPTS)
 
 
 @dataclass(frozen=True)
-class MPS(Frozen):
+class MPS(FrozenReward):
     """What people prefer overall among pictures of one prompt: exp(logit_scale) * cosine of the prompt and a picture
     that has read those of its words that matter.
 
@@ -202,19 +203,23 @@ class MPS(Frozen):
     )
 
     def check(self) -> None:
-        checkpoints.check(self.weights)
+        checkpoints.check_source(self.weights)
 
-    def load(self, device: torch.device | str = "cpu"):
-        return _load(self.weights, self.backbone, image_text.place(device), self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> tuple[MPSScorer, image_text.TextCache]:
+        return _load_cached(self.weights, self.backbone, image_text.device_key(device), self.dtype)
 
-    def score(self, loaded, x, prompts):
-        net, read = loaded
-        text = read(prompts)  # [B,1+L,D]
+    def score(self, loaded: tuple[MPSScorer, image_text.TextCache], x: Tensor, prompts: Sequence[str]) -> Tensor:
+        net, encode_prompts = loaded
+        text = encode_prompts(prompts)  # [B,1+L,D]
         end, words = text[:, 0], text[:, 1:]
-        alike = torch.einsum("bid,jd->bji", words.float(), read([self.condition])[0, 1:].float()).amax(1)  # [B,L]
-        seen = alike / alike.amax(1, keepdim=True) > self.threshold
+        similarity = torch.einsum("bid,jd->bji", words.float(), encode_prompts([self.condition])[0, 1:].float()).amax(
+            1
+        )  # [B,L]
+        visible = similarity / similarity.amax(1, keepdim=True) > self.threshold
         side = net.model.config.vision_config.image_size
         x = View((side, side))(x).to(words.dtype)
         with torch.autocast(x.device.type, enabled=False):
-            image = recompute(net, x, words, seen, use_reentrant=False) if self.checkpoint else net(x, words, seen)
+            image = (
+                recompute(net, x, words, visible, use_reentrant=False) if self.checkpoint else net(x, words, visible)
+            )
         return net.model.logit_scale.exp().float() * F.cosine_similarity(end.float(), image.float(), dim=1)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from rewards.encoders.frozen_reward import OnEncoder
+from torch import Tensor
+
+from rewards.encoders.frozen_reward import EncoderReward
+from rewards.encoders.image_text import ImageTextEncoder
 from workbench.core.types import RewardSpec
 
 
 @dataclass(frozen=True)
-class PickScore(OnEncoder):
+class PickScore(EncoderReward):
     """What people pick among pictures of one prompt: a CLIP ViT-H/14 tuned on Pick-a-Pic, exp(logit_scale) * cosine.
 
     Papers that report 0.2 for this score have divided it by 100.
@@ -29,5 +33,7 @@ class PickScore(OnEncoder):
         licence="MIT",
     )
 
-    def score(self, encoder, x, prompts):
-        return encoder.logits((encoder.images(x, checkpoint=self.checkpoint) * encoder.texts(prompts)).sum(1))
+    def score(self, encoder: ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        return encoder.logits(
+            (encoder.embed_images(x, checkpoint=self.checkpoint) * encoder.embed_texts(prompts)).sum(1)
+        )

@@ -1,6 +1,7 @@
 """From what people did to what they prefer: an interaction log becomes pairs (prompt, pos_path, neg_path).
 
-Social Reward (Isajanyan et al., ICLR 2024, arXiv:2402.09872) trains on such pairs and leaves out how they are made. Here:
+Social Reward (Isajanyan et al., ICLR 2024, arXiv:2402.09872) trains on such pairs
+and leaves out how they are made. Here:
 
 1. Users who like (nearly) everything or faster than a person can are left out; a heavy user's weight is bounded.
 2. Popularity is the share of the people who SAW a picture and engaged with it, during the same `window` of its life,
@@ -25,18 +26,18 @@ import pandas as pd
 from scipy.fft import dctn
 from scipy.special import ndtr
 
-from rewards.encoders.preprocess import resize
+from rewards.encoders.preprocess import resize_images
 from workbench.core.io import image
-from workbench.core.schema import nearest
-from workbench.core.types import BadInput, Count, Natural, NonNegative, derive
+from workbench.core.schema import suggest_nearest
+from workbench.core.types import BadInput, Count, Natural, NonNegative, derive_seed
 
 DAY = 86_400.0
 COLUMNS = ("item", "prompt", "path", "user", "event", "time")
 ENGAGED = ("like", "remix", "share")
 EVENTS = ("view", *ENGAGED)
 SPLITS = ("train", "val", "test")
-KNOWN = 10  # items that a user must have seen before liking everything says something about the user
-MOST = 1000  # pictures of one prompt that are compared; of more, this many are drawn
+MIN_SEEN = 10  # items that a user must have seen before liking everything says something about the user
+MAX_ITEMS = 1000  # pictures of one prompt that are compared; of more, this many are drawn
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Curation:
 
     def __post_init__(self):
         if unknown := [e for e in self.engagements if e not in ENGAGED]:
-            raise BadInput(f"engagements: {unknown[0]!r} is no engagement; {nearest(unknown[0], ENGAGED)}")
+            raise BadInput(f"engagements: {unknown[0]!r} is no engagement; {suggest_nearest(unknown[0], ENGAGED)}")
         if len(self.shares) != 3 or min(self.shares) < 0 or abs(sum(self.shares) - 1) > 1e-6 or not self.shares[0]:
             raise BadInput(f"shares: three shares of train, val and test that sum to 1, got {list(self.shares)}")
         if not 0.5 <= self.confidence < 1:
@@ -83,35 +84,34 @@ def read_log(path: str | Path) -> pd.DataFrame:
     path = Path(path)
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give the interaction log as .csv, .jsonl or .parquet")
-    log = _table(path)
+    log = _read_table(path)
     if log.empty:
         raise BadInput(f"{path}: the log has no rows")
     log.columns = [str(c) for c in log.columns]
     for column in COLUMNS:
         if column not in log:
-            raise BadInput(f"{path}: the column {column!r} is missing; {nearest(column, log.columns)}")
+            raise BadInput(f"{path}: the column {column!r} is missing; {suggest_nearest(column, log.columns)}")
     if "topic" not in log:
         log["topic"] = log["prompt"]
     log = log[[*COLUMNS, "topic"]].copy()
     if (empty := log.isna().any()).any():
         raise BadInput(f"{path}: the column {empty.idxmax()!r} has empty values; fill them or leave those rows out")
-    log["time"] = _seconds(log["time"], path)
+    log["time"] = _to_seconds(log["time"], path)
     for column in ("item", "prompt", "path", "user", "event", "topic"):
         log[column] = log[column].astype(str).astype("category")
     if unknown := [e for e in log["event"].cat.categories if e not in EVENTS]:
-        raise BadInput(f"{path}: unknown event {unknown[0]!r}; {nearest(unknown[0], EVENTS)}")
-    said = log[["item", "prompt", "path", "topic"]].drop_duplicates()
-    if said["item"].duplicated().any():
-        twice = said.loc[said["item"].duplicated(), "item"].iloc[0]
-        raise BadInput(
-            f"{path}: item {twice!r} has two prompts, paths or topics; an item is one picture for one prompt"
-        )
+        raise BadInput(f"{path}: unknown event {unknown[0]!r}; {suggest_nearest(unknown[0], EVENTS)}")
+    texts = log[["item", "prompt", "path", "topic"]].drop_duplicates()
+    if texts["item"].duplicated().any():
+        item = texts.loc[texts["item"].duplicated(), "item"].iloc[0]
+        raise BadInput(f"{path}: item {item!r} has two prompts, paths or topics; an item is one picture for one prompt")
     return log
 
 
-def _table(path: Path) -> pd.DataFrame:
+def _read_table(path: Path) -> pd.DataFrame:
+    texts = {c: str for c in COLUMNS if c != "time"} | {"topic": str}
     readers = {
-        ".csv": lambda: pd.read_csv(path, dtype={c: str for c in COLUMNS if c != "time"} | {"topic": str}, keep_default_na=False, na_values=[""]),
+        ".csv": lambda: pd.read_csv(path, dtype=texts, keep_default_na=False, na_values=[""]),
         ".jsonl": lambda: pd.read_json(path, lines=True, dtype=False),
         ".parquet": lambda: pd.read_parquet(path),
     }  # fmt: skip
@@ -127,7 +127,7 @@ def _table(path: Path) -> pd.DataFrame:
         raise BadInput(f"{path}: not a readable {path.suffix} file: {str(error).splitlines()[0][:200]}") from None
 
 
-def _seconds(time: pd.Series, path: Path) -> pd.Series:
+def _to_seconds(time: pd.Series, path: Path) -> pd.Series:
     """Unix seconds of numbers, or of dates that pandas reads (UTC where no zone is given)."""
     numbers = pd.to_numeric(time, errors="coerce")
     if not numbers.isna().any():
@@ -142,13 +142,13 @@ def _seconds(time: pd.Series, path: Path) -> pd.Series:
 
 
 def user_weights(log: pd.DataFrame, c: Curation) -> pd.DataFrame:
-    """A row a user: `seen` and `engaged` (items), `fastest` (engagements within one minute), `why`, `weight` in [0,1]."""
+    """A row a user: `seen` and `engaged` (items), `fastest` (engagements in one minute), `why`, `weight` in [0,1]."""
     hot = log[log["event"].isin(c.engagements)]
     users = pd.DataFrame({"seen": log.drop_duplicates(["user", "item"])["user"].value_counts()})
     users["engaged"] = hot.drop_duplicates(["user", "item"])["user"].value_counts()
-    users["fastest"] = _fastest(hot.sort_values(["user", "time"]), c.burst)
+    users["fastest"] = _fastest_minute(hot.sort_values(["user", "time"]), c.burst)
     users = users.fillna(0)
-    generous = (users["seen"] >= KNOWN) & (users["engaged"] >= c.generous * users["seen"])
+    generous = (users["seen"] >= MIN_SEEN) & (users["engaged"] >= c.generous * users["seen"])
     bursts = (users["fastest"] > c.burst) & bool(c.burst)
     users["why"] = np.select([bursts, generous], ["too fast", "likes everything"], "")
     heavy = np.minimum(1.0, c.cap / users["seen"].clip(lower=1)) if c.cap else 1.0
@@ -156,19 +156,20 @@ def user_weights(log: pd.DataFrame, c: Curation) -> pd.DataFrame:
     return users
 
 
-def _fastest(hot: pd.DataFrame, burst: int) -> pd.Series:
+def _fastest_minute(hot: pd.DataFrame, burst: int) -> pd.Series:
     """Per user: burst + 1 where so many engagements lie within one minute, else 0. `hot` is sorted by user and time."""
     user, time = hot["user"].cat.codes.to_numpy(), hot["time"].to_numpy()
     if not burst or len(hot) <= burst:
         return pd.Series(0, index=hot["user"].cat.categories)
     fast = (user[burst:] == user[:-burst]) & (time[burst:] - time[:-burst] < 60)
-    found = np.bincount(user[burst:][fast], minlength=len(hot["user"].cat.categories)) > 0
-    return pd.Series(np.where(found, burst + 1, 0), index=hot["user"].cat.categories)
+    is_burst = np.bincount(user[burst:][fast], minlength=len(hot["user"].cat.categories)) > 0
+    return pd.Series(np.where(is_burst, burst + 1, 0), index=hot["user"].cat.categories)
 
 
 def item_counts(log: pd.DataFrame, weight: pd.Series, c: Curation) -> pd.DataFrame:
-    """A row an item: `posted` (its first event), and within the window since then the people who saw it (`views`), their
-    weights' sum `n`, that of those who engaged `k`, and the number of engagements `events`. An engagement is a view too."""
+    """A row an item: `posted` (its first event), and within the window since then the people who saw it (`views`),
+    their weights' sum `n`, that of those who engaged `k`, and the number of engagements `events`. An engagement is a
+    view too."""
     items = log.groupby("item", observed=True).agg(
         prompt=("prompt", "first"), topic=("topic", "first"), path=("path", "first"), posted=("time", "min")
     )
@@ -183,7 +184,7 @@ def item_counts(log: pd.DataFrame, weight: pd.Series, c: Curation) -> pd.DataFra
     return items.join(sums).fillna({"views": 0, "n": 0.0, "k": 0.0})
 
 
-def shrink(items: pd.DataFrame, c: Curation) -> tuple[pd.DataFrame, dict[str, float]]:
+def shrink_rates(items: pd.DataFrame, c: Curation) -> tuple[pd.DataFrame, dict[str, float]]:
     """Popularity's posterior `mean` and `var` per item, and the prior: global `mean`, `strength` M in viewers.
 
     A topic's mean is itself shrunk to the global one with the strength M.
@@ -206,34 +207,38 @@ def shrink(items: pd.DataFrame, c: Curation) -> tuple[pd.DataFrame, dict[str, fl
 # --- splitting, duplicates, pairs ------------------------------------------------------------------------------------
 
 
-def split(items: pd.DataFrame, c: Curation) -> pd.Series:
-    """The split of each item, "straddles" where its window crosses from one period to the next, or "elsewhere" where its
-    prompt belongs to another split. Time is cut where the shares of the items lie; the prompts, in the order of their
-    median item, are cut at the same shares."""
+def split_items(items: pd.DataFrame, c: Curation) -> pd.Series:
+    """The split of each item, "straddles" where its window crosses from one period to the next, or "elsewhere" where
+    its prompt belongs to another split. Time is cut where the shares of the items lie; the prompts, in the order of
+    their median item, are cut at the same shares."""
     marks = np.cumsum(c.shares)[:-1]
     inner = [np.quantile(items["posted"], m) if m < 1 - 1e-9 else np.inf for m in marks]
     cuts = np.array([-np.inf, *inner, np.inf])
     period = np.searchsorted(cuts, items["posted"], side="right") - 1
-    whole = items["posted"] + c.window * DAY < np.append(cuts[1:-1], np.inf)[period]
+    fits_period = items["posted"] + c.window * DAY < np.append(cuts[1:-1], np.inf)[period]
     prompts = (
         items.groupby("prompt", observed=True)["posted"].agg(["median", "size"]).sort_values("median", kind="stable")
     )
     before = (prompts["size"].cumsum() - prompts["size"]) / prompts["size"].sum()
-    home = items["prompt"].map(pd.Series(np.searchsorted(marks, before, side="right"), prompts.index)).astype(int)
-    named = np.array(SPLITS)[period]
-    return pd.Series(np.where(~whole, "straddles", np.where(home == period, named, "elsewhere")), items.index)
+    prompt_split = (
+        items["prompt"].map(pd.Series(np.searchsorted(marks, before, side="right"), prompts.index)).astype(int)
+    )
+    split_names = np.array(SPLITS)[period]
+    return pd.Series(
+        np.where(~fits_period, "straddles", np.where(prompt_split == period, split_names, "elsewhere")), items.index
+    )
 
 
 def perceptual_hash(path: Path) -> np.ndarray:
     """192 bits: for each of R, G, B whether the 64 lowest frequencies of a 32 x 32 thumbnail lie above their median.
     Raises BadInput for a file that is no readable picture."""
-    small = (resize(image.read(path)[None], (32, 32))[0] * 255).round().numpy()  # [3,32,32]
+    small = (resize_images(image.read_image(path)[None], (32, 32))[0] * 255).round().numpy()  # [3,32,32]
     low = dctn(small, axes=(1, 2))[:, :8, :8].reshape(3, 64).T
     return (low > np.median(low, 0)).T.ravel()
 
 
-def duplicates(items: pd.DataFrame, folder: Path, c: Curation) -> np.ndarray:
-    """[N] bool: copies of a picture that came earlier: the same hash anywhere, or nearly the same for the same prompt."""
+def find_duplicates(items: pd.DataFrame, folder: Path, c: Curation) -> np.ndarray:
+    """[N] bool: copies of an earlier picture: the same hash anywhere, or nearly the same for the same prompt."""
     with ThreadPoolExecutor() as pool:
         bits = np.array([*pool.map(perceptual_hash, (folder / p for p in items["path"]))])  # [N,192]
     order = items["posted"].to_numpy().argsort(kind="stable")
@@ -248,28 +253,28 @@ def duplicates(items: pd.DataFrame, folder: Path, c: Curation) -> np.ndarray:
     return copy
 
 
-def pairs(items: pd.DataFrame, c: Curation) -> tuple[list[dict[str, Any]], int]:
+def make_pairs(items: pd.DataFrame, c: Curation) -> tuple[list[dict[str, Any]], int]:
     """The pairs of each prompt, and how many there would be without the bound `per_item`."""
-    made, candidates = [], 0
+    rows, candidates = [], 0
     for prompt, group in items.groupby("prompt", observed=True):
-        rng = np.random.default_rng(derive(c.seed, "pairs", str(prompt)))
-        if len(group) > MOST:
-            group = group.iloc[np.sort(rng.choice(len(group), MOST, replace=False))]
+        rng = np.random.default_rng(derive_seed(c.seed, "pairs", str(prompt)))
+        if len(group) > MAX_ITEMS:
+            group = group.iloc[np.sort(rng.choice(len(group), MAX_ITEMS, replace=False))]
         mean, var, posted = (group[x].to_numpy() for x in ("mean", "var", "posted"))
-        sure = ndtr((mean[:, None] - mean) / np.sqrt(var[:, None] + var))  # [m,m] P(row better than column)
-        fits = (sure >= c.confidence) & (np.abs(posted[:, None] - posted) <= c.apart * DAY)
-        fits &= mean[:, None] > mean
-        found = np.argwhere(fits)
-        candidates += len(found)
+        p_better = ndtr((mean[:, None] - mean) / np.sqrt(var[:, None] + var))  # [m,m] P(row better than column)
+        is_pair = (p_better >= c.confidence) & (np.abs(posted[:, None] - posted) <= c.apart * DAY)
+        is_pair &= mean[:, None] > mean
+        candidate_pairs = np.argwhere(is_pair)
+        candidates += len(candidate_pairs)
         used = np.zeros(len(group), int)
-        for a, b in rng.permutation(found)[: 4 * c.per_item * len(group)]:
+        for a, b in rng.permutation(candidate_pairs)[: 4 * c.per_item * len(group)]:
             if used[a] < c.per_item and used[b] < c.per_item:
                 used[[a, b]] += 1
-                made.append(_pair(group.iloc[a], group.iloc[b], str(prompt), float(sure[a, b])))
-    return made, candidates
+                rows.append(_pair_row(group.iloc[a], group.iloc[b], str(prompt), float(p_better[a, b])))
+    return rows, candidates
 
 
-def _pair(pos: pd.Series, neg: pd.Series, prompt: str, confidence: float) -> dict[str, Any]:
+def _pair_row(pos: pd.Series, neg: pd.Series, prompt: str, confidence: float) -> dict[str, Any]:
     row = {
         "prompt": prompt,
         "pos_path": pos["path"],
@@ -289,69 +294,93 @@ class Curated:
     card: dict[str, Any]
 
 
-def curate(log: pd.DataFrame, folder: Path, c: Curation = Curation()) -> Curated:
+def curate_log(log: pd.DataFrame, folder: Path, c: Curation = Curation()) -> Curated:
     """The log (see `read_log`) as pairs; `folder` is what its paths are relative to.
 
     Raises BadInput when nothing is left to train on, saying which step took the most.
     """
     users = user_weights(log, c)
-    counted, steps = item_counts(log, users["weight"], c), []
+    all_items, steps = item_counts(log, users["weight"], c), []
     end = float(log["time"].max())
 
-    def keep(items: pd.DataFrame, stays: Sequence[bool], why: str) -> pd.DataFrame:
+    def keep_items(items: pd.DataFrame, stays: Sequence[bool], why: str) -> pd.DataFrame:
         steps.append({"left out": why, "items": int(len(items) - np.sum(stays)), "left": int(np.sum(stays))})
         return items[np.asarray(stays, bool)]
 
-    items = keep(counted, counted["posted"] + c.window * DAY <= end, f"not followed for the whole {c.window:g} days")
-    items = keep(items, items["views"] >= max(c.min_views, 1), f"seen by fewer than {max(c.min_views, 1)} people")
+    items = keep_items(
+        all_items, all_items["posted"] + c.window * DAY <= end, f"not followed for the whole {c.window:g} days"
+    )
+    items = keep_items(items, items["views"] >= max(c.min_views, 1), f"seen by fewer than {max(c.min_views, 1)} people")
     if len(items):
-        items = items.assign(split=split(items, c))
-        items = keep(items, items["split"] != "straddles", "its window crosses from one split's period to the next")
-        items = keep(items, items["split"] != "elsewhere", "its prompt belongs to another split")
+        items = items.assign(split=split_items(items, c))
+        items = keep_items(
+            items, items["split"] != "straddles", "its window crosses from one split's period to the next"
+        )
+        items = keep_items(items, items["split"] != "elsewhere", "its prompt belongs to another split")
     if len(items) and c.duplicates >= 0:
-        items = keep(items, ~duplicates(items, folder, c), "a near-duplicate of an earlier picture")
+        items = keep_items(items, ~find_duplicates(items, folder, c), "a near-duplicate of an earlier picture")
     if not len(items):
         worst = max(steps, key=lambda s: s["items"])
         span = (end - log["time"].min()) / DAY
-        raise BadInput(f"the log of {span:.1f} days leaves no picture: {worst['items']} of {len(counted)} were left out "
-                       f"as {worst['left out']!r}; a smaller window or min_views keeps more")  # fmt: skip
-    items, prior = shrink(items, c)
-    made = {name: pairs(items[items["split"] == name], c) for name in SPLITS}
-    if not made["train"][0]:
+        raise BadInput(
+            f"the log of {span:.1f} days leaves no picture: {worst['items']} of {len(all_items)} were left out "
+            f"as {worst['left out']!r}; a smaller window or min_views keeps more"
+        )
+    items, prior = shrink_rates(items, c)
+    pairs_by_split = {name: make_pairs(items[items["split"] == name], c) for name in SPLITS}
+    if not pairs_by_split["train"][0]:
         raise BadInput(f"no pair of the {len(items)} pictures left is surer than {c.confidence:g}; lower `confidence`")
-    return Curated({n: p for n, (p, _) in made.items()}, _card(log, users, items, steps, prior, made, c))
+    return Curated(
+        {n: p for n, (p, _) in pairs_by_split.items()}, _data_card(log, users, items, steps, prior, pairs_by_split, c)
+    )
 
 
-def _card(log, users, items, steps, prior, made, c: Curation) -> dict[str, Any]:
-    left = users[users["why"] != ""]
-    lost = log["user"].map(users["why"]).astype(str)
+def _data_card(
+    log: pd.DataFrame,
+    users: pd.DataFrame,
+    items: pd.DataFrame,
+    steps: list[dict[str, Any]],
+    prior: dict[str, float],
+    pairs_by_split: dict[str, tuple[list[dict[str, Any]], int]],
+    c: Curation,
+) -> dict[str, Any]:
+    excluded = users[users["why"] != ""]
+    reasons = log["user"].map(users["why"]).astype(str)
     topics = {}
     for topic, group in items.groupby("topic", observed=True):
-        seen, hot = float(group["n"].sum()), float(group["k"].sum())
-        count = sum(p["topic"] == topic for rows, _ in made.values() for p in rows)
+        viewers, engaged = float(group["n"].sum()), float(group["k"].sum())
+        count = sum(p["topic"] == topic for rows, _ in pairs_by_split.values() for p in rows)
         topics[str(topic)] = {
             "items": len(group),
-            "viewers": round(seen),
-            "engaged": round(hot / max(seen, 1), 4),
+            "viewers": round(viewers),
+            "engaged": round(engaged / max(viewers, 1), 4),
             "pairs": count,
         }
     splits = {}
-    for name, (rows, candidates) in made.items():
-        own = items[items["split"] == name]
+    for name, (rows, candidates) in pairs_by_split.items():
+        split_items = items[items["split"] == name]
         views = [v for r in rows for v in (r["pos_views"], r["neg_views"])]
-        times = [pd.Timestamp(t, unit="s").isoformat() for t in (own["posted"].min(), own["posted"].max()) if t == t]
-        splits[name] = {"prompts": len({r["prompt"] for r in rows}), "items": len(own), "posted": times,
+        times = [
+            pd.Timestamp(t, unit="s").isoformat()
+            for t in (split_items["posted"].min(), split_items["posted"].max())
+            if t == t
+        ]
+        splits[name] = {"prompts": len({r["prompt"] for r in rows}), "items": len(split_items), "posted": times,
                         "pairs": len(rows), "sure pairs": candidates, "median viewers of a picture in a pair":
                         float(np.median(views)) if views else None}  # fmt: skip
     return {
         "settings": asdict(c),
         "log": {
-            "rows": len(log), "items": int(log["item"].nunique()), "users": len(users), "prompts": int(log["prompt"].nunique()),
+            "rows": len(log), "items": int(log["item"].nunique()), "users": len(users),
+            "prompts": int(log["prompt"].nunique()),
             "days": round((log["time"].max() - log["time"].min()) / DAY, 2),
             "events": {e: int(n) for e, n in log["event"].value_counts().items()},
             "sha256": hashlib.sha256(pd.util.hash_pandas_object(log, index=False).to_numpy().tobytes()).hexdigest(),
         },
-        "users left out": {str(w): {"users": int(n), "rows": int((lost == w).sum())} for w, n in left["why"].value_counts().items()},
+        "users left out": {
+            str(w): {"users": int(n), "rows": int((reasons == w).sum())}
+            for w, n in excluded["why"].value_counts().items()
+        },
         "users damped": int(((users["weight"] > 0) & (users["weight"] < 1)).sum()),
         "items left out": steps,
         "prior": prior,

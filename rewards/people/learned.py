@@ -1,13 +1,13 @@
 """A reward learned from your own votes: a Bradley-Terry head on a frozen image encoder.
 
-    P(a wins against b) = sigmoid( w . (f(a) - f(b)) )                          (Bradley and Terry 1952; a tie is half a win)
+    P(a wins against b) = sigmoid( w . (f(a) - f(b)) )                (Bradley and Terry 1952; a tie is half a win)
 
 f is the encoder's unit image vector. w minimises the mean negative log-likelihood plus l2 |w|^2 / 2, which is convex:
-one answer, found to float64. How good it is, and whether it is better than chance at all, is said from votes that it did
-not see. In Python:
+one answer, found to float64. How good it is, and whether it is better than chance at all, is said from votes that it
+did not see. In Python:
 
-    votes = rewards.people.votes.read("votes.jsonl", "openai/clip-vit-large-patch14")
-    head = learned.fit(votes, "openai/clip-vit-large-patch14")
+    votes = read_votes("votes.jsonl", "openai/clip-vit-large-patch14")
+    head = fit_taste(votes, "openai/clip-vit-large-patch14")
     print(head.report)                 # right on 71% [63%, 78%] of 160 held-out votes, ...
     head.save("my-taste")              # reward: {learned: {path: my-taste}}
 """
@@ -27,8 +27,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import Frozen
-from rewards.people.votes import Report, Votes, clusters, folds, held_out
+from rewards.encoders.frozen_reward import FrozenReward
+from rewards.people.votes import HeldOutReport, Votes, assign_folds, cross_validate, vote_clusters
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, RewardSpec
 
@@ -36,13 +36,13 @@ L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried in cross-validation; features 
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
-    """A fitted direction and what is known of it."""
+class TasteHead:
+    """A fitted direction and how good it is shown to be."""
 
     weights: Tensor  # float64 [D]
     model: str  # the encoder whose features it weighs
     l2: float
-    report: Report
+    report: HeldOutReport
 
     def save(self, folder: str | Path) -> None:
         """`head.safetensors` and `head.json`, each whole or not at all."""
@@ -51,43 +51,43 @@ class Head:
         )
 
 
-def fit(votes: Votes, model: str = "starter:image/clip") -> Head:
+def fit_taste(votes: Votes, model: str = "starter:image/clip") -> TasteHead:
     """The head of these votes, its l2 chosen by cross-validation over whole prompts. Deterministic.
 
     The report comes from an outer round of folds, in each of which l2 was chosen anew from the other folds alone.
     Raises BadInput when there are too few votes to hold any out.
     """
-    report = held_out(votes, _scorer)
-    weights, l2 = direction(votes)
-    return Head(weights, model, l2, report)
+    report = cross_validate(votes, _fit_margins)
+    weights, l2 = fit_direction(votes)
+    return TasteHead(weights, model, l2, report)
 
 
-def _scorer(votes: Votes) -> Callable[[Votes], Tensor]:
-    weights, _ = direction(votes)
+def _fit_margins(votes: Votes) -> Callable[[Votes], Tensor]:
+    weights, _ = fit_direction(votes)
     return lambda others: (others.a - others.b) @ weights
 
 
-def direction(votes: Votes) -> tuple[Tensor, float]:
+def fit_direction(votes: Votes) -> tuple[Tensor, float]:
     """float64 [D] and the l2 under which votes held out of these are likeliest; ties go to the larger."""
     x, t = votes.a - votes.b, votes.target
-    fold = folds(clusters(votes)[0])
+    fold = assign_folds(vote_clusters(votes)[0])
     losses = {}
     for l2 in sorted(L2, reverse=True):
         total = 0.0
         for f in fold.unique().tolist():
-            w, test = solve(x[fold != f], t[fold != f], l2), fold == f
-            total += nll(x[test] @ w, t[test]).sum().item()
+            w, test = solve_logistic(x[fold != f], t[fold != f], l2), fold == f
+            total += bradley_terry_nll(x[test] @ w, t[test]).sum().item()
         losses[l2] = total
     best = min(losses, key=losses.get)
-    return solve(x, t, best), best
+    return solve_logistic(x, t, best), best
 
 
-def nll(margin: Tensor, target: Tensor) -> Tensor:
+def bradley_terry_nll(margin: Tensor, target: Tensor) -> Tensor:
     """[N]: -log likelihood of `target` (1, 0 or 1/2) under Bradley-Terry at the margins score(a) - score(b)."""
     return F.softplus(margin) - target * margin
 
 
-def solve(x: Tensor, t: Tensor, l2: float) -> Tensor:
+def solve_logistic(x: Tensor, t: Tensor, l2: float) -> Tensor:
     """float64 [D]: argmin_w mean nll(x w, t) + l2 |w|^2 / 2 for l2 > 0. x: [N,D], t: [N]. Without rows it is 0.
 
     Newton's method from 0, halving a step that does not descend: a few steps where L-BFGS takes a hundred. Raises
@@ -98,11 +98,11 @@ def solve(x: Tensor, t: Tensor, l2: float) -> Tensor:
         return w
     if n < len(w):  # the optimum lies in the span of the rows
         span = torch.linalg.qr(x.T).Q  # [D,N]
-        return span @ solve(x @ span, t, l2)
+        return span @ solve_logistic(x @ span, t, l2)
     identity = torch.eye(len(w), dtype=torch.float64)
 
-    def loss(w: Tensor) -> Tensor:
-        return nll(x @ w, t).sum() / n + 0.5 * l2 * w.square().sum()
+    def total_loss(w: Tensor) -> Tensor:
+        return bradley_terry_nll(x @ w, t).sum() / n + 0.5 * l2 * w.square().sum()
 
     for _ in range(100):
         s = (x @ w).sigmoid()
@@ -110,15 +110,16 @@ def solve(x: Tensor, t: Tensor, l2: float) -> Tensor:
         if gradient.abs().max() < 1e-10:
             return w
         step = torch.linalg.solve(x.T @ (x * (s * (1 - s))[:, None]) / n + l2 * identity, gradient)
-        now, slope, rate = loss(w), gradient @ step, 1.0
-        while loss(w - rate * step) > now - 1e-4 * rate * slope + 1e-14 and rate > 1e-6:  # 1e-14: rounding
+        current, slope, rate = total_loss(w), gradient @ step, 1.0
+        while total_loss(w - rate * step) > current - 1e-4 * rate * slope + 1e-14 and rate > 1e-6:  # 1e-14: rounding
             rate /= 2
         w = w - rate * step
     raise RuntimeError(f"the fit did not converge: a gradient of {gradient.abs().max():.1e} is left")
 
 
-def minimise(parameters: Sequence[Tensor], closure: Callable[[], Tensor], tolerance: float = 1e-6) -> None:
-    """L-BFGS in place; `closure` sets every .grad and returns the loss. Raises RuntimeError if a gradient is left over."""
+def minimise_lbfgs(parameters: Sequence[Tensor], closure: Callable[[], Tensor], tolerance: float = 1e-6) -> None:
+    """L-BFGS in place; `closure` sets every .grad and returns the loss.
+    Raises RuntimeError if a gradient is left over."""
     optimizer = torch.optim.LBFGS(
         list(parameters),
         max_iter=2000,
@@ -129,9 +130,9 @@ def minimise(parameters: Sequence[Tensor], closure: Callable[[], Tensor], tolera
     )
     optimizer.step(closure)
     closure()
-    left = max((p.grad.abs().max().item() for p in parameters if p.numel()), default=0.0)
-    if not left < tolerance:
-        raise RuntimeError(f"the fit did not converge: a gradient of {left:.1e} is left")
+    residual = max((p.grad.abs().max().item() for p in parameters if p.numel()), default=0.0)
+    if not residual < tolerance:
+        raise RuntimeError(f"the fit did not converge: a gradient of {residual:.1e} is left")
 
 
 def write_head(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping[str, Any]) -> None:
@@ -139,8 +140,8 @@ def write_head(folder: str | Path, tensors: Mapping[str, Tensor], info: Mapping[
     folder.mkdir(parents=True, exist_ok=True)
     data = safetensors.torch.save({name: t.contiguous() for name, t in tensors.items()})
     write_atomic(folder / "head.safetensors", data)
-    told = dict(info) | {"sha256": hashlib.sha256(data).hexdigest()}
-    write_atomic(folder / "head.json", json.dumps(told, indent=1, ensure_ascii=False, allow_nan=False).encode())
+    record = dict(info) | {"sha256": hashlib.sha256(data).hexdigest()}
+    write_atomic(folder / "head.json", json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False).encode())
 
 
 def read_head(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -149,19 +150,19 @@ def read_head(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         info = json.loads((folder / "head.json").read_text(encoding="utf-8"))
         data = (folder / "head.safetensors").read_bytes()
-        fits = hashlib.sha256(data).hexdigest() == info["sha256"] and isinstance(info["model"], str)
-        tensors, info["report"] = safetensors.torch.load(data), Report(**info["report"])
+        is_matching = hashlib.sha256(data).hexdigest() == info["sha256"] and isinstance(info["model"], str)
+        tensors, info["report"] = safetensors.torch.load(data), HeldOutReport(**info["report"])
     except FileNotFoundError:
         raise BadInput(f"{folder} holds no fitted head (head.json and head.safetensors); fit one from votes") from None
     except (OSError, ValueError, KeyError, TypeError, *checkpoints.UNREADABLE):
         raise BadInput(f"{folder}: its head is damaged; fit it again") from None
-    if not fits:
+    if not is_matching:
         raise BadInput(f"{folder}: head.json and head.safetensors are of different fits; fit it again")
     return tensors, info
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(Frozen):
+class Learned(FrozenReward):
     """What you like, learned from your own votes: a Bradley-Terry head on a frozen image encoder, in log-odds.
 
     A head that held-out votes do not show to be better than chance is refused unless `unproven` is set.
@@ -171,7 +172,7 @@ class Learned(Frozen):
     unproven: bool = False  # use it although it is not shown to be better than chance
     weights: Tensor = field(init=False, repr=False, compare=False)  # float32 [D]
     model: str = field(init=False, repr=False, compare=False)  # the encoder whose features they weigh
-    report: Report = field(init=False, repr=False, compare=False)
+    report: HeldOutReport = field(init=False, repr=False, compare=False)
 
     spec: ClassVar[RewardSpec] = RewardSpec(
         "learned", "unfitted", frozenset({"image"}), differentiable=True, paper="doi:10.1093/biomet/39.3-4.324"
@@ -181,24 +182,24 @@ class Learned(Frozen):
         tensors, info = read_head(self.path)
         if "weights" not in tensors:
             raise BadInput(f"{self.path} holds the tastes of several people; name it as `personal`")
-        self._take(tensors["weights"], info)
+        self._set_weights(tensors["weights"], info)
 
-    def _take(self, weights: Tensor, info: Mapping[str, Any], who: str = "") -> None:
+    def _set_weights(self, weights: Tensor, info: Mapping[str, Any], who: str = "") -> None:
         version = hashlib.sha256(f"{info['sha256']} {info['model']} {who}".encode()).hexdigest()[:12]
-        known = {"weights": weights.float(), "model": info["model"], "report": info["report"]}
-        for name, value in (known | {"spec": replace(self.spec, version=version)}).items():
+        values = {"weights": weights.float(), "model": info["model"], "report": info["report"]}
+        for name, value in (values | {"spec": replace(self.spec, version=version)}).items():
             object.__setattr__(self, name, value)
 
     def check(self) -> None:
-        image_text.check(self.model)
-        if not (self.unproven or self.report.better):
+        image_text.check_encoder(self.model)
+        if not (self.unproven or self.report.is_better):
             raise BadInput(f"{self.spec.name}: {self.path} is {self.report}; vote more, or set `unproven: true`")
 
-    def load(self, device: torch.device | str = "cpu") -> image_text.Encoder:
-        encoder = image_text.load(self.model, device, self.dtype)
+    def load(self, device: torch.device | str = "cpu") -> image_text.ImageTextEncoder:
+        encoder = image_text.load_encoder(self.model, device, self.dtype)
         if len(self.weights) != encoder.width:
             raise BadInput(f"{self.path} weighs {len(self.weights)} features, {self.model} has {encoder.width}")
         return encoder
 
-    def score(self, encoder: image_text.Encoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        return encoder.images(x, checkpoint=self.checkpoint) @ self.weights.to(x.device)
+    def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
+        return encoder.embed_images(x, checkpoint=self.checkpoint) @ self.weights.to(x.device)

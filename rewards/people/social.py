@@ -1,8 +1,8 @@
 """Social Reward: what a community takes up, learned from pairs (Isajanyan et al., ICLR 2024, arXiv:2402.09872).
 
-A CLIP whose upper blocks were tuned on pairs (prompt, pos_path, neg_path); the score is the cosine of picture and prompt.
-Or a small head of the same kind on embeddings of anything. curation.py makes the pairs from a log, social_training.py
-trains on them.
+A CLIP whose upper blocks were tuned on pairs (prompt, pos_path, neg_path); the score is the cosine of picture and
+prompt. Or a small head of the same kind on embeddings of anything. curation.py makes the pairs from a log,
+social_training.py trains on them.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import OnEncoder
+from rewards.encoders.frozen_reward import EncoderReward
 from workbench.core.types import BadInput, RewardSpec
 
 # --- the reward ------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, kw_only=True)
-class Social(OnEncoder):
+class Social(EncoderReward):
     """How popular a picture will be for its prompt: cosine of both in a CLIP tuned on a community's pairs.
 
     With `head`, trained on embeddings of `model`: the head's score of the untuned embeddings.
@@ -54,22 +54,24 @@ class Social(OnEncoder):
     def check(self) -> None:
         super().check()
         if self.head:
-            checkpoints.check(self.head)
+            checkpoints.check_source(self.head)
 
-    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.Encoder, Head | None]:
+    def load(self, device: torch.device | str = "cpu") -> tuple[image_text.ImageTextEncoder, SocialHead | None]:
         encoder = super().load(device)
-        head = _head(self.head, image_text.place(device)) if self.head else None
+        head = _load_head(self.head, image_text.device_key(device)) if self.head else None
         if head is not None and head.anchor.shape[0] != encoder.width:
             raise BadInput(f"{self.head} reads {head.anchor.shape[0]} numbers, and {self.model} gives {encoder.width}")
         return encoder, head
 
-    def score(self, loaded, x, prompts):
+    def score(
+        self, loaded: tuple[image_text.ImageTextEncoder, SocialHead | None], x: Tensor, prompts: Sequence[str]
+    ) -> Tensor:
         encoder, head = loaded
-        image, text = encoder.images(x, checkpoint=self.checkpoint), encoder.texts(prompts)  # [B,D]
+        image, text = encoder.embed_images(x, checkpoint=self.checkpoint), encoder.embed_texts(prompts)  # [B,D]
         return (image * text).sum(1) if head is None else head(image, text)
 
 
-class Head(nn.Module):
+class SocialHead(nn.Module):
     """Score of embeddings [B,D]: the cosine of a linear map of them (the identity at first) with prompt + anchor.
 
     Not `prompted`, because prompts had no embedding, it leaves them out: popularity whatever was asked for.
@@ -86,17 +88,17 @@ class Head(nn.Module):
         return F.cosine_similarity(self.map(items), self.anchor + texts if self.prompted else self.anchor[None], dim=1)
 
 
-def read_head(source: str) -> Head:
+def read_head(source: str) -> SocialHead:
     """The head in a file that `workbench social train` wrote, frozen. Raises BadInput."""
-    state = checkpoints.read(source)
+    state = checkpoints.read_weights(source)
     if "anchor" not in state:
         raise BadInput(f"{source} is no head of `workbench social train`: it lacks the tensor 'anchor'")
-    return checkpoints.fill(Head(state["anchor"].shape[0]), state, source)
+    return checkpoints.fill_weights(SocialHead(state["anchor"].shape[0]), state, source)
 
 
 @functools.cache
-@checkpoints.aside()
-def _head(source: str, device: str) -> Head:
+@checkpoints.isolated_load()
+def _load_head(source: str, device: str) -> SocialHead:
     return read_head(source).to(device)
 
 
@@ -118,7 +120,8 @@ class Pair:
 def read_pairs(path: str | Path) -> list[Pair]:
     """The pairs in a .jsonl or .csv file (prompt, pos_path, neg_path, and what it may have of Pair's other fields).
 
-    Paths are relative to the file's folder. Raises BadInput for a missing or empty file, a missing column or a broken row.
+    Paths are relative to the file's folder. Raises BadInput for a missing or empty file, a missing column or a broken
+    row.
     """
     path = Path(path)
     if not path.is_file():
@@ -130,15 +133,18 @@ def read_pairs(path: str | Path) -> list[Pair]:
         raise BadInput(f"{path}: not readable as pairs: {checkpoints.first_line(error)}") from None
     if not rows:
         raise BadInput(f"{path}: there is no pair in it")
-    found = []
+    pairs = []
     for number, row in enumerate(rows, 1):
-        own = {k: str(row[k]) for k in Pair.__dataclass_fields__ if isinstance(row, Mapping) and row.get(k)}
-        if lacking := [k for k in ("prompt", "pos_path", "neg_path") if k not in own]:
-            raise BadInput(f"{path}: pair {number} lacks {lacking[0]!r}; a pair has prompt, pos_path and neg_path")
-        resolved = {k: str(path.parent / own[k]) for k in ("pos_path", "neg_path")}
-        items = {"pos_item": own.get("pos_item", own["pos_path"]), "neg_item": own.get("neg_item", own["neg_path"])}
-        found.append(Pair(**(own | resolved | items)))
-    return found
+        fields = {k: str(row[k]) for k in Pair.__dataclass_fields__ if isinstance(row, Mapping) and row.get(k)}
+        if absent := [k for k in ("prompt", "pos_path", "neg_path") if k not in fields]:
+            raise BadInput(f"{path}: pair {number} lacks {absent[0]!r}; a pair has prompt, pos_path and neg_path")
+        resolved = {k: str(path.parent / fields[k]) for k in ("pos_path", "neg_path")}
+        items = {
+            "pos_item": fields.get("pos_item", fields["pos_path"]),
+            "neg_item": fields.get("neg_item", fields["neg_path"]),
+        }
+        pairs.append(Pair(**(fields | resolved | items)))
+    return pairs
 
 
 def check_files(pairs: Sequence[Pair]) -> None:
@@ -162,11 +168,11 @@ def read_embeddings(path: str | Path) -> dict[str, Tensor]:
                 arrays = {k: file[k] for k in file.files}
             if set(arrays) == {"keys", "vectors"}:
                 arrays = dict(zip(arrays["keys"].tolist(), arrays["vectors"], strict=True))
-            found = {k: torch.as_tensor(v).float() for k, v in arrays.items()}
+            embeddings = {k: torch.as_tensor(v).float() for k, v in arrays.items()}
         else:
-            found = {k: v.float() for k, v in safetensors.torch.load_file(path).items()}
+            embeddings = {k: v.float() for k, v in safetensors.torch.load_file(path).items()}
     except (*checkpoints.UNREADABLE, OSError, TypeError) as error:
         raise BadInput(f"{path}: no readable embeddings: {checkpoints.first_line(error)}") from None
-    if len(shapes := {tuple(v.shape) for v in found.values()}) != 1 or len(next(iter(shapes))) != 1:
+    if len(shapes := {tuple(v.shape) for v in embeddings.values()}) != 1 or len(next(iter(shapes))) != 1:
         raise BadInput(f"{path}: embeddings are vectors of one length, these have the shapes {sorted(shapes)[:3]}")
-    return found
+    return embeddings

@@ -9,7 +9,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import safetensors.torch
 import torch
@@ -17,31 +17,34 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.encoders import checkpoints, image_text
-from rewards.people.social import Head, Pair, check_files, read_embeddings
+from rewards.people.social import Pair, SocialHead, check_files, read_embeddings
 from workbench.core.io import image
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Count, Natural, NonNegative, derive
+from workbench.core.types import BadInput, Count, Natural, NonNegative, derive_seed
+
+if TYPE_CHECKING:
+    from accelerate import Accelerator
 
 # --- losses on scores ------------------------------------------------------------------------------------------------
 
 
-def triplet(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
+def triplet_loss(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
     """[]: the paper's mean relu(|a - p|^2 - |a - n|^2 + margin) for unit vectors with cosines pos, neg [B] to a."""
     return F.relu(2 * (neg - pos) + margin).mean()
 
 
-def bradley_terry(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
+def bradley_terry_loss(pos: Tensor, neg: Tensor, margin: float, scale: float) -> Tensor:
     """[]: -log sigmoid(scale * (pos - neg)), the likelihood that pos is preferred (Bradley & Terry 1952)."""
     return -F.logsigmoid(scale * (pos - neg)).mean()
 
 
-LOSSES: dict[str, Callable[..., Tensor]] = {"triplet": triplet, "bradley_terry": bradley_terry}
+LOSSES: dict[str, Callable[..., Tensor]] = {"triplet": triplet_loss, "bradley_terry": bradley_terry_loss}
 
 
 # --- what is trained: both give the scores of a batch of pairs -------------------------------------------------------
 
 
-class Tower(nn.Module):
+class TunedCLIP(nn.Module):
     """A CLIP of which only the last `vision` and `text` blocks, the norms after them and the projections learn.
 
     The paper: 3 of 24 and 2 of 12 blocks, and no visual projection; its code leaves the frozen rest in the graph.
@@ -49,14 +52,14 @@ class Tower(nn.Module):
 
     def __init__(self, model: str, vision: int, text: int, projections: bool):
         super().__init__()
-        self.encoder = image_text._transformers(model)  # its own copy: a loaded reward's weights never move
-        net = self.net = checkpoints.freeze(self.encoder.net)
+        self.encoder = image_text.load_transformers(model)  # its own copy: a loaded reward's weights never move
+        net = self.net = checkpoints.freeze_module(self.encoder.net)
         if type(net).__name__ != "CLIPModel":
             raise BadInput(f"model: {model} is a {type(net).__name__}; training needs a transformers CLIP")
         self.scale = self.encoder.scale
         parts = [
-            *_last(net.vision_model.encoder.layers, vision, "vision"),
-            *_last(net.text_model.encoder.layers, text, "text"),
+            *_last_blocks(net.vision_model.encoder.layers, vision, "vision"),
+            *_last_blocks(net.text_model.encoder.layers, text, "text"),
         ]
         parts += ([net.vision_model.post_layernorm] if vision else []) + (
             [net.text_model.final_layer_norm] if text else []
@@ -68,7 +71,7 @@ class Tower(nn.Module):
         self.tokens = functools.lru_cache(4096)(lambda prompt: self.encoder.tokens([prompt]))
 
     def read(self, pair: Pair) -> tuple:
-        pos, neg = (self.encoder.view(image.read(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
+        pos, neg = (self.encoder.view(image.read_image(p)[None])[0] for p in (pair.pos_path, pair.neg_path))
         return pos, neg, self.tokens(pair.prompt)
 
     def forward(self, pos: Tensor, neg: Tensor, tokens: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
@@ -82,7 +85,7 @@ class Tower(nn.Module):
 
         part = folder / ".part"
         self.net.save_pretrained(part)
-        source = image_text._resolve(model)
+        source = image_text.resolve_model(model)
         transformers.AutoTokenizer.from_pretrained(source).save_pretrained(part)
         settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(source)
         (part / "preprocessor_config.json").write_text(json.dumps(settings))
@@ -91,13 +94,13 @@ class Tower(nn.Module):
         part.rmdir()
 
 
-def _last(layers: nn.ModuleList, k: int, tower: str) -> list[nn.Module]:
+def _last_blocks(layers: nn.ModuleList, k: int, tower: str) -> list[nn.Module]:
     if k > len(layers):
         raise BadInput(f"{tower}: the {tower} tower has {len(layers)} blocks, {k} can't be tuned")
     return [*layers][len(layers) - k :]
 
 
-class Embedded(nn.Module):
+class EmbeddingScorer(nn.Module):
     """A Head on embeddings that are given, prompts' too where the file has them under the prompt's text."""
 
     scale = 20.0  # logits a unit of cosine, for Bradley-Terry
@@ -106,7 +109,7 @@ class Embedded(nn.Module):
         super().__init__()
         self.embeddings = embeddings
         prompted = all(p.prompt in embeddings for p in pairs)
-        self.head = Head(next(iter(embeddings.values())).shape[0], prompted)
+        self.head = SocialHead(next(iter(embeddings.values())).shape[0], prompted)
 
     def read(self, pair: Pair) -> tuple:
         pos, neg = (self.embeddings[k] for k in (pair.pos_item, pair.neg_item))
@@ -124,7 +127,7 @@ class Embedded(nn.Module):
 
 
 @dataclass(frozen=True)
-class Training:
+class SocialTraining:
     """How the reward is trained; the defaults are the paper's where its code states them."""
 
     model: str = (
@@ -146,39 +149,39 @@ class Training:
     workers: Natural = 0  # processes that read pictures ahead
     seed: Natural = 0
 
-    def scorer(self, pairs: Sequence[Pair]) -> Tower | Embedded:
+    def load_scorer(self, pairs: Sequence[Pair]) -> TunedCLIP | EmbeddingScorer:
         """What will learn, loaded. Raises BadInput."""
         if not self.embeddings:
-            return Tower(self.model, self.vision, self.text, self.projections)
-        torch.manual_seed(derive(self.seed, "head"))
-        return Embedded(read_embeddings(self.embeddings), pairs)
+            return TunedCLIP(self.model, self.vision, self.text, self.projections)
+        torch.manual_seed(derive_seed(self.seed, "head"))
+        return EmbeddingScorer(read_embeddings(self.embeddings), pairs)
 
     def check(self, pairs: Sequence[Pair]) -> None:
         """Raises BadInput for what is wrong without loading weights."""
         if self.embeddings:
-            known = read_embeddings(self.embeddings)
+            embeddings = read_embeddings(self.embeddings)
             for item in (i for p in pairs for i in (p.pos_item, p.neg_item)):
-                if item not in known:
+                if item not in embeddings:
                     raise BadInput(f"{self.embeddings}: no embedding has the key {item!r}, which a pair names")
             return
         if self.model.startswith("open_clip:"):
             raise BadInput(f"model: {self.model} is open_clip's; training needs a transformers CLIP (hub id or folder)")
-        image_text.check(self.model)
+        image_text.check_encoder(self.model)
         check_files(pairs)
 
 
-def order(n: int, s: Training, epoch: int) -> list[list[int]]:
+def epoch_batches(n: int, s: SocialTraining, epoch: int) -> list[list[int]]:
     """The batches of an epoch: whole ones of a seeded shuffle, or the one there is."""
-    generator = torch.Generator().manual_seed(derive(s.seed, "epoch", epoch))
+    generator = torch.Generator().manual_seed(derive_seed(s.seed, "epoch", epoch))
     shuffled = torch.randperm(n, generator=generator).tolist()
     size = min(s.batch, n)
     return [shuffled[k : k + size] for k in range(0, n - size + 1, size)]
 
 
-class Reader(torch.utils.data.Dataset):
+class PairDataset(torch.utils.data.Dataset):
     """Pairs as a scorer reads them."""
 
-    def __init__(self, scorer: Tower | Embedded, pairs: Sequence[Pair]):
+    def __init__(self, scorer: TunedCLIP | EmbeddingScorer, pairs: Sequence[Pair]):
         self.scorer, self.pairs = scorer, pairs
 
     def __len__(self) -> int:
@@ -187,31 +190,31 @@ class Reader(torch.utils.data.Dataset):
     def __getitem__(self, n: int) -> tuple:
         return self.scorer.read(self.pairs[n])
 
-    def batches(self, rows: Sequence[Sequence[int]], workers: int) -> torch.utils.data.DataLoader:
+    def make_loader(self, rows: Sequence[Sequence[int]], workers: int) -> torch.utils.data.DataLoader:
         return torch.utils.data.DataLoader(self, batch_sampler=rows, num_workers=workers)
 
 
 @torch.no_grad()
-def accuracy(scorer: nn.Module, reader: Reader, accelerator, s: Training) -> float:
+def pairwise_accuracy(scorer: nn.Module, reader: PairDataset, accelerator: Accelerator, s: SocialTraining) -> float:
     """Share of pairs in which pos scores higher; a tie is a half."""
-    right = 0.0
+    correct = 0.0
     rows = [[*range(k, min(k + s.batch, len(reader)))] for k in range(0, len(reader), s.batch)]
-    for batch in reader.batches(rows, s.workers):
-        pos, neg = scorer(*_onto(batch, accelerator.device))
-        right += ((pos > neg).float() + 0.5 * (pos == neg).float()).sum().item()
-    return right / len(reader)
+    for batch in reader.make_loader(rows, s.workers):
+        pos, neg = scorer(*_send_to_device(batch, accelerator.device))
+        correct += ((pos > neg).float() + 0.5 * (pos == neg).float()).sum().item()
+    return correct / len(reader)
 
 
-def _onto(batch: Any, device: torch.device) -> Any:
+def _send_to_device(batch: Any, device: torch.device) -> Any:
     from accelerate.utils import send_to_device
 
     return send_to_device(batch, device)
 
 
-class Course:
+class TrainingState:
     """A training on its way, in the form in which a checkpoint keeps it."""
 
-    def __init__(self, scorer: Tower | Embedded, s: Training, accelerator):
+    def __init__(self, scorer: TunedCLIP | EmbeddingScorer, s: SocialTraining, accelerator: Accelerator):
         self.scorer, self.accelerator = scorer, accelerator
         self.learned = {n: p for n, p in scorer.named_parameters() if p.requires_grad}
         if not self.learned:
@@ -221,8 +224,8 @@ class Course:
         self.step, self.total, self.history, self.best = 0, 0.0, [], {}
 
     def state(self) -> dict[str, Any]:
-        said = {"step": self.step, "total": self.total, "history": json.dumps(self.history), "best": self.best}
-        return said | {"learned": self.now(), "optimizer": self.optimizer.state_dict()}
+        progress = {"step": self.step, "total": self.total, "history": json.dumps(self.history), "best": self.best}
+        return progress | {"learned": self.current_weights(), "optimizer": self.optimizer.state_dict()}
 
     def load(self, state: Mapping[str, Any]) -> None:
         self.scorer.load_state_dict(state["learned"], strict=False)
@@ -230,11 +233,11 @@ class Course:
         self.step, self.total, self.best = state["step"], state["total"], state["best"]
         self.history = json.loads(state["history"])
 
-    def now(self) -> dict[str, Tensor]:
+    def current_weights(self) -> dict[str, Tensor]:
         return {n: p.detach().cpu().clone() for n, p in self.learned.items()}
 
-    def learn(self, batch: Any, s: Training) -> None:
-        pos, neg = self.live(*_onto(batch, self.accelerator.device))
+    def train_step(self, batch: Any, s: SocialTraining) -> None:
+        pos, neg = self.live(*_send_to_device(batch, self.accelerator.device))
         loss = LOSSES[s.loss](pos, neg, s.margin, self.scorer.scale)
         self.optimizer.zero_grad()
         self.accelerator.backward(loss)
@@ -242,78 +245,84 @@ class Course:
         self.optimizer.step()
         self.step, self.total = self.step + 1, self.total + loss.item()
 
-    def close(self, length: int, shown: float | None) -> None:
-        """The end of an epoch of `length` steps, after which `shown` of the validation pairs come out right."""
-        if shown is not None and all(shown > past["val"] for past in self.history):
-            self.best = self.now()
+    def finish_epoch(self, length: int, val_accuracy: float | None) -> None:
+        """The end of an epoch of `length` steps, after which `val_accuracy` of the validation pairs come out right."""
+        if val_accuracy is not None and all(val_accuracy > entry["val"] for entry in self.history):
+            self.best = self.current_weights()
         loss, self.total = self.total / length, 0.0
-        self.history.append({"epoch": self.step // length, "step": self.step, "loss": loss, "val": shown})
+        self.history.append({"epoch": self.step // length, "step": self.step, "loss": loss, "val": val_accuracy})
 
 
-def train(pairs: Sequence[Pair], out: Path, s: Training = Training(), val: Sequence[Pair] = ()) -> Iterator[dict]:
+def train_social(
+    pairs: Sequence[Pair], out: Path, s: SocialTraining = SocialTraining(), val: Sequence[Pair] = ()
+) -> Iterator[dict]:
     """Train, and leave in `out` a transformers CLIP folder (or head.safetensors) with social.json, what was done.
 
     Yields {epoch, step, steps, loss, val} after each epoch, `val` the pairwise accuracy on the pairs `val`; with these,
-    the best epoch's weights are kept, without (None) the last one's. Killed and started again with the same arguments it
-    goes on from its last checkpoint and ends with the same weights. Raises BadInput before weights load, also for a folder
-    that holds other work.
+    the best epoch's weights are kept, without (None) the last one's. Killed and started again with the same arguments
+    it goes on from its last checkpoint and ends with the same weights. Raises BadInput before weights load, also for a
+    folder that holds other work.
     """
     from accelerate import Accelerator
 
     s.check([*pairs, *val])
-    story = _story(pairs, val, s)
-    state, finished = _left(out, story)
+    story = _fingerprint(pairs, val, s)
+    state, finished = _read_progress(out, story)
     if finished:
         return
     accelerator = Accelerator()
-    scorer = s.scorer([*pairs, *val])
-    course = Course(scorer, s, accelerator)
+    scorer = s.load_scorer([*pairs, *val])
+    progress = TrainingState(scorer, s, accelerator)
     if state:
-        course.load(state)
+        progress.load(state)
     out.mkdir(parents=True, exist_ok=True)
-    reader, length = Reader(scorer, pairs), len(order(len(pairs), s, 0))
+    reader, length = PairDataset(scorer, pairs), len(epoch_batches(len(pairs), s, 0))
     share = slice(accelerator.process_index, None, accelerator.num_processes)  # of every batch, for this process
-    while course.step < s.epochs * length:
-        epoch, done = divmod(course.step, length)
-        for batch in reader.batches([row[share] for row in order(len(pairs), s, epoch)[done:]], s.workers):
-            course.learn(batch, s)
-            if course.step % length == 0:
-                course.close(length, accuracy(scorer, Reader(scorer, val), accelerator, s) if val else None)
-            if course.step % length == 0 or course.step % s.every == 0:
-                _keep(out / "checkpoint.pt", course.state() | {"story": story}, accelerator)
-        yield course.history[-1] | {"steps": s.epochs * length}
-    scorer.load_state_dict(course.best, strict=False)
+    while progress.step < s.epochs * length:
+        epoch, first_batch = divmod(progress.step, length)
+        for batch in reader.make_loader(
+            [row[share] for row in epoch_batches(len(pairs), s, epoch)[first_batch:]], s.workers
+        ):
+            progress.train_step(batch, s)
+            if progress.step % length == 0:
+                progress.finish_epoch(
+                    length, pairwise_accuracy(scorer, PairDataset(scorer, val), accelerator, s) if val else None
+                )
+            if progress.step % length == 0 or progress.step % s.every == 0:
+                _save_checkpoint(out / "checkpoint.pt", progress.state() | {"story": story}, accelerator)
+        yield progress.history[-1] | {"steps": s.epochs * length}
+    scorer.load_state_dict(progress.best, strict=False)
     if accelerator.is_main_process:
         scorer.save(out, s.model)
         record = {"story": story, "settings": asdict(s), "pairs": len(pairs), "val pairs": len(val)}
-        write_atomic(out / "social.json", json.dumps(record | {"history": course.history}, indent=1))
+        write_atomic(out / "social.json", json.dumps(record | {"history": progress.history}, indent=1))
         (out / "checkpoint.pt").unlink()
     accelerator.wait_for_everyone()
 
 
-def _story(pairs: Sequence[Pair], val: Sequence[Pair], s: Training) -> str:
+def _fingerprint(pairs: Sequence[Pair], val: Sequence[Pair], s: SocialTraining) -> str:
     """What decides the result, in one fingerprint: where files lie, or how often they are kept, does not."""
-    own = {k: v for k, v in asdict(s).items() if k not in ("every", "workers")}
+    settings = {k: v for k, v in asdict(s).items() if k not in ("every", "workers")}
     rows = [(p.prompt, p.pos_item, p.neg_item) for part in (pairs, val) for p in part]
-    return hashlib.sha256(json.dumps([own, len(pairs), rows], sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps([settings, len(pairs), rows], sort_keys=True).encode()).hexdigest()
 
 
-def _left(out: Path, story: str) -> tuple[dict | None, bool]:
+def _read_progress(out: Path, story: str) -> tuple[dict | None, bool]:
     """The checkpoint in `out`, if there is one, and whether all is done there. Raises BadInput for other work's."""
-    done, part = out / "social.json", out / "checkpoint.pt"
-    if done.is_file():
-        told, state = json.loads(done.read_text())["story"], None
-    elif part.is_file():
-        state = torch.load(part, map_location="cpu", weights_only=True)
-        told = state["story"]
+    record_path, checkpoint_path = out / "social.json", out / "checkpoint.pt"
+    if record_path.is_file():
+        fingerprint, state = json.loads(record_path.read_text())["story"], None
+    elif checkpoint_path.is_file():
+        state = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
+        fingerprint = state["story"]
     else:
         return None, False
-    if told != story:
+    if fingerprint != story:
         raise BadInput(f"{out} holds a training with other settings or pairs; give another folder")
-    return state, done.is_file()
+    return state, record_path.is_file()
 
 
-def _keep(path: Path, state: Mapping[str, Any], accelerator) -> None:
+def _save_checkpoint(path: Path, state: Mapping[str, Any], accelerator: Accelerator) -> None:
     if accelerator.is_main_process:
         out = io.BytesIO()
         torch.save(dict(state), out)

@@ -20,15 +20,15 @@ from torch import Tensor
 
 from rewards.encoders import image_text
 from workbench.core.io import image
-from workbench.core.schema import nearest
-from workbench.core.types import BadInput, derive
+from workbench.core.schema import suggest_nearest
+from workbench.core.types import BadInput, derive_seed
 
 FOLDS = 5
 HALF, EASY = 0.5, 0.6  # chance; an accuracy that a modest taste reaches, for saying how many votes would show it
-# In cross-validation a vote helps to judge the votes that help to judge it: each likeness between two votes counts twice.
-# Where there is no taste the variance of the accuracy is then up to twice a coin's: measured at 1.7 to 1.9 over 150 fits
-# each of 150 and of 40 random votes on 8 features, of which 5 to 6 % would have been called better than chance instead of
-# 2.5 %; counted half, 1 % are.
+# In cross-validation a vote helps to judge the votes that help to judge it: each likeness between two votes counts
+# twice. Where there is no taste the variance of the accuracy is then up to twice a coin's: measured at 1.7 to 1.9 over
+# 150 fits each of 150 and of 40 random votes on 8 features, of which 5 to 6 % would have been called better than chance
+# instead of 2.5 %; counted half, 1 % are.
 REUSE = 2.0
 KEYS = ("prompt", "a_path", "b_path", "a_features", "b_features", "winner", "voter")
 TARGET = {"a": 1.0, "b": 0.0, "tie": 0.5}
@@ -61,40 +61,42 @@ class Votes:
         return self.target != 0.5
 
 
-def read(path: str | Path, model: str = "starter:image/clip", device: torch.device | str = "cpu") -> Votes:
+def read_votes(path: str | Path, model: str = "starter:image/clip", device: torch.device | str = "cpu") -> Votes:
     """The votes of a JSONL file, its pictures seen through encoder `model`, each once.
 
     A vote with features that are not all numbers is left out and counted. Raises BadInput, naming file and line.
     """
     file = Path(path).expanduser()
-    found = list(rows(file))
-    if not found:
+    lines = list(read_rows(file))
+    if not lines:
         raise BadInput(f"{file}: no votes in it")
-    seen: dict[str, Tensor] = {}
-    for where, row in found:
+    features: dict[str, Tensor] = {}
+    for where, row in lines:
         for side in "ab":
-            key = _identity(row, side)
-            if key not in seen:
-                seen[key] = _features(row, side, file.parent, model, device, where)
-    widths = {len(v) for v in seen.values()}
+            key = _media_key(row, side)
+            if key not in features:
+                features[key] = _side_features(row, side, file.parent, model, device, where)
+    widths = {len(v) for v in features.values()}
     if len(widths) > 1:
         raise BadInput(f"{file}: features of different lengths, {sorted(widths)}; all must come from the same encoder")
-    media = [(_identity(row, "a"), _identity(row, "b")) for _, row in found]
-    a, b = (torch.stack([seen[pair[side]] for pair in media]) for side in (0, 1))
+    media = [(_media_key(row, "a"), _media_key(row, "b")) for _, row in lines]
+    a, b = (torch.stack([features[pair[side]] for pair in media]) for side in (0, 1))
     votes = Votes(
         F.normalize(a, dim=1),
         F.normalize(b, dim=1),
-        torch.tensor([TARGET[row["winner"]] for _, row in found], dtype=torch.float64),
-        tuple(row["prompt"] for _, row in found),
-        tuple(row.get("voter", "") for _, row in found),
+        torch.tensor([TARGET[row["winner"]] for _, row in lines], dtype=torch.float64),
+        tuple(row["prompt"] for _, row in lines),
+        tuple(row.get("voter", "") for _, row in lines),
         tuple(media),
     )
-    whole = votes.a.isfinite().all(1) & votes.b.isfinite().all(1)
-    kept = votes[whole]
-    return Votes(kept.a, kept.b, kept.target, kept.prompts, kept.voters, kept.media, int((~whole).sum()))
+    is_finite = votes.a.isfinite().all(1) & votes.b.isfinite().all(1)
+    usable = votes[is_finite]
+    return Votes(
+        usable.a, usable.b, usable.target, usable.prompts, usable.voters, usable.media, int((~is_finite).sum())
+    )
 
 
-def rows(file: Path) -> Iterator[tuple[str, dict]]:
+def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
     """(file and line, vote) of each line. Raises BadInput, naming file and line."""
     try:
         lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028, an end of line to splitlines()
@@ -112,7 +114,7 @@ def rows(file: Path) -> Iterator[tuple[str, dict]]:
             raise BadInput(f"{where}: not a JSON object") from None
         if unknown := set(row) - set(KEYS):
             word = sorted(unknown)[0]
-            raise BadInput(f"{where}: unknown key {word!r}; {nearest(word, KEYS)}")
+            raise BadInput(f"{where}: unknown key {word!r}; {suggest_nearest(word, KEYS)}")
         for key in ("prompt", "voter"):
             if not isinstance(row.get(key, ""), str) or (key == "prompt" and key not in row):
                 raise BadInput(f"{where}: `{key}` must be a text")
@@ -124,11 +126,11 @@ def rows(file: Path) -> Iterator[tuple[str, dict]]:
         yield where, row
 
 
-def _identity(row: dict, side: str) -> str:
+def _media_key(row: dict, side: str) -> str:
     return row[f"{side}_path"] if f"{side}_path" in row else json.dumps(row[f"{side}_features"])
 
 
-def _features(row: dict, side: str, folder: Path, model: str, device: torch.device | str, where: str) -> Tensor:
+def _side_features(row: dict, side: str, folder: Path, model: str, device: torch.device | str, where: str) -> Tensor:
     """float64 [D]."""
     if f"{side}_features" in row:
         try:
@@ -140,65 +142,65 @@ def _features(row: dict, side: str, folder: Path, model: str, device: torch.devi
         return values
     path = folder / row[f"{side}_path"]
     try:
-        picture = image.read(path)
+        picture = image.read_image(path)
     except BadInput:
         raise BadInput(f"{where}: can't read the picture {path}") from None
     with torch.no_grad():
-        return image_text.load(model, device).images(picture[None].to(device))[0].double().cpu()
+        return image_text.load_encoder(model, device).embed_images(picture[None].to(device))[0].double().cpu()
 
 
-def clusters(votes: Votes) -> tuple[Tensor, str]:
+def vote_clusters(votes: Votes) -> tuple[Tensor, str]:
     """int64 [N], and what it goes by: votes with one number may not lie on both sides of a held-out split.
 
     By prompt, if there are enough prompts to hold out; else by media: votes that share a picture stay together.
     """
-    known = {p: n for n, p in enumerate(dict.fromkeys(votes.prompts))}
-    if len(known) >= FOLDS:
-        return torch.tensor([known[p] for p in votes.prompts]), "prompts"
+    index = {p: n for n, p in enumerate(dict.fromkeys(votes.prompts))}
+    if len(index) >= FOLDS:
+        return torch.tensor([index[p] for p in votes.prompts]), "prompts"
     parent: dict[str, str] = {}
 
-    def root(x: str) -> str:
+    def find_root(x: str) -> str:
         while parent.setdefault(x, x) != x:
             x = parent[x]
         return x
 
     for a, b in votes.media:
-        parent[root(a)] = root(b)
-    roots = [root(a) for a, _ in votes.media]
+        parent[find_root(a)] = find_root(b)
+    roots = [find_root(a) for a, _ in votes.media]
     number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
     return torch.tensor([number[r] for r in roots]), "pictures"
 
 
-def folds(cluster: Tensor) -> Tensor:
+def assign_folds(cluster: Tensor) -> Tensor:
     """int64 [N] in 0..FOLDS-1: whole clusters, dealt out in an order that depends on nothing but their number."""
-    order = sorted(set(cluster.tolist()), key=lambda c: derive(0, "fold", c))
+    order = sorted(set(cluster.tolist()), key=lambda c: derive_seed(0, "fold", c))
     dealt = {c: n % FOLDS for n, c in enumerate(order)}
     return torch.tensor([dealt[c] for c in cluster.tolist()])
 
 
-def held_out(votes: Votes, fit: Callable[[Votes], Callable[[Votes], Tensor]]) -> Report:
+def cross_validate(votes: Votes, fit: Callable[[Votes], Callable[[Votes], Tensor]]) -> HeldOutReport:
     """How often a scorer fitted on four fifths of the votes names the winner of the others, each fifth in turn.
 
     fit: votes -> (votes -> [N] score of a minus score of b). Whatever it chooses, it must choose from the votes that it
     is given. Raises BadInput when there are too few votes to hold any out.
     """
-    cluster, by = clusters(votes)
+    cluster, by = vote_clusters(votes)
     count = len(set(cluster.tolist()))
     if count < FOLDS or int(votes.decided.sum()) < 2 * FOLDS:
         raise BadInput(
             f"not enough votes yet: {int(votes.decided.sum())} without a tie on {count} {by}; at least {2 * FOLDS} on "
-            f"{FOLDS} are needed to hold any out, and about {math.ceil(REUSE * wanted(EASY))} to show a taste"
+            f"{FOLDS} are needed to hold any out, and about {math.ceil(REUSE * votes_to_show(EASY))} to show a taste"
         )
-    fold, right = folds(cluster), torch.empty(len(votes), dtype=torch.float64)
+    fold, correct = assign_folds(cluster), torch.empty(len(votes), dtype=torch.float64)
     for f in range(FOLDS):
         margin = fit(votes[fold != f])(votes[fold == f])
-        right[fold == f] = torch.where(margin == 0, 0.5, ((margin > 0) == (votes.target[fold == f] > 0.5)).double())
+        correct[fold == f] = torch.where(margin == 0, 0.5, ((margin > 0) == (votes.target[fold == f] > 0.5)).double())
     decided = votes.decided
-    return report(right[decided], cluster[decided], by, int((~decided).sum()), votes.dropped, reuse=REUSE)
+    return make_report(correct[decided], cluster[decided], by, int((~decided).sum()), votes.dropped, reuse=REUSE)
 
 
 @dataclass(frozen=True)
-class Report:
+class HeldOutReport:
     """What held-out votes say of a scorer."""
 
     votes: int  # without ties
@@ -212,52 +214,58 @@ class Report:
     design: float  # how many votes of one cluster are worth one independent vote
 
     @property
-    def better(self) -> bool:
+    def is_better(self) -> bool:
         """Than chance, for sure: the whole interval lies above 1/2."""
         return self.low > HALF
 
     @property
-    def more(self) -> int:
+    def votes_needed(self) -> int:
         """Roughly how many more votes would show it, at this accuracy, or at that of a modest taste where this one is
         chance or below; 0 when it is shown, or when votes are not what is lacking."""
         likely = self.accuracy if self.accuracy > HALF else EASY
-        return 0 if self.better else max(0, math.ceil(wanted(likely) * self.design) - self.votes)
+        return 0 if self.is_better else max(0, math.ceil(votes_to_show(likely) * self.design) - self.votes)
 
     def __str__(self) -> str:
         on = f"{self.votes} held-out votes, {self.clusters} {self.by}"
         where = f"right on {self.accuracy:.0%} [{self.low:.0%}, {self.high:.0%}] of {on}"
-        if self.better:
+        if self.is_better:
             return f"better than chance: {where}"
         if self.accuracy > HALF:
-            return f"not enough votes yet: {where}; at this accuracy about {max(self.more, 1)} more would tell it from chance"
-        if self.more:
-            return f"not enough votes yet: {where}; a taste that is right on {EASY:.0%} would show with about {self.more} more"
+            more = max(self.votes_needed, 1)
+            return f"not enough votes yet: {where}; at this accuracy about {more} more would tell it from chance"
+        if self.votes_needed:
+            more = self.votes_needed
+            return (
+                f"not enough votes yet: {where}; a taste that is right on {EASY:.0%} would show with about {more} more"
+            )
         return f"not better than chance: {where}; a taste that this encoder sees would have shown by now"
 
 
-def report(right: Tensor, cluster: Tensor, by: str, ties: int = 0, dropped: int = 0, reuse: float = 1.0) -> Report:
+def make_report(
+    correct: Tensor, cluster: Tensor, by: str, ties: int = 0, dropped: int = 0, reuse: float = 1.0
+) -> HeldOutReport:
     """right: [N] 1, 0, or 1/2 where the scorer saw no difference; cluster: [N]; reuse: see REUSE, 1 for votes that
     nothing was fitted to.
 
-    The interval is Clopper and Pearson's (doi:10.1093/biomet/26.4.404), exact at any number of votes, for as many votes as
-    would be independent: N over the design effect, the variance between clusters over that of independent votes, at
-    least 1, times `reuse`. Where all votes are right or all wrong, or there are too few clusters to vary, no variance shows, and
-    each cluster counts as one vote.
+    The interval is Clopper and Pearson's (doi:10.1093/biomet/26.4.404), exact at any number of votes, for as many votes
+    as would be independent: N over the design effect, the variance between clusters over that of independent votes, at
+    least 1, times `reuse`. Where all votes are right or all wrong, or there are too few clusters to vary, no variance
+    shows, and each cluster counts as one vote.
     """
-    n, p = len(right), right.mean().item()
+    n, p = len(correct), correct.mean().item()
     index = torch.unique(cluster, return_inverse=True)[1]
     count = int(index.max()) + 1
     if 0 < p < 1 and count >= FOLDS:
-        excess = torch.zeros(count, dtype=torch.float64).index_add_(0, index, right - p)
+        excess = torch.zeros(count, dtype=torch.float64).index_add_(0, index, correct - p)
         between = excess.square().sum().item() / n**2 * count / max(count - 1, 1)
         design = max(1.0, between / (p * (1 - p) / n)) * reuse
     else:
         design = n / count * reuse
-    low, high = interval(p, n / design)
-    return Report(n, ties, dropped, count, by, p, low, high, design)
+    low, high = clopper_pearson(p, n / design)
+    return HeldOutReport(n, ties, dropped, count, by, p, low, high, design)
 
 
-def interval(accuracy: float, n: float) -> tuple[float, float]:
+def clopper_pearson(accuracy: float, n: float) -> tuple[float, float]:
     """Clopper and Pearson's 95 % interval of a share of n independent votes."""
     from scipy.special import betaincinv
 
@@ -266,14 +274,14 @@ def interval(accuracy: float, n: float) -> tuple[float, float]:
     return low, float(betaincinv(k + 1, n - k, 0.975)) if k < n else 1.0
 
 
-def wanted(accuracy: float) -> int:
+def votes_to_show(accuracy: float) -> int:
     """Independent votes, to 2 %, whose interval lies above chance at this accuracy, which must be above chance."""
     n = 1
-    while interval(accuracy, n)[0] <= HALF:
+    while clopper_pearson(accuracy, n)[0] <= HALF:
         n += 1 + n // 50
     return n
 
 
-def voters(names: Sequence[str]) -> tuple[str, ...]:
+def distinct_voters(names: Sequence[str]) -> tuple[str, ...]:
     """The distinct ones, sorted."""
     return tuple(sorted(set(names)))

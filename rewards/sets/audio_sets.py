@@ -1,9 +1,9 @@
-"""Sets of sounds in the space of a model that hears: FAD, KAD, Vendi and examples, for whole batches and song by song.
+"""Sets of sounds in the space of an audio encoder: FAD, KAD, Vendi and examples, for whole batches and song by song.
 
 The distances are those of frechet.py, mmd.py and vendi.py; here is what their rows are. `rows: songs` makes one row of
 each sound, the mean of its windows; `rows: windows` takes every window of every sound as a row, as FAD's tools do. With
-song_set the windows of one sound are the set: FAD per song (arXiv:2311.01616), which DRAGON (arXiv:2504.15217) optimises.
-`reference` may be text, one description a line, where the model reads: music by written example.
+song_set the windows of one sound are the set: FAD per song (arXiv:2311.01616), which DRAGON (arXiv:2504.15217)
+optimises. `reference` may be text, one description a line, where the model reads: music by written example.
 """
 
 from __future__ import annotations
@@ -18,26 +18,28 @@ from weakref import WeakKeyDictionary
 import torch
 from torch import Tensor
 
-from rewards.encoders import audio as ears
-from rewards.encoders.audio_frontend import AUDIO, mono
+from rewards.compose import WeightedReward
+from rewards.encoders.audio import AudioEncoder
+from rewards.encoders.audio_frontend import AUDIO, mono_samples
+from rewards.encoders.load_audio import check_audio_encoder, load_audio_encoder
 from rewards.sets.exemplar import Exemplar, ReferenceReward
 from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import KAD
-from rewards.sets.moments import Moments, finite
+from rewards.sets.moments import Moments, finite_rows
 from rewards.sets.vendi import Vendi
 from workbench.core.io import audio as sounds
 from workbench.core.types import BadInput, Media, NonNegative, Reward, RewardSpec
 
 Rows = Literal["windows", "songs"]
 CLAP = "laion/larger_clap_music"
-_HASHED: WeakKeyDictionary[ears.Ear, str] = WeakKeyDictionary()
+_HASHED: WeakKeyDictionary[AudioEncoder, str] = WeakKeyDictionary()
 
 
 @dataclass(frozen=True)
-class Sounds:
-    """Sounds as points of a hearing model's space, an Embedder: [B,D], or with `pooled` all windows of all sounds."""
+class SoundEmbedder:
+    """Sounds as points of an audio encoder's space, an Embedder: [B,D], or with `pooled` all windows of all sounds."""
 
-    model: str = CLAP  # see rewards/encoders/audio.py for the forms
+    model: str = CLAP  # see rewards/encoders/load_audio.py for the forms
     dtype: str = "float32"
     window: float = 0.0  # seconds; 0: the model's own
     hop: float = 0.0
@@ -48,59 +50,59 @@ class Sounds:
     suffixes = sounds.SUFFIXES
 
     def __call__(self, media: Media) -> Tensor:
-        found = self.windows(media)
-        return found.flatten(0, 1) if self.pooled else self.ear(media.data.device).mean(found)
+        features = self.embed_windows(media)
+        return features.flatten(0, 1) if self.pooled else self.load_encoder(media.data.device).pool_windows(features)
 
-    def windows(self, media: Media) -> Tensor:
+    def embed_windows(self, media: Media) -> Tensor:
         """float32 [B,W,D], graph attached."""
-        x = mono(RewardSpec(self.model, "", AUDIO, True), media, ())
-        return self.ear(x.device).windows(x, media.rate, self.window, self.hop, self.checkpoint)
+        x = mono_samples(RewardSpec(self.model, "", AUDIO, True), media, ())
+        return self.load_encoder(x.device).embed_windows(x, media.rate, self.window, self.hop, self.checkpoint)
 
     def texts(self, lines: Sequence[str], device: torch.device) -> Tensor:
-        return self.ear(device).texts(lines)
+        return self.load_encoder(device).embed_texts(lines)
 
     def read(self, path: Path) -> Media:
-        data, rate, _ = sounds.read(path)
+        data, rate, _ = sounds.read_sound(path)
         return Media(data[None], "audio", rate)
 
     def load(self, device: torch.device) -> None:
-        self.ear(device)
+        self.load_encoder(device)
 
     def fingerprint(self, device: torch.device) -> str:
-        ear = self.ear(device)
-        if ear not in _HASHED:
-            digest = hashlib.blake2b(ear.view.encode(), digest_size=16)
-            for name, value in ear.net.state_dict().items():
+        encoder = self.load_encoder(device)
+        if encoder not in _HASHED:
+            digest = hashlib.blake2b(encoder.view.encode(), digest_size=16)
+            for name, value in encoder.net.state_dict().items():
                 digest.update(name.encode())
                 digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-            _HASHED[ear] = digest.hexdigest()
-        return _HASHED[ear]
+            _HASHED[encoder] = digest.hexdigest()
+        return _HASHED[encoder]
 
     def check(self) -> None:
-        ears.check(self.model)
+        check_audio_encoder(self.model)
 
-    def ear(self, device: torch.device | str) -> ears.Ear:
-        return ears.load(self.model, device, self.dtype)
+    def load_encoder(self, device: torch.device | str) -> AudioEncoder:
+        return load_audio_encoder(self.model, device, self.dtype)
 
 
 @dataclass(frozen=True)
-class Heard:
+class AudioSetting:
     """The settings of a set reward on sounds, before the reward itself among the bases."""
 
-    model: str = CLAP  # see rewards/encoders/audio.py for the forms
+    model: str = CLAP  # see rewards/encoders/load_audio.py for the forms
     window: NonNegative = 0.0  # seconds of a window, at most the model's own, which 0 stands for
     hop: NonNegative = 0.0  # seconds from one window to the next; 0: the model's own, scaled with the window
 
     rows: ClassVar[Rows] = "songs"
 
     @property
-    def embedder(self) -> Sounds:
-        return Sounds(self.model, self.dtype, self.window, self.hop, self.rows == "windows", self.checkpoint)
+    def embedder(self) -> SoundEmbedder:
+        return SoundEmbedder(self.model, self.dtype, self.window, self.hop, self.rows == "windows", self.checkpoint)
 
 
 @dataclass(frozen=True)
-class Windowed(Heard):
-    """A set reward whose rows may be windows. Those of one sound stay together, so that credit can be given to sounds."""
+class WindowedReward(AudioSetting):
+    """A set reward whose rows may be windows. Those of one sound stay together, so that sounds can be given credit."""
 
     rows: Rows = "windows"  # every window of every sound is a row of the set, or one row for each sound
 
@@ -108,34 +110,34 @@ class Windowed(Heard):
         """float32 [B,D], or [B,W*D]: the windows of a sound side by side."""
         if self.rows == "songs":
             return super().features(media)
-        self._accept(media)
-        return self.embedder.windows(media).flatten(1)
+        self._check_modality(media)
+        return self.embedder.embed_windows(media).flatten(1)
 
-    def windows(self, media: Media) -> Tensor:
+    def embed_windows(self, media: Media) -> Tensor:
         """float32 [B,W,D]."""
-        self._accept(media)
-        return self.embedder.windows(media)
+        self._check_modality(media)
+        return self.embedder.embed_windows(media)
 
-    def _accept(self, media: Media) -> None:
+    def _check_modality(self, media: Media) -> None:
         if media.modality != "audio":
             raise BadInput(f"{self.spec.name} judges audio, not {media.modality}")
 
-    def prepare(self, found: Any) -> Any:
-        return super().prepare(found if isinstance(found, Moments) else self._points(found))
+    def prepare(self, embedded: Any) -> Any:
+        return super().prepare(embedded if isinstance(embedded, Moments) else self._window_rows(embedded))
 
-    def of(self, x: Tensor, target: Any) -> Tensor:
-        return super().of(self._points(x), target)
+    def score_rows(self, x: Tensor, target: Any) -> Tensor:
+        return super().score_rows(self._window_rows(x), target)
 
-    def _points(self, x: Tensor) -> Tensor:
+    def _window_rows(self, x: Tensor) -> Tensor:
         """[N,D], one row a window, of [B,W*D]."""
-        return x.reshape(-1, self.embedder.ear(x.device).width)
+        return x.reshape(-1, self.embedder.load_encoder(x.device).width)
 
 
 REFERENCE = frozenset({"reference"})
 
 
 @dataclass(frozen=True)
-class FAD(Windowed, Frechet):
+class FAD(WindowedReward, Frechet):
     """Minus the Fréchet audio distance between the batch and a reference set (arXiv:1812.08466).
 
     Never compare it across encoders, windows or numbers of rows: `infinity` removes the last of these dependences.
@@ -145,30 +147,31 @@ class FAD(Windowed, Frechet):
 
 
 @dataclass(frozen=True)
-class AudioKAD(Windowed, KAD):
-    """Minus the kernel audio distance, 100 MMD^2 with a Gaussian kernel (arXiv:2502.15602); unbiased, so for small sets."""
+class AudioKAD(WindowedReward, KAD):
+    """Minus the kernel audio distance, 100 MMD^2 with a Gaussian kernel (arXiv:2502.15602); unbiased,
+    so for small sets."""
 
     spec = RewardSpec("audio_kad", "1", AUDIO, True, scope="set", needs=REFERENCE, paper="arXiv:2502.15602")
 
     def witness(self, x: Tensor, target: Any) -> Tensor:
         """[n]: the mean credit of a sound's windows."""
-        return super().witness(self._points(x), target).view(len(x), -1).mean(1)
+        return super().witness(self._window_rows(x), target).view(len(x), -1).mean(1)
 
 
 @dataclass(frozen=True)
-class AudioVendi(Windowed, Vendi):
+class AudioVendi(WindowedReward, Vendi):
     """The effective number of different sounds in the batch. Noise is diverse too: pair it with a reward of quality."""
 
     rows: Rows = "songs"
 
     spec = RewardSpec("audio_vendi", "1", AUDIO, True, scope="set", paper="arXiv:2210.02410")
 
-    def prepare(self, found: Any) -> Any:
+    def prepare(self, embedded: Any) -> Any:
         return None
 
 
 @dataclass(frozen=True)
-class AudioExemplar(Heard, Exemplar):
+class AudioExemplar(AudioSetting, Exemplar):
     """How near each sound lies to a set of examples, sounds or written descriptions: DRAGON's instance reward."""
 
     spec = RewardSpec("audio_exemplar", "1", AUDIO, True, needs=REFERENCE, paper="arXiv:2504.15217")
@@ -181,21 +184,20 @@ class SongSet:
     A sound needs two windows to have a spread; of short ones make `window` short. What has fewer is NaN.
     """
 
-    of: Any  # fad, audio_kad or audio_vendi: its name, a block with settings, or an instance
+    of: Reward  # fad, audio_kad or audio_vendi; in a config its name, or a block with settings
 
     spec = RewardSpec("song_set", "1", AUDIO, differentiable=True, paper="arXiv:2504.15217")
+    nested = ("of",)
 
     def __post_init__(self):
-        from rewards.compose import from_config  # it builds on the registry that names this class
-
-        of = self.of if isinstance(self.of, Reward) else _only(from_config(self.of, where="song_set.of"))
-        if not isinstance(of, Windowed):
+        of = _only_component(self.of) if isinstance(self.of, WeightedReward) else self.of
+        if not isinstance(of, WindowedReward):
             raise BadInput(
                 f"song_set.of: {of.spec.name} does not judge windows of sounds; take fad, audio_kad, audio_vendi"
             )
-        own = {"needs": of.spec.needs, "version": f"{of.spec.name} {of.spec.version} {of.window:g} {of.hop:g}"}
+        inherited = {"needs": of.spec.needs, "version": f"{of.spec.name} {of.spec.version} {of.window:g} {of.hop:g}"}
         object.__setattr__(self, "of", replace(of, rows="windows"))
-        object.__setattr__(self, "spec", replace(self.spec, **own))
+        object.__setattr__(self, "spec", replace(self.spec, **inherited))
 
     def check(self) -> None:
         self.of.check()
@@ -204,17 +206,17 @@ class SongSet:
         self.of.load(device)
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        songs = self.of.windows(media)  # [B,W,D]
+        songs = self.of.embed_windows(media)  # [B,W,D]
         target = self.of.target(references, songs.device) if isinstance(self.of, ReferenceReward) else None
-        scores = [self._one(song, target) for song in songs]
+        scores = [self._score_song(song, target) for song in songs]
         return torch.stack(scores).to(songs.device, torch.float32)
 
-    def _one(self, song: Tensor, target: Any) -> Tensor:
-        rows = finite(song)
-        return self.of.of(rows, target) if len(rows) == len(song) > 1 else (song * 0).sum().double() + torch.nan
+    def _score_song(self, song: Tensor, target: Any) -> Tensor:
+        rows = finite_rows(song)
+        return self.of.score_rows(rows, target) if len(rows) == len(song) > 1 else (song * 0).sum().double() + torch.nan
 
 
-def _only(weighted: Any) -> Reward:
+def _only_component(weighted: WeightedReward) -> Reward:
     if len(weighted.rewards) != 1 or list(weighted.weights.values()) != [1.0]:
         raise BadInput("song_set.of: takes one set reward, without a weight; add further ones beside song_set")
     return next(iter(weighted.rewards.values()))

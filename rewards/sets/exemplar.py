@@ -1,7 +1,7 @@
 """Sets in an embedding: what judges a batch as a set, and reference sets of examples (DRAGON, arXiv:2504.15217).
 
-`reference` is a folder of pictures, one picture, or text: a .txt file (or a folder of them) with an example a line, seen
-by the text tower, so that a reward for pictures can be written down. Texts and pictures lie apart in such a space
+`reference` is a folder of pictures, one picture, or text: a .txt file (or a folder of them) with an example a line,
+seen by the text tower, so that a reward for pictures can be written down. Texts and pictures lie apart in such a space
 ("modality gap"): a distance between the two ranks batches, but its size is mostly the gap.
 
 A reference is embedded once. Its rows, or its moments, are kept in WORKBENCH_CACHE (~/.cache/media-alignment-workbench)
@@ -27,13 +27,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.encoders import image_text
-from rewards.encoders.preprocess import pixels
-from rewards.sets.moments import Moments, finite
+from rewards.encoders.preprocess import media_pixels
+from rewards.sets.moments import Moments, finite_rows
 from workbench.core.io import image
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Count, Media, Modality, RewardSpec
 
-BOTH: frozenset[Modality] = frozenset({"image", "video"})
+IMAGE_AND_VIDEO: frozenset[Modality] = frozenset({"image", "video"})
 PICTURES = image.SUFFIXES - {".apng"}
 BATCH = 64  # examples embedded at once
 
@@ -59,44 +59,44 @@ class Embedder(Protocol):
 
 
 @dataclass(frozen=True)
-class Pictures:
+class PictureEmbedder:
     """Unit vectors of a CLIP or SigLIP model; a clip is the direction of its frames' mean."""
 
     model: str
     dtype: str = "float32"
     checkpoint: bool = field(default=False, repr=False)  # changes no embedding, so it is not in a cache's key
 
-    modalities = BOTH
+    modalities = IMAGE_AND_VIDEO
     suffixes = PICTURES
 
     def __call__(self, media: Media) -> Tensor:
-        x = pixels(RewardSpec(self.model, "", BOTH, True), media, ())
-        rows = self._encoder(x.device).images(x.flatten(0, -4), checkpoint=self.checkpoint)  # [B*T,D]
+        x = media_pixels(RewardSpec(self.model, "", IMAGE_AND_VIDEO, True), media, ())
+        rows = self._encoder(x.device).embed_images(x.flatten(0, -4), checkpoint=self.checkpoint)  # [B*T,D]
         return rows if media.modality == "image" else F.normalize(rows.view(*x.shape[:2], -1).mean(1), dim=1)
 
     def texts(self, lines: Sequence[str], device: torch.device) -> Tensor:
-        return self._encoder(device).texts(lines)
+        return self._encoder(device).embed_texts(lines)
 
     def read(self, path: Path) -> Media:
-        return Media(image.read(path)[None], "image")
+        return Media(image.read_image(path)[None], "image")
 
     def load(self, device: torch.device) -> None:
         self._encoder(device)
 
     def fingerprint(self, device: torch.device) -> str:
-        return _weights(self._encoder(device))
+        return _hash_weights(self._encoder(device))
 
     def check(self) -> None:
-        image_text.check(self.model)
+        image_text.check_encoder(self.model)
 
-    def _encoder(self, device: torch.device | str) -> image_text.Encoder:
-        return image_text.load(self.model, device, self.dtype)
-
-
-_HASHED: WeakKeyDictionary[image_text.Encoder, str] = WeakKeyDictionary()
+    def _encoder(self, device: torch.device | str) -> image_text.ImageTextEncoder:
+        return image_text.load_encoder(self.model, device, self.dtype)
 
 
-def _weights(encoder: image_text.Encoder) -> str:
+_HASHED: WeakKeyDictionary[image_text.ImageTextEncoder, str] = WeakKeyDictionary()
+
+
+def _hash_weights(encoder: image_text.ImageTextEncoder) -> str:
     """A hash of an encoder's weights and of how it looks at pictures."""
     if encoder not in _HASHED:
         digest = hashlib.blake2b(repr(encoder.view).encode(), digest_size=16)
@@ -107,7 +107,7 @@ def _weights(encoder: image_text.Encoder) -> str:
     return _HASHED[encoder]
 
 
-def listing(reference: str, suffixes: frozenset[str]) -> list[Path]:
+def list_examples(reference: str, suffixes: frozenset[str]) -> list[Path]:
     """The example files that `reference` stands for, sorted: all media, or all text.
 
     Raises BadInput for nothing there, nothing readable there, or both kinds.
@@ -118,26 +118,26 @@ def listing(reference: str, suffixes: frozenset[str]) -> list[Path]:
     files = sorted(p for p in root.rglob("*") if not p.name.startswith(".")) if root.is_dir() else [root]
     media, texts = ([p for p in files if p.suffix.lower() in kinds] for kinds in (suffixes, {".txt"}))
     if bool(media) == bool(texts):
-        found = f"both media and text ({media[0].name}, {texts[0].name})" if media else "no examples"
-        raise BadInput(f"reference: {root} holds {found}; it takes {', '.join(sorted(suffixes))}, or .txt")
+        content = f"both media and text ({media[0].name}, {texts[0].name})" if media else "no examples"
+        raise BadInput(f"reference: {root} holds {content}; it takes {', '.join(sorted(suffixes))}, or .txt")
     return media or texts
 
 
-def embedded(files: Sequence[Path], embedder: Embedder, device: torch.device) -> Iterator[Tensor]:
+def embed_examples(files: Sequence[Path], embedder: Embedder, device: torch.device) -> Iterator[Tensor]:
     """The examples in chunks [<=64,D], never all in memory. Raises BadInput for a file that can't be read."""
     if files[0].suffix.lower() == ".txt":
-        lines = (line.strip() for path in files for line in _text(path).splitlines() if line.strip())
-        while some := list(itertools.islice(lines, BATCH)):
-            yield embedder.texts(some, device)
+        lines = (line.strip() for path in files for line in _read_text(path).splitlines() if line.strip())
+        while chunk := list(itertools.islice(lines, BATCH)):
+            yield embedder.texts(chunk, device)
         return
     media = (embedder.read(path) for path in files)
-    for _, alike in itertools.groupby(media, key=lambda m: (m.data.shape, m.rate)):
-        while some := list(itertools.islice(alike, BATCH)):
-            batch = Media.cat(some)
+    for _, group in itertools.groupby(media, key=lambda m: (m.data.shape, m.rate)):
+        while chunk := list(itertools.islice(group, BATCH)):
+            batch = Media.cat(chunk)
             yield embedder(replace(batch, data=batch.data.to(device)))
 
 
-def _text(path: Path) -> str:
+def _read_text(path: Path) -> str:
     try:
         return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
@@ -145,17 +145,17 @@ def _text(path: Path) -> str:
 
 
 @torch.no_grad()
-def examples(reference: str, embedder: Embedder, device: torch.device, keeps: str) -> Tensor | Moments:
+def load_examples(reference: str, embedder: Embedder, device: torch.device, keeps: str) -> Tensor | Moments:
     """A reference's `rows` [N,D] or its `moments`, embedded now or taken from the cache."""
-    files = listing(reference, embedder.suffixes)
+    files = list_examples(reference, embedder.suffixes)
     digest = hashlib.sha256(f"{keeps} {embedder!r} {embedder.fingerprint(device)}".encode())
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
-    path = _cache() / f"{digest.hexdigest()[:40]}.safetensors"
+    path = _cache_folder() / f"{digest.hexdigest()[:40]}.safetensors"
     if path.is_file():
         state = safetensors.torch.load_file(path, device=str(device))
     else:
-        state = _state(embedded(files, embedder, device), keeps)
+        state = _embedding_state(embed_examples(files, embedder, device), keeps)
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomic(path, safetensors.torch.save({k: v.cpu().contiguous() for k, v in state.items()}))
     if keeps == "rows":
@@ -163,20 +163,20 @@ def examples(reference: str, embedder: Embedder, device: torch.device, keeps: st
     return Moments(int(state["count"]), state["mean"], state["scatter"])
 
 
-def _cache() -> Path:
+def _cache_folder() -> Path:
     return Path(os.environ.get("WORKBENCH_CACHE") or "~/.cache/media-alignment-workbench").expanduser() / "exemplars"
 
 
-def _state(parts: Iterator[Tensor], keeps: str) -> dict[str, Tensor]:
+def _embedding_state(parts: Iterator[Tensor], keeps: str) -> dict[str, Tensor]:
     if keeps == "rows":
         return {"rows": torch.cat(list(parts))}
-    m = Moments.stream(parts)
+    m = Moments.from_chunks(parts)
     return {"count": torch.tensor(m.count), "mean": m.mean, "scatter": m.scatter}
 
 
 @dataclass(frozen=True)
 class SetReward:
-    """A batch judged as a set in an embedding; a subclass says how, in `of`.
+    """A batch judged as a set in an embedding; a subclass says how, in `score_rows`.
 
     Samples that can't be embedded (NaN) are left out of the set; a set too small to judge is NaN.
     """
@@ -190,35 +190,35 @@ class SetReward:
     spec: ClassVar[RewardSpec]
 
     def __post_init__(self):
-        own = {"modalities": self.embedder.modalities, "version": f"{self.spec.version} {self.model}"}
-        object.__setattr__(self, "spec", replace(self.spec, **own))
+        changes = {"modalities": self.embedder.modalities, "version": f"{self.spec.version} {self.model}"}
+        object.__setattr__(self, "spec", replace(self.spec, **changes))
 
     @property
     def embedder(self) -> Embedder:
-        return Pictures(self.model, self.dtype, self.checkpoint) if isinstance(self.model, str) else self.model
+        return PictureEmbedder(self.model, self.dtype, self.checkpoint) if isinstance(self.model, str) else self.model
 
     def check(self) -> None:
         """Raises BadInput for what can be known to be wrong before anything loads."""
         self.embedder.check()
 
     def load(self, device: torch.device | str = "cpu") -> None:
-        self.embedder.load(torch.device(image_text.place(device)))
+        self.embedder.load(torch.device(image_text.device_key(device)))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = self.features(media)
-        return self.of(finite(x), self.target(references, x.device)).to(x.device, torch.float32)
+        return self.score_rows(finite_rows(x), self.target(references, x.device)).to(x.device, torch.float32)
 
     def features(self, media: Media) -> Tensor:
         """float32 [B,D], graph attached. Raises BadInput for a modality that this reward does not judge."""
         if media.modality not in self.spec.modalities:
-            judged = " and ".join(sorted(self.spec.modalities))
-            raise BadInput(f"{self.spec.name} judges {judged}, not {media.modality}")
+            modalities = " and ".join(sorted(self.spec.modalities))
+            raise BadInput(f"{self.spec.name} judges {modalities}, not {media.modality}")
         return self.embedder(media)
 
     def target(self, references: Media | None, device: torch.device) -> Any:
-        """What `of` compares the set with, if anything."""
+        """What `score_rows` compares the set with, if anything."""
 
-    def of(self, x: Tensor, target: Any) -> Tensor:
+    def score_rows(self, x: Tensor, target: Any) -> Tensor:
         """float64 [] from x [N,D], finite."""
         raise NotImplementedError
 
@@ -230,7 +230,7 @@ class ReferenceReward(SetReward):
     reference: str = ""  # folder, picture or .txt of examples; without it, the call's `references` are the set
 
     keeps: ClassVar[str] = "rows"  # of the examples: rows, or moments
-    least: ClassVar[int] = 2  # finite examples that a reference needs
+    min_examples: ClassVar[int] = 2  # finite examples that a reference needs
 
     def __post_init__(self):
         super().__post_init__()
@@ -240,36 +240,38 @@ class ReferenceReward(SetReward):
     def check(self) -> None:
         super().check()
         if self.reference:
-            listing(self.reference, self.embedder.suffixes)
+            list_examples(self.reference, self.embedder.suffixes)
 
     def load(self, device: torch.device | str = "cpu") -> None:
         """The model, and the reference if one is named, onto `device` now instead of on first use."""
         super().load(device)
         if self.reference:
-            _target(self, torch.device(image_text.place(device)))
+            _load_target(self, torch.device(image_text.device_key(device)))
 
     def target(self, references: Media | None, device: torch.device) -> Any:
         """The named reference, else `references`. Raises BadInput when there is neither."""
         if self.reference:
-            return _target(self, device)
+            return _load_target(self, device)
         if references is None:
             raise BadInput(f"{self.spec.name} compares with a set: set `reference` to a folder of examples or a .txt")
         with torch.no_grad():
             return self.prepare(self.features(replace(references, data=references.data.to(device))))
 
-    def prepare(self, found: Any) -> Any:
-        """Rows [N,D], or Moments, as `of` wants them."""
-        return finite(found)
+    def prepare(self, embedded: Any) -> Any:
+        """Rows [N,D], or Moments, as `score_rows` wants them."""
+        return finite_rows(embedded)
 
 
 @functools.lru_cache(32)
-def _target(reward: ReferenceReward, device: torch.device) -> Any:
-    found = examples(reward.reference, reward.embedder, device, reward.keeps)
-    count = found.count if isinstance(found, Moments) else len(finite(found))
-    if count < reward.least:
-        raise BadInput(f"reference: {reward.reference} has {count} examples; {reward.spec.name} needs {reward.least}")
+def _load_target(reward: ReferenceReward, device: torch.device) -> Any:
+    embedded = load_examples(reward.reference, reward.embedder, device, reward.keeps)
+    count = embedded.count if isinstance(embedded, Moments) else len(finite_rows(embedded))
+    if count < reward.min_examples:
+        raise BadInput(
+            f"reference: {reward.reference} has {count} examples; {reward.spec.name} needs {reward.min_examples}"
+        )
     with torch.no_grad():
-        return reward.prepare(found)
+        return reward.prepare(embedded)
 
 
 @dataclass(frozen=True)
@@ -284,23 +286,23 @@ class Exemplar(ReferenceReward):
     k: Count = 1  # examples, for `nearest`
 
     spec = RewardSpec(
-        "exemplar", "1", BOTH, differentiable=True, needs=frozenset({"reference"}), paper="arXiv:2504.15217"
+        "exemplar", "1", IMAGE_AND_VIDEO, differentiable=True, needs=frozenset({"reference"}), paper="arXiv:2504.15217"
     )
 
     @property
-    def least(self) -> int:
+    def min_examples(self) -> int:
         return self.k if self.by == "nearest" else 1
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = self.features(media)
         target = self.target(references, x.device)
-        if len(target) < self.least:
+        if len(target) < self.min_examples:
             return x.sum(1) * 0 + torch.nan
-        return self.of(x.to(target), target).to(x.device, torch.float32)
+        return self.score_rows(x.to(target), target).to(x.device, torch.float32)
 
-    def of(self, x: Tensor, target: Tensor) -> Tensor:
+    def score_rows(self, x: Tensor, target: Tensor) -> Tensor:
         """[B] of x [B,D] and examples [N,D]."""
         if self.by == "mean":
             return F.cosine_similarity(x, target.mean(0)[None])
-        apart = torch.cdist(x, target, compute_mode="donot_use_mm_for_euclid_dist")
-        return -apart.topk(self.k, largest=False).values.mean(1)
+        distances = torch.cdist(x, target, compute_mode="donot_use_mm_for_euclid_dist")
+        return -distances.topk(self.k, largest=False).values.mean(1)

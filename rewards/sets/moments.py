@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def finite(x: Tensor) -> Tensor:
+def finite_rows(x: Tensor) -> Tensor:
     """The rows of x [N,D] without NaN or infinity, in float64 (on the CPU where a device has none), graph attached.
 
     Raises ValueError unless x is a matrix.
@@ -20,7 +20,7 @@ def finite(x: Tensor) -> Tensor:
     return x[x.isfinite().all(1)]
 
 
-def unjudged(x: Tensor) -> Tensor:
+def nan_of(x: Tensor) -> Tensor:
     """NaN [], of a set too small to say anything, with a graph whose gradient is zero."""
     return (x * 0).sum() + torch.nan
 
@@ -34,20 +34,20 @@ class Moments:
     scatter: Tensor  # [D,D] float64: sum of (x - mean)(x - mean)^T
 
     @staticmethod
-    def of(x: Tensor) -> Moments:
+    def from_rows(x: Tensor) -> Moments:
         """Of the finite rows of x [N,D]."""
-        x = finite(x.detach())
+        x = finite_rows(x.detach())
         mean = x.sum(0) / max(len(x), 1)
         centred = x - mean
         return Moments(len(x), mean, centred.T @ centred)
 
     @staticmethod
-    def stream(chunks: Iterable[Tensor]) -> Moments:
+    def from_chunks(chunks: Iterable[Tensor]) -> Moments:
         """Of the rows of all chunks [n_i,D], one chunk in memory at a time. Raises ValueError for no chunk."""
         total = None
         for chunk in chunks:
-            now = Moments.of(chunk)
-            total = now if total is None else total + now
+            moments = Moments.from_rows(chunk)
+            total = moments if total is None else total + moments
         if total is None:
             raise ValueError("no rows to take moments of")
         return total

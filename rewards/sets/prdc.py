@@ -11,11 +11,11 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from rewards.sets.exemplar import BOTH, ReferenceReward
-from rewards.sets.moments import finite
+from rewards.sets.exemplar import IMAGE_AND_VIDEO, ReferenceReward
+from rewards.sets.moments import finite_rows
 from workbench.core.types import Count, RewardSpec
 
-BLOCK = 1024  # rows of a distance matrix in memory at once
+BLOCK_ROWS = 1024  # rows of a distance matrix in memory at once
 
 
 class Balls(NamedTuple):
@@ -25,29 +25,29 @@ class Balls(NamedTuple):
     radii: Tensor
 
 
-def balls(x: Tensor, k: int = 5) -> Balls:
+def fit_balls(x: Tensor, k: int = 5) -> Balls:
     """The finite rows of x [N,D], each with the distance to its k-th nearest other row; infinite when N <= k."""
-    x = finite(x.detach())
+    x = finite_rows(x.detach())
     if len(x) <= k:
         return Balls(x, x.new_full((len(x),), torch.inf))
-    radii = [torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(BLOCK)]  # itself is the first
+    radii = [torch.cdist(part, x).kthvalue(k + 1, dim=1).values for part in x.split(BLOCK_ROWS)]  # itself is the first
     return Balls(x, torch.cat(radii))
 
 
-def prdc(x: Tensor | Balls, y: Tensor | Balls, k: int = 5) -> dict[str, Tensor]:
+def prdc_metrics(x: Tensor | Balls, y: Tensor | Balls, k: int = 5) -> dict[str, Tensor]:
     """`precision`, `recall`, `density` and `coverage`, each [], of generated x [N,D] against real y [M,D].
 
-    precision: share of x inside y's manifold; recall: share of y inside x's; density: mean number of y's balls around an
-    x, over k, may exceed 1; coverage: share of y's balls that hold an x. No gradient. NaN unless N > k and M > k.
+    precision: share of x inside y's manifold; recall: share of y inside x's; density: mean number of y's balls around
+    an x, over k, may exceed 1; coverage: share of y's balls that hold an x. No gradient. NaN unless N > k and M > k.
     """
-    x, y = (s if isinstance(s, Balls) else balls(s, k) for s in (x, y))
+    x, y = (s if isinstance(s, Balls) else fit_balls(s, k) for s in (x, y))
     if min(len(x.points), len(y.points)) <= k:
         return dict.fromkeys(("precision", "recall", "density", "coverage"), x.points.new_tensor(torch.nan))
-    apart = torch.cdist(x.points, y.points)  # [N,M]
-    in_y = apart < y.radii
+    distances = torch.cdist(x.points, y.points)  # [N,M]
+    in_y = distances < y.radii
     return {
         "precision": in_y.any(1).double().mean(),
-        "recall": (apart < x.radii[:, None]).any(0).double().mean(),
+        "recall": (distances < x.radii[:, None]).any(0).double().mean(),
         "density": in_y.double().sum(1).mean() / k,
         "coverage": in_y.any(0).double().mean(),
     }
@@ -63,7 +63,7 @@ class PRDC(ReferenceReward):
     spec = RewardSpec(
         "prdc",
         "1",
-        BOTH,
+        IMAGE_AND_VIDEO,
         differentiable=False,
         scope="set",
         needs=frozenset({"reference"}),
@@ -72,11 +72,11 @@ class PRDC(ReferenceReward):
     )
 
     @property
-    def least(self) -> int:
+    def min_examples(self) -> int:
         return self.k + 1
 
-    def prepare(self, found: Tensor) -> Balls:
-        return balls(found, self.k)
+    def prepare(self, embedded: Tensor) -> Balls:
+        return fit_balls(embedded, self.k)
 
-    def of(self, x: Tensor, target: Balls) -> Tensor:
-        return prdc(x, target, self.k)[self.metric]
+    def score_rows(self, x: Tensor, target: Balls) -> Tensor:
+        return prdc_metrics(x, target, self.k)[self.metric]

@@ -9,21 +9,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.sets.exemplar import BOTH, SetReward
-from rewards.sets.moments import finite, unjudged
+from rewards.sets.exemplar import IMAGE_AND_VIDEO, SetReward
+from rewards.sets.moments import finite_rows, nan_of
 from workbench.core.types import NonNegative, RewardSpec
 
 
-def vendi(x: Tensor, q: float = 1.0) -> Tensor:
+def vendi_score(x: Tensor, q: float = 1.0) -> Tensor:
     """[]: exp of the order-q Renyi entropy of the eigenvalues of K/N, K the cosine similarities of the rows of x [N,D].
 
     From 1 (all alike) to N (all orthogonal). q = 1: Shannon; 2: 1/|K/N|_F^2, without eigenvalues; inf: 1/largest; 0:
     the rank, without gradient; large q listens to the common, small q to the rare. K/N has the non-zero eigenvalues
     of X^T X/N, so the smaller of N x N and D x D is decomposed: O(min(N,D)^2 max(N,D)). float64. NaN for no row.
     """
-    x = F.normalize(finite(x), dim=1)
+    x = F.normalize(finite_rows(x), dim=1)
     if not len(x):
-        return unjudged(x)
+        return nan_of(x)
     gram = (x.T @ x if len(x) > x.shape[1] else x @ x.T) / len(x)
     if q == 2:
         return 1 / gram.square().sum()
@@ -46,7 +46,7 @@ class Vendi(SetReward):
 
     q: NonNegative = 1.0  # order: 2 is the cheapest, and has a gradient where all samples have collapsed into one
 
-    spec = RewardSpec("vendi", "1", BOTH, True, scope="set", paper="arXiv:2210.02410")
+    spec = RewardSpec("vendi", "1", IMAGE_AND_VIDEO, True, scope="set", paper="arXiv:2210.02410")
 
-    def of(self, x: Tensor, target: None) -> Tensor:
-        return vendi(x, self.q)
+    def score_rows(self, x: Tensor, target: None) -> Tensor:
+        return vendi_score(x, self.q)

@@ -21,25 +21,25 @@ from typing import Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from rewards.encoders.preprocess import pixels, resize
+from rewards.encoders.preprocess import media_pixels, resize_images
 from rewards.vlm import judge_client
-from rewards.vlm.judge_client import Cost, Endpoint, Failed, Job
+from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeError
 from rewards.vlm.judge_presets import COMBINE, PRESETS, Preset
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import AtLeast, BadInput, Count, Media, Natural, NonNegative, RewardSpec
 
-Pictures = list[str]  # one medium as data URIs: a picture, or a clip's frames
+DataURIs = list[str]  # one medium as data URIs: a picture, or a clip's frames
 # the settings that no score depends on, only how it is got; the others belong to its version
 TRANSPORT = {"url", "key", "limit", "concurrency", "timeout", "retries", "backoff", "cache", "wording"}
 
 
 @dataclass(frozen=True)
-class Scene:
+class JudgedBatch:
     """A checked batch, encoded. What can't be judged has its reason in `last_failures` and is not in `good`."""
 
     media: Tensor  # uint8 [B,3,H,W] or [B,T,3,H,W]
-    pictures: dict[int, Pictures]
-    sources: dict[int, Pictures]
+    pictures: dict[int, DataURIs]
+    sources: dict[int, DataURIs]
     prompts: Sequence[str]
 
     @property
@@ -86,7 +86,7 @@ class Judge:
         name = self.spec.name
         fitting = {n for n, p in PRESETS.items() if p.kind == self.kind}
         if self.preset not in fitting:
-            raise BadInput(f"{name}: no preset {self.preset!r} here; {nearest(self.preset, fitting)}")
+            raise BadInput(f"{name}: no preset {self.preset!r} here; {suggest_nearest(self.preset, fitting)}")
         questions = PRESETS[self.preset].questions
         if self.wording and len(self.wording) != len(questions):
             raise BadInput(
@@ -96,9 +96,9 @@ class Judge:
             raise BadInput(
                 f"{name}: {self.passes} passes at temperature 0 would be the same answer; raise `temperature`"
             )
-        object.__setattr__(self, "spec", self._spec())
+        object.__setattr__(self, "spec", self._build_spec())
 
-    def _spec(self) -> RewardSpec:
+    def _build_spec(self) -> RewardSpec:
         cls, preset = type(self), self._preset
         names = [f.name for f in fields(self) if f.init and f.name not in TRANSPORT]
         changed = [f"{n}={getattr(self, n)}" for n in names if getattr(self, n) != getattr(cls, n)]
@@ -120,9 +120,9 @@ class Judge:
         return model
 
     @property
-    def _client(self) -> judge_client.Client:
+    def _client(self) -> judge_client.JudgeClient:
         names = ("url", "key", "concurrency", "timeout", "retries", "backoff", "cache")
-        return judge_client.client(Endpoint(**{n: getattr(self, n) for n in names}))
+        return judge_client.shared_client(Endpoint(**{n: getattr(self, n) for n in names}))
 
     def check(self) -> None:
         """Raises BadInput when the judge can't be reached, refuses the key or does not serve the model."""
@@ -130,10 +130,10 @@ class Judge:
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         """[B], NaN where the judge gave no usable answer. Raises BadInput for media or settings that can't be asked."""
-        scene, questions = self._scene(media, prompts, references), range(len(self._preset.questions))
-        answers = self._ask(
+        scene, questions = self._encode_batch(media, prompts, references), range(len(self._preset.questions))
+        answers = self._ask_jobs(
             {
-                (b, k, q): self._job(
+                (b, k, q): self._make_job(
                     q, k, scene.prompts[b], media.modality, scene.sources.get(b, []), scene.pictures[b]
                 )
                 for b in scene.good
@@ -142,12 +142,12 @@ class Judge:
             }
         )
         names = [*self._preset.dimensions, *(["spread"] if self.passes > 1 else [])]
-        scores, parts = self._blank(len(media), names)
+        scores, parts = self._empty_scores(len(media), names)
         for b in scene.good:
             passes = [[answers[b, k, q] for q in questions] for k in range(self.passes)]
-            read = [rows for rows in passes if not any(isinstance(row, Failed) for row in rows)]
+            read = [rows for rows in passes if not any(isinstance(row, JudgeError) for row in rows)]
             if not read:
-                self.last_failures[b] = str(next(a for rows in passes for a in rows if isinstance(a, Failed)))
+                self.last_failures[b] = str(next(a for rows in passes for a in rows if isinstance(a, JudgeError)))
                 continue
             totals = [COMBINE[self._preset.combine](rows) for rows in read]
             scores[b] = fmean(totals)
@@ -158,74 +158,76 @@ class Judge:
         self.last_dimensions.update(parts)
         return scores.to(media.data.device)
 
-    def _blank(self, n: int, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
+    def _empty_scores(self, n: int, names: Sequence[str]) -> tuple[Tensor, dict[str, Tensor]]:
         self.last_dimensions.clear()
         return torch.full((n,), torch.nan), {name: torch.full((n,), torch.nan) for name in names}
 
-    def _scene(self, media: Media, prompts: Sequence[str], references: Media | None) -> Scene:
+    def _encode_batch(self, media: Media, prompts: Sequence[str], references: Media | None) -> JudgedBatch:
         self.last_failures.clear()
-        shown = pixels(self.spec, media, prompts).detach()
+        x = media_pixels(self.spec, media, prompts).detach()
         if media.modality == "video" and self.fps and not media.rate:
             raise BadInput(f"{self.spec.name}: `fps` needs the clip's true frame rate, and these clips state none")
         prompts = prompts if "prompt" in self.spec.needs else [""] * len(media)
-        given, bad = None, ~shown.isfinite().flatten(1).all(1)
+        sources, bad = None, ~x.isfinite().flatten(1).all(1)
         if "source" in self.spec.needs:
-            given = self._given(media, references)
-            bad |= ~given.data.detach().isfinite().flatten(1).all(1).to(bad.device)
+            sources = self._check_sources(media, references)
+            bad |= ~sources.data.detach().isfinite().flatten(1).all(1).to(bad.device)
         for b in bad.nonzero().flatten().tolist():
             self.last_failures[b] = "the sample or its source holds values that are not finite"
         good = [b for b in range(len(media)) if b not in self.last_failures]
-        media = replace(media, data=_eight_bit(shown))
-        return Scene(
+        media = replace(media, data=_to_uint8(x))
+        return JudgedBatch(
             media.data,
-            {b: self._pictures(media.data[b], media) for b in good},
-            {b: self._pictures(_eight_bit(given.data[b]), given) for b in good} if given else {},
+            {b: self._encode_medium(media.data[b], media) for b in good},
+            {b: self._encode_medium(_to_uint8(sources.data[b]), sources) for b in good} if sources else {},
             prompts,
         )
 
-    def _given(self, media: Media, references: Media | None) -> Media:
+    def _check_sources(self, media: Media, references: Media | None) -> Media:
         if references is None:
             raise BadInput(f"{self.spec.name} compares with what was edited: give the sources as `references`")
         if len(references) != len(media):
             raise ValueError(f"{self.spec.name} needs a source a sample: {len(references)} for {len(media)} samples")
-        pixels(replace(self.spec, needs=frozenset()), references, [])
+        media_pixels(replace(self.spec, needs=frozenset()), references, [])
         return references
 
-    def _pictures(self, shown: Tensor, media: Media) -> Pictures:
+    def _encode_medium(self, medium: Tensor, media: Media) -> DataURIs:
         """uint8 [3,H,W] or [T,3,H,W] -> data URIs."""
         if media.modality == "image":
-            return [self._uri(shown)]
-        n = len(shown)
-        many = min(n, self.frames, max(1, round(n / media.rate * self.fps)) if self.fps else self.frames)
-        return [self._uri(shown[int((i + 0.5) * n / many)]) for i in range(many)]
+            return [self._png_uri(medium)]
+        n = len(medium)
+        count = min(n, self.frames, max(1, round(n / media.rate * self.fps)) if self.fps else self.frames)
+        return [self._png_uri(medium[int((i + 0.5) * n / count)]) for i in range(count)]
 
-    def _uri(self, picture: Tensor) -> str:
+    def _png_uri(self, picture: Tensor) -> str:
         """uint8 [3,H,W] -> a PNG as a data URI, its longest side at most `side`."""
         from PIL import Image
 
         h, w = picture.shape[-2:]
         if self.side and max(h, w) > self.side:
             size = (max(1, round(h * self.side / max(h, w))), max(1, round(w * self.side / max(h, w))))
-            picture = _eight_bit(resize(picture[None].float() / 255, size))[0]
+            picture = _to_uint8(resize_images(picture[None].float() / 255, size))[0]
         file = io.BytesIO()
         Image.fromarray(picture.permute(1, 2, 0).numpy()).save(file, "PNG", compress_level=1)
         return "data:image/png;base64," + base64.b64encode(file.getvalue()).decode()
 
-    def _job(self, q: int, k: int, prompt: str, medium: str, source: Pictures, *shown: Pictures) -> Job:
+    def _make_job(self, q: int, k: int, prompt: str, medium: str, source: DataURIs, *media: DataURIs) -> Job:
         """Question q of the preset, pass k, about media in the order in which the question shows them."""
         question = self._preset.questions[q]
-        pictures = [*(source if "source" in question.shows else []), *(uri for part in shown for uri in part)]
+        pictures = [*(source if "source" in question.shows else []), *(uri for part in media for uri in part)]
         text = self.wording[q] if self.wording else question.text
         parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri}} for uri in pictures]
-        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": _filled(text, prompt, medium)}]}]
+        messages = [
+            {"role": "user", "content": [*parts, {"type": "text", "text": _fill_template(text, prompt, medium)}]}
+        ]
         if question.reply:
-            messages.append({"role": "assistant", "content": _filled(question.reply, prompt, medium)})
+            messages.append({"role": "assistant", "content": _fill_template(question.reply, prompt, medium)})
         request = dict(question.answer.request)
         longest = request.pop("max_tokens")
         body = {"model": self._model, "messages": messages, "temperature": self.temperature, "seed": self.seed + k}
         return Job(body | request | {self.limit: self.max_tokens or longest}, question.answer.read)
 
-    def _ask(self, jobs: Mapping[Hashable, Job]) -> dict[Hashable, tuple[float, ...] | Failed]:
+    def _ask_jobs(self, jobs: Mapping[Hashable, Job]) -> dict[Hashable, tuple[float, ...] | JudgeError]:
         return dict(zip(jobs, self._client.ask(list(jobs.values()), self.cost), strict=True))
 
 
@@ -246,27 +248,27 @@ class JudgePairs(Judge):
     kind = "pairs"
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        scene, passes = self._scene(media, prompts, references), range(self.passes)
+        scene, passes = self._encode_batch(media, prompts, references), range(self.passes)
         groups: dict[Hashable, list[int]] = {}
         for b in scene.good:
             groups.setdefault((scene.prompts[b], *scene.sources.get(b, [])), []).append(b)
         ordered = [pair for members in groups.values() for pair in permutations(members, 2)]
-        shown, source, said = scene.pictures, scene.sources, scene.prompts
+        pictures, source, texts = scene.pictures, scene.sources, scene.prompts
         jobs = {
-            (i, j, k): self._job(0, k, said[i], media.modality, source.get(i, []), shown[i], shown[j])
+            (i, j, k): self._make_job(0, k, texts[i], media.modality, source.get(i, []), pictures[i], pictures[j])
             for i, j in ordered
             for k in passes
         }
-        answers = self._ask(jobs)
+        answers = self._ask_jobs(jobs)
         first: dict[tuple[int, int], float] = {}  # how far i beat j when i was shown first
         for i, j in ordered:
-            given = [answers[i, j, k] for k in passes]
-            if read := [a[0] for a in given if not isinstance(a, Failed)]:
+            replies = [answers[i, j, k] for k in passes]
+            if read := [a[0] for a in replies if not isinstance(a, JudgeError)]:
                 first[i, j] = fmean(read)
             else:
-                self.last_failures.setdefault(i, str(given[0]))
-                self.last_failures.setdefault(j, str(given[0]))
-        scores, parts = self._blank(len(media), ["first_place"])
+                self.last_failures.setdefault(i, str(replies[0]))
+                self.last_failures.setdefault(j, str(replies[0]))
+        scores, parts = self._empty_scores(len(media), ["first_place"])
         for members in groups.values():
             for b in members:
                 met = [o for o in members if o != b and (b, o) in first and (o, b) in first]
@@ -303,43 +305,45 @@ class JudgeRegions(Judge):
             raise BadInput(f"{self.spec.name}: `share` is at most 1, got {self.share:g}")
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        scene, n, passes = self._scene(media, prompts, references), self.grid, range(self.passes)
+        scene, n, passes = self._encode_batch(media, prompts, references), self.grid, range(self.passes)
         if min(media.data.shape[-2:]) < n:
             raise BadInput(f"{self.spec.name}: a grid of {n} needs pictures of at least {n} pixels a side")
         jobs = {}
         for b in scene.good:
-            whole, said = scene.pictures[b], scene.prompts[b]
+            picture, prompt = scene.pictures[b], scene.prompts[b]
             for k in passes:
-                jobs[b, k, -1] = self._job(0, k, said, media.modality, [], whole)
-                for tile, crop in enumerate(_tiles(scene.media[b], n)):
-                    jobs[b, k, tile] = self._job(1, k, said, media.modality, [], whole, [self._uri(crop)])
-        answers = self._ask(jobs)
-        scores, parts = self._blank(len(media), ["global", "local"])
+                jobs[b, k, -1] = self._make_job(0, k, prompt, media.modality, [], picture)
+                for tile, crop in enumerate(_cut_tiles(scene.media[b], n)):
+                    jobs[b, k, tile] = self._make_job(1, k, prompt, media.modality, [], picture, [self._png_uri(crop)])
+        answers = self._ask_jobs(jobs)
+        scores, parts = self._empty_scores(len(media), ["global", "local"])
         parts["map"] = torch.full((len(media), n * n), torch.nan)
         for b in scene.good:
-            given = {t: [answers[b, k, t] for k in passes] for t in range(-1, n * n)}
-            means = {t: fmean(r) for t, a in given.items() if (r := [v[0] for v in a if not isinstance(v, Failed)])}
-            whole, local = means.pop(-1, torch.nan), list(means.values())
+            replies = {t: [answers[b, k, t] for k in passes] for t in range(-1, n * n)}
+            means = {
+                t: fmean(r) for t, a in replies.items() if (r := [v[0] for v in a if not isinstance(v, JudgeError)])
+            }
+            picture, local = means.pop(-1, torch.nan), list(means.values())
             for tile, value in means.items():
                 parts["map"][b, tile] = value
-            parts["global"][b], parts["local"][b] = whole, fmean(local) if local else torch.nan
+            parts["global"][b], parts["local"][b] = picture, fmean(local) if local else torch.nan
             scores[b] = (1 - self.share) * parts["global"][b] + self.share * parts["local"][b]
             if scores[b].isnan():
-                self.last_failures[b] = str(next(v for a in given.values() for v in a if isinstance(v, Failed)))
+                self.last_failures[b] = str(next(v for a in replies.values() for v in a if isinstance(v, JudgeError)))
         parts["map"] = parts["map"].view(-1, n, n)
         self.last_dimensions.update(parts)
         return scores.to(media.data.device)
 
 
-def _tiles(picture: Tensor, n: int) -> list[Tensor]:
+def _cut_tiles(picture: Tensor, n: int) -> list[Tensor]:
     """[3,H,W] -> n*n crops that cover it, row by row."""
     return [tile for row in picture.tensor_split(n, -2) for tile in row.tensor_split(n, -1)]
 
 
-def _eight_bit(x: Tensor) -> Tensor:
+def _to_uint8(x: Tensor) -> Tensor:
     return (x.detach().clamp(0, 1) * 255).round().byte().cpu()
 
 
-def _filled(text: str, prompt: str, medium: str) -> str:
+def _fill_template(text: str, prompt: str, medium: str) -> str:
     """The prompt goes in last: whatever it holds stays as it is."""
     return text.replace("{medium}", medium).replace("{Medium}", medium.capitalize()).replace("{prompt}", prompt)

@@ -8,7 +8,7 @@ import re
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from rewards.vlm.judge_client import Failed, Reply
+from rewards.vlm.judge_client import JudgeError, Reply
 
 NUMBER = r"\s*\**\s*(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
 
@@ -22,28 +22,28 @@ class Answer(Protocol):
     def read(self, reply: Reply) -> tuple[float, ...]: ...  # a number a dimension; raises Failed
 
 
-def spoken(reply: Reply) -> str:
+def answer_text(reply: Reply) -> str:
     """The answer without the thoughts before it; nothing where it was cut while it thought."""
     thoughts, end, answer = reply.content.rpartition("</think>")
     return "" if "<think>" in answer else answer
 
 
-def finished(reply: Reply, wanted: str) -> str:
+def complete_answer(reply: Reply, content: str) -> str:
     """What was said, where prose that breaks off may be read as another answer. Raises Failed."""
     if reply.finish == "length":
-        raise unreadable(reply, wanted)
-    return spoken(reply)
+        raise unreadable_answer(reply, content)
+    return answer_text(reply)
 
 
-def unreadable(reply: Reply, wanted: str) -> Failed:
+def unreadable_answer(reply: Reply, content: str) -> JudgeError:
     if reply.finish == "length":
-        return Failed(f"the answer was cut before it said {wanted}; raise `max_tokens`")
-    return Failed(f"the answer does not say {wanted}: {spoken(reply).strip()[-160:]!r}")
+        return JudgeError(f"the answer was cut before it said {content}; raise `max_tokens`")
+    return JudgeError(f"the answer does not say {content}: {answer_text(reply).strip()[-160:]!r}")
 
 
-def within(value: float, low: float, high: float, name: str) -> float:
+def check_bounds(value: float, low: float, high: float, name: str) -> float:
     if not (low <= value <= high and abs(value) < 1e30):  # NaN and infinity are JSON to Python, and no score
-        raise Failed(f"the judge gave {name} {str(value)[:20]}, outside {low:g} to {high:g}")
+        raise JudgeError(f"the judge gave {name} {str(value)[:20]}, outside {low:g} to {high:g}")
     return float(value)
 
 
@@ -60,7 +60,7 @@ class YesNo:
 
     def read(self, reply: Reply) -> tuple[float, ...]:
         if not reply.first:
-            raise Failed("the judge sent no log-probabilities; serve it with them, or ask for a rating instead")
+            raise JudgeError("the judge sent no log-probabilities; serve it with them, or ask for a rating instead")
         mass = {"yes": 0.0, "no": 0.0}
         for token, logprob in reply.first:
             word = re.sub(r"\W|_", "", token).lower()
@@ -69,7 +69,7 @@ class YesNo:
         total = mass["yes"] + mass["no"]
         if not total >= 0.01:
             likely = ", ".join(repr(token) for token, _ in reply.first[:3])
-            raise Failed(f"neither yes nor no is likely as the first word; likelier are {likely}")
+            raise JudgeError(f"neither yes nor no is likely as the first word; likelier are {likely}")
         return (mass["yes"] / total,)
 
 
@@ -87,27 +87,27 @@ class Rubric:
 
     def read(self, reply: Reply) -> tuple[float, ...]:
         keys = (self.key,) if self.key else self.dimensions
-        found = [o for o in _objects(spoken(reply)) if all(k in o for k in keys)]
-        if not found:
-            raise unreadable(reply, "a JSON object with " + ", ".join(keys))
-        values = found[-1][self.key] if self.key else [found[-1][k] for k in keys]
+        objects = [o for o in _find_objects(answer_text(reply)) if all(k in o for k in keys)]
+        if not objects:
+            raise unreadable_answer(reply, "a JSON object with " + ", ".join(keys))
+        values = objects[-1][self.key] if self.key else [objects[-1][k] for k in keys]
         numeric = isinstance(values, list) and all(type(v) in (int, float) for v in values)
         if not numeric or len(values) != len(self.dimensions):
-            raise unreadable(reply, f"{len(self.dimensions)} numbers for {', '.join(self.dimensions)}")
-        named = zip(values, self.dimensions, strict=True)
-        return tuple(self.scale * within(v, self.low, self.high, name) for v, name in named)
+            raise unreadable_answer(reply, f"{len(self.dimensions)} numbers for {', '.join(self.dimensions)}")
+        marks = zip(values, self.dimensions, strict=True)
+        return tuple(self.scale * check_bounds(v, self.low, self.high, name) for v, name in marks)
 
 
-def _objects(text: str) -> list[dict]:
+def _find_objects(text: str) -> list[dict]:
     """Every JSON object in a text, whatever stands around it."""
-    found, decoder = [], json.JSONDecoder()
+    objects, decoder = [], json.JSONDecoder()
     for match in re.finditer(r"\{", text):
         try:
             value, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
             continue
-        found.append(value)
-    return found
+        objects.append(value)
+    return objects
 
 
 @dataclass(frozen=True)
@@ -124,10 +124,10 @@ class Lines:
     def read(self, reply: Reply) -> tuple[float, ...]:
         values = []
         for name, pattern in zip(self.dimensions, self.patterns, strict=True):
-            found = re.findall(pattern + NUMBER, finished(reply, name))
-            if not found:
-                raise unreadable(reply, name)
-            values.append(within(float(found[-1]), self.low, self.high, name))
+            matches = re.findall(pattern + NUMBER, complete_answer(reply, name))
+            if not matches:
+                raise unreadable_answer(reply, name)
+            values.append(check_bounds(float(matches[-1]), self.low, self.high, name))
         return tuple(values)
 
 
@@ -143,10 +143,10 @@ class Verdict:
     request = {"max_tokens": 2048}
 
     def read(self, reply: Reply) -> tuple[float, ...]:
-        text = finished(reply, "which one is better")
+        text = complete_answer(reply, "which one is better")
         text = (re.findall(r"<answer>(.*?)</answer>", text, re.S) or [text])[-1]
         outcomes = ((self.first, 1.0), (self.second, 0.0), (self.tie, 0.5))
-        said = [value for pattern, value in outcomes if re.search(pattern, text, re.I)]
-        if len(said) != 1:
-            raise unreadable(reply, "which one is better")
-        return (said[0],)
+        values = [value for pattern, value in outcomes if re.search(pattern, text, re.I)]
+        if len(values) != 1:
+            raise unreadable_answer(reply, "which one is better")
+        return (values[0],)

@@ -1,4 +1,4 @@
-"""Questions to any OpenAI-compatible chat endpoint: bounded, retried, remembered, counted. Knows no preset or reward."""
+"""Questions to any OpenAI-compatible chat endpoint: bounded, retried, remembered, counted. Knows no reward."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from typing import Any
 
 import httpx
 
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput
 
 LONGEST_PAUSE = 30.0  # seconds between two attempts
@@ -29,7 +29,7 @@ _COUNTING = threading.Lock()
 _JITTER = random.Random()  # its own: the pauses must not move anyone's seeded state
 
 
-class Failed(Exception):
+class JudgeError(Exception):
     """Why a question has no usable answer, in one sentence."""
 
 
@@ -60,12 +60,12 @@ class Reply:
 
 @dataclass(frozen=True)
 class Job:
-    """One question: the request's body, and how its answer becomes numbers (raising Failed)."""
+    """One question: the request's body, and what is read of its answer: numbers, or a wording. Raises JudgeError."""
 
     body: Mapping[str, Any]
-    read: Callable[[Reply], tuple[float, ...]]
+    read: Callable[[Reply], tuple[Any, ...]]
 
-    def text(self) -> bytes:
+    def request_bytes(self) -> bytes:
         """Made when needed and not kept: questions of one batch share their pictures, their texts would not."""
         return json.dumps(self.body, sort_keys=True).encode()
 
@@ -95,7 +95,7 @@ class Endpoint:
         return os.environ.get(self.key, "").strip() if self.key else ""
 
 
-class Store:
+class ReplyStore:
     """Replies by the hash of their question, in one SQLite file that threads and processes may share."""
 
     def __init__(self, folder: str):
@@ -117,8 +117,8 @@ class Store:
             row = self._db.execute("select reply from replies where key = ?", (key,)).fetchone()
         if row is None:
             return None
-        kept = json.loads(row[0])
-        return Reply(kept["content"], tuple((t, p) for t, p in kept["first"]), kept["finish"])
+        value = json.loads(row[0])
+        return Reply(value["content"], tuple((t, p) for t, p in value["first"]), value["finish"])
 
     def put(self, key: str, reply: Reply) -> None:
         with self._lock:
@@ -126,17 +126,17 @@ class Store:
 
 
 @functools.cache
-def _temporary() -> tempfile.TemporaryDirectory:
+def _temporary_folder() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="judge-", ignore_cleanup_errors=True)  # lives as long as the process
 
 
 @functools.cache
-def store(folder: str) -> Store:
+def open_store(folder: str) -> ReplyStore:
     """The store of a folder, opened once; without a folder, one that lives as long as the process."""
-    return Store(folder or _temporary().name)
+    return ReplyStore(folder or _temporary_folder().name)
 
 
-class Client:
+class JudgeClient:
     """Asks one endpoint, at most `concurrency` questions at a time however many callers there are."""
 
     def __init__(self, endpoint: Endpoint):
@@ -151,7 +151,7 @@ class Client:
             raise BadInput("judge: `url` holds a password; put it into an environment variable and name that in `key`")
         self.endpoint = endpoint
         self.url = endpoint.url.rstrip("/")
-        self._store = store(endpoint.cache)
+        self._store = open_store(endpoint.cache)
         self._http = httpx.Client(
             timeout=endpoint.timeout, limits=httpx.Limits(max_connections=endpoint.concurrency), follow_redirects=False
         )
@@ -161,57 +161,59 @@ class Client:
         """Raises BadInput unless the endpoint answers and, where it lists its models, has this one."""
         headers = self.endpoint.headers()
         try:
-            found = self._http.get(f"{self.url}/models", headers=headers, timeout=min(10.0, self.endpoint.timeout))
+            response = self._http.get(f"{self.url}/models", headers=headers, timeout=min(10.0, self.endpoint.timeout))
         except httpx.TransportError as error:
-            reason = self._clean(f"{type(error).__name__}: {error}")
+            reason = self._clean_message(f"{type(error).__name__}: {error}")
             raise BadInput(
                 f"judge: nothing answers at {self.url} ({reason}); start a server there or set `url`"
             ) from None
-        if found.status_code in (401, 403):
-            raise BadInput(f"judge: {self.url} refuses the key (HTTP {found.status_code}); name its variable in `key`")
-        if found.status_code in (404, 405):  # a judge need not list its models
+        if response.status_code in (401, 403):
+            raise BadInput(
+                f"judge: {self.url} refuses the key (HTTP {response.status_code}); name its variable in `key`"
+            )
+        if response.status_code in (404, 405):  # a judge need not list its models
             return
         try:
-            models = [m["id"] for m in found.json()["data"]] if found.status_code == 200 else None
+            models = [m["id"] for m in response.json()["data"]] if response.status_code == 200 else None
         except (ValueError, KeyError, TypeError):
             models = None
         if models is None:
             raise BadInput(
-                f"judge: {self.url}/models answers HTTP {found.status_code} without a list of models; "
+                f"judge: {self.url}/models answers HTTP {response.status_code} without a list of models; "
                 "is `url` the /v1 of an OpenAI-compatible server?"
             )
         if model not in models:
-            raise BadInput(f"judge: {self.url} has no model {model!r}; {nearest(model, models)}")
+            raise BadInput(f"judge: {self.url} has no model {model!r}; {suggest_nearest(model, models)}")
 
-    def ask(self, jobs: Sequence[Job], cost: Cost) -> list[tuple[float, ...] | Failed]:
+    def ask(self, jobs: Sequence[Job], cost: Cost) -> list[tuple[Any, ...] | JudgeError]:
         """Each question's numbers, or why there are none, in order. The same question is asked once."""
         headers = self.endpoint.headers()
-        keys = [hashlib.sha256(self.url.encode() + b"\n" + job.text()).hexdigest() for job in jobs]
-        asked = {}
+        keys = [hashlib.sha256(self.url.encode() + b"\n" + job.request_bytes()).hexdigest() for job in jobs]
+        futures = {}
         for key, job in zip(keys, jobs, strict=True):
-            if key not in asked:
-                asked[key] = self._pool.submit(self._answer, key, job, headers, cost)
-        cost.add(cached=len(jobs) - len(asked))
+            if key not in futures:
+                futures[key] = self._pool.submit(self._answer_job, key, job, headers, cost)
+        cost.add(cached=len(jobs) - len(futures))
         try:
-            return [asked[key].result() for key in keys]
+            return [futures[key].result() for key in keys]
         finally:
-            for future in asked.values():
+            for future in futures.values():
                 future.cancel()  # what an interruption left in the queue
 
-    def _answer(self, key: str, job: Job, headers: dict[str, str], cost: Cost) -> tuple[float, ...] | Failed:
+    def _answer_job(self, key: str, job: Job, headers: dict[str, str], cost: Cost) -> tuple[Any, ...] | JudgeError:
         try:
-            if (kept := self._store.get(key)) is not None:
+            if (stored := self._store.get(key)) is not None:
                 cost.add(cached=1)
-                return job.read(kept)
-            reply = self._post(job.text(), headers, cost)
+                return job.read(stored)
+            reply = self._post_with_retries(job.request_bytes(), headers, cost)
             numbers = job.read(reply)
-        except Failed as why:
+        except JudgeError as why:
             cost.add(failed=1)
-            return Failed(self._clean(str(why)))
+            return JudgeError(self._clean_message(str(why)))
         self._store.put(key, reply)  # only what could be read: garbage is asked again the next time
         return numbers
 
-    def _post(self, body: bytes, headers: dict[str, str], cost: Cost) -> Reply:
+    def _post_with_retries(self, body: bytes, headers: dict[str, str], cost: Cost) -> Reply:
         """Tries again after 429, 5xx, timeouts and lost connections, and after nothing else."""
         attempts, asked_to_wait = self.endpoint.retries + 1, 0.0
         for attempt in range(attempts):
@@ -220,20 +222,20 @@ class Client:
                 time.sleep(max(pause, asked_to_wait))
             cost.add(requests=1)
             try:
-                status, answer, asked_to_wait = self._send(body, headers)
+                status, answer, asked_to_wait = self._send_once(body, headers)
             except httpx.TransportError as error:
                 why, asked_to_wait = f"{type(error).__name__}: {error}", 0.0
                 continue
             except httpx.DecodingError as error:
-                raise Failed(f"the judge's reply can't be unpacked: {error}") from None
+                raise JudgeError(f"the judge's reply can't be unpacked: {error}") from None
             if status == 200:
-                return _parse(answer, cost)
+                return _parse_reply(answer, cost)
             why = f"HTTP {status}: {answer[:2000].decode(errors='replace')}"
             if status != 429 and status < 500:
-                raise Failed(f"the judge refused the question ({why})")
-        raise Failed(f"no answer in {attempts} attempt{'s'[: attempts - 1]} ({why})")
+                raise JudgeError(f"the judge refused the question ({why})")
+        raise JudgeError(f"no answer in {attempts} attempt{'s'[: attempts - 1]} ({why})")
 
-    def _send(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
+    def _send_once(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
         """Status, body and the seconds that Retry-After asks for. The timeout is for the whole answer."""
         end = time.monotonic() + self.endpoint.timeout
         headers = {"Content-Type": "application/json", **headers}
@@ -244,18 +246,18 @@ class Client:
                 if time.monotonic() > end:
                     raise httpx.ReadTimeout(f"not finished after {self.endpoint.timeout:g} s")
                 if len(answer) > LARGEST_REPLY:
-                    raise Failed(f"the judge's reply is larger than {LARGEST_REPLY >> 20} MiB")
+                    raise JudgeError(f"the judge's reply is larger than {LARGEST_REPLY >> 20} MiB")
             wait = response.headers.get("retry-after", "")
             return response.status_code, bytes(answer), min(LONGEST_PAUSE, float(wait) if wait.isdigit() else 0.0)
 
-    def _clean(self, text: str) -> str:
+    def _clean_message(self, text: str) -> str:
         """One short line without the key, which some servers repeat."""
         secret = self.endpoint.secret()
         text = text.replace(secret, "***") if secret else text
         return " ".join(text.split())[:300]
 
 
-def _parse(answer: bytes, cost: Cost) -> Reply:
+def _parse_reply(answer: bytes, cost: Cost) -> Reply:
     try:
         body = json.loads(answer)
         usage = body.get("usage") or {}
@@ -265,13 +267,13 @@ def _parse(answer: bytes, cost: Cost) -> Reply:
         tokens = (choice.get("logprobs") or {}).get("content") or [{}]
         first = tuple((str(t["token"]), float(t["logprob"])) for t in tokens[0].get("top_logprobs") or ())
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise Failed(f"the judge's reply is no chat completion: {answer[:2000].decode(errors='replace')}") from None
+        raise JudgeError(f"the judge's reply is no chat completion: {answer[:2000].decode(errors='replace')}") from None
     if not isinstance(content, str):
-        raise Failed(f"the judge's answer is no text but {type(content).__name__}")
+        raise JudgeError(f"the judge's answer is no text but {type(content).__name__}")
     return Reply(content, first, str(choice.get("finish_reason") or ""))
 
 
 @functools.cache
-def client(endpoint: Endpoint) -> Client:
+def shared_client(endpoint: Endpoint) -> JudgeClient:
     """The client of an endpoint, made once, so that its limit holds for every reward that shares it."""
-    return Client(endpoint)
+    return JudgeClient(endpoint)

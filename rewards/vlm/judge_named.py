@@ -62,7 +62,7 @@ class IXCReward(Judge):
 
 @dataclass(frozen=True)
 class VideoDimensions(Judge):
-    """VideoReward's three questions put to any judge: visual quality, motion quality, text alignment; mean of 1 to 10."""
+    """VideoReward's three questions put to any judge: visual and motion quality, text alignment; mean of 1 to 10."""
 
     preset: str = "video_dimensions"
     fps: NonNegative = 2.0

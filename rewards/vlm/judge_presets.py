@@ -15,7 +15,7 @@ from rewards.vlm.judge_answers import Answer, Lines, Rubric, Verdict, YesNo
 from workbench.core.types import Modality, RewardSpec
 
 IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
-Shown = Literal["source", "media", "region", "first", "second"]
+MediumRole = Literal["source", "media", "region", "first", "second"]
 
 
 @dataclass(frozen=True)
@@ -24,21 +24,21 @@ class Question:
 
     text: str
     answer: Answer
-    shows: tuple[Shown, ...] = ("media",)
+    shows: tuple[MediumRole, ...] = ("media",)
     reply: str = ""  # an assistant's turn after the question, for judges that score a conversation
 
 
-def _mean(rows: Sequence[Sequence[float]]) -> float:
+def _mean_rating(rows: Sequence[Sequence[float]]) -> float:
     values = [v for row in rows for v in row]
     return sum(values) / len(values)
 
 
-def _viescore(rows: Sequence[Sequence[float]]) -> float:
+def _combine_viescore(rows: Sequence[Sequence[float]]) -> float:
     """sqrt(min SC * min PQ) (VIEScore, arXiv:2312.14867): the worst criterion of each question decides."""
     return math.prod(min(row) for row in rows) ** (1 / len(rows))
 
 
-COMBINE: dict[str, Callable[[Sequence[Sequence[float]]], float]] = {"mean": _mean, "viescore": _viescore}
+COMBINE: dict[str, Callable[[Sequence[Sequence[float]]], float]] = {"mean": _mean_rating, "viescore": _combine_viescore}
 
 
 @dataclass(frozen=True)
@@ -57,8 +57,8 @@ class Preset:
 
     @property
     def kind(self) -> Literal["sample", "pairs", "regions"]:
-        shown = {s for q in self.questions for s in q.shows}
-        return "pairs" if "first" in shown else "regions" if "region" in shown else "sample"
+        roles = {s for q in self.questions for s in q.shows}
+        return "pairs" if "first" in roles else "regions" if "region" in roles else "sample"
 
     @property
     def dimensions(self) -> tuple[str, ...]:
@@ -84,11 +84,11 @@ class Preset:
         )
 
 
-def _axes(*names: str) -> Lines:
+def _axis_lines(*names: str) -> Lines:
     return Lines(tuple(n.lower() for n in names), tuple(rf"{n} Score \(1-5\):" for n in names), 1, 5)
 
 
-def _unified(third: str) -> str:
+def _unified_wording(third: str) -> str:
     return (
         "Below is a generated {medium} and the caption it was made from. Judge the {medium} on three axes, each a "
         "number from 1 to 5:\n- Alignment Score: does it show what the caption says?\n" + third + "\n- Style Score: "
@@ -97,11 +97,11 @@ def _unified(third: str) -> str:
     )
 
 
-def _lines(*names: str) -> str:
+def _answer_lines(*names: str) -> str:
     return "\n".join(f"{n} Score (1-5): {letter}" for n, letter in zip(names, "XYZ", strict=True))
 
 
-def _rating(what: str, key: str, low: int = 1, high: int = 10) -> str:
+def _ask_rating(what: str, key: str, low: int = 1, high: int = 10) -> str:
     return f'{what} Answer with a JSON object: {{"{key}": a number from {low} (very poor) to {high} (excellent)}}.'
 
 
@@ -126,9 +126,9 @@ PRESETS: dict[str, Preset] = {
             (
                 Question(
                     'Judge this generated {medium}, asked for with the words "{prompt}", strictly and on three counts, '
-                    "each from 0 to 10: alignment (all that was asked for is there, with the right count, colours and "
-                    "places), realism (no malformed parts, no artefacts) and aesthetics. Answer with a JSON object with "
-                    "the keys alignment, realism, aesthetics.",
+                    "each from 0 to 10: alignment (all that was asked for is there, with the right count, colours "
+                    "and places), realism (no malformed parts, no artefacts) and aesthetics. Answer with a JSON object "
+                    "with the keys alignment, realism, aesthetics.",
                     Rubric(("alignment", "realism", "aesthetics"), 0, 10),
                 ),
             ),
@@ -151,9 +151,9 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    _unified("- Coherence Score: is it free of glitches, distortions and contradictions?")
-                    % _lines("Alignment", "Coherence", "Style"),
-                    _axes("Alignment", "Coherence", "Style"),
+                    _unified_wording("- Coherence Score: is it free of glitches, distortions and contradictions?")
+                    % _answer_lines("Alignment", "Coherence", "Style"),
+                    _axis_lines("Alignment", "Coherence", "Style"),
                 ),
             ),
             IMAGE,
@@ -167,9 +167,9 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    _unified("- Physics Score: do weight, motion, collisions and contacts make physical sense?")
-                    % _lines("Alignment", "Physics", "Style"),
-                    _axes("Alignment", "Physics", "Style"),
+                    _unified_wording("- Physics Score: do weight, motion, collisions and contacts make physical sense?")
+                    % _answer_lines("Alignment", "Physics", "Style"),
+                    _axis_lines("Alignment", "Physics", "Style"),
                 ),
             ),
             VIDEO,
@@ -210,9 +210,9 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    "Rate the quality of this picture as a picture, with a number from 1 (very poor) to 5 (excellent), "
-                    "to two decimals. Reason inside <think> </think>, then answer inside <answer> </answer> with a JSON "
-                    'object with the key "rating".',
+                    "Rate the quality of this picture as a picture, with a number from 1 (very poor) to 5 "
+                    "(excellent), to two decimals. Reason inside <think> </think>, then answer inside <answer> "
+                    '</answer> with a JSON object with the key "rating".',
                     Rubric(("rating",), 1, 5),
                 ),
             ),
@@ -235,7 +235,7 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    _rating(
+                    _ask_rating(
                         "These are frames of a video, in order. How good is it as pictures: clear, stable in detail, "
                         "well composed, free of artefacts?",
                         "VQ",
@@ -243,7 +243,7 @@ PRESETS: dict[str, Preset] = {
                     Rubric(("VQ",), 1, 10),
                 ),
                 Question(
-                    _rating(
+                    _ask_rating(
                         "These are frames of a video, in order. How good is its motion: does something move, smoothly, "
                         "and as bodies do, without jumps or melting shapes?",
                         "MQ",
@@ -251,7 +251,7 @@ PRESETS: dict[str, Preset] = {
                     Rubric(("MQ",), 1, 10),
                 ),
                 Question(
-                    _rating(
+                    _ask_rating(
                         "These are frames of a video, in order. How well do its subjects, actions, places and camera "
                         "fit this text: {prompt}",
                         "TA",
@@ -268,8 +268,8 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    f'Two {{medium}}s were made for "{{prompt}}"{_HALVES}. Which is better, first by what was asked for, '
-                    f"then by how it looks? {_END}",
+                    f'Two {{medium}}s were made for "{{prompt}}"{_HALVES}. Which is better, first by what was asked '
+                    f"for, then by how it looks? {_END}",
                     _WINNER,
                     ("first", "second"),
                 ),
@@ -282,9 +282,9 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    'The first image was edited twice by the instruction "{prompt}": the second image is edit number 1, '
-                    "the third is edit number 2. Which edit is better: done as asked, all else untouched, natural to "
-                    f"look at? {_END}",
+                    'The first image was edited twice by the instruction "{prompt}": the second image is edit number '
+                    "1, the third is edit number 2. Which edit is better: done as asked, all else untouched, natural "
+                    f"to look at? {_END}",
                     _WINNER,
                     ("source", "first", "second"),
                 ),
@@ -316,7 +316,7 @@ PRESETS: dict[str, Preset] = {
             "1",
             (
                 Question(
-                    _rating(
+                    _ask_rating(
                         'As a whole, how well is this image laid out for "{prompt}": the right things, each where it '
                         "belongs?",
                         "global",
@@ -325,9 +325,9 @@ PRESETS: dict[str, Preset] = {
                     Rubric(("global",), 0, 10),
                 ),
                 Question(
-                    _rating(
-                        'The second image is a part cut out of the first, which was asked for with "{prompt}". How well '
-                        "made is what this part shows, and how well does it fit what was asked for?",
+                    _ask_rating(
+                        'The second image is a part cut out of the first, which was asked for with "{prompt}". How '
+                        "well made is what this part shows, and how well does it fit what was asked for?",
                         "local",
                         0,
                     ),

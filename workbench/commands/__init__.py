@@ -1,34 +1,23 @@
-"""What each command does, one function each: parsed arguments in, exit code out."""
+"""The commands, one file each. A file's `add_command` describes its arguments and names the function that carries it
+out.
 
-from workbench.core.types import BadInput
+`COMMANDS` is the order in which --help lists them. Heavy imports happen inside the functions, so that --help is
+instant.
+"""
 
-from .console import Failed
-from .runs import compare, demo, export, report, run, suite
-from .tools import doctor, learn, list, score, serve_rewards, social, starter
-
-__all__ = [
-    "Failed",
-    "app",
-    "compare",
+COMMANDS = (
     "demo",
-    "doctor",
-    "export",
-    "learn",
-    "list",
-    "report",
     "run",
+    "compare",
+    "list",
     "score",
+    "learn",
     "serve_rewards",
+    "suite",
+    "export",
+    "report",
+    "doctor",
+    "app",
     "social",
     "starter",
-    "suite",
-]
-
-
-def app(args) -> int:
-    import app as page
-
-    if not 0 < args.port < 65536:
-        raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")
-    page.serve(args.runs, args.port, args.host, args.auth, args.share)[0].block_thread()
-    return 0
+)

@@ -15,15 +15,15 @@ err = Console(stderr=True, highlight=False)
 
 
 class Failed(RuntimeError):
-    """The input was good and the work failed all the same. One sentence; the command line exits with 1."""
+    """The input was good and the work failed. One sentence; the command line exits with 1."""
 
 
-def table(rows: Sequence[Mapping], title: str | None = None) -> Table:
-    """Cells and columns are shown as they are: brackets in a prompt or a file's name are no markup."""
-    drawn = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
+def build_table(rows: Sequence[Mapping], title: str | None = None) -> Table:
+    """A table of rows; brackets in a prompt or a file's name are no markup."""
+    table = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
     for column in rows[0] if rows else ():
-        drawn.add_column(Text(str(column)), overflow="fold")
+        table.add_column(Text(str(column)), overflow="fold")
     for row in rows:
         words = ("" if v is None else f"{v:.4f}" if isinstance(v, float) else str(v) for v in row.values())
-        drawn.add_row(*map(Text, words))
-    return drawn
+        table.add_row(*map(Text, words))
+    return table

@@ -1,4 +1,4 @@
-"""A run as it is watched on a terminal: its plan, its bars, and how it is stopped."""
+"""A run on a terminal: its plan, its progress bars, and how signals stop it."""
 
 from __future__ import annotations
 
@@ -9,82 +9,107 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from rich.markup import escape
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from workbench.commands.console import err, out
 from workbench.runs import config
+from workbench.runs import progress as run_events
+
+if TYPE_CHECKING:
+    from workbench.runs.plan import Plan
 
 
 @contextmanager
-def stopping() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that what is being made is delivered and a training saves; the second
-    interrupts."""
+def stop_on_signal() -> Iterator[threading.Event]:
+    """An event that the first SIGINT or SIGTERM sets, so that the batch under way is delivered and a training saves;
+    the second signal interrupts."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
 
-    def first(number, frame):
+    def handle_first_signal(number: int, frame: object) -> None:
         stop.set()
-        for either in before:
-            signal.signal(either, signal.default_int_handler)
+        for handled in previous_handlers:
+            signal.signal(handled, signal.default_int_handler)
         err.print("workbench: stopping after this step; once more to stop at once")
 
-    before = {number: signal.signal(number, first) for number in (signal.SIGINT, signal.SIGTERM)}
+    previous_handlers = {
+        number: signal.signal(number, handle_first_signal) for number in (signal.SIGINT, signal.SIGTERM)
+    }
     try:
         yield stop
     finally:
-        for number, handler in before.items():
+        for number, handler in previous_handlers.items():
             signal.signal(number, handler)
 
 
-def watch(progress, plan, quiet: bool = False) -> None:
+class ProgressBars:
     """One bar a contestant, and one a training, on stderr: elapsed, remaining, and the reward as it rises."""
-    columns = (
-        TextColumn("{task.description:<12}"),
-        BarColumn(28),
-        MofNCompleteColumn(),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        TextColumn("{task.fields[note]}"),
-    )
-    with Progress(*columns, console=err, disable=quiet) as bars:
-        loading = bars.add_task("loading", total=None, note="")
-        tasks = {
-            ("train", name): bars.add_task(f"train {name}", total=plan.recipe.updates, note="", start=False)
-            for name in plan.trained
+
+    def __init__(self, plan: Plan, quiet: bool = False):
+        columns = (
+            TextColumn("{task.description:<12}"),
+            BarColumn(28),
+            MofNCompleteColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}"),
+        )
+        self.plan, self.bars = plan, Progress(*columns, console=err, disable=quiet)
+
+    def __enter__(self) -> ProgressBars:
+        self.bars.start()
+        self.loading = self.bars.add_task("loading", total=None, note="")
+        self.tasks = {
+            ("train", name): self.add_bar(f"train {name}", self.plan.train_config.rounds)
+            for name in self.plan.trained_contestants
         }
-        tasks |= {
-            ("sample", name): bars.add_task(name, total=len(plan.rows), note="", start=False) for name in plan.methods
-        }
-        for p in progress:
-            bars.update(loading, visible=False)
-            task = tasks["sample" if p.phase == "sample" else "train", p.contestant]
-            bars.start_task(task)
-            if p.failed:
-                bars.update(task, note=f"[red]failed: {escape(p.failed)}")
-            elif p.phase == "told":
-                bars.console.print(f"{p.contestant}: {escape(p.note)}", soft_wrap=True)
-            elif p.phase == "watch":
-                bars.console.print(f"{p.contestant} at {p.batch}: {escape(p.note)}", soft_wrap=True)
-            else:
-                done = (
-                    p.batch
-                    if p.phase == "train"
-                    else (p.batch + (p.event is None or p.event.final)) * plan.config.batch
-                )
-                value = p.event.metrics.get("reward") if p.event else None
-                note = f"step {p.event.step} · reward {value:.3f}" if value is not None else ""
-                bars.update(task, completed=min(bars.tasks[task].total, done), note=note)
+        self.tasks |= {("sample", name): self.add_bar(name, len(self.plan.rows)) for name in self.plan.methods}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.bars.stop()
+
+    def add_bar(self, description: str, total: int) -> TaskID:
+        return self.bars.add_task(description, total=total, note="", start=False)
+
+    def show(self, progress: run_events.Progress) -> None:
+        event, contestant = progress.event, progress.contestant
+        self.bars.update(self.loading, visible=False)
+        task = self.tasks["sample" if progress.phase == "sample" else "train", contestant]
+        self.bars.start_task(task)
+        if progress.failed:
+            self.bars.update(task, note=f"[red]failed: {escape(progress.failed)}")
+        elif progress.phase == "told":
+            self.bars.console.print(f"{contestant}: {escape(progress.note)}", soft_wrap=True)
+        elif progress.phase == "watch":
+            self.bars.console.print(f"{contestant} at {progress.batch}: {escape(progress.note)}", soft_wrap=True)
+        else:
+            batches = progress.batch + (event is None or event.final)
+            completed = progress.batch if progress.phase == "train" else batches * self.plan.config.batch
+            value = event.metrics.get("reward") if event else None
+            note = f"step {event.step} · reward {value:.3f}" if value is not None else ""
+            self.bars.update(task, completed=min(self.bars.tasks[task].total, completed), note=note)
 
 
-def dry_run(driver, plan, runs: Path, as_json: bool) -> int:
+def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
     """Checks, denoiser calls, and time and memory from what earlier runs of the same pipeline took on this machine."""
-    rows = [_foreseen(plan, runs, name) for name in plan.methods]
-    weights = driver.weights_mb(plan)
+    from workbench.engine.plan import weights_mb
+
+    rows, weights = [estimate_contestant(plan, runs, name) for name in plan.methods], weights_mb(plan)
     if as_json:
         print(json.dumps({"checks": [*plan.checks], "weights_mb": weights, "contestants": rows}))
         return 0
@@ -100,31 +125,41 @@ def dry_run(driver, plan, runs: Path, as_json: bool) -> int:
     for column in (
         "contestant",
         "denoiser calls",
-        *(["drawn to train", "memory"] if plan.trained else []),
+        *(["drawn to train", "memory"] if plan.trained_contestants else []),
         "time",
         "settings",
     ):
         table.add_column(column, justify="right" if "calls" in column or "drawn" in column else "left")
     for r in rows:
         time = f"≈ {r['seconds']:.0f} s" if r["seconds"] else "not yet known: no finished run to go by"
-        drawn = f"{r['samples']:,}" if r.get("samples") else "–"
+        samples = f"{r['samples']:,}" if r.get("samples") else "–"
         memory = f"≈ {r['peak_mb']:,.0f} MB" if r.get("peak_mb") else "–" if "samples" not in r else "not yet known"
         settings = escape(", ".join(f"{k} {v}" for k, v in r["settings"].items()))
         table.add_row(
-            r["contestant"], f"{r['denoiser_calls']:,}", *([drawn, memory] if plan.trained else []), time, settings
+            r["contestant"],
+            f"{r['denoiser_calls']:,}",
+            *([samples, memory] if plan.trained_contestants else []),
+            time,
+            settings,
         )
     out.print(table)
     return 0
 
 
-def _foreseen(plan, runs: Path, name: str) -> dict:
+def estimate_contestant(plan: Plan, runs: Path, name: str) -> dict:
+    from pipelines.variants import pipeline_label
     from workbench.methods import name_of
     from workbench.runs.store import seconds_per_call
     from workbench.training import training_runs
 
-    method, calls, here = plan.methods[name], plan.calls(name), config.repos(plan.config)[name] == plan.config.pipeline
+    pipeline = pipeline_label(plan.config.pipeline)
+    method, calls, is_home_pipeline = (
+        plan.methods[name],
+        plan.denoiser_calls(name),
+        config.pipeline_labels(plan.config)[name] == pipeline,
+    )
     row = {"contestant": name, "settings": dataclasses.asdict(method), "denoiser_calls": calls}
-    if name in plan.trained:
-        return row | training_runs.foreseen(plan, runs, name)
-    pace = seconds_per_call(runs, plan.config.pipeline).get(name_of(method)) if here else None
+    if name in plan.trained_contestants:
+        return row | training_runs.estimate_training(plan, runs, name)
+    pace = seconds_per_call(runs, pipeline).get(name_of(method)) if is_home_pipeline else None
     return row | {"seconds": round(calls * pace, 1) if pace else None}

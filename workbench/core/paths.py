@@ -1,4 +1,5 @@
-"""Where the files that ship with the workbench lie, and how one is written. Standard library only: anyone may import it."""
+"""Where the files that ship with the workbench lie, and how one is written. Standard library only: anyone may import
+it."""
 
 from __future__ import annotations
 
@@ -11,7 +12,7 @@ CONFIGS = ROOT / "configs"
 STARTER = ROOT / "pipelines" / "starter" / "weights"
 
 
-def resolve(repo: str) -> str:
+def resolve_repo(repo: str) -> str:
     """`starter:image/clip` -> the folder of that part of the embedded pack; anything else (a hub id, a path) unchanged.
 
     Raises FileNotFoundError when the pack has no such part.

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
@@ -13,75 +14,111 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from workbench.core.types import AtLeast, BadInput
 
 
-def nearest(word: str, known: Iterable[str]) -> str:
-    """The tail of an error sentence: the nearest known name, or all of them when none is near."""
-    known = sorted(known)
-    close = difflib.get_close_matches(word, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+def suggest_nearest(word: str, names: Iterable[str], former_names: Mapping[str, str] | None = None) -> str:
+    """The tail of an error sentence: the nearest of the names, or all of them when none is near. A word near a former
+    name, old -> new, means the new one."""
+    names = sorted(names)
+    meanings = {**(former_names or {}), **{name: name for name in names}}
+    close = difflib.get_close_matches(word, sorted(meanings), n=1, cutoff=0.5)
+    return f"did you mean {meanings[close[0]]!r}?" if close else f"known: {', '.join(names) or 'none'}"
 
 
-def build(cls: type, values: Any, where: str):
+def build_dataclass(cls: type, values: Any, where: str):
     """An instance of dataclass `cls` from a mapping. `where` names the place in errors, e.g. `method`.
 
+    A class attribute `former_names: ClassVar[Mapping[str, str]]`, old key -> new key, keeps the old names readable.
     Raises BadInput for a non-mapping, an unknown or missing key, or a value that its field can't take.
     """
     if not isinstance(values, Mapping):
         raise BadInput(f"{where}: expected a mapping of settings, got {values!r}")
+    values = with_current_names(cls, values, where)
     hints = get_type_hints(cls, include_extras=True)
     fields = {f.name: f for f in dataclasses.fields(cls) if f.init}
     for key in values:
         if key not in fields:
-            raise BadInput(f"{where}: unknown key {key!r}; {nearest(str(key), fields)}")
+            raise BadInput(
+                f"{where}: unknown key {key!r}; {suggest_nearest(str(key), fields, getattr(cls, 'former_names', None))}"
+            )
     for name, f in fields.items():
         if name not in values and f.default is f.default_factory is dataclasses.MISSING:
             raise BadInput(f"{where}: the key {name!r} is missing")
-    return cls(**{key: convert(value, hints[key], f"{where}.{key}") for key, value in values.items()})
+    return cls(**{key: convert_value(value, hints[key], f"{where}.{key}") for key, value in values.items()})
 
 
-def convert(value: Any, kind: Any, where: str) -> Any:
+def with_current_names(cls: type | None, values: Mapping, where: str, announce: bool = True) -> dict:
+    """`values` with every key that `cls` once called otherwise under the name that it has now, in the same order.
+
+    Each old name is said once on stderr, unless `announce` is off: a record of the past has nothing to mend. Raises
+    BadInput where an old name stands beside its new one.
+    """
+    former_names = getattr(cls, "former_names", {})
+    current = {}
+    for key, value in values.items():
+        name = former_names.get(key, key) if isinstance(key, str) else key
+        if name != key and name in values:
+            raise BadInput(f"{where or 'config'}: {key!r} and {name!r} are one setting; keep {name!r}")
+        if name != key and announce:
+            announce_rename(cls, key, name, where)
+        current[name] = value
+    return current
+
+
+_ANNOUNCED: set[tuple[type | None, str]] = set()
+
+
+def announce_rename(cls: type | None, key: str, name: str, where: str) -> None:
+    """Say on stderr, once a process, that the setting `key` of `cls` is called `name` now."""
+    if (cls, key) not in _ANNOUNCED:
+        _ANNOUNCED.add((cls, key))
+        print(f"{where + '.' if where else ''}{key} is called {name} now; the old name still works", file=sys.stderr)
+
+
+def convert_value(value: Any, kind: Any, where: str) -> Any:
     """`value` as `kind` (a scalar type, Literal, Optional, tuple, list, dict or Annotated with AtLeast)."""
     origin = get_origin(kind)
     if kind is Any:
         return value
     if origin is Annotated:
         base, *limits = get_args(kind)
-        value = convert(value, base, where)
+        value = convert_value(value, base, where)
         for limit in limits:
             if isinstance(limit, AtLeast) and not value >= limit.low:
                 raise BadInput(f"{where}: must be at least {limit.low:g}, got {value!r}")
         return value
     if origin is Literal:
         if value not in get_args(kind):
-            raise BadInput(f"{where}: {value!r} is not a choice; {nearest(str(value), map(str, get_args(kind)))}")
+            raise BadInput(
+                f"{where}: {value!r} is not a choice; {suggest_nearest(str(value), map(str, get_args(kind)))}"
+            )
         return value
     if origin in (Union, types.UnionType):
-        return _union(value, get_args(kind), where)
+        return _convert_union(value, get_args(kind), where)
     if origin in (tuple, list) or kind in (tuple, list):
         if isinstance(value, (str, bytes)) or not isinstance(value, (list, tuple)):
             raise BadInput(f"{where}: expected a list, got {value!r}")
         inner = get_args(kind)[0] if get_args(kind) else Any
-        return (origin or kind)(convert(v, inner, f"{where}[{n}]") for n, v in enumerate(value))
+        return (origin or kind)(convert_value(v, inner, f"{where}[{n}]") for n, v in enumerate(value))
     if origin is dict or kind in (dict, Mapping) or origin is Mapping:
         if not isinstance(value, Mapping):
             raise BadInput(f"{where}: expected a mapping, got {value!r}")
         return dict(value)
-    return _scalar(value, kind, where)
+    return _convert_scalar(value, kind, where)
 
 
-def _union(value: Any, kinds: tuple, where: str) -> Any:
+def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
     if value is None and type(None) in kinds:
         return None
     kinds = tuple(k for k in kinds if k is not type(None))
     exact = [k for k in kinds if isinstance(k, type) and type(value) is k]
     for kind in (*exact, *kinds):
         try:
-            return convert(value, kind, where)
+            return convert_value(value, kind, where)
         except BadInput as error:
             reason = error
     raise reason
 
 
-def _scalar(value: Any, kind: type, where: str) -> Any:
+def _convert_scalar(value: Any, kind: type, where: str) -> Any:
     """bool is not a number here, and a number is not a text: silent conversions hide typing errors."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     try:

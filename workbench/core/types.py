@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
-from typing import Annotated, Any, ClassVar, Literal, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Literal, Protocol, TypeGuard, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -74,13 +74,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """B pairs of media that exist already, one preferred to the other: what a method learns from in place of its own samples."""
+    """B pairs of media that exist already, one preferred to the other: what a method learns from in place of its own
+    samples."""
 
     winners: Media  # B
     losers: Media  # B
 
 
-def derive(seed: int, *path: int | str) -> int:
+def derive_seed(seed: int, *path: int | str) -> int:
     """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**31)."""
     text = ":".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
@@ -143,10 +144,14 @@ class Policy(Protocol):
 
     modality: Modality
     rate: float
-    steps: int  # S
-    provides: frozenset[str]  # of {"latents", "stochastic", "trainable"}
     nfe: int  # rows that went through the denoiser so far (a CFG pair counts as 2)
     decodes: int  # rows that were decoded so far
+
+    @property
+    def steps(self) -> int: ...  # S
+
+    @property
+    def provides(self) -> frozenset[str]: ...  # of {"latents", "stochastic", "trainable"}
 
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
@@ -162,7 +167,9 @@ class Policy(Protocol):
 
     def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # [B,*latent]
 
-    def unit(self, i: int) -> float: ...  # how far x0 moves, at step i, where the denoiser's own output moves by one
+    def output_scale(
+        self, i: int
+    ) -> float: ...  # how far x0 moves, at step i, where the denoiser's own output moves by one
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
 
@@ -172,11 +179,17 @@ class Policy(Protocol):
         self,
     ) -> AbstractContextManager: ...  # inside, the weights are those without LoRA, or before any training
 
-    def correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...  # [B,*draw], what a HyperNoise LoRA adds
+    def noise_correction(
+        self, noise: Tensor, prompts: Sequence[str]
+    ) -> Tensor: ...  # [B,*draw], what a HyperNoise LoRA adds
 
 
 class TrainablePolicy(Policy, Protocol):
-    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they are."""
+    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they
+    are."""
+
+    @property  # of its media: (height, width) of images, with the frames before them of videos
+    def size(self) -> tuple[int, ...]: ...
 
     def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer: ...
 
@@ -219,9 +232,45 @@ class Reward(Protocol):
     A reward may also have `categories(prompts) -> list[str]`, by which tables break its mean down.
     """
 
-    spec: RewardSpec
+    @property
+    def spec(self) -> RewardSpec: ...
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor: ...
+
+
+class ComposedReward(Reward, Protocol):
+    """Several rewards as one, which also says what each of them gave. That of a training is one (rewards.compose)."""
+
+    @property
+    def weights(self) -> Mapping[str, float]: ...  # by component
+
+    def breakdown(
+        self, *, media: Media, prompts: Sequence[str], references: Media | None = None
+    ) -> Mapping[str, Tensor]: ...  # component -> [B], unweighted, graph attached
+
+    def shaped(
+        self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()
+    ) -> Mapping[str, Tensor]: ...  # a breakdown as the combination sees it
+
+    def total(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Tensor: ...  # [B], of a breakdown
+
+
+class EmbeddingReward(Reward, Protocol):
+    """A reward of whole sets that embeds media once, however many sets of them it is asked about."""
+
+    def features(self, media: Media) -> Tensor: ...  # [N,D]
+
+    def target(self, references: Media | None, device: torch.device) -> Any: ...  # what sets are compared with
+
+    def score_rows(self, x: Tensor, target: Any) -> Tensor: ...  # []: the score of the set whose features are x [N,D]
+
+
+def is_composed(reward: Reward) -> TypeGuard[ComposedReward]:
+    return hasattr(reward, "breakdown")
+
+
+def embeds_media(reward: Reward) -> TypeGuard[EmbeddingReward]:
+    return hasattr(reward, "features") and hasattr(reward, "score_rows")
 
 
 @dataclass(frozen=True)
@@ -241,18 +290,35 @@ class Event:
 class Method(Protocol):
     """A way to align: a frozen dataclass whose fields are its config and whose docstring is its help.
 
-    `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward don't
-    provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
+    `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward
+    don't provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
 
-    Where it has them, the driver also asks: `predicts` (True: media before the final event are predictions of a chain that is
-    under way, not samples), `lasts` (True: more of what `scales` says means more turns, between which a clock can stop it, and
-    not larger calls), and of one that trains `check(pipeline, reward, lora)`, which raises BadInput before anything loads.
+    One of your own must have `needs`, `calls` and `__call__`; what else it leaves out is filled with the defaults below
+    when its name is looked up (workbench.methods.find_method).
     """
 
-    needs: ClassVar[frozenset[str]]
-    scales: ClassVar[str]  # the setting that grows with the budget; "" where there is none
-    paper: ClassVar[str]
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # it is a dataclass: `dataclasses.replace` makes variants of it
+
+    needs: frozenset[str]
+    scales: str = ""  # the setting that grows with the budget; "" where there is none
+    paper: str = ""
+    yields_predictions: bool = False  # media before the final event are predictions of a chain under way, not samples
+    # more of `scales` means more turns, between which a clock can stop it, not larger calls
+    scales_in_turns: bool = False
+    learns_from_pairs: bool = False  # may learn from pairs of media that exist already (PairBatch)
+    optimises_sets: bool = False  # may optimise a reward that judges whole sets
+    delivered_copy: str = ""  # the copy of the weights that a training delivers, if it has one; "": the usual choice
+    group: int = 1  # samples a prompt that are scored together in training
+    optimizer_steps: int = 1  # of a training, per batch
+    advantage: str = "whole"  # how rewards are compared in training; "whole": without groups
 
     def calls(self, steps: int) -> int: ...  # denoiser calls a sample, a guided one counted once
 
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]: ...
+
+    def check(self, pipeline: Any, reward: Reward, lora: Any) -> None:
+        """Of one that trains: raises BadInput, before anything loads, where it can't work with these."""
+
+    def sampler(self) -> Method | None:
+        """Of one that trains: the method that samples with the trained weights; None: they sample like any others."""
+        return None

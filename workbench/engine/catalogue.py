@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import yaml
 
+from pipelines.variants import pipeline_label
 from workbench.core.paths import CONFIGS
+from workbench.core.setting_help import describe_settings, summarise_class
 from workbench.methods import METHODS
-from workbench.runs.config import bundled_runs, settings_of
-from workbench.runs.registry import judges
+from workbench.runs.config import bundled_runs
+from workbench.runs.registry import all_rewards
 
 
-def pipelines() -> list[dict]:
-    from pipelines import read
+def list_pipelines() -> list[dict]:
+    from pipelines import read_config
 
-    found = []
+    rows = []
     for path in sorted((CONFIGS / "pipelines").glob("*.yaml")):
-        c = read(path.stem)
-        found.append({"name": path.stem, "modality": c.modality, "class": c.pipeline, "steps": c.steps, "repo": c.repo})
-    return found
+        config = read_config(path.stem)
+        rows.append(
+            {
+                "name": path.stem,
+                "modality": config.modality,
+                "class": config.pipeline,
+                "steps": config.steps,
+                "repo": config.repo,
+            }
+        )
+    return rows
 
 
-def rewards() -> list[dict]:
-    found = []
-    for name, cls in judges().items():
+def list_rewards() -> list[dict]:
+    rows = []
+    for name, cls in all_rewards().items():
         s = cls.spec
         row = {"name": name, "modality": ", ".join(sorted(s.modalities)), "scope": s.scope}
         row |= {"gradient": "yes" if s.differentiable else "no", "needs": ", ".join(sorted(s.needs))}
@@ -31,28 +41,24 @@ def rewards() -> list[dict]:
             "licence": s.licence,
             "paper": s.paper,
         }
-        found.append(row | {"what": _first_line(cls)})
-    return found
+        rows.append(row | {"what": summarise_class(cls)})
+    return rows
 
 
-def methods() -> list[dict]:
-    found = []
+def list_methods() -> list[dict]:
+    rows = []
     for name, cls in METHODS.items():
-        settings = "; ".join(f"{n}={default} ({help})" for n, default, help in settings_of(cls))
+        settings = "; ".join(f"{n}={default} ({help})" for n, default, help in describe_settings(cls))
         row = {"name": name, "needs": ", ".join(sorted(cls.needs)), "paper": cls.paper}
-        found.append(row | {"what": _first_line(cls), "settings": settings})
-    return found
+        rows.append(row | {"what": summarise_class(cls), "settings": settings})
+    return rows
 
 
-def configs() -> list[dict]:
-    found = []
+def list_configs() -> list[dict]:
+    rows = []
     for name, path in bundled_runs():
         text = path.read_text(encoding="utf-8")
         values = yaml.safe_load(text)
         about = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
-        found.append({"name": name, "pipeline": values["pipeline"], "what": about})
-    return found
-
-
-def _first_line(cls: type) -> str:
-    return (cls.__doc__ or "").strip().splitlines()[0] if cls.__doc__ else ""
+        rows.append({"name": name, "pipeline": pipeline_label(values["pipeline"]), "what": about})
+    return rows

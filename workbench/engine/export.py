@@ -11,11 +11,14 @@ import yaml
 
 import pipelines
 from workbench.core.paths import write_atomic
-from workbench.core.schema import build, nearest
+from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.core.types import BadInput
 from workbench.engine import plan as planning
+from workbench.engine.user_objects import UserObjects
 from workbench.report import findings
 from workbench.runs import config, store
+from workbench.runs.plan import Plan
+from workbench.runs.train_config import TrainConfig
 from workbench.training import training_runs
 
 CARD, GRID = "README.md", "grid.png"
@@ -23,13 +26,13 @@ EXPORTS = "exports.json"  # in the run folder: where its weights were exported t
 
 
 @dataclass(frozen=True)
-class Told:
+class ExportResult:
     """What was exported."""
 
     folder: Path
-    exported: pipelines.Exported
+    exported: pipelines.PolicyExport
 
-    def rows(self) -> dict:
+    def to_dict(self) -> dict:
         e = self.exported
         return {
             "folder": str(self.folder),
@@ -40,69 +43,82 @@ class Told:
             "notes": list(e.notes),
         }
 
-    def lines(self) -> list[str]:
+    def describe(self) -> list[str]:
         e = self.exported
         checked = f"loaded back: predictions differ by {e.difference:.1g}, where training moved them by {e.effect:.2g}"
         return [*(str(f) for f in e.files), *e.load, checked, *e.notes]
 
 
-def again(run: Path, name: str | None, out: Path | None, *, comfy: bool, merged: bool, reuse: bool = False) -> Told:
-    """Export the best weights of a training run anew. With `reuse`, what this has exported there before in the same way is
-    taken as it is. Raises BadInput for a run that trained nothing, or a folder that is there."""
+def export_again(
+    run: Path,
+    name: str | None,
+    out: Path | None,
+    *,
+    comfy: bool,
+    merged: bool,
+    reuse: bool = False,
+    objects: UserObjects | None = None,
+) -> ExportResult:
+    """Export the best weights of a training run anew. With `reuse`, what this has exported there before in the same way
+    is taken as it is. `objects` are those that the run's config names. Raises BadInput for a run that trained nothing,
+    or a folder that is there."""
     folder = store.RunFolder(run)
-    kept = folder.read()
-    if not kept:
+    record = folder.read()
+    if not record:
         raise BadInput(f"{run} is no run folder: it has no run.json")
-    plan = planning.plan(build(config.RunConfig, kept["config"], str(run / "run.json")), kept.get("command", ""))
-    done = [n for n in plan.trained if training_runs.shelf(plan, folder, n).finished]
-    if not done:
+    run_config = build_dataclass(config.RunConfig, record["config"], str(run / "run.json"))
+    plan = planning.plan_run(run_config, record.get("command", ""), objects)
+    finished = [n for n in plan.trained_contestants if training_runs.checkpoint_store(plan, folder, n).finished_record]
+    if not finished:
         raise BadInput(f"{run}: nothing in this run has finished its training, so there is nothing to export")
-    if name is None and len(done) > 1:
-        raise BadInput(f"{run}: trained {', '.join(done)}; name one with --contestant")
-    name = name or done[0]
-    if name not in done:
-        raise BadInput(f"{run}: no trained contestant {name!r}; {nearest(name, done)}")
+    if name is None and len(finished) > 1:
+        raise BadInput(f"{run}: trained {', '.join(finished)}; name one with --contestant")
+    name = name or finished[0]
+    if name not in finished:
+        raise BadInput(f"{run}: no trained contestant {name!r}; {suggest_nearest(name, finished)}")
     out = out or run / f"export-{name}"
-    known, place = folder.read(EXPORTS), str(out.resolve())
-    how = {
+    exports, target = folder.read(EXPORTS), str(out.resolve())
+    settings = {
         "contestant": name,
         "comfy": comfy,
         "merged": merged,
-        "best": training_runs.shelf(plan, folder, name).finished["best"],
+        "best": training_runs.checkpoint_store(plan, folder, name).finished_record["best"],
     }
-    same = reuse and how.items() <= known.get(place, {}).items()
-    if same and (told := _as_told(out, known[place]["told"])) is not None:
-        return told
+    same = reuse and settings.items() <= exports.get(target, {}).items()
+    if same and (result := _recorded_export(out, exports[target]["told"])) is not None:
+        return result
     if out.exists():
         raise BadInput(f"{out}: exists already, and an export is never written over; name another with --out")
-    policy, weights, best = training_runs.best(plan, folder, name)
+    policy, weights, best = training_runs.load_best_policy(plan, folder, name)
     about = {"method": name, "run": folder.path.name, "update": str(best)}
     base = plan.pipelines[name]
-    told = pipelines.export(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
-    card(plan, folder, name, out)
-    made = Told(out, replace(told, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
-    rows = made.rows() | {"files": [p.relative_to(out).as_posix() for p in made.exported.files]}
-    folder.write(EXPORTS, folder.read(EXPORTS) | {place: how | {"told": rows}})
-    return made
+    result = pipelines.export_policy(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
+    write_model_card(plan, folder, name, out)
+    complete = ExportResult(out, replace(result, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
+    rows = complete.to_dict() | {"files": [p.relative_to(out).as_posix() for p in complete.exported.files]}
+    folder.write(EXPORTS, folder.read(EXPORTS) | {target: settings | {"told": rows}})
+    return complete
 
 
-def _as_told(out: Path, rows: Mapping) -> Told | None:
+def _recorded_export(out: Path, rows: Mapping) -> ExportResult | None:
     """An export as it was told of when it was made; None where a file of it is missing."""
     files = tuple(out / name for name in rows["files"])
     if not all(f.is_file() for f in files):
         return None
-    return Told(
-        out, pipelines.Exported(files, tuple(rows["load"]), rows["difference"], rows["effect"], tuple(rows["notes"]))
+    return ExportResult(
+        out,
+        pipelines.PolicyExport(files, tuple(rows["load"]), rows["difference"], rows["effect"], tuple(rows["notes"])),
     )
 
 
-def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
-    """README.md and grid.png into the folder of an export: what was trained, on what, judged by whom, and how to repeat it."""
+def write_model_card(plan: Plan, folder: store.RunFolder, name: str, out: Path) -> None:
+    """README.md and grid.png into the folder of an export: what was trained, on what, judged by whom, and how to repeat
+    it."""
     summary, run = folder.read("summary.json"), folder.read()
-    training = training_runs.shelf(plan, folder, name).finished
+    training = training_runs.checkpoint_store(plan, folder, name).finished_record
     if (folder.path / GRID).is_file():
         shutil.copyfile(folder.path / GRID, out / GRID)
-    config, recipe = plan.config, plan.recipe
+    config, recipe = plan.config, plan.train_config
     base = plan.pipelines[name]
     head = {"base_model": base.repo, "library_name": "diffusers", "tags": ["alignment", run["methods"][name]["name"]]}
     lines = [
@@ -111,10 +127,11 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         "---",
         f"# {config.name}: {base.name or base.repo} aligned by {run['methods'][name]['name']}",
         "",
-        *_results(plan, summary, name),
+        *_result_lines(plan, summary, name),
         "",
-        f"Trained for {training['updates']} rounds ({training['samples']:,} samples, {training['seconds'] / 60:.1f} minutes); these are "
-        f"the weights {'of the end' if plan.stages else 'after round ' + str(training['best'])}. Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
+        f"Trained for {training['updates']} rounds ({training['samples']:,} samples, {training['seconds'] / 60:.1f} "
+        f"minutes); these are the weights {'of the end' if plan.stages else 'after round ' + str(training['best'])}. "
+        f"Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
         *([f"\n**Alarm in training:** {training['alarm']}"] if training["alarm"] else []),
         "",
         "## Rewards",
@@ -125,12 +142,14 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
         *(f"- {n} {run['rewards'].get(n, '')}: held out" for n in (plan.watch.rewards if plan.watch else ())),
         "",
         "## Data",
-        f"{_taught(plan)}, {len(plan.held)} watched meanwhile, {_judged(config, summary)}; seed {config.seed}.",
+        f"{_describe_training_data(plan)}, {len(plan.held_out_prompts)} watched meanwhile, "
+        f"{_describe_test_prompts(config, summary)}; seed {config.seed}.",
         "",
         "## Settings",
         "```yaml",
         yaml.safe_dump(
-            {"method": run["methods"][name], "train": _given(recipe)} | _further(config), sort_keys=False
+            {"method": run["methods"][name], "train": _recipe_settings(recipe)} | _further_settings(config),
+            sort_keys=False,
         ).strip(),
         "```",
         "",
@@ -146,59 +165,61 @@ def card(plan, folder: store.RunFolder, name: str, out: Path) -> None:
     write_atomic(out / CARD, "\n".join(lines))
 
 
-def _judged(config, summary: Mapping) -> str:
+def _describe_test_prompts(run_config: config.RunConfig, summary: Mapping) -> str:
     if not summary:
         return "none judged in the end"
-    source = _source(config.test if config.test is not None else config.prompts)
+    source = _prompts_source(run_config.test if run_config.test is not None else run_config.prompts)
     return f"{summary['prompts']} judged in the end ({source}), {summary['seeds']} noise(s) each"
 
 
-def _results(plan, summary: Mapping, name: str) -> list[str]:
+def _result_lines(plan: Plan, summary: Mapping, name: str) -> list[str]:
     """Base and trained, under every judge."""
-    found = {c["name"]: c for c in summary.get("contestants", ()) if "failed" not in c}
-    base = next((c for n, c in found.items() if n not in plan.trained), None)
-    if name not in found:
+    contestants = {c["name"]: c for c in summary.get("contestants", ()) if "failed" not in c}
+    base = next((c for n, c in contestants.items() if n not in plan.trained_contestants), None)
+    if name not in contestants:
         return ["It has not been judged."]
-    shown = [c for c in (base, found[name]) if c is not None]
-    lines = ["| judge | " + " | ".join(c["name"] for c in shown) + " |", "|---" * (len(shown) + 1) + "|"]
-    for judge, row in found[name]["rewards"].items():
-        cells = [_cell(c["rewards"].get(judge, {})) for c in shown]
+    rewards = [c for c in (base, contestants[name]) if c is not None]
+    lines = ["| judge | " + " | ".join(c["name"] for c in rewards) + " |", "|---" * (len(rewards) + 1) + "|"]
+    for judge, row in contestants[name]["rewards"].items():
+        cells = [_format_estimate(c["rewards"].get(judge, {})) for c in rewards]
         lines.append(f"| {judge}{' (optimised)' if row['optimised'] else ''} | " + " | ".join(cells) + " |")
-    said = findings.headline(summary)
+    sentences = findings.headline_sentences(summary)
     alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
-    seen = 0 if plan.pairs is not None else planning.trained_on(plan.rows, plan.train)
-    whose = f"{seen} of the {summary['prompts']} were trained on too" if seen else "none of which was trained on"
+    repeated = 0 if plan.pairs is not None else planning.count_trained_prompts(plan.rows, plan.train_prompts)
+    subject = (
+        f"{repeated} of the {summary['prompts']} were trained on too" if repeated else "none of which was trained on"
+    )
     return [
         *lines,
         "",
-        f"Means with 95 % intervals over prompts, {whose}.",
+        f"Means with 95 % intervals over prompts, {subject}.",
         "",
-        *said,
+        *sentences,
         *alarm,
         "",
         f"![before and after]({GRID})",
     ]
 
 
-def _cell(row: Mapping) -> str:
+def _format_estimate(row: Mapping) -> str:
     if row.get("mean") is None:
         return "–"
     return f"{row['mean']:.3f}" + (" [{:.3f}, {:.3f}]".format(*row["ci95"]) if row["ci95"] else "")
 
 
-def _source(prompts) -> str:
+def _prompts_source(prompts: str | list[str]) -> str:
     return prompts if isinstance(prompts, str) else "a list in the config"
 
 
-def _taught(plan) -> str:
+def _describe_training_data(plan: Plan) -> str:
     if plan.pairs is None:
-        return f"{len(plan.train)} prompts to train on ({_source(plan.config.prompts)})"
+        return f"{len(plan.train_prompts)} prompts to train on ({_prompts_source(plan.config.prompts)})"
     return f"{len(plan.pairs)} preference pairs ({plan.pairs.files})"
 
 
-def _further(config) -> dict:
-    return {key: getattr(config, key) for key in ("pairs", "stages") if getattr(config, key) is not None}
+def _further_settings(run_config: config.RunConfig) -> dict:
+    return {key: value for key in ("pairs", "stages") if (value := getattr(run_config, key)) is not None}
 
 
-def _given(recipe) -> dict:
+def _recipe_settings(recipe: TrainConfig) -> dict:
     return {k: list(v) if isinstance(v, tuple) else v for k, v in vars(recipe).items()}

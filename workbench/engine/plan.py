@@ -5,131 +5,97 @@ from __future__ import annotations
 import dataclasses
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pipelines
-from rewards import compose
-from workbench.core.schema import build
-from workbench.core.types import BadInput, derive
-from workbench.methods import METHODS, name_of, trains
+from rewards import build_reward
+from rewards.compose import WeightedReward
+from workbench.core.schema import build_dataclass
+from workbench.core.types import BadInput, derive_seed
+from workbench.engine.user_objects import UserObjects
+from workbench.methods import METHODS, name_of, trains_weights
 from workbench.runs import config as configs
 from workbench.runs import preference_data, prompts, stages, train_config
 from workbench.runs.budget import Budget
-from workbench.runs.registry import judges
-from workbench.runs.resolve import supplied
+from workbench.runs.plan import Plan
+from workbench.runs.resolve import resolve_dependencies
 from workbench.training import training_runs
 
 EXAMPLES = "python benchmarks/dragon.py --references data --made-by starter-music-good"  # makes data/music
 FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A run that has passed every check that needs no weights."""
+def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects | None = None) -> Plan:
+    """The plan of a run, whose config may name Python objects by their labels in `objects`.
 
-    config: configs.RunConfig
-    methods: Mapping[str, Any]  # contestant -> method
-    pipelines: Mapping[str, Any]  # contestant -> pipelines.PipelineConfig
-    reward: compose.Weighted  # optimised
-    watch: compose.Weighted | None  # held out
-    rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
-    checks: Sequence[str]
-    command: str = ""  # what repeats it
-    budget: Budget | None = None
-    recipe: recipe.Recipe | None = None  # of the methods that train
-    train: Sequence[str] = ()  # prompts that they train on
-    held: Sequence[str] = ()  # prompts that are watched meanwhile
-    pairs: preference_data.Pairs | None = None  # what they learn from in place of samples
-    stages: stages.Stages | None = None  # trainings one after the other,
-    tasks: Sequence[Plan] = ()  # and a plan for each; `held` are the prompts that it is judged on
-
-    @property
-    def trained(self) -> list[str]:
-        """The contestants that are trained first."""
-        return [name for name, method in self.methods.items() if trains(method)]
-
-    @property
-    def modality(self) -> str:
-        return next(iter(self.pipelines.values())).modality
-
-    @property
-    def batches(self) -> int:
-        return -(-len(self.rows) // self.config.batch)
-
-    def calls(self, name: str) -> int:
-        """Denoiser calls that contestant `name` will make, CFG pairs counted once."""
-        method, steps = self.methods[name], self.pipelines[name].steps
-        if not trains(method):
-            return method.calls(steps) * len(self.rows)
-        if self.tasks:
-            return sum(task.calls(task.trained[0]) for task in self.tasks)
-        if self.pairs is not None:  # nothing is sampled
-            pair = replace(method, group=2).calls(steps) - 2 * steps
-            return pair * self.recipe.prompts * self.recipe.batches + steps * len(self.rows)
-        return method.calls(steps) * self.recipe.prompts * self.recipe.batches + steps * len(self.rows)
-
-
-def plan(config: configs.RunConfig, command: str = "") -> Plan:
-    """Raises BadInput, in one sentence, for whatever can be known to fail."""
+    Raises BadInput, in one sentence, for whatever can be known to fail.
+    """
+    objects = objects or UserObjects()
     if config.stages is not None:
-        return in_stages(config, command)
-    methods = configs.contestants(config, METHODS)
-    budget = build(Budget, config.budget, "budget").checked() if config.budget is not None else None
-    repos = configs.repos(config)
-    read = {repo: pipelines.read(repo) for repo in dict.fromkeys(repos.values())}
-    adapters = configs.loras(config)
-    made = {name: pipelines.adapted(read[repo], adapters.get(name)) for name, repo in repos.items()}
-    where = [
-        pipelines.preflight(pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
-        for pipeline in read.values()
+        return plan_stages(config, command, objects)
+    methods = configs.build_methods(config, objects.method_registry())
+    budget = build_dataclass(Budget, config.budget, "budget").check_limits() if config.budget is not None else None
+    repos = configs.pipeline_labels(config)
+    configs_by_name = {repo: objects.read_pipeline(repo) for repo in dict.fromkeys(repos.values())}
+    adapters = configs.contestant_loras(config)
+    pipeline_configs = {
+        name: pipelines.with_lora(configs_by_name[repo], adapters.get(name)) for name, repo in repos.items()
+    }
+    placements = [
+        objects.check_pipeline(repo, pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
+        for repo, pipeline in configs_by_name.items()
     ]
-    if len({p.modality for p in read.values()}) > 1:
-        told = ", ".join(f"{repo} makes {p.modality}" for repo, p in read.items())
-        raise BadInput(f"contestants: they can't be compared, for {told}")
-    reward, watch = rewards_of(config)
-    if twice := set(reward.rewards) & set(watch.rewards if watch else ()):
-        raise BadInput(f"watch: {', '.join(sorted(twice))} is optimised by this run, so it can't be held out too")
+    if len({p.modality for p in configs_by_name.values()}) > 1:
+        modalities = ", ".join(f"{repo} makes {p.modality}" for repo, p in configs_by_name.items())
+        raise BadInput(f"contestants: they can't be compared, for {modalities}")
+    reward, watch = build_rewards(config, objects.reward_registry())
+    if optimised_too := set(reward.rewards) & set(watch.rewards if watch else ()):
+        raise BadInput(
+            f"watch: {', '.join(sorted(optimised_too))} is optimised by this run, so it can't be held out too"
+        )
     for part in (reward, watch) if watch else (reward,):
-        for repo, pipeline in read.items():
-            fits(part, repo, pipeline.modality)
-    able(methods, made, reward)
-    whole(config, methods, reward)
-    grouped(config, reward, watch, methods)
+        for repo, pipeline in configs_by_name.items():
+            check_modality(part, repo, pipeline.modality)
+    check_requirements(methods, pipeline_configs, reward)
+    check_set_reward(config, methods, reward)
+    check_group_reward(config, reward, watch, methods)
     for method in methods.values():
-        supplied(method)
-    pairs = paired(config, methods, next(iter(read.values())).modality)
-    found = prompts.prompts(config.prompts)
-    training = any(map(trains, methods.values()))
+        resolve_dependencies(method)
+    pairs = read_pairs(config, methods, next(iter(configs_by_name.values())).modality)
+    prompt_list = prompts.read_prompts(config.prompts)
+    training = any(map(trains_weights, methods.values()))
     if not training and (config.train is not None or config.test is not None):
         raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
-    judged = found if config.test is None else prompts.prompts(config.test, "test")
-    rows = prompts.items(judged[: config.limit or None], config.seed, config.seeds)
+    test_prompts = prompt_list if config.test is None else prompts.read_prompts(config.test, "test")
+    rows = prompts.sample_rows(test_prompts[: config.limit or None], config.seed, config.samples_per_prompt)
     if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts")
     for part in (reward, watch) if watch else (reward,):
-        part.check_own([r[1] for r in rows])
+        part.check_combination([r[1] for r in rows])
     checks = [
         *(
             f"pipeline {repo}: {pipeline.modality}, {pipeline.steps} step(s), "
             f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}"
-            for (repo, pipeline), (device, dtype, kernels) in zip(read.items(), where, strict=True)
+            for (repo, pipeline), (device, dtype, kernels) in zip(configs_by_name.items(), placements, strict=True)
         ),
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
-        f"{len({r[1] for r in rows})} prompts x {config.seeds} seed(s) = {len(rows)} samples in batches of {config.batch}",
+        f"{len({r[1] for r in rows})} prompts x {config.samples_per_prompt} seed(s) = {len(rows)} samples in batches "
+        f"of {config.batch}",
     ]
     if budget:
         checks.append(
-            f"at most {budget} a sample; a contestant that is cut delivers the best it has, in mid-chain a prediction, marked as such"
+            f"at most {budget} a sample; a contestant that is cut delivers the best it has, in mid-chain a prediction, "
+            "marked as such"
         )
-    planned = Plan(config, methods, made, reward, watch, rows, checks, command, budget, pairs=pairs)
-    return to_train(planned, found) if training else planned
+    planned = Plan(config, methods, pipeline_configs, reward, watch, rows, checks, command, budget, pairs=pairs)
+    return plan_training(planned, prompt_list) if training else planned
 
 
-def to_train(plan: Plan, found: Sequence[str]) -> Plan:
+def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
     """The plan with what its training needs. Raises BadInput."""
-    config, methods = plan.config, {n: plan.methods[n] for n in plan.trained}
+    config, methods = plan.config, {n: plan.methods[n] for n in plan.trained_contestants}
     for name in methods:
         if plan.pipelines[name].lora:
             raise BadInput(
@@ -137,153 +103,185 @@ def to_train(plan: Plan, found: Sequence[str]) -> Plan:
             )
     if plan.budget is not None:
         raise BadInput(
-            "budget: is what a sample may cost without training; a training is bounded by train.updates and train.minutes"
+            "budget: is what a sample may cost without training; a training is bounded by train.rounds and "
+            "train.minutes"
         )
-    asked = train_config.read(
+    recipe = train_config.read_train_config(
         config.train, methods, list(plan.watch.rewards) if plan.watch else [], list(plan.reward.rewards)
     )
     for name, method in methods.items():
-        trainable(replace(plan, recipe=asked), name, method)
-    train, held, apart = train_config.setting_apart(found, asked, config.seed)
+        check_training(replace(plan, train_config=recipe), name, method)
+    train, held_out, set_apart = train_config.split_prompts(prompt_list, recipe, config.seed)
     if plan.pairs is not None:  # which bring prompts of their own: all of these may be watched
-        train, held, apart = (), tuple(sorted(found, key=lambda p: derive(config.seed, "held", p))[: asked.held]), True
-    if config.control == "shuffled" and (len(train) if plan.pairs is None else asked.prompts) < 2:
+        train, held_out, set_apart = (
+            (),
+            tuple(sorted(prompt_list, key=lambda p: derive_seed(config.seed, "held", p))[: recipe.eval_prompts]),
+            True,
+        )
+    if config.control == "shuffled" and (len(train) if plan.pairs is None else recipe.prompts_per_round) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts to train on")
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
-        part.check_own([*train, *held])
-    lines = [*plan.checks, *train_config.told(asked, held, apart, train if plan.pairs is None else plan.pairs)]
-    if config.test is not None and plan.pairs is None and (seen := trained_on(plan.rows, train)):
-        lines.append(f"warning: {seen} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
+        part.check_combination([*train, *held_out])
+    lines = [
+        *plan.checks,
+        *train_config.describe_training(recipe, held_out, set_apart, train if plan.pairs is None else plan.pairs),
+    ]
+    if config.test is not None and plan.pairs is None and (repeated := count_trained_prompts(plan.rows, train)):
+        lines.append(f"warning: {repeated} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
     if config.test is None:
-        known = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
-        lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {known}")
-    return replace(plan, recipe=asked, train=train, held=held, checks=lines)
+        which = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
+        lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {which}")
+    return replace(plan, train_config=recipe, train_prompts=train, held_out_prompts=held_out, checks=lines)
 
 
-def trained_on(rows: Sequence[tuple], train: Sequence[str]) -> int:
+def count_trained_prompts(rows: Sequence[tuple], train: Sequence[str]) -> int:
     """How many of the prompts that are judged in the end are among those to train on."""
     return len({row[1] for row in rows} & set(train))
 
 
-def trainable(plan: Plan, name: str, method: Any) -> None:
+def check_training(plan: Plan, name: str, method: Any) -> None:
     """Raises BadInput where the pipeline as it trains, its LoRA or the reward are not what the method can work with."""
-    pipeline, lora = training_runs.while_training(plan, name), train_config.adapter(plan.recipe)
+    pipeline, lora = training_runs.training_pipeline(plan, name), train_config.lora_config(plan.train_config)
     where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
-    pipelines.preflight(pipeline, **where, train={"lora": lora, "shard": plan.recipe.shard})
-    if hasattr(method, "check"):
-        try:
-            method.check(pipeline, plan.reward, lora)
-        except BadInput as error:
-            raise BadInput(f"contestants.{name}: {error}") from None
+    pipelines.plan_loading(pipeline, **where, train={"lora": lora, "shard": plan.train_config.shard})
+    try:
+        method.check(pipeline, plan.reward, lora)
+    except BadInput as error:
+        raise BadInput(f"contestants.{name}: {error}") from None
 
 
-def paired(config: configs.RunConfig, methods: Mapping[str, Any], modality: str) -> preference_data.Pairs | None:
+def read_pairs(
+    config: configs.RunConfig, methods: Mapping[str, Any], modality: str
+) -> preference_data.PreferencePairs | None:
     """The pairs that a run learns from, their labels read. Raises BadInput."""
     if config.pairs is None:
         return None
-    trained = {name: method for name, method in methods.items() if trains(method)}
-    able_to = [name for name, cls in METHODS.items() if getattr(cls, "pairs", False)]
+    trained = {name: method for name, method in methods.items() if trains_weights(method)}
+    pair_methods = [name for name, cls in METHODS.items() if cls.learns_from_pairs]
     if not trained:
         raise BadInput("pairs: no contestant of this run is trained")
     for name, method in trained.items():
-        if not getattr(method, "pairs", False):
+        if not method.learns_from_pairs:
             raise BadInput(
-                f"pairs: {name} learns from samples of its own, not from pairs; these can: {', '.join(able_to)}"
+                f"pairs: {name} learns from samples of its own, not from pairs; these can: {', '.join(pair_methods)}"
             )
     if modality == "audio":
         raise BadInput("pairs: sounds can't be turned back into latents, so there is nothing to learn from them")
-    found = build(preference_data.Pairs, {"seed": config.seed, **config.pairs}, "pairs")
-    found.check()
-    return found
+    pairs = build_dataclass(preference_data.PreferencePairs, {"seed": config.seed, **config.pairs}, "pairs")
+    pairs.check()
+    return pairs
 
 
-def in_stages(config: configs.RunConfig, command: str) -> Plan:
-    """The plan of a training in stages: its contestants are the base and what has gone through them all. Raises BadInput."""
-    found = stages.read(config.stages, dataclasses.asdict(config), config.seed)
+def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -> Plan:
+    """The plan of a training in stages: its contestants are the base and what has gone through them all. Raises
+    BadInput."""
+    staged = stages.read_stages(config.stages, dataclasses.asdict(config), config.seed)
     block, tasks = dict(config.train or {}), []
-    if odd := sorted({"updates", "best", "accumulate"} & set(block)):
+    if unwanted := sorted({"rounds", "best", "accumulate"} & set(block)):
         raise BadInput(
-            f"train.{odd[0]}: a training in stages has none; each stage says its `updates`, the last weights stay"
+            f"train.{unwanted[0]}: a training in stages has none; each stage says its `rounds`, the last weights stay"
         )
-    for n, stage in enumerate(found.stages):
-        own = {key: getattr(stage, key) for key in stages.INHERITED}
+    for n, stage in enumerate(staged.stages):
+        inherited = {key: getattr(stage, key) for key in stages.INHERITED}
         try:
-            task = plan(replace(config, stages=None, train={**block, "updates": stage.updates}, **own))
+            task_config = replace(config, stages=None, train={**block, "rounds": stage.rounds}, **inherited)
+            task = plan_run(task_config, objects=objects)
         except BadInput as error:
             raise BadInput(f"stages[{n}] ({stage.name}): {error}") from None
-        (name,) = task.trained or [""]
-        if not name or hasattr(task.methods[name], "delivers") or hasattr(task.methods[name], "result"):
+        (name,) = task.trained_contestants or [""]
+        if not name or task.methods[name].sampler() or task.methods[name].delivered_copy:
             raise BadInput(
                 f"stages[{n}] ({stage.name}): its method leaves no weights that another stage could go on from"
             )
-        held = tuple(dict.fromkeys(row[1] for row in task.rows))
-        tasks.append(replace(task, train=prompts.prompts(stage.prompts), held=held))
-    judged = config.prompts if config.test is None else config.test
-    both = {"base": "sample", "staged": "sample"}
-    whole = plan(
-        replace(config, stages=None, method=None, contestants=both, prompts=judged, test=None, train=None), command
+        test_prompts = tuple(dict.fromkeys(row[1] for row in task.rows))
+        tasks.append(replace(task, train_prompts=prompts.read_prompts(stage.prompts), held_out_prompts=test_prompts))
+    prompts_source = config.prompts if config.test is None else config.test
+    contestants = {"base": "sample", "staged": "sample"}
+    config_of_samples = replace(
+        config, stages=None, method=None, contestants=contestants, prompts=prompts_source, test=None, train=None
     )
-    made = {"staged": whole.pipelines["staged"]} | {
-        s.pipeline: t.pipelines[t.trained[0]] for s, t in zip(found.stages, tasks, strict=True)
+    sampling_plan = plan_run(config_of_samples, command, objects)
+    pipeline_configs = {
+        s.name: t.pipelines[t.trained_contestants[0]] for s, t in zip(staged.stages, tasks, strict=True)
     }
-    kinds = {
-        name: (p.repo, " ".join(map(str, filter(None, (p.pipeline, p.scheduler, p.components)))))
-        for name, p in made.items()
-    }
-    stages.same_weights(found, kinds)
-    if kinds["staged"] != kinds[found.stages[0].pipeline]:
-        raise BadInput(f"pipeline: {config.pipeline} has other weights than the stages train; name theirs")
-    methods = whole.methods | {"staged": tasks[-1].methods[tasks[-1].trained[0]]}
-    asked = replace(tasks[0].recipe, updates=len(found), evaluate=0, best="last")
-    lines = [*whole.checks]
-    for n, (stage, task) in enumerate(zip(found.stages, tasks, strict=True), 1):
-        how = f"{name_of(task.methods[task.trained[0]])}, paid by {', '.join(task.reward.rewards)}"
+    kinds = {name: describe_weights(p) for name, p in pipeline_configs.items()}
+    stages.check_same_weights(staged, kinds)
+    if describe_weights(sampling_plan.pipelines["staged"]) != kinds[staged.stages[0].name]:
+        raise BadInput(
+            f"pipeline: {pipelines.pipeline_label(config.pipeline)} has other weights than the stages train; name "
+            "theirs"
+        )
+    methods = sampling_plan.methods | {"staged": tasks[-1].methods[tasks[-1].trained_contestants[0]]}
+    recipe = replace(tasks[0].train_config, rounds=len(staged), eval_every=0, best="last")
+    lines = [*sampling_plan.checks]
+    for n, (stage, task) in enumerate(zip(staged.stages, tasks, strict=True), 1):
+        how = f"{name_of(task.methods[task.trained_contestants[0]])}, paid by {', '.join(task.reward.rewards)}"
         share = f", {stage.rehearse:.0%} of them of earlier stages" if stage.rehearse else ""
         lines.append(
-            f"stage {n}, {stage.name}: {stage.updates} rounds of {asked.prompts} prompts by {how}{share}; "
-            f"{len(task.train)} prompts to train on, {len(task.held)} to be judged on after each stage"
+            f"stage {n}, {stage.name}: {stage.rounds} rounds of {recipe.prompts_per_round} prompts by {how}{share}; "
+            f"{len(task.train_prompts)} prompts to train on, {len(task.held_out_prompts)} to be judged on after each "
+            "stage"
         )
-    train = tuple(dict.fromkeys(p for task in tasks for p in task.train))
+    train = tuple(dict.fromkeys(p for task in tasks for p in task.train_prompts))
     return replace(
-        whole, config=config, methods=methods, recipe=asked, stages=found, tasks=tasks, train=train, checks=lines
+        sampling_plan,
+        config=config,
+        methods=methods,
+        train_config=recipe,
+        stages=staged,
+        tasks=tasks,
+        train_prompts=train,
+        checks=lines,
     )
 
 
-def able(methods: Mapping[str, Any], made: Mapping[str, Any], reward: compose.Weighted) -> None:
+def describe_weights(pipeline: pipelines.PipelineConfig) -> tuple[str, str]:
+    """(repository, what loads it): where both are the same, one's LoRA fits the other."""
+    return pipeline.repo, " ".join(map(str, filter(None, (pipeline.pipeline, pipeline.scheduler, pipeline.components))))
+
+
+def check_requirements(methods: Mapping[str, Any], pipeline_configs: Mapping[str, Any], reward: WeightedReward) -> None:
     """Raises BadInput for a method that needs what its pipeline or the reward does not provide."""
     provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
     for name, method in methods.items():
-        if missing := method.needs - provided - made[name].provides:
-            dull = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
-            because = f"; {', '.join(dull)} has no gradient" if "differentiable" in missing and dull else ""
+        if unmet := method.needs - provided - pipeline_configs[name].provides:
+            without_gradient = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
+            because = (
+                f"; {', '.join(without_gradient)} has no gradient"
+                if "differentiable" in unmet and without_gradient
+                else ""
+            )
             raise BadInput(
-                f"contestant {name} needs what this run does not provide: {', '.join(sorted(missing))}{because}"
+                f"contestant {name} needs what this run does not provide: {', '.join(sorted(unmet))}{because}"
             )
 
 
-def rewards_of(config: configs.RunConfig) -> tuple[compose.Weighted, compose.Weighted | None]:
+def build_rewards(
+    config: configs.RunConfig, registry: Mapping[str, Any]
+) -> tuple[WeightedReward, WeightedReward | None]:
     """What is optimised, and what is held out. Raises BadInput."""
     try:
-        return compose.from_config(config.reward, judges()), held_out(config.watch) if config.watch else None
+        watch = build_watched(config.watch, registry) if config.watch else None
+        return build_reward(config.reward, registry), watch
     except BadInput as error:
         ours = "reference: data/music" in str(error)
         raise BadInput(f"{error}; the starter pack's are made by: {EXAMPLES}") if ours else error from None
 
 
-def held_out(block: Mapping[str, Any] | Sequence[str] | str) -> compose.Weighted:
+def build_watched(block: Mapping[str, Any] | Sequence[str] | str, registry: Mapping[str, Any]) -> WeightedReward:
     """Judges of samples and of sets may watch side by side, for nobody adds them up."""
     names = [block] if isinstance(block, str) else [*block]
     if len(names) == 1 or len(set(names)) < len(names) or {"shape", "combine"} & set(names):
-        return compose.from_config(block, judges(), where="watch")
+        return build_reward(block, registry, where="watch")
     settings = block if isinstance(block, Mapping) else dict.fromkeys(names, 1.0)
-    first, *rest = (compose.from_config({n: settings[n]}, judges(), where="watch") for n in names)
-    for part in rest:
+    first, *others = (build_reward({n: settings[n]}, registry, where="watch") for n in names)
+    for part in others:
         first.rewards |= part.rewards
         first.weights |= part.weights
     return first
 
 
-def whole(config: configs.RunConfig, methods: Mapping[str, Any], reward: compose.Weighted) -> None:
+def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], reward: WeightedReward) -> None:
     """Raises BadInput for a reward of whole sets, unless all that optimise it learn from sets, and a control is one."""
     if reward.spec.scope != "set":
         return
@@ -291,16 +289,17 @@ def whole(config: configs.RunConfig, methods: Mapping[str, Any], reward: compose
         raise BadInput(
             f"control: shuffled prompts are all the same to {reward.spec.name}, which reads none; use: negated"
         )
-    (name, *_), able_to = reward.rewards, [n for n, cls in METHODS.items() if getattr(cls, "sets", False)]
+    (name, *_), set_methods = reward.rewards, [n for n, cls in METHODS.items() if cls.optimises_sets]
     for contestant, method in methods.items():
-        if "reward" in method.needs and not getattr(method, "sets", False):
+        if "reward" in method.needs and not method.optimises_sets:
             raise BadInput(
                 f"reward {name} judges whole sets, and contestant {contestant} needs a score of each sample; "
-                f"{', '.join(able_to)} learns from sets, and leave_one_out: {{of: {name}}} gives each sample its credit"
+                f"{', '.join(set_methods)} learns from sets, and leave_one_out: {{of: {name}}} gives each sample its "
+                "credit"
             )
 
 
-def fits(part: compose.Weighted, repo: str, modality: str) -> None:
+def check_modality(part: WeightedReward, repo: str, modality: str) -> None:
     """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
     method here makes a prompt's samples in one call, or from a source picture."""
     for name, judge in part.rewards.items():
@@ -315,42 +314,45 @@ def fits(part: compose.Weighted, repo: str, modality: str) -> None:
             )
 
 
-def grouped(
-    config: configs.RunConfig, reward: compose.Weighted, watch: compose.Weighted | None, methods: Mapping[str, Any]
+def check_group_reward(
+    config: configs.RunConfig, reward: WeightedReward, watch: WeightedReward | None, methods: Mapping[str, Any]
 ) -> None:
-    """Raises BadInput for a reward that compares the samples of one prompt, unless all that optimise it score a prompt's
-    samples in one call: methods that train on groups."""
-    held = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
-    if odd := [n for n, spec in held.items() if spec.scope == "group"]:
+    """Raises BadInput for a reward that compares the samples of one prompt, unless all that optimise it score a
+    prompt's samples in one call: methods that train on groups."""
+    watched_specs = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
+    if comparing := [n for n, spec in watched_specs.items() if spec.scope == "group"]:
         raise BadInput(
-            f"watch: {odd[0]} compares the samples of one prompt, which says nothing of how contestants differ"
+            f"watch: {comparing[0]} compares the samples of one prompt, which says nothing of how contestants differ"
         )
     if reward.spec.scope != "group":
         return
-    within = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]
-    if within and (config.seeds < 2 or config.batch % config.seeds):
+    group_rewards = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]
+    if group_rewards and (config.samples_per_prompt < 2 or config.batch % config.samples_per_prompt):
         raise BadInput(
-            f"reward {within[0]} compares the samples of one prompt: set seeds to 2 or more, and batch to a multiple of it"
+            f"reward {group_rewards[0]} compares the samples of one prompt: set samples_per_prompt to 2 or more, and "
+            "batch to a multiple of it"
         )
-    alone = [n for n, m in methods.items() if "reward" in m.needs and not (trains(m) and getattr(m, "group", 1) > 1)]
-    if alone or not any("reward" in m.needs for m in methods.values()):
+    ungrouped = [n for n, m in methods.items() if "reward" in m.needs and not (trains_weights(m) and m.group > 1)]
+    if ungrouped or not any("reward" in m.needs for m in methods.values()):
         raise BadInput(
             f"reward {reward.spec.name} compares the samples of one prompt in one call, and "
-            + (f"contestant {alone[0]}" if alone else "no contestant of this run")
-            + (" makes them one at a time" if alone else " makes a prompt's samples together")
+            + (f"contestant {ungrouped[0]}" if ungrouped else "no contestant of this run")
+            + (" makes them one at a time" if ungrouped else " makes a prompt's samples together")
         )
 
 
-def room(plan: Plan, runs: Path) -> None:
+def check_disk(plan: Plan, runs: Path) -> None:
     """Raises BadInput when the disk of `runs` has no room for what the run will write."""
-    there = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
+    disk_folder = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     sides = [p.call.get("height", 1024) * p.call.get("width", 1024) for p in plan.pipelines.values()]
     need = len(plan.rows) * sum(sides) * 3 / 2**20 if plan.modality == "image" else 0
-    free = shutil.disk_usage(there).free / 2**20
+    free = shutil.disk_usage(disk_folder).free / 2**20
     if free < FREE_MB:
-        raise BadInput(f"{there}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs")
+        raise BadInput(
+            f"{disk_folder}: only {free:.0f} MB free on this disk, at least {FREE_MB} are needed; use --runs"
+        )
     if free < need / 4:  # PNG of real pictures is rarely smaller than a quarter of the raw size
-        raise BadInput(f"{there}: {free:.0f} MB free, about {need:.0f} MB of pictures to write; use --runs")
+        raise BadInput(f"{disk_folder}: {free:.0f} MB free, about {need:.0f} MB of pictures to write; use --runs")
 
 
 def weights_mb(plan: Plan) -> float:

@@ -9,100 +9,104 @@ import torch
 import yaml
 from torch import Tensor
 
-from rewards import configured, find
+from rewards import configure_reward, find_reward
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, Reward
-from workbench.runs.registry import judges
+from workbench.core.types import BadInput, EmbeddingReward, Media, Reward, embeds_media
+from workbench.runs.registry import all_rewards
 
 NO_MATCH = "judged by none of these rewards"
 
 
-def blocks(asked: Sequence[str]) -> dict:
-    """One reward block of a run: each of `asked` is a name, or YAML settings as a run has them: `{clip: {dtype: bfloat16}}`,
+def parse_reward_blocks(texts: Sequence[str]) -> dict:
+    """One reward block of a run: each text is a name, or YAML settings as a run has them: `{clip: {dtype: bfloat16}}`,
     `{big: {reward: clip, model: ...}}`."""
     block: dict = {}
-    for text in asked:
+    for text in texts:
         try:
-            said = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: {}}
+            rewards = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: {}}
         except yaml.YAMLError:
             raise BadInput(f"--reward {text!r}: not valid YAML; write {{NAME: {{setting: value}}}}") from None
-        if twice := [label for label in said if label in block]:
-            raise BadInput(f"--reward: {twice[0]} is named twice")
-        block |= said
+        if repeated := [label for label in rewards if label in block]:
+            raise BadInput(f"--reward: {repeated[0]} is named twice")
+        block |= rewards
     return block
 
 
-def named(asked: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
+def build_rewards(texts: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
     """Rewards by label, checked, none loaded. Raises BadInput, naming the nearest name."""
     rewards = {}
-    for label, settings in blocks(asked).items():
+    for label, settings in parse_reward_blocks(texts).items():
         if not isinstance(settings, (Mapping, type(None))):
             raise BadInput(f"--reward {label}: expected its settings, {{setting: value}}, got {settings!r}")
         settings = dict(settings or {})
         where = f"--reward {label}"
-        reward = configured(find(str(settings.pop("reward", label)), registry, where), settings, where)
+        reward = configure_reward(find_reward(str(settings.pop("reward", label)), registry, where), settings, where)
         if hasattr(reward, "check"):
             reward.check()
         rewards[reward.spec.name if ":" in str(label) else str(label)] = reward
     return rewards
 
 
-def score(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
-    """One row a file: `file`, `prompt`, a score per reward (None where there is none), `note` for what reading changed or
-    what is odd about the file, and `error`, one sentence, empty when every score that was asked for is there.
+def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
+    """One row a file: `file`, `prompt`, a score per reward (None where there is none), `note` for what reading changed
+    or what is odd about the file, and `error`, one sentence, empty when every score that was asked for is there.
 
-    Rewards of whole sets have one row more, for all files together. A reward leaves out the files of media that it doesn't
-    judge. Raises BadInput for a reward that can't be, for paths
-    that all lead nowhere, and when no file could be judged because of what was asked: no reward judges it, or one needs
-    a prompt and there is none.
+    Rewards of whole sets have one row more, for all files together. A reward leaves out the files of media that it
+    doesn't judge. Raises BadInput for a reward that can't be, for paths that all lead nowhere, and when no file could
+    be judged because of what was asked: no reward judges it, or one needs a prompt and there is none.
     """
-    rewards = named(names, judges())
+    rewards = build_rewards(names, all_rewards())
     for name, reward in rewards.items():
         if reward.spec.scope == "group":
             raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
         if "source" in reward.spec.needs:
             raise BadInput(f"--reward {name}: needs what each picture was made from, which `score` doesn't take")
+        if reward.spec.scope == "set" and not embeds_media(reward):
+            raise BadInput(f"--reward {name}: judges whole sets, and has no features to take file by file")
         if "reference" in reward.spec.needs:
             raise BadInput(
                 f"--reward {name}: compares with examples; write --reward '{{{name}: {{reference: FOLDER}}}}'"
             )
-    sets = {name: [] for name, reward in rewards.items() if reward.spec.scope == "set"}
-    rows, refused, paths = [], [], [*_expand(files)]
-    if all(lost for _, lost in paths):
+    set_rewards = {n: reward for n, reward in rewards.items() if reward.spec.scope == "set" and embeds_media(reward)}
+    sets: dict[str, list[Tensor]] = {name: [] for name in set_rewards}  # features, a file each
+    rows, refusals, paths = [], [], [*_expand_folders(files)]
+    if all(problem for _, problem in paths):
         raise BadInput(paths[0][1])
-    for path, lost in paths:
-        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(rewards), "note": "", "error": lost}
+    for path, problem in paths:
+        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(rewards), "note": "", "error": problem}
         rows.append(row)
-        if lost:
+        if problem:
             continue
         try:
-            found = media.look(path)
+            loaded = media.inspect_media(path)
         except BadInput as error:
             row["error"] = str(error)
             continue
-        row["prompt"] = prompt if prompt is not None else _carried(found.story)
-        row["note"] = "; ".join(found.notes)
-        wanting = _wanting(rewards, found.media, row["prompt"], path)
-        refused += [wanting] if wanting else []
-        row["error"] = wanting or _judge(rewards, found.media, row, path, sets)
-    if refused and all(row["error"] for row in rows):
-        raise BadInput(refused[0])
+        row["prompt"] = prompt if prompt is not None else _prompt_in_file(loaded.story)
+        row["note"] = "; ".join(loaded.notes)
+        missing_input = _missing_requirement(rewards, loaded.media, row["prompt"], path)
+        refusals += [missing_input] if missing_input else []
+        row["error"] = missing_input or _score_file(rewards, set_rewards, loaded.media, row, path, sets)
+    if refusals and all(row["error"] for row in rows):
+        raise BadInput(refusals[0])
     if sets:
-        rows.append(_together(rewards, sets))
+        rows.append(_score_sets(rewards, set_rewards, sets))
     return rows
 
 
 @torch.no_grad()
-def _together(rewards: Mapping[str, Reward], sets: Mapping[str, list[Tensor]]) -> dict:
+def _score_sets(
+    rewards: Mapping[str, Reward], set_rewards: Mapping[str, EmbeddingReward], sets: Mapping[str, list[Tensor]]
+) -> dict:
     """The row of all files together, from their features."""
     row = {"file": "all together", "prompt": None, **dict.fromkeys(rewards), "note": "", "error": ""}
     problems = []
     for name, parts in sets.items():
-        reward, count = rewards[name], len(parts)
+        reward, count = set_rewards[name], len(parts)
         value = torch.nan
         if parts:
             x = torch.cat(parts)
-            value = float(reward.of(x, reward.target(None, x.device)))
+            value = float(reward.score_rows(x, reward.target(None, x.device)))
         if value == value:
             row[name] = value
         else:
@@ -110,39 +114,49 @@ def _together(rewards: Mapping[str, Reward], sets: Mapping[str, list[Tensor]]) -
     return row | {"error": "; ".join(problems)}
 
 
-def _expand(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
+def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """Files, and those in folders, sorted; with a sentence for what leads to none."""
     for path in files:
         if path.is_dir():
-            inside = (p for p in path.rglob("*") if p.suffix.lower() in media.READABLE and p.is_file())
-            inside = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
+            readable = (p for p in path.rglob("*") if p.suffix.lower() in media.READABLE_SUFFIXES and p.is_file())
+            inside = sorted(p for p in readable if not any(part.startswith(".") for part in p.relative_to(path).parts))
             yield from ((p, "") for p in inside)
             if not inside:
-                yield path, f"{path}: no media files in this folder; known kinds: {', '.join(sorted(media.READABLE))}"
+                yield (
+                    path,
+                    f"{path}: no media files in this folder; known kinds: {', '.join(sorted(media.READABLE_SUFFIXES))}",
+                )
         else:
             yield path, "" if path.exists() else f"{path}: no such file or folder"
 
 
-def _carried(story: dict) -> str | None:
+def _prompt_in_file(story: dict) -> str | None:
     """The prompt that the workbench wrote into a file."""
     words = story.get("prompt")
     return words if isinstance(words, str) else None
 
 
-def _wanting(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:
-    """Why what was asked can't be had of this file, whatever is in it."""
-    able = {name: reward for name, reward in rewards.items() if item.modality in reward.spec.modalities}
-    if not able:
-        told = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
-        return f"{path}: {item.modality}, which is {NO_MATCH}: {told}"
-    for name, reward in able.items():
+def _missing_requirement(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:
+    """Why no score is possible: no reward judges this modality, or one needs a prompt and there is none. Else empty."""
+    fitting = {name: reward for name, reward in rewards.items() if item.modality in reward.spec.modalities}
+    if not fitting:
+        modalities = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
+        return f"{path}: {item.modality}, which is {NO_MATCH}: {modalities}"
+    for name, reward in fitting.items():
         if "prompt" in reward.spec.needs and prompt is None:
             return f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT"
     return ""
 
 
 @torch.no_grad()
-def _judge(rewards: Mapping[str, Reward], item: Media, row: dict, path: Path, sets: Mapping[str, list[Tensor]]) -> str:
+def _score_file(
+    rewards: Mapping[str, Reward],
+    set_rewards: Mapping[str, EmbeddingReward],
+    item: Media,
+    row: dict,
+    path: Path,
+    sets: Mapping[str, list[Tensor]],
+) -> str:
     """Fills in the row's scores, and the features of `sets`; why one is missing."""
     if not item.data.isfinite().all():
         return f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
@@ -151,8 +165,8 @@ def _judge(rewards: Mapping[str, Reward], item: Media, row: dict, path: Path, se
         if item.modality not in reward.spec.modalities:
             continue
         try:
-            if name in sets:
-                sets[name].append(reward.features(item))
+            if name in set_rewards:
+                sets[name].append(set_rewards[name].features(item))
                 continue
             value = float(reward(media=item, prompts=[row["prompt"] or ""])[0])
         except (ValueError, RuntimeError) as error:  # BadInput is a ValueError

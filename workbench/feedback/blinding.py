@@ -1,4 +1,5 @@
-"""Two media made ready to be judged blind: nothing of where they come from in the files, their names or their loudness."""
+"""Two media made ready to be judged blind: nothing of where they come from in the files, their names or their
+loudness."""
 
 from __future__ import annotations
 
@@ -6,22 +7,32 @@ import hashlib
 import secrets
 import struct
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rewards.encoders.audio_frontend import resample
+from rewards.encoders.audio_frontend import resample_audio
 from workbench.core.io import media
 from workbench.core.types import BadInput, Media
 from workbench.feedback.votes import Pair
 from workbench.report import audio_view
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PIXELS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")  # all that makes the picture or clip
-OLD = 3600.0  # seconds after which a shown file is removed
+PIXEL_CHUNKS = (
+    b"IHDR",
+    b"PLTE",
+    b"tRNS",
+    b"acTL",
+    b"fcTL",
+    b"IDAT",
+    b"fdAT",
+    b"IEND",
+)  # all that makes the picture or clip
+MAX_AGE = 3600.0  # seconds after which a shown file is removed
 
 
 @dataclass(frozen=True)
-class Shown:
+class BlindPair:
     """The two files of one battle."""
 
     left: Path
@@ -29,35 +40,35 @@ class Shown:
     seconds: float  # how long the shorter one plays; 0 for pictures
 
 
-def show(pair: Pair, runs: Path, temp: Path) -> Shown | None:
+def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
     """Copies in `temp` under random names; None when a file is gone or changed, or both look or sound exactly the same.
 
-    Pictures and clips keep every pixel. Sounds are brought to one rate, one number of channels, the length of the shorter
-    and one loudness, for what is louder seems better.
+    Pictures and clips keep every pixel. Sounds are brought to one rate, one number of channels, the length of the
+    shorter and one loudness, for what is louder seems better.
     """
-    found = [_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
-    if None in found:
+    originals = [_read_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
+    if None in originals:
         return None
     try:
         if pair.modality == "audio":
-            parts, seconds = _alike(*(media.read(path) for path, _ in found))
+            parts, seconds = _equalise_sounds(*(media.read_media(path) for path, _ in originals))
         else:
-            parts = [bare(data, path) for path, data in found]
-            seconds = min(map(_lasts, parts))
+            parts = [strip_png(data, path) for path, data in originals]
+            seconds = min(map(_play_seconds, parts))
     except BadInput:
         return None
     if parts[0] == parts[1]:
         return None
     temp.mkdir(parents=True, exist_ok=True)
     if secrets.randbelow(100) == 0:  # now and then: looking through thousands of files takes longer than a vote
-        _sweep(temp)
+        _remove_old_files(temp)
     names = [temp / f"{secrets.token_urlsafe(16)}{Path(pair.left.file).suffix}" for _ in parts]
     for name, data in zip(names, parts, strict=True):
         name.write_bytes(data)
-    return Shown(*names, seconds)
+    return BlindPair(*names, seconds)
 
 
-def _original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | None:
+def _read_original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | None:
     path = (runs / file).resolve()
     if not path.is_relative_to(runs.resolve()) or not path.is_file():
         return None
@@ -65,17 +76,18 @@ def _original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | None:
     return (path, data) if hashlib.sha256(data).hexdigest() == sha256 else None
 
 
-def bare(data: bytes, path: Path | str = "") -> bytes:
+def strip_png(data: bytes, path: Path | str = "") -> bytes:
     """A PNG or animated PNG without anything that is not its pixels. Raises BadInput for what is not one."""
-    kept = [data[:8]]
-    for name, chunk in _chunks(data, path):
-        if name in PIXELS:
-            kept.append(chunk)
-    return b"".join(kept)
+    chunks = [data[:8]]
+    for name, chunk in _png_chunks(data, path):
+        if name in PIXEL_CHUNKS:
+            chunks.append(chunk)
+    return b"".join(chunks)
 
 
-def _chunks(data: bytes, path: Path | str):
-    """(name, the whole chunk) of each, up to the end that the format knows: what is hung on behind it is not looked at."""
+def _png_chunks(data: bytes, path: Path | str) -> Iterator[tuple[bytes, bytes]]:
+    """(name, the whole chunk) of each, up to the end that the format knows: what is hung on behind it is not looked
+    at."""
     at, name = 8, b""
     while data[:8] == SIGNATURE and name != b"IEND" and at + 12 <= len(data):
         (length,), name = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
@@ -85,28 +97,28 @@ def _chunks(data: bytes, path: Path | str):
         raise BadInput(f"{path}: not a whole PNG")
 
 
-def _lasts(data: bytes) -> float:
+def _play_seconds(data: bytes) -> float:
     """Seconds that an animated PNG plays; 0 for a picture."""
     seconds = 0.0
-    for name, chunk in _chunks(data, ""):
+    for name, chunk in _png_chunks(data, ""):
         if name == b"fcTL":
             top, below = struct.unpack(">HH", chunk[28:32])  # 8 of the chunk's head, 20 of its numbers before these
             seconds += top / (below or 100)
     return seconds
 
 
-def _alike(*parts: Media) -> tuple[list[bytes], float]:
+def _equalise_sounds(*parts: Media) -> tuple[list[bytes], float]:
     """Two sounds as WAV bytes of equal rate, channels, length and loudness, and how many seconds that is."""
     rate, channels = round(max(p.rate for p in parts)), max(p.data.shape[1] for p in parts)
     if any(p.data.shape[1] not in (1, channels) for p in parts):
         raise BadInput("sounds of so many different channels can't be compared")
-    found = [resample(p.data, p.rate, rate) for p in parts]
-    length = min(x.shape[-1] for x in found)
-    found = [replace(parts[0], data=x[..., :length].expand(1, channels, -1), rate=float(rate)) for x in found]
-    return [media.wav(sound) for sound, _ in audio_view.matched(found)], length / rate
+    sounds = [resample_audio(p.data, p.rate, rate) for p in parts]
+    length = min(x.shape[-1] for x in sounds)
+    sounds = [replace(parts[0], data=x[..., :length].expand(1, channels, -1), rate=float(rate)) for x in sounds]
+    return [media.encode_wav(sound) for sound, _ in audio_view.match_loudness(sounds)], length / rate
 
 
-def _sweep(folder: Path) -> None:
+def _remove_old_files(folder: Path) -> None:
     for path in folder.iterdir():
-        if path.is_file() and time.time() - path.stat().st_mtime > OLD:
+        if path.is_file() and time.time() - path.stat().st_mtime > MAX_AGE:
             path.unlink(missing_ok=True)

@@ -12,33 +12,33 @@ from rewards.people import learned, personal, votes
 from workbench.core.types import BadInput
 
 
-def learn(
+def learn_from_votes(
     file: Path, out: Path, encoder: str = "starter:image/clip", mixture: bool = False, prototypes: int = 3
 ) -> dict:
     """Fit a taste to the votes in `file`, JSONL as rewards/people/votes.py reads it, and keep it in the folder `out`.
 
     mixture: shared tastes and how much of each is in whom (rewards/people/personal.py), instead of one taste for all.
     Returns `reward`, the block that names it in a run; `better`, whether held-out votes show that it beats chance;
-    `told`, what they say, in sentences; their `report` in numbers; and with `mixture` its `people`, and the report of one
-    taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.
+    `told`, what they say, in sentences; their `report` in numbers; and with `mixture` its `people`, and the report of
+    one taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    image_text.check(encoder)
+    image_text.check_encoder(encoder)
     if out.exists() and not out.is_dir():
         raise BadInput(f"--out: {out} is a file; name a folder")
-    found = votes.read(file, encoder, device)
-    if found.a.shape[1] != (width := image_text.load(encoder, device).width):
-        wrong = f"{file}: features of {found.a.shape[1]} numbers, where {encoder} gives {width}"
+    pairs = votes.read_votes(file, encoder, device)
+    if pairs.a.shape[1] != (width := image_text.load_encoder(encoder, device).width):
+        wrong = f"{file}: features of {pairs.a.shape[1]} numbers, where {encoder} gives {width}"
         raise BadInput(f"{wrong}; name the encoder that made them with --encoder")
-    made = personal.fit(found, encoder, prototypes) if mixture else learned.fit(found, encoder)
-    made.save(out)
-    report, told = made.report, [str(made.report)]
+    taste = personal.fit_mixture(pairs, encoder, prototypes) if mixture else learned.fit_taste(pairs, encoder)
+    taste.save(out)
+    report, sentences = taste.report, [str(taste.report)]
     if report.ties or report.dropped:
-        told.append(f"besides, {report.ties} ties, and {report.dropped} votes whose features are not finite")
+        sentences.append(f"besides, {report.ties} ties, and {report.dropped} votes whose features are not finite")
     if mixture:
-        told.append(f"one taste for all, on the same votes: {made.shared}")
-    if not report.better:
-        told.append("a run refuses it as it is, unless its block says `unproven: true`")
+        sentences.append(f"one taste for all, on the same votes: {taste.shared}")
+    if not report.is_better:
+        sentences.append("a run refuses it as it is, unless its block says `unproven: true`")
     block = {"personal" if mixture else "learned": {"path": str(out)}}
-    more = {"people": sorted(made.people), "shared": asdict(made.shared)} if mixture else {}
-    return {"reward": block, "better": report.better, "told": told, "report": asdict(report)} | more
+    mixture_fields = {"people": sorted(taste.people), "shared": asdict(taste.shared)} if mixture else {}
+    return {"reward": block, "better": report.is_better, "told": sentences, "report": asdict(report)} | mixture_fields

@@ -9,31 +9,32 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from workbench.core.types import BadInput
 from workbench.feedback import ratings
 from workbench.feedback.votes import (
-    MODALITY,
-    STANDING,
+    MODALITY_BY_SUFFIX,
+    STANDING_VOTES,
     Pair,
     Side,
+    current_time,
     modality_of,
-    now,
+    open_for_writing,
     pipeline_of,
-    pseudonym,
-    voted,
-    writing,
+    pseudonym_of,
+    sql_has_voted,
 )
 from workbench.runs import store
 
-TRIES = 16  # pairs looked at before it is said that none can be shown
-RECENT = 1000  # votes that decide what is asked next: more would cost time and change little
+MAX_TRIES = 16  # pairs looked at before it is said that none can be shown
+RECENT_VOTES = 1000  # votes that decide what is asked next: more would cost time and change little
 
 
 @dataclass(frozen=True)
-class Entry:
+class RunContestant:
     """A contestant of one run."""
 
     run: int
@@ -47,18 +48,26 @@ class Entry:
         return f"{self.contestant} · {self.pipeline}"
 
 
-def entries(db: sqlite3.Connection) -> list[Entry]:
+def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
     rows = db.execute(
         "SELECT a.run, a.contestant, MIN(a.file) AS file, runs.folder, runs.config FROM artefacts a "
         "JOIN runs ON runs.id = a.run GROUP BY a.run, a.contestant"
     ).fetchall()
     configs = {row["run"]: json.loads(row["config"]) for row in rows}
-    return [Entry(row["run"], row["folder"], row["contestant"], pipeline_of(configs[row["run"]], row["contestant"]),
-                  modality_of(row["file"])) for row in rows]  # fmt: skip
+    return [
+        RunContestant(
+            row["run"],
+            row["folder"],
+            row["contestant"],
+            pipeline_of(configs[row["run"]], row["contestant"]),
+            modality_of(row["file"]),
+        )
+        for row in rows
+    ]
 
 
 @dataclass(frozen=True)
-class Stock:
+class VotableRun:
     """A run that has something to vote on."""
 
     id: int
@@ -69,107 +78,122 @@ class Stock:
     created: str
 
 
-def stock(runs: Path) -> list[Stock]:
+def votable_runs(runs: Path) -> list[VotableRun]:
     """The newest first."""
     if not (runs / "workbench.db").is_file():
         return []
-    with store.index(runs) as db:
-        found = entries(db)
-        numbers = [e.run for e in found]
-        several = {e.run: e for e in found if numbers.count(e.run) > 1 and (runs / e.folder).is_dir()}
+    with store.open_index(runs) as db:
+        contestants = read_contestants(db)
+        numbers = [e.run for e in contestants]
+        several = {e.run: e for e in contestants if numbers.count(e.run) > 1 and (runs / e.folder).is_dir()}
         rows = [
             db.execute(
-                "SELECT COUNT(DISTINCT a.prompt) AS prompts, (SELECT prompt FROM artefacts WHERE run = a.run ORDER BY position "
-                "LIMIT 1) AS first, runs.created FROM artefacts a JOIN runs ON runs.id = a.run WHERE a.run = ?",
+                "SELECT COUNT(DISTINCT a.prompt) AS prompts, (SELECT prompt FROM artefacts WHERE run = a.run ORDER BY "
+                "position LIMIT 1) AS first, runs.created FROM artefacts a JOIN runs ON runs.id = a.run WHERE "
+                "a.run = ?",
                 (number,),
             ).fetchone()
             for number in several
         ]
-    made = [Stock(e.run, e.folder, e.modality, *row) for e, row in zip(several.values(), rows, strict=True)]
-    return sorted(made, key=lambda s: s.folder, reverse=True)
+    stock = [VotableRun(e.run, e.folder, e.modality, *row) for e, row in zip(several.values(), rows, strict=True)]
+    return sorted(stock, key=lambda s: s.folder, reverse=True)
 
 
-def ask(runs: Path, rater: str, show: Callable[[Pair], object], modality: str = "", run: int = 0, rng=None):
-    """(battle, pair, what `show` made of the pair) of the next battle for a rater; None when there is nothing to vote on.
+def ask_next_pair(
+    runs: Path,
+    rater: str,
+    present: Callable[[Pair], Any],
+    modality: str = "",
+    run: int = 0,
+    rng: np.random.Generator | None = None,
+) -> tuple[str, Pair, Any] | None:
+    """(battle, pair, what `present` made of it) of the next battle for a rater; None when there is nothing to vote on.
 
-    Two contestants of one run on the same prompt and seed: label pairs are drawn in proportion to what another vote would
-    tell (ratings.gain), a pair of media that this rater has not met before one that they have skipped. One that they have
-    voted on is never asked again, even when the vote was taken back: they were told who it is. `show` returns None for a
-    pair that can't be shown. modality, run (its number, 0 for all): only of these. Raises BadInput.
+    Two contestants of one run on the same prompt and seed: label pairs are drawn in proportion to what another vote
+    would tell (ratings.expected_gain), a pair of media that this rater has not met before one that they have skipped.
+    One that they have voted on is never asked again, even when the vote was taken back: they have seen the names.
+    `present` returns None for a pair that can't be shown. modality, run (its number, 0 for all): only of these. Raises
+    BadInput.
     """
-    who, rng = pseudonym(rater), rng or np.random.default_rng()
-    if modality not in ("", *MODALITY.values()):
-        raise BadInput(f"modality: {modality!r} is none of {', '.join(MODALITY.values())}")
+    asker, rng = pseudonym_of(rater), rng or np.random.default_rng()
+    if modality not in ("", *MODALITY_BY_SUFFIX.values()):
+        raise BadInput(f"modality: {modality!r} is none of {', '.join(MODALITY_BY_SUFFIX.values())}")
     if not isinstance(run, int) or not 0 <= run < 2**63:
         raise BadInput("run: give the number of a run, or 0 for any")
     if not (runs / "workbench.db").is_file():
         return None
-    for pair in _candidates(runs, who, modality, run, rng):
-        if (shown := show(pair)) is None:
+    for pair in _candidate_pairs(runs, asker, modality, run, rng):
+        if (presented := present(pair)) is None:
             continue
         battle = secrets.token_urlsafe(16)
-        with writing(runs) as db:
+        with open_for_writing(runs) as db:
             db.execute(
                 "INSERT INTO battles VALUES (?,?,?,?,?,?,?,?)",
-                (battle, pair.left.artefact, pair.right.artefact, pair.left.sha256, pair.right.sha256, who, now(),
-                 pair.prompt),
+                (battle, pair.left.artefact, pair.right.artefact, pair.left.sha256, pair.right.sha256, asker,
+                 current_time(), pair.prompt),
             )  # fmt: skip
-        return battle, pair, shown
+        return battle, pair, presented
     return None
 
 
-def _candidates(runs: Path, who: str, modality: str, run: int, rng) -> list[Pair]:
+def _candidate_pairs(runs: Path, asker: str, modality: str, run: int, rng: np.random.Generator) -> list[Pair]:
     """At most TRIES, the best first."""
-    with writing(runs) as db:
+    with open_for_writing(runs) as db:
         if run and not db.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone():
             raise BadInput(f"run: there is no run {run} here; 0 asks for any")
-        found = [e for e in entries(db) if modality in ("", e.modality) and run in (0, e.run)]
-        found = sorted((e for e in found if (runs / e.folder).is_dir()), key=lambda e: e.label)
-        meetings = [(a, b) for a, b in combinations(found, 2) if a.run == b.run]
+        contestants = [e for e in read_contestants(db) if modality in ("", e.modality) and run in (0, e.run)]
+        contestants = sorted((e for e in contestants if (runs / e.folder).is_dir()), key=lambda e: e.label)
+        meetings = [(a, b) for a, b in combinations(contestants, 2) if a.run == b.run]
         if not meetings:
             return []
-        worth = _worth(db, meetings)
-        order = np.argsort(-(np.log(worth) + rng.gumbel(size=len(worth))))  # a draw without replacement
+        gains = _expected_gains(db, meetings)
+        order = np.argsort(-(np.log(gains) + rng.gumbel(size=len(gains))))  # a draw without replacement
         pairs: list[Pair] = []
-        for seen in (False, True):
+        for already_shown in (False, True):
             for n in order:
-                pairs += _media(db, *meetings[n], who, seen, rng)
-                if len(pairs) >= TRIES:
+                pairs += _pairs_of_media(db, *meetings[n], asker, already_shown, rng)
+                if len(pairs) >= MAX_TRIES:
                     return pairs
         return pairs
 
 
-def _worth(db: sqlite3.Connection, meetings: Sequence[tuple[Entry, Entry]]) -> np.ndarray:
+def _expected_gains(db: sqlite3.Connection, meetings: Sequence[tuple[RunContestant, RunContestant]]) -> np.ndarray:
     """float64 [M]: what a vote on each would tell, shared by the runs in which the two contestants meet."""
     pairs = [(a.label, b.label) for a, b in meetings]
     names = {name: n for n, name in enumerate(dict.fromkeys(x for pair in pairs for x in pair))}
     label = {(e.run, e.contestant): names[e.label] for pair in meetings for e in pair}
     rows = db.execute(
-        f"SELECT l.run, l.contestant AS a, r.contestant AS b, v.choice, COUNT(*) AS n FROM {STANDING} "
-        f"AND v.id > (SELECT MAX(id) FROM votes) - {RECENT} GROUP BY 1, 2, 3, 4"
+        f"SELECT l.run, l.contestant AS a, r.contestant AS b, v.choice, COUNT(*) AS n FROM {STANDING_VOTES} "
+        f"AND v.id > (SELECT MAX(id) FROM votes) - {RECENT_VOTES} GROUP BY 1, 2, 3, 4"
     ).fetchall()
     won = np.zeros((len(names), len(names)))
     for row in rows:
         i, j = label.get((row["run"], row["a"])), label.get((row["run"], row["b"]))
         if i is not None and j is not None and row["choice"] != "bad":
-            won[i, j] += row["n"] * ratings.SCORE[row["choice"]]
-            won[j, i] += row["n"] * (1 - ratings.SCORE[row["choice"]])
-    told = ratings.gain(won)
-    return np.array([told[names[a], names[b]] / pairs.count((a, b)) for a, b in pairs])
+            won[i, j] += row["n"] * ratings.SCORE_OF_CHOICE[row["choice"]]
+            won[j, i] += row["n"] * (1 - ratings.SCORE_OF_CHOICE[row["choice"]])
+    gains = ratings.expected_gain(won)
+    return np.array([gains[names[a], names[b]] / pairs.count((a, b)) for a, b in pairs])
 
 
-def _media(db: sqlite3.Connection, a: Entry, b: Entry, who: str, seen: bool, rng) -> list[Pair]:
+def _pairs_of_media(
+    db: sqlite3.Connection,
+    a: RunContestant,
+    b: RunContestant,
+    asker: str,
+    already_shown: bool,
+    rng: np.random.Generator,
+) -> list[Pair]:
     """A few pairs of media of two contestants that this rater has, or has not, been shown, in random order; equal files
     tell nothing and are left out, and so is what this rater has voted on."""
     met = "SELECT 1 FROM battles WHERE asker = :who AND left_artefact = {} AND right_artefact = {}"
     rows = db.execute(
-        "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS b_sha "
-        "FROM artefacts a JOIN artefacts b ON b.run = a.run AND b.contestant = :b AND b.position = a.position "
-        "AND b.k = a.k AND b.prompt = a.prompt WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 "
-        f"AND (EXISTS ({met.format('a.id', 'b.id')}) OR EXISTS ({met.format('b.id', 'a.id')})) = :seen "
-        f"AND NOT {voted(':who', 'a.id', 'b.id')} "
-        "ORDER BY RANDOM() LIMIT 8",
-        {"run": a.run, "a": a.contestant, "b": b.contestant, "who": who, "seen": int(seen)},
+        "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS "
+        "b_sha FROM artefacts a JOIN artefacts b ON b.run = a.run AND b.contestant = :b AND b.position = a.position "
+        "AND b.k = a.k AND b.prompt = a.prompt WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 AND "
+        f"(EXISTS ({met.format('a.id', 'b.id')}) OR EXISTS ({met.format('b.id', 'a.id')})) = :seen AND NOT "
+        f"{sql_has_voted(':who', 'a.id', 'b.id')} ORDER BY RANDOM() LIMIT 8",
+        {"run": a.run, "a": a.contestant, "b": b.contestant, "who": asker, "seen": int(already_shown)},
     ).fetchall()
     pairs = []
     for row in rows:

@@ -17,34 +17,37 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.sparse.csgraph import connected_components
 
-from rewards.people.votes import interval
-from workbench.evaluation.statistics import FEW
+from rewards.people.votes import clopper_pearson
+from workbench.evaluation.statistics import FEW_PROMPTS
 
 RESAMPLES = 1000
 PRIOR = 1 / 3.0**2  # precision of the Gaussian prior on a strength
 POINTS = 400 / np.log(10)  # of a rating, for one log-odds
-SCORE = {"left": 1.0, "right": 0.0, "tie": 0.5, "bad": np.nan}
-LISTED = 30  # votes below which a rating is only a first guess
+SCORE_OF_CHOICE = {"left": 1.0, "right": 0.0, "tie": 0.5, "bad": np.nan}
+MIN_LISTED_VOTES = 30  # votes below which a rating is only a first guess
 
 
-def wins(left: np.ndarray, right: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
+def count_wins(lefts: np.ndarray, rights: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
     """float64 [n,n]: how often row beat column, a tie counting half for each.
 
-    left, right: int [N] contestants; score: [N] 1 where the left one won, 0 the right one, 1/2 for a tie, NaN for neither.
+    left, right: int [N] contestants; score: [N] 1 where the left one won, 0 the right one, 1/2 for a tie, NaN for
+    neither.
     """
-    return _each(left, right, score, np.zeros(len(score), int), 1, n)[0]
+    return _wins_by_group(lefts, rights, score, np.zeros(len(score), int), 1, n)[0]
 
 
-def _each(left, right, score, group, groups: int, n: int) -> np.ndarray:
+def _wins_by_group(
+    lefts: np.ndarray, rights: np.ndarray, score: np.ndarray, group: np.ndarray, groups: int, n: int
+) -> np.ndarray:
     """[groups,n,n]: the wins of each group of votes, group: int [N]."""
-    out, known = np.zeros((groups, n, n)), np.isfinite(score)
-    i, j, s, g = left[known], right[known], score[known], group[known]
+    out, is_known = np.zeros((groups, n, n)), np.isfinite(score)
+    i, j, s, g = lefts[is_known], rights[is_known], score[is_known], group[is_known]
     np.add.at(out, (g, i, j), s)
     np.add.at(out, (g, j, i), 1 - s)
     return out
 
 
-def strengths(won: np.ndarray, prior: float = PRIOR) -> np.ndarray:
+def fit_strengths(won: np.ndarray, prior: float = PRIOR) -> np.ndarray:
     """float64 [...,n] log-odds that maximise the posterior of wins [...,n,n]: Newton's method, all problems at once."""
     theta = np.zeros(won.shape[:-1])
     met = won + np.swapaxes(won, -1, -2)
@@ -68,57 +71,57 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
     return 0.5 + 0.5 * np.tanh(x / 2)
 
 
-def posterior(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def fit_posterior(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Strengths [n] and their covariance [n,n] by Laplace's approximation: the inverse of the curvature there."""
-    theta, met = strengths(won), won + won.T
+    theta, met = fit_strengths(won), won + won.T
     p = _sigmoid(theta[:, None] - theta[None, :])
     return theta, np.linalg.inv(_laplacian(met * p * (1 - p)) + PRIOR * np.eye(len(won)))
 
 
-def gain(won: np.ndarray) -> np.ndarray:
+def expected_gain(won: np.ndarray) -> np.ndarray:
     """float64 [n,n]: what one more vote between two contestants is expected to tell about their difference, in nats:
     log(1 + p (1 - p) Var(theta_i - theta_j)) / 2. Zero on the diagonal.
     """
-    theta, cov = posterior(won)
+    theta, cov = fit_posterior(won)
     p = _sigmoid(theta[:, None] - theta[None, :])
     spread = np.diag(cov)[:, None] + np.diag(cov)[None, :] - 2 * cov
     return 0.5 * np.log1p(p * (1 - p) * np.maximum(spread, 0))
 
 
-def bootstrap(
-    left: np.ndarray, right: np.ndarray, score: np.ndarray, prompts: Sequence, n: int, resamples: int = RESAMPLES
+def bootstrap_strengths(
+    lefts: np.ndarray, rights: np.ndarray, score: np.ndarray, prompts: Sequence, n: int, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """float64 [resamples,n] strengths of resampled votes, seeded: whole prompts where there are at least `FEW`, for votes
-    on one prompt are not independent; else single votes. Rows of equal votes are drawn as counts, so cost does not grow
-    with their number.
+    """float64 [resamples,n] strengths of resampled votes, seeded: whole prompts where there are at least `FEW`, for
+    votes on one prompt are not independent; else single votes. Rows of equal votes are drawn as counts, so cost does
+    not grow with their number.
     """
-    known = np.isfinite(score)
-    left, right, score = left[known], right[known], score[known]
+    is_known = np.isfinite(score)
+    lefts, rights, score = lefts[is_known], rights[is_known], score[is_known]
     if not len(score):
         return np.zeros((resamples, n))
-    _, group = np.unique(np.asarray(prompts)[known], return_inverse=True)
+    _, group = np.unique(np.asarray(prompts)[is_known], return_inverse=True)
     rng = np.random.default_rng(0)
-    if group.max() + 1 >= FEW:
-        parts = _each(left, right, score, group, group.max() + 1, n)
+    if group.max() + 1 >= FEW_PROMPTS:
+        parts = _wins_by_group(lefts, rights, score, group, group.max() + 1, n)
         times = rng.multinomial(len(parts), np.full(len(parts), 1 / len(parts)), size=resamples)
     else:
         kinds, group, count = np.unique(
-            np.stack([left, right, 2 * score]), axis=1, return_inverse=True, return_counts=True
+            np.stack([lefts, rights, 2 * score]), axis=1, return_inverse=True, return_counts=True
         )
-        i, j, twice = kinds.astype(int)
-        parts = _each(i, j, twice / 2, np.arange(len(i)), len(i), n)
+        i, j, double_score = kinds.astype(int)
+        parts = _wins_by_group(i, j, double_score / 2, np.arange(len(i)), len(i), n)
         times = rng.multinomial(len(score), count / count.sum(), size=resamples)
-    return strengths((times @ parts.reshape(len(parts), -1)).reshape(resamples, n, n))
+    return fit_strengths((times @ parts.reshape(len(parts), -1)).reshape(resamples, n, n))
 
 
-def islands(won: np.ndarray) -> list[list[int]]:
+def find_islands(won: np.ndarray) -> list[list[int]]:
     """The groups of contestants that battles connect; ratings of different groups can't be compared."""
     count, where = connected_components((won + won.T) > 0, directed=False)
     return [np.flatnonzero(where == c).tolist() for c in range(count)]
 
 
 @dataclass(frozen=True)
-class Rated:
+class Rating:
     """One contestant's line."""
 
     name: str
@@ -136,17 +139,17 @@ class Rated:
 class Bias:
     """How often the left side won among votes without a tie. Sides are drawn by lot, so without a bias it is a coin."""
 
-    left: int
+    left_wins: int
     votes: int
     low: float  # 95 % interval, exact (Clopper and Pearson)
     high: float
 
     @property
     def share(self) -> float:
-        return self.left / self.votes if self.votes else np.nan
+        return self.left_wins / self.votes if self.votes else np.nan
 
     @property
-    def found(self) -> bool:
+    def is_shown(self) -> bool:
         return self.votes > 0 and not self.low <= 0.5 <= self.high
 
     def __str__(self) -> str:
@@ -154,24 +157,25 @@ class Bias:
             return "no vote without a tie yet, so nothing is known of a position bias"
         share, low, high = (f"{100 * x:.0f} %" for x in (self.share, self.low, self.high))
         on = f"the left side won {share} [{low}, {high}] of {self.votes} votes without a tie"
-        if self.found:
+        if self.is_shown:
             side = "left" if self.share > 0.5 else "right"
             return f"position bias: {on}, where chance is 50 %; votes lean to the {side}, whatever stands there"
         return f"no position bias shown: {on}, where chance is 50 %"
 
 
 def position_bias(score: np.ndarray) -> Bias:
-    """score: [N] as in `wins`. One test at 5 %: of honest sets of votes at most one in twenty is called biased."""
+    """score: [N] as in `count_wins`. One test at 5 %: of honest sets of votes at most one in twenty is called
+    biased."""
     decided = score[np.isfinite(score) & (score != 0.5)]
     k, n = int(decided.sum()), len(decided)
-    return Bias(k, n, *(interval(k / n, n) if n else (0.0, 1.0)))
+    return Bias(k, n, *(clopper_pearson(k / n, n) if n else (0.0, 1.0)))
 
 
 @dataclass(frozen=True, eq=False)
-class Board:
+class Leaderboard:
     """Everything that the leaderboard shows."""
 
-    rows: tuple[Rated, ...]  # the best first
+    rows: tuple[Rating, ...]  # the best first
     won: np.ndarray  # [n,n] in the order of rows: how often row beat column
     bias: Bias
     islands: tuple[tuple[str, ...], ...]  # groups of contestants that met; more than one: a warning
@@ -190,35 +194,37 @@ class Board:
         return np.divide(self.won, self.met, out=np.full_like(self.won, np.nan), where=self.met > 0)
 
 
-def board(left: Sequence[str], right: Sequence[str], choices: Sequence[str], prompts: Sequence[str]) -> Board:
+def build_leaderboard(
+    lefts: Sequence[str], rights: Sequence[str], choices: Sequence[str], prompts: Sequence[str]
+) -> Leaderboard:
     """The leaderboard of N votes: contestants left and right, what was chosen, and of which prompt."""
-    names = sorted({*left, *right})
+    names = sorted({*lefts, *rights})
     number = {name: n for n, name in enumerate(names)}
-    i, j = (np.array([number[x] for x in side], dtype=int) for side in (left, right))
-    score = np.array([SCORE[c] for c in choices], dtype=np.float64)
-    won, known = wins(i, j, score, len(names)), np.isfinite(score)
-    theta, cov = posterior(won)
-    draws, met = bootstrap(i, j, score, prompts, len(names)), won.sum(1) + won.sum(0)
+    i, j = (np.array([number[x] for x in side], dtype=int) for side in (lefts, rights))
+    score = np.array([SCORE_OF_CHOICE[c] for c in choices], dtype=np.float64)
+    won, is_known = count_wins(i, j, score, len(names)), np.isfinite(score)
+    theta, cov = fit_posterior(won)
+    draws, met = bootstrap_strengths(i, j, score, prompts, len(names)), won.sum(1) + won.sum(0)
     extreme = (won.sum(1) == 0) | (won.sum(0) == 0)
     noise = np.random.default_rng(1).standard_normal(draws.shape) * np.sqrt(np.diag(cov))
     draws = np.where(extreme, theta + noise, draws)
     low, high = 1000 + POINTS * np.quantile(draws, [0.025, 0.975], axis=0)
     ranks = 1 + (draws[:, None, :] > draws[:, :, None] + 1e-9).sum(-1)  # [R,n]
     first, last = np.quantile(ranks, [0.025, 0.975], axis=0, method="nearest").astype(int)
-    bad = np.bincount(np.concatenate([i[~known], j[~known]]), minlength=len(names))
+    bad = np.bincount(np.concatenate([i[~is_known], j[~is_known]]), minlength=len(names))
     rows = [
-        Rated(name, float(1000 + POINTS * theta[n]), float(low[n]), float(high[n]), int(first[n]), int(last[n]),
+        Rating(name, float(1000 + POINTS * theta[n]), float(low[n]), float(high[n]), int(first[n]), int(last[n]),
               int(met[n]), int(bad[n]), float(won[n].sum() / met[n]) if met[n] else np.nan)
         for n, name in enumerate(names)
     ]  # fmt: skip
     order = sorted(range(len(names)), key=lambda n: (-rows[n].rating, names[n]))
-    count = len({p for p, k in zip(prompts, known, strict=True) if k})
-    return Board(
+    count = len({p for p, k in zip(prompts, is_known, strict=True) if k})
+    return Leaderboard(
         tuple(rows[n] for n in order),
         won[np.ix_(order, order)],
         position_bias(score),
-        tuple(tuple(names[n] for n in group) for group in islands(won)),
+        tuple(tuple(names[n] for n in group) for group in find_islands(won)),
         tuple(names[n] for n in order if extreme[n] and met[n]),
         count,
-        "prompts" if count >= FEW else "votes",
+        "prompts" if count >= FEW_PROMPTS else "votes",
     )

@@ -11,25 +11,25 @@ from pathlib import Path
 
 import torch
 
-from rewards.people.votes import Report, report
+from rewards.people.votes import HeldOutReport, make_report
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput
-from workbench.feedback.blinding import bare
+from workbench.feedback.blinding import strip_png
 from workbench.feedback.votes import Vote
 from workbench.runs import store
 
-WINNER = {"left": "a", "right": "b", "tie": "tie"}  # as rewards/people/votes.py reads it
-ROWS = 100  # of a Parquet file that are in memory at once
+WINNER_OF_CHOICE = {"left": "a", "right": "b", "tie": "tie"}  # as rewards/people/votes.py reads it
+ROWS_PER_WRITE = 100  # of a Parquet file that are in memory at once
 LABELS = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.5, 0.5)}  # as Pick-a-Pic has it
 
 
 @dataclass(frozen=True)
-class Agreement:
+class RewardAgreement:
     """How often a reward scores higher what people preferred."""
 
     reward: str
     version: str
-    report: Report
+    report: HeldOutReport
 
     @property
     def verdict(self) -> str:
@@ -40,37 +40,43 @@ class Agreement:
         return "not told from chance by these votes"
 
 
-def agreement(runs: Path, votes: Sequence[Vote]) -> list[Agreement]:
-    """Of every reward that scored both sides, over votes without a tie; equal scores count half. The most agreeing first.
+def measure_agreement(runs: Path, votes: Sequence[Vote]) -> list[RewardAgreement]:
+    """Of every reward that scored both sides, over votes without a tie; equal scores count half. The most agreeing
+    first.
 
-    The interval takes the votes on one prompt for one cluster (rewards.people.votes.report).
+    The interval takes the votes on one prompt for one cluster (rewards.people.votes.make_report).
     """
     decided = [v for v in votes if v.choice in ("left", "right")]
     if not decided:
         return []
     number = {p: n for n, p in enumerate(dict.fromkeys(v.prompt for v in decided))}
-    with store.index(runs) as db:
+    with store.open_index(runs) as db:
         scores = {(s["artefact"], s["reward"], s["version"]): s["value"] for s in db.execute("SELECT * FROM scores")}
-    found: dict[tuple[str, str], list[tuple[float, int]]] = {}
+    by_reward: dict[tuple[str, str], list[tuple[float, int]]] = {}
     for _, reward, version in scores:
-        found.setdefault((reward, version), [])
+        by_reward.setdefault((reward, version), [])
     for v in decided:
-        for (reward, version), right in found.items():
+        for (reward, version), answers in by_reward.items():
             a, b = (scores.get((side.artefact, reward, version)) for side in (v.left, v.right))
             if a is not None and b is not None:
                 better = 0.5 if a == b else float((a > b) == (v.choice == "left"))
-                right.append((better, number[v.prompt]))
-    made = [
-        Agreement(*name, report(torch.tensor([r for r, _ in rows], dtype=torch.float64), torch.tensor([c for _, c in rows]), "prompts"))
-        for name, rows in found.items()
+                answers.append((better, number[v.prompt]))
+    agreements = [
+        RewardAgreement(
+            *name,
+            make_report(
+                torch.tensor([r for r, _ in rows], dtype=torch.float64), torch.tensor([c for _, c in rows]), "prompts"
+            ),
+        )
+        for name, rows in by_reward.items()
         if rows
     ]  # fmt: skip
-    return sorted(made, key=lambda a: -a.report.accuracy)
+    return sorted(agreements, key=lambda a: -a.report.accuracy)
 
 
-def majority(votes: Iterable[Vote]) -> list[Vote]:
-    """One decided vote for each two media, as most of their votes have it and by nobody in particular: the pairs that DPO
-    trains on. Media that won equally often make no pair; a tie or "both bad" moves nothing.
+def majority_votes(votes: Iterable[Vote]) -> list[Vote]:
+    """One decided vote for each two media, as most of their votes have it and by nobody in particular: the pairs that
+    DPO trains on. Media that won equally often make no pair; a tie or "both bad" moves nothing.
     """
     lead: dict[frozenset, tuple[Vote, list[float]]] = {}
     for v in votes:
@@ -85,21 +91,26 @@ def majority(votes: Iterable[Vote]) -> list[Vote]:
 
 
 def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
-    """The file that `workbench learn` and a run's `pairs` read (rewards/people/votes.py), paths relative to it; how many votes it
-    holds. "Both bad" prefers nothing and is left out. Raises BadInput when nothing is left.
+    """The file that `workbench learn` and a run's `pairs` read (rewards/people/votes.py), paths relative to it; how
+    many votes it holds. "Both bad" prefers nothing and is left out. Raises BadInput when nothing is left.
     """
     rows = []
-    for v in _preferring(votes):
-        row = {"prompt": v.prompt, "a_path": _path(runs, v.left.file, file), "b_path": _path(runs, v.right.file, file)}
-        rows.append(row | {"winner": WINNER[v.choice]} | ({"voter": v.rater} if v.rater else {}))
+    for v in _preferring_votes(votes):
+        row = {
+            "prompt": v.prompt,
+            "a_path": _relative_path(runs, v.left.file, file),
+            "b_path": _relative_path(runs, v.right.file, file),
+        }
+        rows.append(row | {"winner": WINNER_OF_CHOICE[v.choice]} | ({"voter": v.rater} if v.rater else {}))
     write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
     return len(rows)
 
 
 def write_parquet(votes: Iterable[Vote], runs: Path, file: Path) -> int:
     """Votes in the columns of Pick-a-Pic (arXiv:2305.01569), to be taken anywhere: `caption`, `jpg_0` and `jpg_1` (a
-    picture's bytes, empty for other media), `label_0`, `label_1` (1 and 0, 1/2 each for a tie), `has_label`, `user_id`; and
-    `image_0`, `image_1`, the media's paths from the file, whose they are, and what they are. Returns the number of rows.
+    picture's bytes, empty for other media), `label_0`, `label_1` (1 and 0, 1/2 each for a tie), `has_label`, `user_id`;
+    and `image_0`, `image_1`, the media's paths from the file, whose they are, and what they are. Returns the number of
+    rows.
 
     Raises BadInput when nothing is left, or without pyarrow.
     """
@@ -108,38 +119,46 @@ def write_parquet(votes: Iterable[Vote], runs: Path, file: Path) -> int:
         import pyarrow.parquet as pq
     except ImportError:
         raise BadInput("writing Parquet needs pyarrow; run: pip install pyarrow, or take JSONL") from None
-    found, temp = _preferring(votes), file.with_name(f".{uuid.uuid4().hex}.tmp")
+    preferences, temp = _preferring_votes(votes), file.with_name(f".{uuid.uuid4().hex}.tmp")
     texts = ("caption", "image_0", "image_1", "model_0", "model_1", "modality", "user_id", "created_at")
     schema = pa.schema([(n, pa.string()) for n in texts] + [(f"jpg_{k}", pa.binary()) for k in (0, 1)]
                        + [(f"label_{k}", pa.float64()) for k in (0, 1)] + [("has_label", pa.bool_())])  # fmt: skip
     try:
         with pq.ParquetWriter(temp, schema) as out:
-            for low in range(0, len(found), ROWS):
-                out.write_table(pa.Table.from_pylist([_row(v, runs, file) for v in found[low : low + ROWS]], schema))
+            for low in range(0, len(preferences), ROWS_PER_WRITE):
+                out.write_table(
+                    pa.Table.from_pylist(
+                        [_parquet_row(v, runs, file) for v in preferences[low : low + ROWS_PER_WRITE]], schema
+                    )
+                )
         with open(temp, "rb") as f:
             os.fsync(f.fileno())
         os.replace(temp, file)
     finally:
         temp.unlink(missing_ok=True)
-    return len(found)
+    return len(preferences)
 
 
-def _preferring(votes: Iterable[Vote]) -> list[Vote]:
-    found = [v for v in votes if v.choice in WINNER]
-    if not found:
+def _preferring_votes(votes: Iterable[Vote]) -> list[Vote]:
+    preferences = [v for v in votes if v.choice in WINNER_OF_CHOICE]
+    if not preferences:
         raise BadInput("there is no vote to write yet that prefers something; vote first")
-    return found
+    return preferences
 
 
-def _row(v: Vote, runs: Path, file: Path) -> dict:
+def _parquet_row(v: Vote, runs: Path, file: Path) -> dict:
     first, second = LABELS[v.choice]
     row = {"caption": v.prompt, "label_0": first, "label_1": second, "has_label": True, "user_id": v.rater,
            "created_at": v.created, "modality": v.modality}  # fmt: skip
     for k, side in enumerate((v.left, v.right)):
         data = (runs / side.file).read_bytes() if v.modality == "image" else None
-        row |= {f"image_{k}": _path(runs, side.file, file), f"model_{k}": side.label, f"jpg_{k}": data and bare(data)}
+        row |= {
+            f"image_{k}": _relative_path(runs, side.file, file),
+            f"model_{k}": side.label,
+            f"jpg_{k}": data and strip_png(data),
+        }
     return row
 
 
-def _path(runs: Path, media: str, file: Path) -> str:
+def _relative_path(runs: Path, media: str, file: Path) -> str:
     return Path(os.path.relpath((runs / media).resolve(), file.parent.resolve())).as_posix()

@@ -1,5 +1,13 @@
 """How media are aligned: one file per paper's box."""
 
+import importlib
+import operator
+from collections.abc import Mapping
+from typing import Any
+
+from workbench.core.schema import suggest_nearest
+from workbench.core.types import BadInput, Method
+from workbench.methods.common.method import check_method, complete_method
 from workbench.methods.inference.beam import Beam
 from workbench.methods.inference.best_of_n import BestOfN
 from workbench.methods.inference.das import DAS
@@ -83,10 +91,30 @@ METHODS = {
 }
 
 
-def trains(method) -> bool:
+def find_method(name: str, registry: Mapping[str, Any] = METHODS, where: str = "method") -> Any:
+    """What `name` stands for: an entry of `registry`, a class or an instance that somebody made, or the class
+    `package.module:Class`. What it leaves out of a method's members has its default then. Raises BadInput."""
+    if isinstance(name, str) and name in registry:
+        method = registry[name]
+        complete_method(method if isinstance(method, type) else type(method))
+        return method
+    module, colon, attribute = str(name).partition(":")
+    if not colon:
+        raise BadInput(f"{where}: unknown method {name!r}; {suggest_nearest(str(name), registry)}")
+    try:
+        cls = operator.attrgetter(attribute)(importlib.import_module(module))
+    except Exception as error:  # the module's own code runs, and may raise anything
+        raise BadInput(f"{where}: can't import {name!r}: {error}") from None
+    check_method(cls, name, where)
+    return complete_method(cls)
+
+
+def trains_weights(method: Method | type[Method]) -> bool:
     """Whether the method moves weights: its run is a training first, and then samples like the base."""
     return "trainable" in method.needs
 
 
-def name_of(method) -> str:
-    return next(name for name, cls in METHODS.items() if type(method) is cls)
+def name_of(method: Method) -> str:
+    """The name by which `find_method` finds the method's class."""
+    cls = type(method)
+    return next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")

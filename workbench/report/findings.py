@@ -1,400 +1,302 @@
 """What a summary's numbers say, in words that they bear.
 
-A difference is claimed only when its 95 % interval leaves zero out, and what an optimised reward says about itself is never
-called an improvement.
+A difference is claimed only when its 95 % interval leaves zero out, and what an optimised reward says about itself is
+never called an improvement.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
-from workbench.evaluation.statistics import FEWEST
+from workbench.evaluation.statistics import FEWEST_PROMPTS
+from workbench.report.estimates import (
+    EQUAL_BUDGET_SHARE,
+    base_contestant,
+    best_of_n_contestant,
+    compare_intervals,
+    contestants_by_pipeline,
+    costs_per_sample,
+    difference_from_base,
+    estimates_by_metric,
+    finished_contestants,
+    is_optimised,
+    read_estimate,
+)
+from workbench.report.formatting import (
+    MEDIA_NOUNS,
+    count_things,
+    decimals_for,
+    format_count,
+    format_interval,
+    format_number,
+    format_signed,
+    join_words,
+    name_in_sentence,
+)
 
-SPELT = 4  # more differences than this are left to the plots
-EQUAL = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
-PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
-RIVAL = "best_of_n"  # what any cleverer search has to beat
-NOUN = {"image": "picture", "video": "clip", "audio": "sound"}
-
-
-def number(x: float | None, digits: int | None = None) -> str:
-    """0.83, 12.3, 2,000, or so many digits; a true minus sign; a dash for what wasn't measured."""
-    if x is None or not math.isfinite(x):
-        return "–"
-    digits = digits if digits is not None else 0 if abs(x) >= 100 else 1 if abs(x) >= 10 else 2
-    return f"{round(x, digits) + 0.0:,.{digits}f}".replace("-", "−")
-
-
-def whole(x: float | None) -> str:
-    """A count per sample: 64, 1,600, 2.5."""
-    return number(x, 1 if _finite(x) and abs(x) < 100 and abs(x - round(x)) >= 0.05 else 0)
-
-
-def share(x: float) -> str:
-    return f"{number(100 * x, 0)} %"
-
-
-def signed(x: float, digits: int | None = None) -> str:
-    text = number(x, digits)
-    return text if text[0] == "−" else "+" + text
-
-
-def digits(estimates: Iterable[Mapping]) -> int:
-    """Decimals that show a tenth of the narrowest interval: none to four."""
-    widths = [e["ci95"][1] - e["ci95"][0] for e in estimates if e.get("ci95")]
-    narrow = min((w for w in widths if w > 0), default=0.1)
-    return max(0, min(4, 1 - math.floor(math.log10(narrow))))
+MAX_SPELT_OUT = 4  # more differences than this are left to the plots
+CONTROL_SENTENCES = {
+    "shuffled": "Every sample was judged against another prompt. Nothing here should beat the base.",
+    "negated": "The methods were paid for what the reward dislikes. Nothing here should beat the base.",
+}
 
 
-def estimate(part: Mapping) -> dict | None:
-    """{mean, ci95 or None, n, optimised}, or None where there is no finite mean."""
-    if not _finite(part.get("mean")):
-        return None
-    sure = part.get("ci95") and all(map(_finite, part["ci95"]))
-    return {"n": 0, "optimised": False, **part, "ci95": part["ci95"] if sure else None}
-
-
-def _finite(x: float | None) -> bool:
-    return x is not None and math.isfinite(x)
-
-
-def metrics(summary: Mapping) -> dict[str, dict[str, dict]]:
-    """metric -> contestant -> estimate: the oracle first, then what nobody optimised, then what was optimised.
-
-    A contestant that never asked for a reward, nor was trained by one, has not optimised it, whatever the run did.
-    """
-    found: dict[str, dict[str, dict]] = {}
-    for c in finished(summary):
-        own = dict(c.get("rewards", {}))
-        if "oracle" in c:
-            own = {"oracle": {**own.pop("oracle", {}), **c["oracle"]["overall"]}} | own
-        for name, part in own.items():
-            if e := estimate(part):
-                e["optimised"] &= c.get("reward_calls") != 0 or "training" in c
-                found.setdefault(name, {})[c["name"]] = e
-    return dict(sorted(found.items(), key=lambda item: (item[0] != "oracle", optimised(item[1]))))
-
-
-def of_sets(summary: Mapping) -> list[str]:
-    """The judges that have one score for all samples of a contestant."""
-    return [name for name, here in metrics(summary).items() if any(e.get("set") for e in here.values())]
-
-
-def optimised(estimates: Mapping[str, Mapping]) -> bool:
-    return any(e.get("optimised") for e in estimates.values())
-
-
-def finished(summary: Mapping) -> list[Mapping]:
-    return [c for c in summary["contestants"] if "failed" not in c]
-
-
-def base_of(summary: Mapping) -> Mapping | None:
-    """What the others are compared with: the first finished contestant that isn't itself compared with another."""
-    return next((c for c in finished(summary) if "versus_base" not in c), None)
-
-
-def difference(summary: Mapping, name: str, metric: str) -> tuple[int, Mapping | None]:
-    """(-1 lower, 0 not shown, +1 higher than the base; the paired difference where the summary has one).
-
-    Paired when it can be; otherwise the two intervals must not overlap.
-    """
-    c = next(c for c in finished(summary) if c["name"] == name)
-    paired = c.get("versus_base", {}).get(metric)
-    if paired and paired.get("ci95"):
-        low, high = paired["ci95"]
-        return (low > 0) - (high < 0), paired
-    base, here = base_of(summary), metrics(summary).get(metric, {})
-    return (apart(here[name], here[base["name"]]) if base and {name, base["name"]} <= here.keys() else 0), None
-
-
-def apart(a: Mapping, b: Mapping) -> int:
-    """+1 when a's interval lies above b's, -1 below, 0 when they overlap or one is unknown."""
-    if not a.get("ci95") or not b.get("ci95"):
-        return 0
-    return (a["ci95"][0] > b["ci95"][1]) - (a["ci95"][1] < b["ci95"][0])
-
-
-def listing(words: Sequence[str]) -> str:
-    return ", ".join(words[:-1]) + (" and " if words[1:] else "") + "".join(words[-1:])
-
-
-def count(n: int, thing: str) -> str:
-    return f"{n:,} {thing}{'' if n == 1 else 's'}"
-
-
-def headline(summary: Mapping) -> list[str]:
+def headline_sentences(summary: Mapping) -> list[str]:
     """What happened, then what was compared and how far it can be believed: sentences true to the numbers."""
-    table, base = metrics(summary), base_of(summary)
-    others = [c["name"] for c in finished(summary) if c is not base]
+    table, base = estimates_by_metric(summary), base_contestant(summary)
+    others = [c["name"] for c in finished_contestants(summary) if c is not base]
     if not table or base is None:
-        return ["Nothing finished, so there is nothing to compare.", *failures(summary)]
+        return ["Nothing finished, so there is nothing to compare.", *failure_sentences(summary)]
     judge = next(iter(table))
-    named, here = called(judge), table[judge]
-    if base["name"] not in here or not set(others) & here.keys():
-        only = [f"{n} scores {number(e['mean'])}{within(e)} on {named}" for n, e in here.items()]
-        return [listing(only) + ".", "There is nothing to compare it with.", *failures(summary)]
+    judge_name, estimates = name_in_sentence(judge), table[judge]
+    if base["name"] not in estimates or not set(others) & estimates.keys():
+        only = [
+            f"{n} scores {format_number(e['mean'])}{format_interval(e)} on {judge_name}" for n, e in estimates.items()
+        ]
+        return [join_words(only) + ".", "There is nothing to compare it with.", *failure_sentences(summary)]
     out = [
-        _outcome(summary, judge),
-        *contest(summary, judge),
-        *shortfalls(summary),
-        _compared(summary),
-        *_origins(summary),
+        _outcome_sentence(summary, judge),
+        *best_of_n_sentences(summary, judge),
+        *shortfall_sentences(summary),
+        _setup_sentence(summary),
+        *_pipeline_sentences(summary),
     ]
-    out += [*_details(summary, judge), *_between(summary, judge), *interference(summary), *unjudged(summary)]
-    if optimised(here):
-        silent = list(dict.fromkeys(n for c in finished(summary) for n in c.get("rewards", {}) if n not in table))
-        held = (
-            f"{listing(silent)}, held out, judged nothing" if silent else "every reward here was optimised by someone"
+    out += [
+        *_difference_sentences(summary, judge),
+        *_best_two_sentence(summary, judge),
+        *interference_sentences(summary),
+        *unjudged_sentences(summary),
+    ]
+    if is_optimised(estimates):
+        silent = list(
+            dict.fromkeys(n for c in finished_contestants(summary) for n in c.get("rewards", {}) if n not in table)
         )
-        held = "the oracle too was optimised" if judge == "oracle" else held
+        caveat = (
+            f"{join_words(silent)}, held out, judged nothing"
+            if silent
+            else "every reward here was optimised by someone"
+        )
+        caveat = "the oracle too was optimised" if judge == "oracle" else caveat
         out.append(
-            f"Beware: {held}, so a rise shows that optimising works, not that the {NOUN[summary['modality']]}s are better."
+            f"Beware: {caveat}, so a rise shows that optimising works, not that the "
+            f"{MEDIA_NOUNS[summary['modality']]}s are better."
         )
-    return out + failures(summary)
+    return out + failure_sentences(summary)
 
 
-def unjudged(summary: Mapping) -> list[str]:
+def unjudged_sentences(summary: Mapping) -> list[str]:
     """What judges left out: means of different contestants may then be of different samples."""
-    missing: dict[str, list[str]] = {}
-    for c in finished(summary):
+    gaps: dict[str, list[str]] = {}
+    for c in finished_contestants(summary):
         for name, part in c.get("rewards", {}).items():
-            if (left := c.get("samples", 0) - part.get("n", 0)) > 0 and not part.get("set"):
-                missing.setdefault(name, []).append(f"{left} of {c['samples']} samples of {c['name']}")
-    return [f"{called(name)} could not judge {listing(told)}." for name, told in missing.items()]
+            if (unscored := c.get("samples", 0) - part.get("n", 0)) > 0 and not part.get("set"):
+                gaps.setdefault(name, []).append(f"{unscored} of {c['samples']} samples of {c['name']}")
+    return [f"{name_in_sentence(name)} could not judge {join_words(counts)}." for name, counts in gaps.items()]
 
 
-def called(metric: str) -> str:
-    return "the oracle" if metric == "oracle" else metric
-
-
-def within(estimate: Mapping, sign=number, places: int | None = None) -> str:
-    if not estimate.get("ci95"):
-        return ""
-    places = places or digits([estimate])
-    return f" [{sign(estimate['ci95'][0], places)}, {sign(estimate['ci95'][1], places)}]"
-
-
-def _outcome(summary: Mapping, judge: str) -> str:
-    base, here, named = base_of(summary)["name"], metrics(summary)[judge], called(judge)
-    value = {n: number(e["mean"], digits(here.values())) for n, e in here.items()}
+def _outcome_sentence(summary: Mapping, judge: str) -> str:
+    base, estimates, judge_name = (
+        base_contestant(summary)["name"],
+        estimates_by_metric(summary)[judge],
+        name_in_sentence(judge),
+    )
+    value = {n: format_number(e["mean"], decimals_for(estimates.values())) for n, e in estimates.items()}
     sides: dict[int, list[str]] = {1: [], -1: [], 0: []}
-    for name in here:
+    for name in estimates:
         if name != base:
-            sides[difference(summary, name, judge)[0]].append(name)
-    scored = {side: listing([f"{n} ({value[n]})" for n in names]) for side, names in sides.items()}
-    said = []
+            sides[difference_from_base(summary, name, judge)[0]].append(name)
+    scored = {side: join_words([f"{n} ({value[n]})" for n in names]) for side, names in sides.items()}
+    clauses = []
     for side, verb in ((1, "raise"), (-1, "lower")):
         if len(sides[side]) == 1:
-            said.append(f"{sides[side][0]} {verb}s {named} from {value[base]} to {value[sides[side][0]]}")
+            clauses.append(f"{sides[side][0]} {verb}s {judge_name} from {value[base]} to {value[sides[side][0]]}")
         elif sides[side]:
-            said.append(f"{scored[side]} {verb} {named} from {base}’s {value[base]}")
-    if sides[0] and said:
-        said.append(f"no difference is shown for {scored[0]}")
+            clauses.append(f"{scored[side]} {verb} {judge_name} from {base}’s {value[base]}")
+    if sides[0] and clauses:
+        clauses.append(f"no difference is shown for {scored[0]}")
     elif sides[0]:
-        said.append(f"On {named}, no difference from {base} ({value[base]}) is shown for {scored[0]}")
-    return "; ".join(said) + "."
+        clauses.append(f"On {judge_name}, no difference from {base} ({value[base]}) is shown for {scored[0]}")
+    return "; ".join(clauses) + "."
 
 
-def _compared(summary: Mapping) -> str:
-    names = listing([c["name"] for c in finished(summary)])
-    prompts, seeds = count(summary["prompts"], "prompt"), count(summary["seeds"], "seed")
-    few = f"fewer than {FEWEST} prompts can show no difference at 95 %, so there are no intervals"
-    shown = "brackets hold 95 % intervals" if summary["prompts"] >= FEWEST else few
-    return f"{names} answered the same {prompts} with {seeds} each; {shown}."
+def _setup_sentence(summary: Mapping) -> str:
+    names = join_words([c["name"] for c in finished_contestants(summary)])
+    prompts, seeds = count_things(summary["prompts"], "prompt"), count_things(summary["seeds"], "seed")
+    no_intervals = f"fewer than {FEWEST_PROMPTS} prompts can show no difference at 95 %, so there are no intervals"
+    intervals = "brackets hold 95 % intervals" if summary["prompts"] >= FEWEST_PROMPTS else no_intervals
+    return f"{names} answered the same {prompts} with {seeds} each; {intervals}."
 
 
-def _details(summary: Mapping, judge: str) -> list[str]:
-    base, here, paired, said = base_of(summary)["name"], metrics(summary)[judge], [], []
-    for name in here:
-        side, pair = difference(summary, name, judge)
+def _difference_sentences(summary: Mapping, judge: str) -> list[str]:
+    base, estimates, paired, unpaired = base_contestant(summary)["name"], estimates_by_metric(summary)[judge], [], []
+    for name in estimates:
+        side, pair = difference_from_base(summary, name, judge)
         if name == base:
             continue
         if pair:
-            shown = f"{name} {signed(pair['mean'], digits([pair]))}{within(pair, signed)}"
-            paired.append(shown if side else f"{shown}, which includes zero")
-        elif here[name]["ci95"] and here[base]["ci95"]:
+            text = f"{name} {format_signed(pair['mean'], decimals_for([pair]))}{format_interval(pair, format_signed)}"
+            paired.append(text if side else f"{text}, which includes zero")
+        elif estimates[name]["ci95"] and estimates[base]["ci95"]:
             verb = "lies apart from" if side else "overlaps"
-            said.append(f"{name}’s interval{within(here[name])} {verb} {base}’s{within(here[base])}.")
+            unpaired.append(
+                f"{name}’s interval{format_interval(estimates[name])} {verb} "
+                f"{base}’s{format_interval(estimates[base])}."
+            )
         else:
-            said.append(f"No interval is known for {name} and {base}, so no difference is claimed.")
-    how = "set against set" if here[base].get("set") else "sample by sample"
-    intro = f"Difference from {base} on {called(judge)}, {how}: {'; '.join(paired)}."
-    return ([intro] if 0 < len(paired) <= SPELT else []) + said[:SPELT]
+            unpaired.append(f"No interval is known for {name} and {base}, so no difference is claimed.")
+    how = "set against set" if estimates[base].get("set") else "sample by sample"
+    intro = f"Difference from {base} on {name_in_sentence(judge)}, {how}: {'; '.join(paired)}."
+    return ([intro] if 0 < len(paired) <= MAX_SPELT_OUT else []) + unpaired[:MAX_SPELT_OUT]
 
 
-def _between(summary: Mapping, judge: str) -> list[str]:
-    """The two best that are neither the base nor best-of-n, against each other, and whether they had the same budget."""
-    base, here, rows = base_of(summary)["name"], metrics(summary)[judge], costs(summary)
-    best = sorted((n for n in here if n != base and here[n]["ci95"]), key=lambda n: -here[n]["mean"])
-    known = rival(summary)
-    if len(best) < 2 or known and known["name"] in best[:2]:  # that one has a sentence of its own: see `contest`
+def _best_two_sentence(summary: Mapping, judge: str) -> list[str]:
+    """The two best that are neither the base nor best-of-n, against each other, and whether they had the same
+    budget."""
+    base, estimates, rows = (
+        base_contestant(summary)["name"],
+        estimates_by_metric(summary)[judge],
+        costs_per_sample(summary),
+    )
+    best = sorted((n for n in estimates if n != base and estimates[n]["ci95"]), key=lambda n: -estimates[n]["mean"])
+    rival = best_of_n_contestant(summary)
+    if (
+        len(best) < 2 or rival and rival["name"] in best[:2]
+    ):  # that one has a sentence of its own: see `best_of_n_sentences`
         return []
     first, second = best[:2]
-    said = f"Between {first} and {second} no difference is shown: their intervals overlap"
-    if apart(here[first], here[second]) > 0:
-        said = f"{first}’s interval lies above {second}’s"
-    spent = {n: rows[n]["nfe"] or 0 for n in best[:2]}
-    less, more = sorted(spent, key=spent.get)
-    if spent[less] and spent[less] >= EQUAL * spent[more]:
-        said += f"; both used about {whole(spent[more])} denoiser rows a sample"
-    elif spent[less]:
-        said += f"; {more} used {spent[more] / spent[less]:.1f}× the denoiser rows of {less}"
-    return [said + "."]
+    sentence = f"Between {first} and {second} no difference is shown: their intervals overlap"
+    if compare_intervals(estimates[first], estimates[second]) > 0:
+        sentence = f"{first}’s interval lies above {second}’s"
+    budgets = {n: rows[n]["nfe"] or 0 for n in best[:2]}
+    less, more = sorted(budgets, key=budgets.get)
+    if budgets[less] and budgets[less] >= EQUAL_BUDGET_SHARE * budgets[more]:
+        sentence += f"; both used about {format_count(budgets[more])} denoiser rows a sample"
+    elif budgets[less]:
+        sentence += f"; {more} used {budgets[more] / budgets[less]:.1f}× the denoiser rows of {less}"
+    return [sentence + "."]
 
 
-def rival(summary: Mapping) -> Mapping | None:
-    """Best-of-n with the largest budget."""
-    found = [c for c in finished(summary) if c.get("method") == RIVAL and c is not base_of(summary)]
-    return max(found, key=lambda c: c.get("nfe") or 0, default=None)
-
-
-def contest(summary: Mapping, judge: str) -> list[str]:
+def best_of_n_sentences(summary: Mapping, judge: str) -> list[str]:
     """For each contestant whether it beats best-of-n on the judge, and at which budget: a sentence for each budget.
 
     Paired, sample by sample, where the summary has `versus_best_of_n` and the whole budgets are compared; otherwise the
     two intervals must lie apart.
     """
-    other, here = rival(summary), metrics(summary)[judge]
-    if other is None or other["name"] not in here:
+    other, estimates = best_of_n_contestant(summary), estimates_by_metric(summary)[judge]
+    if other is None or other["name"] not in estimates:
         return []
-    places, verdicts = digits(here.values()), {}
-    for c in finished(summary):
-        if c in (other, base_of(summary)) or c["name"] not in here:
+    places, verdicts = decimals_for(estimates.values()), {}
+    for c in finished_contestants(summary):
+        if c in (other, base_contestant(summary)) or c["name"] not in estimates:
             continue
-        budget, reference, paired = _match(summary, c, other, judge)
+        budget, reference, paired = _match_budget(summary, c, other, judge)
         if paired:
             low, high = paired["ci95"]
-            side, told = (low > 0) - (high < 0), signed(paired["mean"], digits([paired])) + within(paired, signed)
+            side, text = (
+                (low > 0) - (high < 0),
+                format_signed(paired["mean"], decimals_for([paired])) + format_interval(paired, format_signed),
+            )
         else:
-            side, told = apart(here[c["name"]], reference), number(here[c["name"]]["mean"], places)
-        versus = f"{other['name']} ({number(reference['mean'], places)})"
-        verdicts.setdefault((budget, versus), {}).setdefault(side, []).append(f"{c['name']} ({told})")
-    return [_verdict(*key, sides, called(judge)) for key, sides in verdicts.items()]
+            side, text = (
+                compare_intervals(estimates[c["name"]], reference),
+                format_number(estimates[c["name"]]["mean"], places),
+            )
+        versus = f"{other['name']} ({format_number(reference['mean'], places)})"
+        verdicts.setdefault((budget, versus), {}).setdefault(side, []).append(f"{c['name']} ({text})")
+    return [_budget_sentence(*key, sides, name_in_sentence(judge)) for key, sides in verdicts.items()]
 
 
-def _verdict(budget: str, other: str, sides: Mapping[int, Sequence[str]], judge: str) -> str:
-    said = []
-    for side, one, many in ((1, "beats", "beat"), (-1, "does worse than", "do worse than")):
+def _budget_sentence(budget: str, other: str, sides: Mapping[int, Sequence[str]], judge: str) -> str:
+    clauses = []
+    for side, singular, plural in ((1, "beats", "beat"), (-1, "does worse than", "do worse than")):
         if names := sides.get(side):
-            said.append(f"{listing(names)} {many if names[1:] else one} {other} on {judge}")
+            clauses.append(f"{join_words(names)} {plural if names[1:] else singular} {other} on {judge}")
     if names := sides.get(0):
-        where = f"from {other} is shown on {judge}" if not said else "from it is shown"
-        said.append(f"no difference {where} for {listing(names)}")
-    return f"{budget}, {'; '.join(said)}."
+        where = f"from {other} is shown on {judge}" if not clauses else "from it is shown"
+        clauses.append(f"no difference {where} for {join_words(names)}")
+    return f"{budget}, {'; '.join(clauses)}."
 
 
-def _match(summary: Mapping, c: Mapping, other: Mapping, judge: str) -> tuple[str, Mapping, Mapping | None]:
+def _match_budget(summary: Mapping, c: Mapping, other: Mapping, judge: str) -> tuple[str, Mapping, Mapping | None]:
     """(the budget at which c meets best-of-n, best-of-n's estimate there, the paired difference if it is known).
 
     A smaller budget is looked up on best-of-n's curve. Rows of different pipelines don't cost the same.
     """
-    spent, reference = costs(summary), metrics(summary)[judge][other["name"]]
-    mine, theirs = spent[c["name"]], spent[other["name"]]
-    paired = estimate(c.get("versus_best_of_n", {}).get(judge, {}))
+    costs, reference = costs_per_sample(summary), estimates_by_metric(summary)[judge][other["name"]]
+    own_cost, other_cost = costs[c["name"]], costs[other["name"]]
+    paired = read_estimate(c.get("versus_best_of_n", {}).get(judge, {}))
     paired = paired if paired and paired["ci95"] else None
-    apart_ = "" if c.get("pipeline") == other.get("pipeline") else ", though of different pipelines"
-    if _equal(mine["nfe"], theirs["nfe"]):
-        return f"At equal budget ({whole(theirs['nfe'])} denoiser rows a sample{apart_})", reference, paired
+    caveat = "" if c.get("pipeline") == other.get("pipeline") else ", though of different pipelines"
+    if _are_equal_budgets(own_cost["nfe"], other_cost["nfe"]):
+        return f"At equal budget ({format_count(other_cost['nfe'])} denoiser rows a sample{caveat})", reference, paired
     for point in other.get("curve", ()):
-        early = estimate(point.get("rewards", {}).get(judge, {}))
-        if early and _equal(mine["nfe"], point.get("nfe")):
-            return f"At equal budget ({whole(mine['nfe'])} denoiser rows a sample{apart_})", early, None
-    if _equal(mine["seconds"], theirs["seconds"]):
-        return f"In equal time ({number(theirs['seconds'])} seconds a sample)", reference, paired
-    if mine["nfe"] is None or theirs["nfe"] is None:
+        early = read_estimate(point.get("rewards", {}).get(judge, {}))
+        if early and _are_equal_budgets(own_cost["nfe"], point.get("nfe")):
+            return f"At equal budget ({format_count(own_cost['nfe'])} denoiser rows a sample{caveat})", early, None
+    if _are_equal_budgets(own_cost["seconds"], other_cost["seconds"]):
+        return f"In equal time ({format_number(other_cost['seconds'])} seconds a sample)", reference, paired
+    if own_cost["nfe"] is None or other_cost["nfe"] is None:
         return "At budgets that are not known", reference, paired
-    return (f"At unequal budgets ({whole(mine['nfe'])} denoiser rows a sample against {other['name']}’s "
-            f"{whole(theirs['nfe'])}{apart_})", reference, paired)  # fmt: skip
+    return (f"At unequal budgets ({format_count(own_cost['nfe'])} denoiser rows a sample against {other['name']}’s "
+            f"{format_count(other_cost['nfe'])}{caveat})", reference, paired)  # fmt: skip
 
 
-def _equal(a: float | None, b: float | None) -> bool:
-    return bool(a and b) and min(a, b) >= EQUAL * max(a, b)
+def _are_equal_budgets(a: float | None, b: float | None) -> bool:
+    return bool(a and b) and min(a, b) >= EQUAL_BUDGET_SHARE * max(a, b)
 
 
-def costs(summary: Mapping) -> dict[str, dict]:
-    """contestant -> {nfe, reward_calls, decodes, seconds: per sample, peak_mb, share of the largest budget in rows}.
-
-    None is what was not counted; plain sampling has no budget to fall short of, so it has no share.
-    """
-    out = {}
-    for c in finished(summary):
-        n = c.get("samples") or summary["prompts"] * summary["seeds"]
-        out[c["name"]] = {unit: c[unit] / n if _finite(c.get(unit)) else None for unit in PER_SAMPLE}
-        out[c["name"]]["peak_mb"] = c.get("peak_mb")
-    spent = {c["name"]: out[c["name"]]["nfe"] for c in finished(summary) if c.get("method") != "sample"}
-    most = max((rows for rows in spent.values() if rows), default=None)
-    for name, part in out.items():
-        part["share"] = spent[name] / most if most and spent.get(name) is not None else None
-    return out
-
-
-def shortfalls(summary: Mapping) -> list[str]:
+def shortfall_sentences(summary: Mapping) -> list[str]:
     """Who used less than the largest budget: a comparison with them is not at equal budget."""
-    spent = {n: p for n, p in costs(summary).items() if p["share"] is not None}
-    less = [(n, whole(p["nfe"])) for n, p in spent.items() if p["share"] < EQUAL]
-    if not less:
+    costs = {n: p for n, p in costs_per_sample(summary).items() if p["share"] is not None}
+    short = [(n, format_count(p["nfe"])) for n, p in costs.items() if p["share"] < EQUAL_BUDGET_SHARE]
+    if not short:
         return []
-    most = max(spent, key=lambda n: spent[n]["share"])
-    said = [f"{name} {'' if k else 'used '}{rows}" for k, (name, rows) in enumerate(less)]
-    return [f"{listing(said)} of the {whole(spent[most]['nfe'])} denoiser rows a sample that {most} used."]
+    leader = max(costs, key=lambda n: costs[n]["share"])
+    clauses = [f"{name} {'' if k else 'used '}{rows}" for k, (name, rows) in enumerate(short)]
+    return [
+        f"{join_words(clauses)} of the {format_count(costs[leader]['nfe'])} denoiser rows a sample that {leader} used."
+    ]
 
 
-def wins(summary: Mapping) -> tuple[str, dict[str, dict]] | None:
-    """(judge, contestant -> share of samples that the judge likes better than the base's with the same prompt and seed, a
-    tie counting half). None when the summary has none."""
-    judge = next(iter(metrics(summary)), None)
-    found = {c["name"]: estimate(c.get("wins", {}).get(judge, {})) for c in finished(summary)}
-    found = {name: e for name, e in found.items() if e}
-    return (judge, found) if found else None
+def _pipeline_sentences(summary: Mapping) -> list[str]:
+    clauses = [f"{join_words(names)} from {repo}" for repo, names in contestants_by_pipeline(summary).items()]
+    return [f"The pipelines differ: {'; '.join(clauses)}. Their rows don’t cost the same."] if clauses else []
 
 
-def sources(summary: Mapping) -> dict[str, list[str]]:
-    """pipeline -> its finished contestants, when there is more than one pipeline; else nothing."""
-    found: dict[str, list[str]] = {}
-    for c in finished(summary):
-        if c.get("pipeline"):
-            found.setdefault(c["pipeline"], []).append(c["name"])
-    return found if len(found) > 1 else {}
-
-
-def _origins(summary: Mapping) -> list[str]:
-    told = [f"{listing(names)} from {repo}" for repo, names in sources(summary).items()]
-    return [f"The pipelines differ: {'; '.join(told)}. Their rows don’t cost the same."] if told else []
-
-
-def failures(summary: Mapping) -> list[str]:
+def failure_sentences(summary: Mapping) -> list[str]:
     failed = [f"{c['name']} failed: {c['failed'].rstrip('.')}." for c in summary["contestants"] if "failed" in c]
-    return failed + [c["predicted"] for c in finished(summary) if "predicted" in c]  # cut before it was a sample
+    return failed + [
+        c["predicted"] for c in finished_contestants(summary) if "predicted" in c
+    ]  # cut before it was a sample
 
 
-def interference(summary: Mapping) -> list[str]:
-    """What each stage of a training brought each task, by held-out judges where there are any, and what was forgotten."""
-    told = summary.get("stages")
-    if not told:
+def interference_sentences(summary: Mapping) -> list[str]:
+    """What each stage of a training brought each task, by held-out judges where there are any, and what was
+    forgotten."""
+    stages = summary.get("stages")
+    if not stages:
         return []
-    kind = "held out" if "held out" in told else "reward"
+    kind = "held out" if "held out" in stages else "reward"
     by = "held-out judge" if kind == "held out" else "reward"
-    pairs = {judge: None for judge in told[kind]["judges"]}
-    named = f"{by}s" if len(pairs) > 1 else by if kind == "reward" else f"{by}, {called(next(iter(pairs)))}"
-    said = []
-    for after, row in zip(told["after"][1:], told[kind]["gained"], strict=True):
-        gains = [f"{task} {signed(x, 3)}" for task, x in zip(told["tasks"], row, strict=True) if x is not None]
-        said.append(f"stage {after}: {listing(gains)}")
-    forgotten = told[kind]["forgotten"]
-    lost = [f"{task} {number(x, 3)}" for task, x in forgotten.items() if x and x > 0]
+    pairs = {judge: None for judge in stages[kind]["judges"]}
+    judge_name = (
+        f"{by}s" if len(pairs) > 1 else by if kind == "reward" else f"{by}, {name_in_sentence(next(iter(pairs)))}"
+    )
+    clauses = []
+    for after, row in zip(stages["after"][1:], stages[kind]["gained"], strict=True):
+        gains = [f"{task} {format_signed(x, 3)}" for task, x in zip(stages["tasks"], row, strict=True) if x is not None]
+        clauses.append(f"stage {after}: {join_words(gains)}")
+    forgotten = stages[kind]["forgotten"]
+    losses = [f"{task} {format_number(x, 3)}" for task, x in forgotten.items() if x and x > 0]
     unknown = [task for task, x in forgotten.items() if x is None]
     out = [
-        f"What each stage brought the tasks, by their {named}: {'; '.join(said)}. These are means, without intervals."
+        f"What each stage brought the tasks, by their {judge_name}: {'; '.join(clauses)}. "
+        "These are means, without intervals."
     ]
-    if lost:
-        out.append(f"Of that was forgotten by the end: {listing(lost)}.")
+    if losses:
+        out.append(f"Of that was forgotten by the end: {join_words(losses)}.")
     elif not unknown:
         out.append("Nothing was forgotten by the end.")
-    return [*out, f"What was forgotten of {listing(unknown)} is not known: it could not be judged."] if unknown else out
-
-
-CONTROLS = {
-    "shuffled": "Every sample was judged against another prompt. Nothing here should beat the base.",
-    "negated": "The methods were paid for what the reward dislikes. Nothing here should beat the base.",
-}
+    return (
+        [*out, f"What was forgotten of {join_words(unknown)} is not known: it could not be judged."] if unknown else out
+    )

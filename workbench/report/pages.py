@@ -1,4 +1,4 @@
-"""A run folder becomes something that a person reads: `report.html`, `grid.png` and the terminal's table."""
+"""A run folder becomes something that a person reads: `report.html` and `grid.png`."""
 
 from __future__ import annotations
 
@@ -8,45 +8,32 @@ from pathlib import Path
 
 import jinja2
 import yaml
-from rich.table import Table
-from rich.text import Text
 
 from workbench.core.io import media
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput
 from workbench.report import audio_view, charts
-from workbench.report.findings import (
-    CONTROLS,
-    EQUAL,
-    NOUN,
-    base_of,
-    called,
-    costs,
-    digits,
-    failures,
-    finished,
-    headline,
-    listing,
-    metrics,
-    number,
-    of_sets,
-    optimised,
-    share,
-    signed,
-    sources,
-    whole,
-    wins,
-    within,
+from workbench.report.columns import build_table
+from workbench.report.estimates import (
+    base_contestant,
+    contestants_by_pipeline,
+    estimates_by_metric,
+    finished_contestants,
+    is_optimised,
+    set_metrics,
 )
+from workbench.report.findings import CONTROL_SENTENCES, headline_sentences
+from workbench.report.formatting import MEDIA_NOUNS, decimals_for, format_count, format_number, format_signed
 from workbench.runs.store import RunFolder
 
-HERE = Path(__file__).parent
-ROWS = 14  # of inlined media at most
+TEMPLATES = Path(__file__).parent
+MAX_INLINE_ROWS = 14  # of inlined media at most
 GRID_ROWS = 8
-BYTES = 2_200_000  # of inlined media, before base64 makes them a third longer
+MAX_INLINE_BYTES = 2_200_000  # of inlined media, before base64 makes them a third longer
+MIME_BY_SUFFIX = {".png": "image/png", ".apng": "image/apng", ".wav": "audio/wav"}
 
 
-def samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mapping]]:
+def collect_samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mapping]]:
     """contestant -> (prompt's position, which of its samples) -> sample; a sample logged twice counts once."""
     out: dict[str, dict[tuple[int, int], Mapping]] = {}
     for e in events:
@@ -56,74 +43,73 @@ def samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mappin
     return out
 
 
-def selection(made: Mapping[str, Mapping], names: Sequence[str]) -> list[tuple[int, int]]:
+def select_samples(samples_of: Mapping[str, Mapping], names: Sequence[str]) -> list[tuple[int, int]]:
     """Which samples are shown, decided without looking at a score or a picture: each prompt's first sample that every
     contestant has made, taking one prompt of each category in turn, in the order of the prompt list."""
-    have = [set(made[n]) for n in names if n in made]
+    have = [set(samples_of[n]) for n in names if n in samples_of]
     if not have:
         return []
     first: dict[int, tuple[int, int]] = {}
     for key in sorted(set.intersection(*have)):
         first.setdefault(key[0], key)
-    some = next(made[n] for n in names if n in made)
+    samples = next(samples_of[n] for n in names if n in samples_of)
     queues: dict[str | None, list] = {}
     for key in first.values():
-        queues.setdefault(some[key].get("category"), []).append(key)
+        queues.setdefault(samples[key].get("category"), []).append(key)
     turns = range(max(map(len, queues.values()), default=0))
     return [queue[turn] for turn in turns for queue in queues.values() if turn < len(queue)]
 
 
-def _file(run: Path, sample: Mapping) -> Path | None:
+def _sample_file(run: Path, sample: Mapping) -> Path | None:
     """The sample's file, if it lies in the run folder and is what the log says it is."""
     path = (run / sample["file"]).resolve()
     if not path.is_relative_to(run.resolve()) or not path.is_file():
         return None
-    return path if sample.get("sha256") in (None, media.fingerprint(path)) else None
+    return path if sample.get("sha256") in (None, media.file_digest(path)) else None
 
 
-def _right(sample: Mapping) -> bool | None:
+def _is_right(sample: Mapping) -> bool | None:
     verdict = sample.get("scores", {}).get("oracle")
     return None if verdict is None else verdict >= 1
 
 
-MIME = {".png": "image/png", ".apng": "image/apng", ".wav": "audio/wav"}
-
-
-def _gallery(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
+def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
     """Rows of inlined media, as many whole rows as the limits allow."""
-    rows, room = [], BYTES
-    for key in keys[:ROWS]:
+    rows, bytes_left = [], MAX_INLINE_BYTES
+    for key in keys[:MAX_INLINE_ROWS]:
         cells = []
         for name in names:
-            sample = made.get(name, {}).get(key)
-            path = sample and _file(run, sample)
-            data = b"" if not path else media.thumbnail(path) if path.suffix == ".png" else path.read_bytes()
-            room -= len(data)
-            uri = f"data:{MIME[path.suffix]};base64,{base64.b64encode(data).decode()}" if data else ""
+            sample = samples_of.get(name, {}).get(key)
+            path = sample and _sample_file(run, sample)
+            data = b"" if not path else media.encode_thumbnail(path) if path.suffix == ".png" else path.read_bytes()
+            bytes_left -= len(data)
+            uri = f"data:{MIME_BY_SUFFIX[path.suffix]};base64,{base64.b64encode(data).decode()}" if data else ""
             cells.append(
-                {"name": name, "uri": uri, "right": _right(sample or {}), "scores": (sample or {}).get("scores", {})}
+                {"name": name, "uri": uri, "right": _is_right(sample or {}), "scores": (sample or {}).get("scores", {})}
             )
-        if room < 0 and rows:
+        if bytes_left < 0 and rows:
             break
-        first = next(made[n][key] for n in names if key in made.get(n, {}))
+        first = next(samples_of[n][key] for n in names if key in samples_of.get(n, {}))
         rows.append(
             {"prompt": first["prompt"], "category": first.get("category"), "seed": first["seed"], "cells": cells}
         )
     return rows
 
 
-def _sheet(run: Path, made: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]], shown: str | None) -> bytes:
+def _draw_contact_sheet(
+    run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]], metric: str | None
+) -> bytes:
     """grid.png: the first rows of the same selection, clips as nine of their frames and sounds as spectrograms."""
     cells, captions = [], []
     for key in keys[:GRID_ROWS]:
-        row = [made.get(n, {}).get(key) for n in names]
-        files = [s and _file(run, s) for s in row]
-        notes = [f"{shown} {number(s['scores'].get(shown), 3)}" if s and shown else "" for s in row]
-        cells.append([media.Cell(f and audio_view.still(media.read(f)), _right(s or {}), note)
+        row = [samples_of.get(n, {}).get(key) for n in names]
+        files = [s and _sample_file(run, s) for s in row]
+        notes = [f"{metric} {format_number(s['scores'].get(metric), 3)}" if s and metric else "" for s in row]
+        cells.append([media.Cell(f and audio_view.still_picture(media.read_media(f)), _is_right(s or {}), note)
                       for s, f, note in zip(row, files, notes, strict=True)])  # fmt: skip
         first = next(s for s in row if s)
         captions.append(" ".join(first["prompt"].split()) + (f"\n{first['category']}" if first.get("category") else ""))
-    return media.grid(cells, rows=captions, columns=names)
+    return media.draw_contact_sheet(cells, rows=captions, columns=names)
 
 
 def write_report(run_dir: Path) -> Path:
@@ -138,81 +124,59 @@ def write_report(run_dir: Path) -> Path:
         if not content:
             raise BadInput(f"{run_dir}: no {name} here; give the folder of a finished run")
     events = folder.events()
-    made, names = samples(events), [c["name"] for c in finished(summary)]
-    keys = selection(made, names)
-    whole_sets = of_sets(summary)
-    shown = next(
-        (m for m, here in metrics(summary).items() if m not in ("oracle", *whole_sets) and optimised(here)), None
+    samples_of, names = collect_samples(events), [c["name"] for c in finished_contestants(summary)]
+    keys = select_samples(samples_of, names)
+    whole_sets = set_metrics(summary)
+    metric = next(
+        (
+            m
+            for m, estimates in estimates_by_metric(summary).items()
+            if m not in ("oracle", *whole_sets) and is_optimised(estimates)
+        ),
+        None,
     )
     if keys:
-        write_atomic(run_dir / "grid.png", _sheet(run_dir, made, names, keys, shown))
-    page = _page(run, summary, charts.curves(events), _gallery(run_dir, made, names, keys), shown)
+        write_atomic(run_dir / "grid.png", _draw_contact_sheet(run_dir, samples_of, names, keys, metric))
+    page = _render_page(
+        run, summary, charts.progress_charts(events), _inline_media(run_dir, samples_of, names, keys), metric
+    )
     write_atomic(run_dir / "report.html", page)
     return run_dir / "report.html"
 
 
-def _page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, shown: str | None) -> str:
-    env = jinja2.Environment(loader=jinja2.FileSystemLoader(HERE), autoescape=True, undefined=jinja2.StrictUndefined,
-                             trim_blocks=True, lstrip_blocks=True)  # fmt: skip
-    env.filters |= {"num": number, "signed": signed, "whole": whole, "share": share}
-    first, *rest = headline(summary)
+def _render_page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, metric: str | None) -> str:
+    env = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters |= {"num": format_number, "signed": format_signed, "whole": format_count}
+    first, *other_sentences = headline_sentences(summary)
     return env.get_template("report.html").render(
         run=run,
         summary=summary,
-        style=(HERE / "report.css").read_text(encoding="utf-8"),
+        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         first=first,
-        rest=rest,
-        control=CONTROLS.get(summary.get("control")),
-        metrics=metrics(summary),
-        places={m: digits(here.values()) for m, here in metrics(summary).items()},
-        wins=wins(summary),
-        sets=of_sets(summary),
-        paid=any(map(optimised, metrics(summary).values())),
-        costs=costs(summary),
-        equal=EQUAL,
-        several=bool(sources(summary)),
+        rest=other_sentences,
+        control=CONTROL_SENTENCES.get(summary.get("control")),
+        numbers=build_table(summary, "numbers"),
+        spending=build_table(summary, "costs"),
+        places={m: decimals_for(estimates.values()) for m, estimates in estimates_by_metric(summary).items()},
+        sets=set_metrics(summary),
+        paid=any(map(is_optimised, estimates_by_metric(summary).values())),
+        several=bool(contestants_by_pipeline(summary)),
         tone={c["name"]: n % 8 for n, c in enumerate(summary["contestants"])},
-        panels=charts.panels(summary),
-        differences=charts.differences(summary),
-        scaling=charts.scaling(summary),
-        categories=charts.categories(summary),
+        panels=charts.metric_panels(summary),
+        differences=charts.difference_panel(summary),
+        scaling=charts.scaling_charts(summary),
+        categories=charts.category_panels(summary),
         unit=charts.Axis.over((0, 1), (0.0, 1.0), count=2),
         curves=lines,
         gallery=gallery,
-        shown=shown,
-        judge=called(next(iter(metrics(summary)), "")),
-        base=(base_of(summary) or {}).get("name"),
-        noun=NOUN[summary["modality"]],
+        shown=metric,
+        base=(base_contestant(summary) or {}).get("name"),
+        noun=MEDIA_NOUNS[summary["modality"]],
         config=yaml.safe_dump(run.get("config", {}), sort_keys=False, allow_unicode=True),
     )
-
-
-def table(summary: Mapping) -> Table:
-    """The comparison for a terminal. An asterisk marks a mean of what the contestant itself optimised."""
-    here, won = metrics(summary), wins(summary)
-    notes = ["95 % intervals; * this contestant optimised it"]
-    if won:
-        notes.append(f"wins %: samples that {called(won[0])} likes better than the base’s, a tie counting half")
-    if of_sets(summary):
-        notes.append(
-            f"{listing(of_sets(summary))}: one score of all samples as a set, its interval from halves of the prompts"
-        )
-    out = Table(title=Text(summary["run"]), caption=Text("\n".join(notes + failures(summary))), caption_justify="left")
-    heads = [*here, *(["wins %"] if won else []), "diversity", "calls", "judged", "seconds", "MB"]
-    for head in ("contestant", *heads):
-        out.add_column(Text(head), justify="left" if head == "contestant" else "right")
-    for c in summary["contestants"]:
-        if "failed" in c:
-            out.add_row(Text(c["name"]), Text("failed", style="red"))
-            continue
-        cells = []
-        for estimates in here.values():
-            e, places = estimates.get(c["name"]), digits(estimates.values())
-            cells.append(f"{number(e['mean'], places)}{'*' * e['optimised']}{within(e, places=places)}" if e else "–")
-        if won:
-            e = won[1].get(c["name"])
-            cells.append(number(100 * e["mean"], 0) + within(e, lambda x, _: number(100 * x, 0)) if e else "–")
-        spent = (c.get("nfe"), c.get("reward_calls"), c.get("seconds"), c.get("peak_mb"))
-        cells += [number(c.get("diversity")), *(number(x, 0) for x in spent)]
-        out.add_row(Text(c["name"]), *map(Text, cells))
-    return out

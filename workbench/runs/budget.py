@@ -38,15 +38,15 @@ class Budget:
     nfe: NonNegative | None = None  # rows through the denoiser, a CFG pair counting as 2
     seconds: NonNegative | None = None
 
-    def checked(self) -> Budget:
+    def check_limits(self) -> Budget:
         if not (self.nfe or self.seconds):
             raise BadInput("budget: give nfe or seconds, greater than 0")
         return self
 
-    def full(self, before: Cost, now: Cost, rows: int) -> bool:
+    def would_exceed(self, before: Cost, after: Cost, rows: int) -> bool:
         """Whether another step like the last one, from `before` to `now`, would exceed it for a batch of `rows`."""
         return any(
-            limit is not None and 2 * getattr(now, unit) - getattr(before, unit) > limit * rows
+            limit is not None and 2 * getattr(after, unit) - getattr(before, unit) > limit * rows
             for unit, limit in (("nfe", self.nfe), ("seconds", self.seconds))
         )
 
@@ -64,16 +64,16 @@ class Meter:
 
     def __enter__(self):
         _reset_peak(self.gpu)
-        self._start = (self.policy.nfe, self.reward.judged, self.policy.decodes, time.perf_counter())
+        self._start = (self.policy.nfe, self.reward.samples_scored, self.policy.decodes, time.perf_counter())
         return self
 
     def __exit__(self, *_):
         if self.gpu:
             torch.cuda.synchronize()
-        nfe, judged, decodes, start = self._start
+        nfe, samples_scored, decodes, start = self._start
         self.cost += Cost(
             self.policy.nfe - nfe,
-            self.reward.judged - judged,
+            self.reward.samples_scored - samples_scored,
             self.policy.decodes - decodes,
             time.perf_counter() - start,
             _peak_mb(self.gpu),

@@ -14,97 +14,97 @@ from typing import Any
 import torch
 
 from workbench.core.paths import write_atomic
-from workbench.runs.store import dump
+from workbench.runs.store import dump_json
 
-BEST, DONE = "best.json", "done.json"
+BEST, FINISHED = "best.json", "done.json"
 
 
-class Shelf:
+class CheckpointStore:
     """The checkpoints of one training: `000020.pt`, and `000020.json` with its digest, which is written last."""
 
-    def __init__(self, home: Path, keep: int):
-        self.home, self.keep = home, keep
+    def __init__(self, folder: Path, keep_last: int):
+        self.folder, self.keep_last = folder, keep_last
 
     def save(self, update: int, state: Mapping[str, Any], **about: Any) -> None:
         """Returns once it is on disk; older ones than the last `keep`, and than the best, are removed afterwards."""
-        self.home.mkdir(parents=True, exist_ok=True)
-        temp = self.home / f".{uuid.uuid4().hex}.tmp"
+        self.folder.mkdir(parents=True, exist_ok=True)
+        temp = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
             with temp.open("xb") as file:  # straight to disk: all weights and their optimiser may be most of the memory
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
-            told = {"update": update, "sha256": _digest(temp), "bytes": temp.stat().st_size, **about}
-            self._path(update, "json").unlink(missing_ok=True)  # no digest may vouch for other bytes
-            os.replace(temp, self._path(update, "pt"))
+            record = {"update": update, "sha256": _file_digest(temp), "bytes": temp.stat().st_size, **about}
+            self._checkpoint_path(update, "json").unlink(missing_ok=True)  # no digest may vouch for other bytes
+            os.replace(temp, self._checkpoint_path(update, "pt"))
         finally:
             temp.unlink(missing_ok=True)
-        write_atomic(self._path(update, "json"), dump(told))
-        self._prune()
+        write_atomic(self._checkpoint_path(update, "json"), dump_json(record))
+        self._prune_old()
 
-    def choose(self, update: int, **about: Any) -> None:
+    def mark_best(self, update: int, **about: Any) -> None:
         """Call this checkpoint the best from now on."""
-        write_atomic(self.home / BEST, dump({"update": update, **about}))
-        self._prune()
+        write_atomic(self.folder / BEST, dump_json({"update": update, **about}))
+        self._prune_old()
 
     @property
-    def best(self) -> dict[str, Any]:
-        return json.loads((self.home / BEST).read_text()) if (self.home / BEST).is_file() else {}
+    def best_record(self) -> dict[str, Any]:
+        return json.loads((self.folder / BEST).read_text()) if (self.folder / BEST).is_file() else {}
 
-    def finish(self, about: Mapping[str, Any]) -> None:
+    def mark_finished(self, about: Mapping[str, Any]) -> None:
         """This training is over, and exported."""
-        write_atomic(self.home / DONE, dump(about))
+        write_atomic(self.folder / FINISHED, dump_json(about))
 
     @property
-    def finished(self) -> dict[str, Any]:
+    def finished_record(self) -> dict[str, Any]:
         """What `finish` was told; {} while the training is not over."""
-        return json.loads((self.home / DONE).read_text()) if (self.home / DONE).is_file() else {}
+        return json.loads((self.folder / FINISHED).read_text()) if (self.folder / FINISHED).is_file() else {}
 
     def discard(self, updates: Sequence[int]) -> None:
         """Remove these, and what a writer that was killed has left."""
-        for torn in self.home.glob(".*.tmp"):
-            torn.unlink(missing_ok=True)
+        for temp_file in self.folder.glob(".*.tmp"):
+            temp_file.unlink(missing_ok=True)
         for update in updates:
-            self._path(update, "json").unlink(missing_ok=True)
-            self._path(update, "pt").unlink(missing_ok=True)
+            self._checkpoint_path(update, "json").unlink(missing_ok=True)
+            self._checkpoint_path(update, "pt").unlink(missing_ok=True)
 
     def load(self, update: int) -> dict[str, Any] | None:
-        """The state, or None where it is missing or damaged. Its tensors are read where they are used: processes that take their
-        parts of them share one copy in memory."""
+        """The state, or None where it is missing or damaged. Its tensors are read where they are used: processes that
+        take their parts of them share one copy in memory."""
         try:
-            about = json.loads(self._path(update, "json").read_text(encoding="utf-8"))
-            if _digest(self._path(update, "pt")) != about["sha256"]:
+            about = json.loads(self._checkpoint_path(update, "json").read_text(encoding="utf-8"))
+            if _file_digest(self._checkpoint_path(update, "pt")) != about["sha256"]:
                 return None
-            return torch.load(self._path(update, "pt"), map_location="cpu", weights_only=True, mmap=True)
+            return torch.load(self._checkpoint_path(update, "pt"), map_location="cpu", weights_only=True, mmap=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError):
             return None
 
-    def newest(self) -> tuple[int, dict[str, Any] | None, list[int]]:
+    def load_newest(self) -> tuple[int, dict[str, Any] | None, list[int]]:
         """(update, state, the newer ones that were damaged); update 0 and None where none can be read."""
-        damaged = []
+        damaged: list[int] = []
         for update in sorted(self, reverse=True):
             if (state := self.load(update)) is not None:
                 return update, state, damaged
             damaged.append(update)
         return 0, None, damaged
 
-    def reached(self) -> int:
+    def newest_round(self) -> int:
         """The newest update that can be read; -1 where none can."""
-        update, state, _ = self.newest()
+        update, state, _ = self.load_newest()
         return update if state is not None else -1
 
     def __iter__(self) -> Iterator[int]:
         """The updates that there are checkpoints of, damaged ones too."""
-        return iter(sorted(int(p.stem) for p in self.home.glob("*.pt") if p.stem.isdigit()))
+        return iter(sorted(int(p.stem) for p in self.folder.glob("*.pt") if p.stem.isdigit()))
 
-    def _path(self, update: int, suffix: str) -> Path:
-        return self.home / f"{update:06d}.{suffix}"
+    def _checkpoint_path(self, update: int, suffix: str) -> Path:
+        return self.folder / f"{update:06d}.{suffix}"
 
-    def _prune(self) -> None:
-        kept = {*sorted(self)[-self.keep :], self.best.get("update")}
-        self.discard(sorted(set(self) - kept))
+    def _prune_old(self) -> None:
+        wanted_rounds = {*sorted(self)[-self.keep_last :], self.best_record.get("update")}
+        self.discard(sorted(set(self) - wanted_rounds))
 
 
-def _digest(path: Path) -> str:
+def _file_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

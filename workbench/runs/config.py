@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-import ast
 import dataclasses
-import inspect
-import io
 import re
-import textwrap
-import tokenize
 from collections.abc import Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import yaml
 
+from pipelines.variants import current_source, merge_variant, pipeline_label
 from workbench.core.paths import CONFIGS
-from workbench.core.schema import build, nearest
+from workbench.core.schema import announce_rename, build_dataclass, suggest_nearest, with_current_names
 from workbench.core.types import BadInput, Count, Natural
+from workbench.methods import METHODS, find_method
+from workbench.methods.common.method import short_name
+from workbench.runs.stages import Stage
+from workbench.runs.train_config import TrainConfig
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -27,7 +26,9 @@ NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 class RunConfig:
     """One run: contestants on the same prompts and seeds, scored by the same rewards."""
 
-    pipeline: str  # a name in configs/pipelines, a local folder, or a hub id
+    former_names: ClassVar[Mapping[str, str]] = {"seeds": "samples_per_prompt"}
+
+    pipeline: str | dict  # a name in configs/pipelines, a local folder, or a hub id; or {name: one, settings of it}
     reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
     prompts: str | list  # a .txt or .jsonl file, or a list
     test: str | list | None = (
@@ -37,16 +38,20 @@ class RunConfig:
     contestants: dict | None = (
         None  # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
     )
-    pairs: dict | None = None  # what is learnt from in place of samples: the fields of workbench.preference_data.Pairs
-    stages: list | None = None  # trainings one after the other, each of workbench.stages.Stage; see docs/training.md
-    train: dict | None = None  # how methods that train do it: the fields of workbench.recipe.Recipe
+    pairs: dict | None = (
+        None  # what is learnt from in place of samples: the fields of workbench.runs.preference_data.PreferencePairs
+    )
+    stages: list | None = (
+        None  # trainings one after the other, each of workbench.runs.stages.Stage; see docs/training.md
+    )
+    train: dict | None = None  # how methods that train do it: the fields of workbench.runs.train_config.TrainConfig
     watch: dict | list | str | None = None  # held out: never optimised, always reported
     budget: dict | None = None  # what a contestant may spend on a sample: {nfe: 400} or {seconds: 60}
     curve: bool = False  # judge the best so far each time that a contestant has doubled its denoiser calls
     control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
     name: str = ""  # of the run folder; the file's name when not given
     seed: Natural = 0  # everything random follows from it
-    seeds: Count = 1  # noises per prompt
+    samples_per_prompt: Count = 1  # noises per prompt
     limit: Natural = 0  # only the first prompts of the list; 0 for all
     batch: Count = 16  # samples made at once
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
@@ -54,43 +59,45 @@ class RunConfig:
     attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"
 
 
-def read(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
+def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
     """The config in a YAML file, with `key=value` overrides (dotted: `contestants.reno.lr=2`).
 
     A bare name is looked up in configs/runs. Raises BadInput, naming file and key.
     """
-    file = locate(path)
+    file = find_config(path)
     try:
         values = yaml.safe_load(file.read_text(encoding="utf-8"))
     except yaml.YAMLError as error:
-        line = f", line {error.problem_mark.line + 1}" if getattr(error, "problem_mark", None) else ""
+        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
+        line = f", line {mark.line + 1}" if mark else ""
         raise BadInput(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
     except (OSError, UnicodeDecodeError):
         raise BadInput(f"{file}: can't be read as text; give a YAML file") from None
     if not isinstance(values, Mapping):
         raise BadInput(f"{file}: a run is a mapping of settings; see configs/runs for examples")
-    values = dict(values)
+    values = current_config(values)
     for text in overrides:
-        override(values, text)
+        apply_override(values, text)
+    values = current_config(values)
     values.setdefault("name", file.stem)
-    return check(build(RunConfig, values, file.name))
+    return check_config(build_dataclass(RunConfig, values, file.name))
 
 
-def locate(path: str | Path) -> Path:
+def find_config(path: str | Path) -> Path:
     bundled = CONFIGS / "runs"
     for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
         if is_file(candidate, "config"):
             return candidate
-    known = [name for name, _ in bundled_runs()]
+    names = [name for name, _ in bundled_runs()]
     raise BadInput(
-        f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {nearest(str(path), known)}"
+        f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {suggest_nearest(str(path), names)}"
     )
 
 
 def bundled_runs() -> list[tuple[str, Path]]:
     """(name, file) of the run configs that come with the workbench: `demo`, `train/sd35-nft`."""
-    home = CONFIGS / "runs"
-    return sorted((p.relative_to(home).with_suffix("").as_posix(), p) for p in home.rglob("*.yaml"))
+    folder = CONFIGS / "runs"
+    return sorted((p.relative_to(folder).with_suffix("").as_posix(), p) for p in folder.rglob("*.yaml"))
 
 
 def is_file(path: str | Path, where: str) -> bool:
@@ -99,34 +106,103 @@ def is_file(path: str | Path, where: str) -> bool:
     try:
         return Path(path).is_file()
     except OSError as error:
-        told = f"{str(path)[:60]}… ({len(str(path))} letters)" if len(str(path)) > 60 else str(path)
-        raise BadInput(f"{where}: {told} can't be looked for ({error.strerror}); give another") from None
+        shortened = f"{str(path)[:60]}… ({len(str(path))} letters)" if len(str(path)) > 60 else str(path)
+        raise BadInput(f"{where}: {shortened} can't be looked for ({error.strerror}); give another") from None
 
 
-def override(values: dict, text: str) -> None:
-    """Set one dotted key in place. `method=reno` on a mapping replaces it; the value is read as YAML."""
-    key, found, value = text.partition("=")
-    if not found or not key:
-        raise BadInput(f"override {text!r}: write key=value, for example seeds=4 or method.lr=2")
+def apply_override(values: dict, text: str) -> None:
+    """Set one dotted key in place. `method=reno` on a mapping replaces it; the value is read as YAML. Keys, those that
+    are there and this one, get their present names."""
+    key, equals, value = text.partition("=")
+    if not equals or not key:
+        raise BadInput(f"override {text!r}: write key=value, for example samples_per_prompt=4 or method.lr=2")
+    current = current_config(values)
+    values.clear()
+    values.update(current)
     *parents, leaf = key.split(".")
-    for parent in parents:
-        inner = values.get(parent)
+    block = values
+    for depth, parent in enumerate(parents):
+        parent = current_key(values, tuple(parents[:depth]), parent)
+        inner = block.get(parent)
         if not isinstance(inner, (Mapping, str, type(None))):
             raise BadInput(f"override {text!r}: {parent} is {inner!r:.60}, and nothing can be set inside that")
-        values[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
-        values = values[parent]
+        if parent == "pipeline":
+            inner = current_source(inner)
+        block[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
+        block = block[parent]
     try:
-        values[leaf] = yaml.safe_load(value)
+        block[current_key(values, tuple(parents), leaf)] = yaml.safe_load(value)
     except yaml.YAMLError:
         raise BadInput(f"override {text!r}: the value is not valid YAML") from None
 
 
-def check(config: RunConfig) -> RunConfig:
+def settings_class(values: Mapping, path: tuple[str, ...]) -> type | None:
+    """The dataclass whose fields are the keys of the block at `path` of a run's config: () is the config itself."""
+    match path:
+        case ():
+            return RunConfig
+        case ("train",):
+            return TrainConfig
+        case ("stages", _):
+            return Stage
+        case ("method",) | ("contestants", _) | ("stages", _, "method"):
+            block: Any = values
+            for key in path:
+                block = block[key] if isinstance(block, (Mapping, list)) else None  # type: ignore[call-overload]  # a list's key is its index
+            default = path[1] if path[0] == "contestants" else None
+            name = block.get("name", default) if isinstance(block, Mapping) else block or default
+            return METHODS.get(name) if isinstance(name, str) else None
+    return None
+
+
+def current_config(values: Mapping, announce: bool = True) -> dict:
+    """A run's config with every key, and every pipeline, under its present name. Raises BadInput where a key is given
+    under both."""
+    values = with_current_names(settings_class(values, ()), values, "", announce)
+
+    def rename_block(path: tuple, where: str, block: Any) -> Any:
+        if not isinstance(block, Mapping):
+            return block
+        block = with_current_names(settings_class(values, path), block, where, announce)
+        if "pipeline" in block and path[0] in ("contestants", "stages"):
+            block["pipeline"] = current_source(block["pipeline"], announce)
+        return block
+
+    if "pipeline" in values:
+        values["pipeline"] = current_source(values["pipeline"], announce)
+    for key in {"train", "method"} & set(values):
+        values[key] = rename_block((key,), key, values[key])
+    if isinstance(contestants := values.get("contestants"), Mapping):
+        values["contestants"] = {
+            name: rename_block(("contestants", name), f"contestants.{name}", block)
+            for name, block in contestants.items()
+        }
+    if isinstance(stages := values.get("stages"), list):
+        stages = [rename_block(("stages", n), f"stages[{n}]", stage) for n, stage in enumerate(stages)]
+        for n, stage in enumerate(stages):
+            if isinstance(stage, Mapping) and "method" in stage:
+                method = rename_block(("stages", n, "method"), f"stages[{n}].method", stage["method"])
+                stages[n] = {**stage, "method": method}
+        values["stages"] = stages
+    return values
+
+
+def current_key(values: Mapping, path: tuple[str, ...], key: str) -> str:
+    """What the setting `key` of the block at `path` is called now; says so where that is another name."""
+    cls = settings_class(values, path)
+    name = getattr(cls, "former_names", {}).get(key, key)
+    if name != key:
+        announce_rename(cls, key, name, ".".join(path))
+    return name
+
+
+def check_config(config: RunConfig) -> RunConfig:
     if not NAME.fullmatch(config.name):
         raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
-    if isinstance(config.watch, list) and (odd := [name for name in config.watch if not isinstance(name, str)]):
+    if isinstance(config.watch, list) and (not_names := [name for name in config.watch if not isinstance(name, str)]):
         raise BadInput(
-            f"watch: a list has names of rewards only, got {odd[0]!r}; write a mapping {{name: {{setting: value}}}}"
+            f"watch: a list has names of rewards only, got {not_names[0]!r}; write a mapping "
+            "{name: {setting: value}}"
         )
     if config.stages is not None:
         if config.contestants is not None or config.pairs is not None:
@@ -138,12 +214,13 @@ def check(config: RunConfig) -> RunConfig:
     return config
 
 
-def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any]:
-    """Name -> method object, in the order of the table; `method: X` is short for the base and X."""
-    blocks = _blocks(config)
+def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Name -> method object, in the order of the table; `method: X` is short for the base and X. `methods`: name ->
+    class, or an instance that somebody made."""
+    blocks = _contestant_blocks(config)
     if not blocks:
         raise BadInput("contestants: name at least one")
-    made = {}
+    built_methods = {}
     for name, block in blocks.items():
         where = f"contestants.{name}" if config.contestants is not None else "method"
         if not NAME.fullmatch(str(name)):
@@ -152,60 +229,47 @@ def contestants(config: RunConfig, methods: Mapping[str, type]) -> dict[str, Any
             raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
         repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see `repos` and `loras`
-        if not isinstance(repo, str):
+        if not isinstance(repo, (str, Mapping)):
             raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
         method = settings.pop("name", name)
-        if not isinstance(method, str) or method not in methods:
-            raise BadInput(f"{where}: unknown method {method!r}; {nearest(str(method), methods)}")
-        made[str(name)] = build(methods[method], settings, where)
-    return made
+        cls = find_method(method, methods, where)
+        if not isinstance(cls, type):  # an instance, which has its settings
+            if settings:
+                raise BadInput(
+                    f"{where}: {method} has its settings already, so there is no {next(iter(settings))!r} to set"
+                )
+            built_methods[str(name)] = cls
+            continue
+        built_methods[str(name)] = build_dataclass(cls, settings, where)
+    return built_methods
 
 
-def repos(config: RunConfig) -> dict[str, str]:
-    """Name -> pipeline of each contestant: the run's own, unless its block says `pipeline: X`."""
-    return {
-        str(n): b.get("pipeline", config.pipeline) if isinstance(b, Mapping) else config.pipeline
-        for n, b in _blocks(config).items()
-    }
+def pipeline_labels(config: RunConfig) -> dict[str, str]:
+    """Name -> pipeline of each contestant, as text that pipelines.read_config understands: the run's own, unless its
+    block says `pipeline: X`; the run's own with changes where it says `pipeline: {steps: 8}`."""
+    return {str(n): pipeline_of(b, config.pipeline) for n, b in _contestant_blocks(config).items()}
 
 
-def loras(config: RunConfig) -> dict[str, str]:
+def pipeline_of(block: Any, pipeline: str | Mapping) -> str:
+    """The label of the pipeline of a contestant, whose run has this one."""
+    source = block.get("pipeline", pipeline) if isinstance(block, Mapping) else pipeline
+    if isinstance(source, Mapping) and "name" not in source:
+        source = merge_variant(pipeline, source)
+    return pipeline_label(source)
+
+
+def contestant_loras(config: RunConfig) -> dict[str, str]:
     """Name -> LoRA file of the contestants whose block names one."""
     blocks = config.contestants or {}
     return {str(n): str(b["lora"]) for n, b in blocks.items() if isinstance(b, Mapping) and b.get("lora")}
 
 
-def _blocks(config: RunConfig) -> Mapping:
+def _contestant_blocks(config: RunConfig) -> Mapping:
     """Name -> method block. Stages are one contestant, whose method is that of the last of them."""
     if config.contestants is not None:
         return config.contestants
     if config.stages is not None:
         last = config.stages[-1] if config.stages and isinstance(config.stages[-1], Mapping) else {}
         return {"base": "sample", "staged": last.get("method") or config.method}
-    named = str(config.method if isinstance(config.method, str) else config.method.get("name"))
-    return {"base": "sample"} | ({named: config.method} if named != "sample" else {})
-
-
-def settings_of(cls: type) -> list[tuple[str, Any, str]]:
-    """(name, default, meaning) of each setting of a method: the comment beside a field, or above it, is its help. A field
-    that a subclass only gives another default keeps its help."""
-    said = {}
-    for c in reversed(cls.__mro__):
-        if dataclasses.is_dataclass(c):
-            said |= {name: comment for name, comment in _comments(c).items() if comment}
-    return [(f.name, f.default, said.get(f.name, "")) for f in dataclasses.fields(cls) if f.init]
-
-
-@lru_cache
-def _comments(cls: type) -> dict[str, str]:
-    """Field -> the comment on its lines, which are several where the formatter wrapped it, else the one on the line above."""
-    source = textwrap.dedent(inspect.getsource(cls))
-    tokens, lines = tokenize.generate_tokens(io.StringIO(source).readline), source.splitlines()
-    said = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}  # by line, 1 the first
-    found = {}
-    for node in ast.parse(source).body[0].body:
-        if isinstance(node, ast.AnnAssign):
-            own = [said[n] for n in range(node.lineno, node.end_lineno + 1) if n in said]
-            above = said.get(node.lineno - 1, "") if lines[node.lineno - 2].lstrip().startswith("#") else ""
-            found[node.target.id] = " ".join(own) or above
-    return found
+    method_name = str(config.method.get("name") if isinstance(config.method, Mapping) else config.method)
+    return {"base": "sample"} | ({short_name(method_name): config.method} if method_name != "sample" else {})

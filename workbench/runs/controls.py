@@ -6,23 +6,23 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from workbench.core.types import Reward, derive
+from workbench.core.types import Reward, derive_seed
 from workbench.runs.config import RunConfig
 
 
-class Counted:
+class CountedReward:
     """A reward that counts the samples it judges."""
 
     def __init__(self, reward: Reward):
-        self.reward, self.spec, self.judged = reward, reward.spec, 0
+        self.reward, self.spec, self.samples_scored = reward, reward.spec, 0
 
     def __call__(self, *, media, prompts, references=None):
-        self.judged += len(media)
+        self.samples_scored += len(media)
         return self.reward(media=media, prompts=prompts, references=references)
 
 
 @dataclass(frozen=True)
-class Negated:
+class NegatedReward:
     """A control that must fail: the method is paid for what the reward dislikes."""
 
     reward: Reward
@@ -36,7 +36,7 @@ class Negated:
 
 
 @dataclass(frozen=True)
-class Shuffled(Negated):
+class ShuffledReward(NegatedReward):
     """A control that must fail: each sample is judged against another sample's prompt."""
 
     other: Mapping[str, str] = field(default_factory=dict)
@@ -45,10 +45,12 @@ class Shuffled(Negated):
         return self.reward(media=media, prompts=[self.other[p] for p in prompts], references=references)
 
 
-def controlled(reward: Reward, config: RunConfig, prompts: Sequence[str]) -> Reward:
+def apply_control(reward: Reward, config: RunConfig, prompts: Sequence[str]) -> Reward:
     if config.control == "negated":
-        return Negated(reward)
+        return NegatedReward(reward)
     if config.control == "shuffled":
-        ring = sorted(set(prompts), key=lambda p: derive(config.seed, "shuffle", p))
-        return Shuffled(reward, other=dict(zip(ring, ring[1:] + ring[:1], strict=True)))  # no prompt keeps its own
+        ring = sorted(set(prompts), key=lambda p: derive_seed(config.seed, "shuffle", p))
+        return ShuffledReward(
+            reward, other=dict(zip(ring, ring[1:] + ring[:1], strict=True))
+        )  # no prompt keeps its own
     return reward

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from workbench.core.types import Event, Media
+from workbench.runs.plan import Plan
 
 
 @dataclass(frozen=True)
@@ -27,13 +28,13 @@ class Progress:
 
 
 @torch.no_grad()
-def judge(plan, made: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
+def score_samples(plan: Plan, samples: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Every reward of the run, optimised and held out, that scores samples, on finished media: name -> [B]."""
     everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
-    return {n: r(media=made, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
+    return {n: r(media=samples, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
 
 
-def number(value: torch.Tensor | float) -> float | None:
+def json_number(value: torch.Tensor | float) -> float | None:
     """As a JSON file keeps it."""
     value = float(value)
     return round(value, 6) if np.isfinite(value) else None

@@ -14,9 +14,9 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any
 
-from rewards.vlm.judge_client import Client, Cost, Endpoint, Failed, Job, Reply, client
-from workbench.core.schema import build, nearest
-from workbench.core.types import AtLeast, BadInput, Count, Modality, Natural, NonNegative, derive
+from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeClient, JudgeError, Reply, shared_client
+from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.types import AtLeast, BadInput, Count, Modality, Natural, NonNegative, derive_seed
 
 DETAILS: dict[Modality, tuple[str, ...]] = {
     "image": (
@@ -67,16 +67,16 @@ class Details:
 
         def wordings(prompt: str) -> Iterator[str]:
             pairs = [(a, b) for a in words for b in words if a < b]
-            random.Random(derive(self.seed, "details", prompt)).shuffle(pairs)
+            random.Random(derive_seed(self.seed, "details", prompt)).shuffle(pairs)
             return (f"{prompt}, {a}, {b}" for a, b in pairs)
 
-        return [distinct(p, wordings(p), n) for p in prompts]
+        return [first_distinct(p, wordings(p), n) for p in prompts]
 
 
 @dataclass(frozen=True)
 class Closed:
-    """The same said with words that the prompt has, for models that know a few words only: "a above b" as "b below a", a
-    joint the other way round, without articles, with an adjective or the whole said twice.
+    """The same said with words that the prompt has, for models that know a few words only: "a above b" as "b below a",
+    a joint the other way round, without articles, with an adjective or the whole said twice.
 
     Only "left of", "right of", "above" and "below" may come in without being in the prompt, each for its opposite.
     """
@@ -85,10 +85,12 @@ class Closed:
 
     def expand(self, prompts: Sequence[str], n: int, modality: Modality) -> list[list[str]]:
         """[B][<= n]; fewer for short prompts, which can't be said in many ways."""
-        return [distinct(p, (w for w in reworded(p) if len(w.split()) <= self.longest), n) for p in prompts]
+        return [
+            first_distinct(p, (w for w in generate_rewordings(p) if len(w.split()) <= self.longest), n) for p in prompts
+        ]
 
 
-def reworded(prompt: str) -> Iterator[str]:
+def generate_rewordings(prompt: str) -> Iterator[str]:
     """What keeps the meaning first, what only stresses it last."""
     joined = JOINT.fullmatch(prompt)
     if joined:
@@ -103,24 +105,25 @@ def reworded(prompt: str) -> Iterator[str]:
         yield f"{prompt} {second} {OPPOSITE[joint]} {first}"
 
 
-def distinct(prompt: str, wordings: Iterator[str], n: int) -> list[str]:
+def first_distinct(prompt: str, wordings: Iterator[str], n: int) -> list[str]:
     """The first n that are neither the prompt nor said before."""
     fresh = dict.fromkeys(text for w in wordings if (text := " ".join(w.split())) and text != prompt)
     return list(islice(fresh, n))
 
 
 INSTRUCTION = (
-    "You write prompts for a model that makes {medium} from text. Say the prompt below again so that the model follows it "
-    "better: keep every object, number, colour, place and action that it asks for, add none that change its meaning, and "
-    "make explicit what it leaves unsaid about appearance. Answer with the new prompt alone, between <answer> and "
-    "</answer>.\n\nPrompt: {prompt}"
+    "You write prompts for a model that makes {medium} from text. Say the prompt below again so that the model "
+    "follows it better: keep every object, number, colour, place and action that it asks for, add none that change "
+    "its meaning, and make explicit what it leaves unsaid about appearance. Answer with the new prompt alone, between "
+    "<answer> and </answer>.\n\nPrompt: {prompt}"
 )
 MEDIUM = {"image": "pictures", "video": "video clips", "audio": "sound"}
 
 
 @dataclass(frozen=True)
 class Chat:
-    """A language model's wordings, by any OpenAI-compatible chat endpoint; sampling as PromptEnhancer (arXiv:2509.04545).
+    """A language model's wordings, by any OpenAI-compatible chat endpoint; sampling as PromptEnhancer
+    (arXiv:2509.04545).
 
     After a call, `last_failures` says of each question without a usable answer why, (prompt, k) -> sentence.
     """
@@ -147,9 +150,9 @@ class Chat:
             raise BadInput("expander: `instruction` must say {prompt} where the prompt goes")
 
     @property
-    def _client(self) -> Client:
+    def _client(self) -> JudgeClient:
         names = ("url", "key", "concurrency", "timeout", "retries", "backoff", "cache")
-        return client(Endpoint(**{n: getattr(self, n) for n in names}))
+        return shared_client(Endpoint(**{n: getattr(self, n) for n in names}))
 
     def check(self) -> None:
         """Raises BadInput when the endpoint can't be reached, refuses the key or does not serve the model."""
@@ -157,52 +160,56 @@ class Chat:
 
     def expand(self, prompts: Sequence[str], n: int, modality: Modality) -> list[list[str]]:
         """[B][<= n]: fewer where answers failed or were alike. Raises BadInput when there was no answer at all."""
-        asked = [(p, k) for p in prompts for k in range(n)]
-        answers = self._client.ask([self._job(p, k, modality) for p, k in asked], self.cost)
+        questions = [(p, k) for p in prompts for k in range(n)]
+        answers = self._client.ask([self._make_job(p, k, modality) for p, k in questions], self.cost)
         self.last_failures.clear()
-        said: dict[str, list[str]] = {p: [] for p in prompts}
-        for (p, k), answer in zip(asked, answers, strict=True):
-            if isinstance(answer, Failed):
+        wordings: dict[str, list[str]] = {p: [] for p in prompts}
+        for (p, k), answer in zip(questions, answers, strict=True):
+            if isinstance(answer, JudgeError):
                 self.last_failures[p, k] = str(answer)
             else:
-                said[p].append(answer[0])
-        if asked and len(self.last_failures) == len(set(asked)):
+                wordings[p].append(answer[0])
+        if questions and len(self.last_failures) == len(set(questions)):
             raise BadInput(f"expander: no answer of {self.url} can be used: {next(iter(self.last_failures.values()))}")
-        return [distinct(p, iter(said[p]), n) for p in prompts]
+        return [first_distinct(p, iter(wordings[p]), n) for p in prompts]
 
-    def _job(self, prompt: str, k: int, modality: Modality) -> Job:
+    def _make_job(self, prompt: str, k: int, modality: Modality) -> Job:
         text = self.instruction.replace("{medium}", MEDIUM[modality]).replace("{prompt}", prompt)
         body = {"model": self.model, "messages": [{"role": "user", "content": text}], "seed": self.seed + k}
         body |= {"temperature": self.temperature, "top_p": self.top_p, "max_tokens": self.max_tokens}
-        return Job(body, wording)
+        return Job(body, parse_wording)
 
 
-def wording(reply: Reply) -> tuple[str, ...]:
-    """What stands between the answer's marks, or else all but the thoughts. Raises Failed for none, or one cut short."""
-    found = re.findall(r"<answer>(.*?)</answer>", reply.content, re.S)
-    if not found and (reply.finish == "length" or "<answer>" in reply.content):
-        raise Failed("the wording was cut short; raise `max_tokens`")
-    text = found[-1] if found else re.sub(r"<think>.*?(</think>|$)", "", reply.content, flags=re.S)
+def parse_wording(reply: Reply) -> tuple[str, ...]:
+    """What stands between the answer's marks, or else all but the thoughts. Raises Failed for none, or one cut
+    short."""
+    marked = re.findall(r"<answer>(.*?)</answer>", reply.content, re.S)
+    if not marked and (reply.finish == "length" or "<answer>" in reply.content):
+        raise JudgeError("the wording was cut short; raise `max_tokens`")
+    text = marked[-1] if marked else re.sub(r"<think>.*?(</think>|$)", "", reply.content, flags=re.S)
     text = " ".join(text.split()).strip("\"'“”")
     if not text:
-        raise Failed("the answer holds no wording")
+        raise JudgeError("the answer holds no wording")
     return (text,)
 
 
 RULES: dict[str, Callable[[], Any]] = {"details": Details, "closed": Closed}
 
 
-def expander(value: str | Mapping | Any):
-    """What `expander:` in a config stands for: a name of RULES, or the settings of Chat. Others are returned as they are.
+def make_expander(value: str | Mapping | Any):
+    """What `expander:` in a config stands for: a name of RULES, or the settings of Chat. Others are returned as they
+    are.
 
     Raises BadInput for an unknown name or setting.
     """
     if isinstance(value, Mapping):
-        return build(Chat, value, "expander")
+        return build_dataclass(Chat, value, "expander")
     if not isinstance(value, str):
         return value
     if value.startswith(("http://", "https://")):
         raise BadInput(f"expander: an endpoint needs its model too: {{url: {value}, model: …}}")
     if value not in RULES:
-        raise BadInput(f"expander: {value!r} is not known; {nearest(value, RULES)}; or give {{url: …, model: …}}")
+        raise BadInput(
+            f"expander: {value!r} is not known; {suggest_nearest(value, RULES)}; or give {{url: …, model: …}}"
+        )
     return RULES[value]()

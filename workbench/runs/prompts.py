@@ -7,40 +7,43 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from workbench.core.paths import CONFIGS
-from workbench.core.schema import nearest
-from workbench.core.types import BadInput, Batch, derive
+from workbench.core.schema import suggest_nearest
+from workbench.core.types import BadInput, Batch, derive_seed
 from workbench.runs.config import is_file
 
 
-def prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, ...]:
-    """The distinct prompts of a list, a .txt file (one a line, '#' starts a comment line) or a .jsonl file (key `prompt`).
+def read_prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, ...]:
+    """The distinct prompts of a list, a .txt file (one a line, '#' starts a comment line) or a .jsonl file (key
+    `prompt`).
 
     A name without a folder is looked up in configs/prompts too. Raises BadInput for a file that is missing, not text,
     or has no prompt in it.
     """
     if not isinstance(source, str):
-        if odd := [p for p in source if not isinstance(p, str)]:
-            raise BadInput(f"{where}: a prompt is a text, got {odd[0]!r:.60}; put quotes around it")
-        found = [p.strip() for p in source]
+        if not_texts := [p for p in source if not isinstance(p, str)]:
+            raise BadInput(f"{where}: a prompt is a text, got {not_texts[0]!r:.60}; put quotes around it")
+        lines = [p.strip() for p in source]
     else:
-        found = _read(_locate(source, where), where)
-    found = list(dict.fromkeys(p for p in found if p))
-    if not found:
+        lines = _read_prompt_file(_find_prompt_file(source, where), where)
+    lines = list(dict.fromkeys(p for p in lines if p))
+    if not lines:
         raise BadInput(f"{where}: {source if isinstance(source, str) else 'the list'} has no prompt in it")
-    return tuple(found)
+    return tuple(lines)
 
 
-def _locate(source: str, where: str) -> Path:
+def _find_prompt_file(source: str, where: str) -> Path:
     bundled = CONFIGS / "prompts"
     for path in (Path(source), bundled / source, bundled / f"{source}.txt", CONFIGS.parent / source):
         if is_file(path, where):
             return path
     if Path(source).is_dir():
         raise BadInput(f"{where}: {source} is a folder; name a .txt or .jsonl file")
-    raise BadInput(f"{where}: no prompt file {source!r}; {nearest(source, (p.stem for p in bundled.glob('*.*')))}")
+    raise BadInput(
+        f"{where}: no prompt file {source!r}; {suggest_nearest(source, (p.stem for p in bundled.glob('*.*')))}"
+    )
 
 
-def _read(path: Path, where: str) -> list[str]:
+def _read_prompt_file(path: Path, where: str) -> list[str]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError:
@@ -51,22 +54,22 @@ def _read(path: Path, where: str) -> list[str]:
         raise BadInput(f"{where}: {path} is not a text file; give one prompt a line, in UTF-8")
     if path.suffix != ".jsonl":
         return [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
-    found = []
+    lines = []
     for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, which splitlines() takes for an end
         try:
-            found += [json.loads(line)["prompt"].strip()] if line.strip() else []
+            lines += [json.loads(line)["prompt"].strip()] if line.strip() else []
         except (ValueError, KeyError, TypeError, AttributeError):
             raise BadInput(f'{where}: {path}, line {number} is not of the form {{"prompt": "…"}}') from None
-    return found
+    return lines
 
 
-def items(found: Sequence[str], seed: int, seeds: int) -> list[tuple[int, str, int, int]]:
+def sample_rows(prompts: Sequence[str], seed: int, samples_per_prompt: int) -> list[tuple[int, str, int, int]]:
     """(position of the prompt, prompt, k, seed of the noise) for k in 0..seeds-1. The noise seed depends on the run's
     seed, the prompt and k alone: a shorter or reordered list makes the same media."""
-    return [(n, p, k, derive(seed, p, k)) for n, p in enumerate(found) for k in range(seeds)]
+    return [(n, p, k, derive_seed(seed, p, k)) for n, p in enumerate(prompts) for k in range(samples_per_prompt)]
 
 
-def batches(rows: Sequence[tuple[int, str, int, int]], size: int) -> Iterator[tuple[Sequence[tuple], Batch]]:
+def iterate_batches(rows: Sequence[tuple[int, str, int, int]], size: int) -> Iterator[tuple[Sequence[tuple], Batch]]:
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
         yield part, Batch(tuple(r[1] for r in part), tuple(r[3] for r in part))

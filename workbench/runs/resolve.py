@@ -8,24 +8,28 @@ from typing import Any
 
 from rewards.latent import LatentReward
 from workbench.core.types import BadInput
-from workbench.methods import NRG, RPO, Centred, Rewrite
+from workbench.methods import NRG, RPO, Centred, Reuse, Rewrite
 from workbench.runs import preference_data
-from workbench.runs.prompt_expanders import Chat, expander
+from workbench.runs.prompt_expanders import Chat, make_expander
+from workbench.runs.run_noise import RunNoise
 
-PARTS: dict[type, tuple[str, Callable[[Any], Any]]] = {
-    Rewrite: ("expander", expander),
-    Centred: ("expander", expander),
+DEPENDENCIES: dict[type, tuple[str, Callable[[Any], Any]]] = {
+    Rewrite: ("expander", make_expander),
+    Centred: ("expander", make_expander),
     NRG: ("model", LatentReward),
-    RPO: ("references", preference_data.references),
+    RPO: ("references", preference_data.read_references),
+    Reuse: ("noise", RunNoise),
 }
 
 
-def supplied(method):
+def resolve_dependencies(method):
     """The method with what its settings name. Raises BadInput for a name that stands for nothing, or a server that does
     not answer."""
-    setting, make = PARTS.get(type(method), ("", None))
+    setting, make = DEPENDENCIES.get(type(method), ("", None))
     value = getattr(method, setting, None)
     if make is None or not isinstance(value, (str, dict)):
+        return method
+    if not value and isinstance(method, Reuse):  # plain sampling
         return method
     if not value:
         raise BadInput(f"{type(method).__name__}: the setting {setting!r} is missing; see: workbench list methods")

@@ -14,8 +14,10 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+from pipelines.variants import pipeline_label
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput
+from workbench.runs.config import current_config
 
 SCHEMA = (
     """
@@ -36,7 +38,8 @@ SCHEMA = (
                        right_sha256 TEXT NOT NULL, asker TEXT NOT NULL, created TEXT NOT NULL, prompt TEXT NOT NULL);
     CREATE INDEX battles_by_asker ON battles (asker, left_artefact, right_artefact);
     CREATE TABLE votes (id INTEGER PRIMARY KEY, battle TEXT NOT NULL REFERENCES battles(id), choice TEXT,
-                       key TEXT UNIQUE NOT NULL, reason TEXT NOT NULL, dwell_left REAL NOT NULL, dwell_right REAL NOT NULL,
+                       key TEXT UNIQUE NOT NULL, reason TEXT NOT NULL,
+                       dwell_left REAL NOT NULL, dwell_right REAL NOT NULL,
                        rater TEXT NOT NULL, created TEXT NOT NULL, undoes INTEGER UNIQUE REFERENCES votes(id),
                        CHECK ((choice IS NULL) = (undoes IS NOT NULL)),
                        CHECK (choice IN ('left', 'right', 'tie', 'bad')));
@@ -46,7 +49,7 @@ SCHEMA = (
 
 
 @contextmanager
-def index(runs: Path) -> Iterator[sqlite3.Connection]:
+def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
     """The index of a folder of runs, migrated to the newest schema; committed on success, rolled back on error."""
     runs.mkdir(parents=True, exist_ok=True)
     path = runs / "workbench.db"
@@ -70,7 +73,7 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.DatabaseError as error:
         if db.in_transaction:
             db.execute("ROLLBACK")
-        raise _plainly(path, error) from error
+        raise _explain_error(path, error) from error
     except BaseException:
         if db.in_transaction:
             db.execute("ROLLBACK")
@@ -79,20 +82,21 @@ def index(runs: Path) -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def _plainly(path: Path, error: sqlite3.DatabaseError) -> Exception:
-    """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it is."""
-    said = str(error)
-    if "not a database" in said or "malformed" in said:
+def _explain_error(path: Path, error: sqlite3.DatabaseError) -> Exception:
+    """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it
+    is."""
+    message = str(error)
+    if "not a database" in message or "malformed" in message:
         return BadInput(
-            f"{path} is damaged ({said}); put a copy of it back, or move it away: each run is indexed again by "
+            f"{path} is damaged ({message}); put a copy of it back, or move it away: each run is indexed again by "
             "`workbench run FOLDER`, but the votes in it are lost"
         )
-    if "locked" in said:
+    if "locked" in message:
         return BadInput(f"{path}: another program holds the index of the runs; close it and run the same command again")
     return error
 
 
-def dump(value) -> str:
+def dump_json(value) -> str:
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
@@ -108,7 +112,7 @@ class RunFolder:
 
         Raises BadInput when nothing can be written there.
         """
-        unfinished = [] if fresh else [f for f in folders(runs) if f.matches(name, config)]
+        unfinished = [] if fresh else [f for f in list_run_folders(runs) if f.matches(name, config)]
         if unfinished:
             return unfinished[0]
         stamp = time.strftime("%Y%m%d-%H%M%S")
@@ -131,10 +135,11 @@ class RunFolder:
     def matches(self, name: str, config: Mapping) -> bool:
         """Whether this is an unfinished run of that name and config, tuples being lists as JSON has them."""
         run = self.read()
-        return (run.get("name"), run.get("config")) == (name, json.loads(dump(config))) and run.get("status") != "done"
+        config = current_config(json.loads(dump_json(config)), announce=False)
+        return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
 
     @contextmanager
-    def alone(self) -> Iterator[None]:
+    def exclusive_lock(self) -> Iterator[None]:
         """Raises BadInput while another process works in this folder; a process that dies gives it back.
 
         The lock is SQLite's, which every platform has; a run that a server drives may change threads under it.
@@ -153,22 +158,25 @@ class RunFolder:
             db.close()
 
     def read(self, file: str = "run.json") -> dict:
-        """A JSON file of the run, or {} when it isn't there yet."""
+        """A JSON file of the run, or {} when it isn't there yet. A config in it has the names of today, whenever it
+        began."""
         path = self.path / file
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             raise BadInput(f"{path}: can't be read ({error.strerror}); name a run folder") from None
         except ValueError:
-            found = None
-        if not isinstance(found, dict):
+            content = None
+        if not isinstance(content, dict):
             raise BadInput(f"{path} is damaged; remove the run folder, or start anew with --new")
-        return found
+        if isinstance(content.get("config"), dict):
+            content["config"] = current_config(content["config"], announce=False)
+        return content
 
     def write(self, file: str, value: Mapping) -> None:
-        write_atomic(self.path / file, dump(value))
+        write_atomic(self.path / file, dump_json(value))
 
     def events(self) -> list[dict]:
         """Every whole line of the log; a last line torn by a crash is not one."""
@@ -181,40 +189,41 @@ class RunFolder:
         except ValueError:
             raise BadInput(f"{self.path / 'events.jsonl'} is damaged; start anew with --new") from None
 
-    def rewind(self) -> set[tuple[str, int]]:
+    def drop_unfinished(self) -> set[tuple[str, int]]:
         """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""
-        done = {(e["contestant"], e["batch"]) for e in self.events() if e.get("final") and not e.get("stopped")}
-        self.keep(lambda event: (event["contestant"], event.get("batch")) in done)
-        return done
+        finished = {(e["contestant"], e["batch"]) for e in self.events() if e.get("final") and not e.get("stopped")}
+        self.keep_events(lambda event: (event["contestant"], event.get("batch")) in finished)
+        return finished
 
-    def keep(self, wanted: Callable[[dict], bool]) -> None:
+    def keep_events(self, is_wanted: Callable[[dict], bool]) -> None:
         """Forget all other events."""
-        write_atomic(self.path / "events.jsonl", "".join(line(e) for e in self.events() if wanted(e)))
+        write_atomic(self.path / "events.jsonl", "".join(json_line(e) for e in self.events() if is_wanted(e)))
 
-    def append(self, event: Mapping) -> None:
+    def append_event(self, event: Mapping) -> None:
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as f:
-            f.write(line(event))
+            f.write(json_line(event))
             f.flush()
             if event.get("final"):
                 os.fsync(f.fileno())
 
 
-def line(event: Mapping) -> str:
+def json_line(event: Mapping) -> str:
     return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 
-def folders(runs: Path) -> list[RunFolder]:
+def list_run_folders(runs: Path) -> list[RunFolder]:
     """The run folders, newest first."""
-    found = [p.parent for p in runs.glob("*/run.json")] if runs.is_dir() else []
-    return [RunFolder(p) for p in sorted(found, key=lambda p: p.name, reverse=True)]
+    paths = [p.parent for p in runs.glob("*/run.json")] if runs.is_dir() else []
+    return [RunFolder(p) for p in sorted(paths, key=lambda p: p.name, reverse=True)]
 
 
-def sync(runs: Path, folder: RunFolder, status: str = "") -> None:
+def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
     """Bring the index up to what the run folder says, or will say of its `status`; safe to repeat."""
     run, summary = folder.read(), folder.read("summary.json")
     versions = run.get("rewards", {})
-    with index(runs) as db:
-        values = (folder.path.name, run["name"], run["created"], status or run["status"], run["config"]["pipeline"])
+    pipeline = pipeline_label(run["config"]["pipeline"])
+    with open_index(runs) as db:
+        values = (folder.path.name, run["name"], run["created"], status or run["status"], pipeline)
         (number,) = db.execute(
             "INSERT INTO runs (folder, name, created, status, pipeline, config) VALUES (?,?,?,?,?,?) "
             "ON CONFLICT (folder) DO UPDATE SET status=excluded.status RETURNING id",
@@ -237,16 +246,17 @@ def sync(runs: Path, folder: RunFolder, status: str = "") -> None:
             [
                 (number, c["name"], c["method"], c["samples"], c["nfe"], c["seconds"])
                 for c in summary.get("contestants", ())
-                if "failed" not in c and c.get("pipeline") in (None, run["config"]["pipeline"])
+                if "failed" not in c and c.get("pipeline") in (None, pipeline)
             ],
         )
 
 
 def seconds_per_call(runs: Path, pipeline: str) -> dict[str, float]:
-    """Method -> seconds per denoiser row in the finished runs of this pipeline here; empty when there were none."""
+    """Method -> seconds per denoiser row in the finished runs of this pipeline, by its label; empty when there were
+    none."""
     if not (runs / "workbench.db").is_file():
         return {}
-    with index(runs) as db:
+    with open_index(runs) as db:
         rows = db.execute(
             "SELECT method, SUM(seconds) / SUM(nfe) AS pace FROM costs JOIN runs ON runs.id = costs.run "
             "WHERE pipeline = ? AND nfe > 0 GROUP BY method",

@@ -1,4 +1,5 @@
-"""What is watched while a model trains: prompts set apart, judges that are not optimised, and numbers that must stay numbers."""
+"""Checks of a training: evaluation on held-out prompts by rewards that are not optimised, the hacking alarm, finite
+numbers."""
 
 from __future__ import annotations
 
@@ -11,152 +12,181 @@ import torch
 
 from pipelines import sharding
 from workbench.core.io import media
-from workbench.core.types import BadInput, Batch, Event, Media, derive
+from workbench.core.types import BadInput, Batch, Event, Media, derive_seed
 from workbench.evaluation import set_rewards, statistics
-from workbench.evaluation.summary import margins
-from workbench.runs.progress import judge, number
+from workbench.evaluation.summary import alarm_margins
+from workbench.runs.plan import Plan
+from workbench.runs.progress import json_number, score_samples
 
-SEEDS = 2  # samples of a watched prompt: two, so that there is a diversity
-SHOWN = 8  # of them are kept as files at each evaluation
+SAMPLES_PER_PROMPT = 2  # of a held-out prompt: two, so that diversity can be measured
+MAX_WRITTEN = 8  # prompts of which a sample is written at each evaluation
 ROUNDING = 1e-3  # of a log-density, mean over dimensions
 PATIENCE = 20  # gradients in a row that may overflow while a loss scaler finds its scale
 
 
-class Halted(RuntimeError):  # noqa: N818
+class TrainingHalted(RuntimeError):  # noqa: N818
     """Training can't go on; one sentence says why."""
 
 
-def look(plan, sampler, method, place: Path | None) -> list[dict]:
-    """Samples of the watched prompts at their fixed seeds, by `method`, judged by every reward: the rows of a table. A few are
-    written into `place`. A reward of whole sets says the same in every row, and in each what one random half is worth."""
-    rows = [(n, p, k) for n, p in enumerate(plan.held) for k in range(SEEDS)]
+def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None) -> list[dict]:
+    """Samples of the held-out prompts at fixed seeds, made by `method` and scored by every reward: the rows of a table.
+    A few are written into `folder`. A set reward has the same score in every row, and in each the score of one random
+    half."""
+    rows = [(n, p, k) for n, p in enumerate(plan.held_out_prompts) for k in range(SAMPLES_PER_PROMPT)]
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
-    made, scores, size = [], {}, max(1, plan.config.batch // SEEDS) * SEEDS
+    samples, scores, size = [], {}, max(1, plan.config.batch // SAMPLES_PER_PROMPT) * SAMPLES_PER_PROMPT
     for low in range(0, len(rows), size):
-        few = rows[low : low + size]
-        prompts, seeds = [p for _, p, _ in few], [derive(plan.config.seed, "watch", p, k) for _, p, k in few]
+        chunk = rows[low : low + size]
+        prompts, seeds = [p for _, p, _ in chunk], [derive_seed(plan.config.seed, "watch", p, k) for _, p, k in chunk]
         with torch.no_grad():
             (event,) = method(sampler, plan.reward, [Batch(tuple(prompts), tuple(seeds))])
-            got = media.quantise(event.media)
-        for name, values in judge(plan, got, prompts).items():
+            got = media.quantise_media(event.media)
+        for name, values in score_samples(plan, got, prompts).items():
             scores.setdefault(name, []).append(values)
-        made.append(got)
-    made, prompts = Media.cat(made), [p for _, p, _ in rows]
+        samples.append(got)
+    samples, prompts = Media.cat(samples), [p for _, p, _ in rows]
     scores = {name: torch.cat(parts) for name, parts in scores.items()}
     categories = oracle.categories(prompts) if oracle else [None] * len(rows)
-    if place is not None:
-        _write(place, rows, made, scores)
-    wholes = {
-        name: set_rewards.whole(reward, made, prompts, len(rows)) for name, reward in set_rewards.sets(plan).items()
+    if folder is not None:
+        write_samples(folder, rows, samples, scores)
+    set_results = {
+        name: set_rewards.score_set(reward, samples, prompts, len(rows))
+        for name, reward in set_rewards.set_rewards_of(plan).items()
     }
-    scores |= {name: torch.full((len(rows),), found.value) for name, found in wholes.items()}
+    scores |= {name: torch.full((len(rows),), result.value) for name, result in set_results.items()}
     total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
     spread = [
-        statistics.diversity([made.data[n * SEEDS : (n + 1) * SEEDS].cpu().numpy()]) for n in range(len(plan.held))
+        statistics.measure_diversity(
+            [samples.data[n * SAMPLES_PER_PROMPT : (n + 1) * SAMPLES_PER_PROMPT].cpu().numpy()]
+        )
+        for n in range(len(plan.held_out_prompts))
     ]
     return [
-        {"index": n, "k": k, "prompt": p, "category": categories[b], "reward": number(total[b]), "diversity": spread[n]}
-        | {"scores": {name: number(values[b]) for name, values in scores.items()}}
-        | {"halves": {name: number(found.halves[b]) for name, found in wholes.items() if found.halves}}
+        {
+            "index": n,
+            "k": k,
+            "prompt": p,
+            "category": categories[b],
+            "reward": json_number(total[b]),
+            "diversity": spread[n],
+        }
+        | {"scores": {name: json_number(values[b]) for name, values in scores.items()}}
+        | {"halves": {name: json_number(result.halves[b]) for name, result in set_results.items() if result.halves}}
         for b, (n, p, k) in enumerate(rows)
     ]
 
 
-def _write(place: Path, rows: Sequence[tuple[int, str, int]], made: Media, scores: Mapping[str, torch.Tensor]) -> None:
-    place.mkdir(parents=True, exist_ok=True)
+def write_samples(
+    folder: Path, rows: Sequence[tuple[int, str, int]], samples: Media, scores: Mapping[str, torch.Tensor]
+) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
     for b, (n, prompt, k) in enumerate(rows):
-        if k == 0 and n < SHOWN:
-            story = {"prompt": prompt, "scores": {name: number(values[b]) for name, values in scores.items()}}
-            media.write(made[b], place / f"{n:04d}-{k}", meta=story)
+        if k == 0 and n < MAX_WRITTEN:
+            meta = {"prompt": prompt, "scores": {name: json_number(values[b]) for name, values in scores.items()}}
+            media.write_media(samples[b], folder / f"{n:04d}-{k}", meta=meta)
 
 
-def verdict(plan, name: str, base: Sequence[Mapping], now: Sequence[Mapping]) -> tuple[dict[str, float], str | None]:
-    """(held-out numbers, the hacking alarm's sentence or None) of the watched prompts, against what the base made of them."""
-    optimised, wholes = plan.reward.weights, {n: _wholes(plan, rows) for n, rows in (("base", base), (name, now))}
+def compare_to_base(
+    plan: Plan, name: str, base: Sequence[Mapping], current: Sequence[Mapping]
+) -> tuple[dict[str, float], str | None]:
+    """(metrics of the held-out prompts, the hacking alarm's sentence or None), against the same rows of the base
+    model."""
+    optimised, sets = plan.reward.weights, {n: set_scores(plan, rows) for n, rows in (("base", base), (name, current))}
     parts = []
-    for n, rows in (("base", base), (name, now)):
-        part = statistics.contestant(rows, base if n != "base" else None, optimised)
-        parts.append({"name": n, **set_rewards.amended(part, wholes[n], wholes["base"], optimised)})
-        parts[-1]["diversity"] = mean(rows, "diversity")
-    told = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
-    told |= {"held diversity": parts[1]["diversity"], "held reward": mean(now, "reward")}
-    return told, statistics.alarm(parts, "base", margins(plan))
+    for n, rows in (("base", base), (name, current)):
+        part = statistics.summarise_contestant(rows, base if n != "base" else None, optimised)
+        parts.append({"name": n, **set_rewards.add_set_scores(part, sets[n], sets["base"], optimised)})
+        parts[-1]["diversity"] = mean_of(rows, "diversity")
+    metrics = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
+    metrics |= {"held diversity": parts[1]["diversity"], "held reward": mean_of(current, "reward")}
+    return metrics, statistics.hacking_alarm(parts, "base", alarm_margins(plan))
 
 
-def _wholes(plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.Whole]:
-    """What rewards of whole sets said of these rows."""
+def set_scores(plan: Plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.SetScore]:
+    """The scores that the set rewards gave these rows."""
     halves = {
-        n: [statistics.nan(r["halves"][n]) for r in rows if n in r.get("halves", {})] for n in set_rewards.sets(plan)
+        n: [statistics.none_to_nan(r["halves"][n]) for r in rows if n in r.get("halves", {})]
+        for n in set_rewards.set_rewards_of(plan)
     }
-    return {n: set_rewards.Whole(statistics.nan(rows[0]["scores"][n]), tuple(h), len(rows)) for n, h in halves.items()}
+    return {
+        n: set_rewards.SetScore(statistics.none_to_nan(rows[0]["scores"][n]), tuple(h), len(rows))
+        for n, h in halves.items()
+    }
 
 
-def score(plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
-    """By what the best weights are picked: `train.best`, else the first judge of `watch`, else the reward; a control, whose
-    reward is not the reward, ends with its last weights. Where less than half as many samples could be judged as of the base,
-    these are not the best, whatever the few are worth."""
-    by = plan.recipe.best or (
+def selection_score(plan: Plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
+    """The number by which the best weights are picked: the mean of `train.best`, else of the first reward of `watch`,
+    else of the reward. A control run, whose reward is spoilt on purpose, keeps its last weights. -inf where less than
+    half as many samples could be scored as of the base."""
+    metric = plan.train_config.best or (
         "last" if plan.config.control != "none" else next(iter(plan.watch.rewards), "") if plan.watch else "reward"
     )
-    if by == "last":
+    if metric == "last":
         return float(update)
 
-    def judged(rows: Sequence[Mapping]) -> list[float]:
-        found = [statistics.nan(r["reward"] if by == "reward" else r["scores"][by]) for r in rows]
-        return [value for value in found if not math.isnan(value)]
+    def finite_scores(rows: Sequence[Mapping]) -> list[float]:
+        scores = [statistics.none_to_nan(r["reward"] if metric == "reward" else r["scores"][metric]) for r in rows]
+        return [value for value in scores if not math.isnan(value)]
 
-    values = judged(rows)
+    values = finite_scores(rows)
     if not values and not update:
         raise BadInput(
-            f"train.best: {by} could judge none of the watched prompts, so it can't pick the best weights; name another judge"
+            f"train.best: {metric} could judge none of the watched prompts, so it can't pick the best weights; "
+            "name another judge"
         )
-    return sum(values) / len(values) if values and 2 * len(values) >= len(judged(base)) else -math.inf
+    return sum(values) / len(values) if values and 2 * len(values) >= len(finite_scores(base)) else -math.inf
 
 
-def mean(rows: Sequence[Mapping], key: str) -> float:
+def mean_of(rows: Sequence[Mapping], key: str) -> float:
     values = [r[key] for r in rows if r[key] is not None]
     return sum(values) / len(values) if values else 0.0
 
 
-# --- numbers that must stay numbers ----------------------------------------------------------------------------------
+def mean_saturation(rows: Sequence[Mapping]) -> float:
+    return sum(r["scores"]["saturated_pixels"] for r in rows) / len(rows)
 
 
-def first(event: Event, method: Any) -> None:
-    """What must hold of the first round. Raises BadInput."""
+# --- checks ----------------------------------------------------------------------------------
+
+
+def check_first_round(event: Event, method: Any) -> None:
+    """The first round must have rewards that differ, and log-ratios of 0. Raises BadInput or TrainingHalted."""
     r = event.scores.get("reward", torch.zeros(0)).double()  # pairs are not judged
-    seen = r[r.isfinite()]
-    if len(r) and not len(seen):
+    finite_scores = r[r.isfinite()]
+    if len(r) and not len(finite_scores):
         raise BadInput("reward: none of the first samples could be judged, so there is nothing to learn from")
-    if len(r) > 1 and float(seen.max() - seen.min()) == 0.0:
+    if len(r) > 1 and float(finite_scores.max() - finite_scores.min()) == 0.0:
         raise BadInput(
-            f"reward: all {len(seen)} samples of the first round score {float(seen[0]):g}, so there is nothing to learn from; "
-            "check the reward with: workbench score"
+            f"reward: all {len(finite_scores)} samples of the first round score {float(finite_scores[0]):g}, "
+            "so there is nothing to learn from; check the reward with: workbench score"
         )
-    if getattr(method, "updates", 1) == 1 and event.metrics.get("log_ratio", 0.0) != 0.0:
-        raise Halted(
-            f"the log-ratio before the first update is {event.metrics['log_ratio']:.2g} and must be 0: steps are not scored as "
-            "they were drawn; report this pipeline"
+    if method.optimizer_steps == 1 and event.metrics.get("log_ratio", 0.0) != 0.0:
+        raise TrainingHalted(
+            f"the log-ratio before the first update is {event.metrics['log_ratio']:.2g} and must be 0: "
+            "steps are not scored as they were drawn; report this pipeline"
         )
 
 
 @torch.no_grad()
-def replayed(policy: Any, prompts: Sequence[str]) -> float:
-    """The largest log-ratio between random steps as they were drawn and as they are scored, with the same weights; 0 if all is
-    well. Raises Halted where it is more than rounding: the weights would be taught by steps that nobody took."""
-    path, far = policy.sample(prompts, seeds=range(len(prompts))), 0.0
+def check_replay(policy: Any, prompts: Sequence[str]) -> float:
+    """The largest log-ratio between stochastic steps as they were drawn and as they are replayed with the same weights;
+    0 if all is well. Raises TrainingHalted where it is more than rounding: the loss would be that of steps that were
+    never taken."""
+    path, largest = policy.sample(prompts, seeds=range(len(prompts))), 0.0
     for i in path.stochastic:
-        now = policy.transition(path.x[:, i], i, prompts).log_prob(path.x[:, i + 1])
-        far = max(far, (now - path.log_prob[:, i]).abs().max().item())
-    if not far < ROUNDING:
-        raise Halted(
-            f"steps are not scored as they were drawn: the log-ratio before the first update is {far:.2g}, not 0; report this pipeline"
+        log_prob = policy.transition(path.x[:, i], i, prompts).log_prob(path.x[:, i + 1])
+        largest = max(largest, (log_prob - path.log_prob[:, i]).abs().max().item())
+    if not largest < ROUNDING:
+        raise TrainingHalted(
+            "steps are not scored as they were drawn: the log-ratio before the first update is "
+            f"{largest:.2g}, not 0; report this pipeline"
         )
-    return far
+    return largest
 
 
-def sound(policy: Any, scaled: bool) -> None:
-    """Raises Halted where too many gradients in a row were not finite, and for weights that are not finite."""
-    if policy.overflows > (PATIENCE if scaled else 0):
-        raise Halted("a gradient was not finite; lower the learning rate, or the gradient's `clip`")
-    if not sharding.finite(policy.adapters.parameters):
-        raise Halted("a weight is not finite; lower the learning rate")
+def check_finite(policy: Any, has_loss_scaler: bool) -> None:
+    """Raises TrainingHalted where too many gradients in a row were not finite, and for weights that are not finite."""
+    if policy.overflows > (PATIENCE if has_loss_scaler else 0):
+        raise TrainingHalted("a gradient was not finite; lower the learning rate, or the gradient's `clip`")
+    if not sharding.all_finite(policy.adapters.parameters):
+        raise TrainingHalted("a weight is not finite; lower the learning rate")

@@ -1,120 +1,133 @@
-"""A training in stages (workbench.runs.stages): one set of weights, taught one task after the other, all of them judged after each.
+"""A training in stages (workbench.runs.stages): one set of weights, trained on one task after the other; all are
+evaluated after each.
 
-Each task has a pipeline, a reward, prompts, a method and an optimiser of its own, and the same adapters. A stage begins with
-fresh optimisers and without the copies that the methods of earlier ones have left, but for the average.
+Each task has a pipeline, a reward, prompts, a method and an optimiser of its own, and the same adapters. A stage begins
+with fresh optimisers and without the copies that the methods of earlier ones have left, but for the average.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import itertools
+import threading
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import pipelines
 from workbench.core.types import Event
 from workbench.runs import store
+from workbench.runs.budget import Meter
+from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress
 from workbench.runs.stages import Step
 from workbench.training import monitoring
-from workbench.training.trainer import Batches, Training
+from workbench.training.trainer import Batches, Trainer
 
 
-class Staged(Training):
-    """It under way. What it counts are steps of the plan's stages: rounds of training, and judgements of all tasks."""
+class StagedTrainer(Trainer):
+    """Trains one set of weights stage by stage. `batches_done` counts the steps of the plan's stages: rounds and
+    evaluations."""
 
-    def __init__(self, plan, folder: store.RunFolder, name: str, load):
+    def __init__(self, plan: Plan, folder: store.RunFolder, name: str, load: Callable[..., Any]):
         super().__init__(plan, folder, name, load)
         self.names = [stage.name for stage in plan.stages.stages]
-        self.tasks = [Training(task, folder, task.trained[0], self.through) for task in plan.tasks]
-        self.under_way: dict[int, Iterator[Event]] = {}  # task -> its method at work
+        self.tasks = [Trainer(task, folder, task.trained_contestants[0], self.as_sibling) for task in plan.tasks]
+        self.running_methods: dict[int, Iterator[Event]] = {}  # task -> the events of its method
         self.matrix: list[dict] = []  # {"after": stage, "step": n, "tasks": {task: {judge: mean}}}
 
-    def through(self, config: pipelines.PipelineConfig, **_: Any) -> pipelines.TrainablePolicy:
+    def as_sibling(self, config: pipelines.PipelineConfig, **_: Any) -> pipelines.TrainablePolicy:
         """The weights of this training as another task's pipeline."""
-        return pipelines.sibling(self.policy, config)
+        return pipelines.as_sibling(self.policy, config)
 
     @property
-    def taught(self) -> int:
-        return sum(step.task is not None for step, _ in zip(self.plan.stages.steps(), range(self.number), strict=False))
+    def rounds_done(self) -> int:
+        return sum(
+            step.task is not None for step in itertools.islice(self.plan.stages.iterate_steps(), self.batches_done)
+        )
 
-    def rounds(self, stop) -> Iterator[Progress]:
-        for step in self.plan.stages.steps(self.number):
-            if self.over(stop):
+    def train_rounds(self, stop: threading.Event) -> Iterator[Progress]:
+        for step in self.plan.stages.iterate_steps(self.batches_done):
+            if self.should_stop(stop):
                 return
             if step.task is None:
-                self.number += 1
-                if step.number:  # the first is the base's, and has been looked at
-                    yield from self.look()
-            elif (event := self.turn(step)) is None:
+                self.batches_done += 1
+                if step.number:  # the first evaluation, that of the base, is done
+                    yield from self.evaluate()
+            elif (event := self.train_turn(step)) is None:
                 self.ended = f"the method of {self.names[step.task]} found nothing more to do"
                 return
             else:
-                rate = self.tasks[step.task].rows.optimizer_.param_groups[0]["lr"]
-                self.log("train", {f"{self.names[step.task]} {k}": v for k, v in event.metrics.items()} | {"lr": rate})
-                yield self.progress("train", event=replace(event, step=self.update))
-            if step.task is None or self.number % self.recipe.save == 0 or self.over(stop):
-                self.save()
+                metrics = {f"{self.names[step.task]} {k}": v for k, v in event.metrics.items()}
+                optimizer = self.tasks[step.task].distributed.current_optimizer
+                self.log_metrics("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
+                yield self.make_progress("train", event=replace(event, step=self.updates_done))
+            if step.task is None or self.batches_done % self.train_config.save_every == 0 or self.should_stop(stop):
+                self.save_checkpoint()
 
-    def turn(self, step: Step) -> Event | None:
-        """A batch of one task."""
+    def train_turn(self, step: Step) -> Event | None:
+        """A round of one task; None where its method has nothing left to do."""
         if step.number == 0:
-            self.afresh()
+            self.reset_optimizer()
         task = self.tasks[step.task]
-        if step.task not in self.under_way:
-            task.number = step.turn
-            self.under_way[step.task] = task.method(task.rows, task.judge, Batches(task))
+        if step.task not in self.running_methods:
+            task.batches_done = step.turn
+            self.running_methods[step.task] = task.method(task.distributed, task.training_reward, Batches(task))
         task.cost, task.samples = self.cost, self.samples
-        event = task.round(self.under_way[step.task])
+        with (meter := Meter(task.distributed, task.training_reward)):
+            event = next(self.running_methods[step.task], None)
+        task.record_round(event, meter)
         self.cost, self.samples = task.cost, task.samples
-        self.number += event is not None
+        self.batches_done += event is not None
         return event
 
-    def afresh(self) -> None:
-        super().afresh()
-        self.under_way = {}
+    def reset_optimizer(self) -> None:
+        super().reset_optimizer()
+        self.running_methods = {}
         for task in self.tasks:
-            task.afresh()
+            task.reset_optimizer()
 
-    def look(self) -> Iterator[Progress]:
-        """Judge every task on its own prompts; the first time, that is the base."""
-        self.looked = self.update
-        after = self.names[next(self.plan.stages.steps(self.number - 1)).stage] if self.number else ""
-        home = self.folder.path / "samples" / self.name / f"{self.update:06d}"
-        with self.policy.use(self.weights) if self.update else self.policy.reference():
-            found = [
-                task.watched(task.plan, home / name if self.leads else None)
+    def evaluate(self) -> Iterator[Progress]:
+        """Evaluate every task on its own prompts; the first evaluation is that of the base model."""
+        self.evaluated_at = self.updates_done
+        after = (
+            self.names[next(self.plan.stages.iterate_steps(self.batches_done - 1)).stage] if self.batches_done else ""
+        )
+        folder = self.folder.path / "samples" / self.name / f"{self.updates_done:06d}"
+        with self.policy.use(self.weights_name) if self.updates_done else self.policy.reference():
+            rows_by_task = [
+                task.score_held_out(folder / name if self.is_leader else None)
                 for name, task in zip(self.names, self.tasks, strict=True)
             ]
-            told = {"distance": self.policy.adapters.distance() if self.update else 0.0}
-        self.base = self.base or found
-        judged, alarms = {}, []
-        for name, task, base, now in zip(self.names, self.tasks, self.base, found, strict=True):
-            means, alarm = monitoring.verdict(task.plan, self.name, base, now)
-            judged[name] = {key.removeprefix("held "): value for key, value in means.items()}
+            metrics = {"distance": self.policy.adapters.distance_from_base() if self.updates_done else 0.0}
+        self.base = self.base or rows_by_task
+        means_by_task, alarms = {}, []
+        for name, task, base, rows in zip(self.names, self.tasks, self.base, rows_by_task, strict=True):
+            means, alarm = monitoring.compare_to_base(task.plan, self.name, base, rows)
+            means_by_task[name] = {key.removeprefix("held "): value for key, value in means.items()}
             alarms += [f"{name}: {alarm}"] if alarm else []
-        self.matrix.append({"after": after, "step": self.update, "tasks": judged})
-        self.best = {"update": self.update, "score": float(self.update)}
-        told |= {f"{name} {key}": value for name, means in judged.items() for key, value in means.items()}
-        self.log("watch", told)
-        yield self.progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in told.items()))
-        yield from self.alarmed("; ".join(alarms))
+        self.matrix.append({"after": after, "step": self.updates_done, "tasks": means_by_task})
+        self.best = {"update": self.updates_done, "score": float(self.updates_done)}
+        metrics |= {f"{name} {key}": value for name, means in means_by_task.items() for key, value in means.items()}
+        self.log_metrics("watch", metrics)
+        yield self.make_progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        yield from self.report_alarm("; ".join(alarms))
 
-    def shrink(self) -> Progress:
-        told = super().shrink()
+    def halve_micro_batch(self) -> Progress:
+        progress = super().halve_micro_batch()
         for task in self.tasks:
-            task.rows.micro = self.rows.micro
-        return told
+            task.distributed.micro = self.distributed.micro
+        return progress
 
-    def state(self) -> dict[str, Any]:
-        learners = [task.policy.learner() for task in self.tasks]
-        return super().state() | {"tasks": learners, "matrix": self.matrix}
+    def state_dict(self) -> dict[str, Any]:
+        learner_states = [task.policy.learner_state() for task in self.tasks]
+        return super().state_dict() | {"tasks": learner_states, "matrix": self.matrix}
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        super().load(state)
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        super().load_state_dict(state)
         self.matrix = list(state["matrix"])
-        for task, learner in zip(self.tasks, state["tasks"], strict=True):
-            task.policy.load_learner(learner)
-            task.rows.micro = self.rows.micro
+        for task, learner_state in zip(self.tasks, state["tasks"], strict=True):
+            task.policy.load_learner_state(learner_state)
+            task.distributed.micro = self.distributed.micro
 
-    def about(self) -> dict[str, Any]:
-        return super().about() | {"stages": self.matrix}
+    def summarise_training(self) -> dict[str, Any]:
+        return super().summarise_training() | {"stages": self.matrix}

@@ -1,4 +1,9 @@
-"""Where the numbers of a training go besides the run's own log: TensorBoard, wandb, trackio, as far as installed."""
+"""Where the numbers of a training go besides the run's own log: accelerate's trackers for TensorBoard, wandb and
+trackio.
+
+A resumed training goes on in the same curves: TensorBoard's are purged of what was logged beyond the checkpoint, and
+wandb goes on with the run of the same `id`.
+"""
 
 from __future__ import annotations
 
@@ -7,49 +12,42 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from workbench.runs.train_config import TRACKERS, Recipe
+from accelerate.tracking import GeneralTracker, TensorBoardTracker, WandBTracker
+
+from workbench.runs.train_config import TrainConfig
+
+PROJECT = "media-alignment-workbench"
 
 
-class Board:
-    """TensorBoard event files beside the run. After a resume, what was logged beyond it is purged from the curves."""
-
-    def __init__(self, home: Path, name: str, config: Mapping, start: int):
-        from torch.utils.tensorboard import SummaryWriter
-
-        self.writer = SummaryWriter(str(home / "tensorboard" / name), purge_step=start + 1)
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        for key, value in metrics.items():
-            self.writer.add_scalar(key.replace(" ", "/", 1), value, step)
-        self.writer.flush()
-
-    def close(self) -> None:
-        self.writer.close()
+def open_trackers(
+    recipe: TrainConfig, folder: Path, name: str, config: Mapping[str, Any], start: int
+) -> list[GeneralTracker]:
+    """The trackers that the recipe names, or TensorBoard where it is installed; `start` updates have been logged
+    before."""
+    names = recipe.report_to
+    if names is None:
+        names = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
+    trackers = [create_tracker(tracker, folder, name, config, start) for tracker in names]
+    for tracker in trackers:
+        if hasattr(tracker, "start"):  # those of older versions start when they are made
+            tracker.start()
+    return trackers
 
 
-class Service:
-    """wandb, or trackio, which speaks like it."""
+def create_tracker(tracker: str, folder: Path, name: str, config: Mapping[str, Any], start: int) -> GeneralTracker:
+    if tracker == "tensorboard":
+        return TensorBoardTracker(name, str(folder / "tensorboard"), purge_step=start + 1)
+    run_name = f"{folder.name}-{name}"
+    if tracker == "wandb":
+        settings = {"dir": str(folder), "id": run_name, "resume": "allow"}
+        return WandBTracker(PROJECT, name=run_name, config=dict(config), **settings)
+    from accelerate.tracking import TrackioTracker  # the youngest of them
 
-    def __init__(self, module: str, home: Path, name: str, config: Mapping, start: int):
-        self.service = importlib.import_module(module)
-        more = {"dir": str(home), "id": f"{home.name}-{name}", "resume": "allow"} if module == "wandb" else {}
-        self.run = self.service.init(
-            project="media-alignment-workbench", name=f"{home.name}-{name}", config=dict(config), **more
-        )
-
-    def log(self, step: int, metrics: Mapping[str, float]) -> None:
-        self.service.log(dict(metrics), step=step)
-
-    def close(self) -> None:
-        self.service.finish()
+    return TrackioTracker(PROJECT, name=run_name, config=dict(config))
 
 
-def trackers(recipe: Recipe, home: Path, name: str, config: Mapping, start: int) -> list[Any]:
-    """Those that the recipe names, or TensorBoard where it is installed."""
-    named = recipe.report_to
-    if named is None:
-        named = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
-    return [
-        Board(home, name, config, start) if n == "tensorboard" else Service(TRACKERS[n], home, name, config, start)
-        for n in named
-    ]
+def log_metrics(trackers: list[GeneralTracker], step: int, metrics: Mapping[str, float]) -> None:
+    """`held oracle` becomes `held/oracle` for TensorBoard, which draws what has a prefix in common side by side."""
+    for tracker in trackers:
+        grouped = isinstance(tracker, TensorBoardTracker)
+        tracker.log({key.replace(" ", "/", 1) if grouped else key: v for key, v in metrics.items()}, step=step)

@@ -1,6 +1,6 @@
-"""One contestant's training. A method yields after each round; between two rounds the driver logs, watches, saves, and may stop.
-All that a training is lies in its newest checkpoint, so it can be killed at any moment and goes on to the very bits it would
-have come to.
+"""The training of one contestant. A method yields after each round; between two rounds the trainer logs, evaluates,
+saves, and may stop. The newest checkpoint holds the whole state of a training, so it can be killed at any moment and
+resumes bit for bit.
 """
 
 from __future__ import annotations
@@ -10,384 +10,389 @@ import itertools
 import random
 import shutil
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from accelerate.tracking import GeneralTracker
 
 import pipelines
 from pipelines import processes
-from workbench.core.types import Batch, Event, PairBatch, derive
-from workbench.evaluation.set_rewards import Judging
+from workbench.core.types import Batch, Event, PairBatch, derive_seed
+from workbench.evaluation.set_rewards import TrainingReward
 from workbench.runs import store, train_config
 from workbench.runs.budget import Cost, Meter
-from workbench.runs.progress import Progress, number
-from workbench.runs.resolve import supplied
+from workbench.runs.plan import Plan
+from workbench.runs.progress import Progress, json_number
+from workbench.runs.resolve import resolve_dependencies
 from workbench.training import monitoring, trackers
-from workbench.training.monitoring import Halted
-from workbench.training.training_runs import copy_of, delivers, exported, policy_of, put_best, shelf
+from workbench.training.monitoring import TrainingHalted
+from workbench.training.random_states import random_states, set_random_states
+from workbench.training.training_runs import (
+    checkpoint_store,
+    delivered_copy,
+    delivery_method,
+    export_folder,
+    load_best_weights,
+    load_trainable,
+)
 
-TOLD = ("alarm", "ended", "looked")  # of a training, in its checkpoints
+SAVED_FIELDS = {
+    "alarm": "alarm",
+    "ended": "ended",
+    "looked": "evaluated_at",
+}  # key in a checkpoint -> attribute of Trainer
 
 
 class Batches:
-    """The batches of a training from its `first` on. Global randomness follows from a batch's number, on every device.
-    `memory` is what the method wants to find again when the training goes on later: plain values."""
+    """The batches of a training from number `first` on. A batch's number seeds the global random generators, on every
+    device. `memory` holds what the method wants to find again after a resume: plain values."""
 
-    def __init__(self, training: Training):
-        self.training, self.first, self.memory = training, training.number, training.memory
+    def __init__(self, trainer: Trainer):
+        self.trainer, self.first, self.memory = trainer, trainer.batches_done, trainer.memory
 
     def __iter__(self) -> Iterator[Batch]:
-        plan, rows = self.training.plan, self.training.rows
+        plan = self.trainer.plan
         for n in itertools.count(self.first):
-            seed = derive(plan.config.seed, "round", n)
+            seed = derive_seed(plan.config.seed, "round", n)
             torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-            rows.pace(train_config.factor(plan.recipe, n))
+            self.trainer.distributed.scale_learning_rate(train_config.learning_rate_factor(plan.train_config, n))
             yield (
-                train_config.batch(plan.train, plan.recipe, plan.config.seed, n)
+                train_config.training_batch(plan.train_prompts, plan.train_config, plan.config.seed, n)
                 if plan.pairs is None
-                else self.pairs(n)
+                else self.pair_batch(n)
             )
 
-    def pairs(self, n: int) -> PairBatch:
-        """Pairs instead of prompts; a control's are turned round, or have each other's prompts."""
-        plan, size = self.training.plan, self.training.recipe.prompts
-        given = plan.pairs.batch(n * size, size, self.training.rows.size)
+    def pair_batch(self, n: int) -> PairBatch:
+        """Pairs instead of prompts. In a control run winner and loser are swapped, or pairs have each other's
+        prompts."""
+        plan, size = self.trainer.plan, self.trainer.train_config.prompts_per_round
+        batch = plan.pairs.batch(n * size, size, self.trainer.distributed.size)
         if plan.config.control == "negated":
-            return replace(given, winners=given.losers, losers=given.winners)
+            return replace(batch, winners=batch.losers, losers=batch.winners)
         if plan.config.control == "shuffled":
-            return replace(given, prompts=given.prompts[1:] + given.prompts[:1])
-        return given
+            return replace(batch, prompts=batch.prompts[1:] + batch.prompts[:1])
+        return batch
 
 
-class Training:
-    """It under way."""
+class Trainer:
+    """Trains contestant `name` of a plan; `load` has the signature of pipelines.load."""
 
-    def __init__(self, plan, folder: store.RunFolder, name: str, load):
-        self.plan, self.folder, self.name, self.recipe = plan, folder, name, plan.recipe
-        self.method, self.shelf, self.leads = supplied(plan.methods[name]), shelf(plan, folder, name), processes.leads()
-        self.policy = policy_of(plan, name, load)
-        self.rows = pipelines.Rows(self.policy, self.recipe.micro, self.recipe.accumulate)
-        self.rows.settings = {
-            "betas": tuple(self.recipe.betas),
-            "weight_decay": self.recipe.weight_decay,
-            "eight_bit": self.recipe.optimizer == "adamw8bit",
+    def __init__(self, plan: Plan, folder: store.RunFolder, name: str, load: Callable[..., Any]):
+        self.plan, self.folder, self.name, self.train_config = plan, folder, name, plan.train_config
+        self.method, self.is_leader = resolve_dependencies(plan.methods[name]), processes.is_main_process()
+        self.checkpoints = checkpoint_store(plan, folder, name)
+        self.policy = load_trainable(plan, name, load)
+        self.distributed = pipelines.DistributedPolicy(
+            self.policy, self.train_config.micro, self.train_config.accumulate
+        )
+        self.distributed.settings = {
+            "betas": tuple(self.train_config.betas),
+            "weight_decay": self.train_config.weight_decay,
+            "eight_bit": self.train_config.optimizer == "adamw8bit",
         }
-        self.sampler = pipelines.Rows(pipelines.beside(self.policy, plan.pipelines[name]))
-        self.judge = Judging(plan.reward, self.rows, plan.config, plan.train)
-        self.boards: list[Any] = []
-        self.number, self.cost, self.samples = 0, Cost(), 0  # batches done, and what they took
+        self.sampler = pipelines.DistributedPolicy(pipelines.sampling_view(self.policy, plan.pipelines[name]))
+        self.training_reward = TrainingReward(plan.reward, self.distributed, plan.config, plan.train_prompts)
+        self.trackers: list[GeneralTracker] = []
+        self.batches_done, self.cost, self.samples = 0, Cost(), 0  # what they took, samples drawn
         self.memory: dict[str, Any] = {}  # the method's own
-        self.base: list[dict] = []  # the watched prompts before training
+        self.base: list[dict] = []  # rows of the held-out prompts before training
         self.best: dict[str, Any] = {}
-        self.alarm, self.ended, self.looked = "", "", -1
+        self.alarm, self.ended, self.evaluated_at = "", "", -1
 
     @property
-    def update(self) -> int:
-        return self.number // self.recipe.accumulate
+    def updates_done(self) -> int:
+        return self.batches_done // self.train_config.accumulate
 
     @property
-    def taught(self) -> int:
+    def rounds_done(self) -> int:
         """Rounds of training done."""
-        return self.update
+        return self.updates_done
 
     @property
-    def weights(self) -> str:
-        """What is watched and exported."""
-        return copy_of(self.method, self.policy.adapters.copies)
+    def weights_name(self) -> str:
+        """Which copy of the weights is evaluated and exported."""
+        return delivered_copy(self.method, self.policy.adapters.copies)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> Iterator[Progress]:
-        yield from self.restore()
-        self.agree("at the start")
-        if self.recipe.shard:
-            yield self.progress("told", note=f"train.shard: all weights, {train_config.sharded()}")
+        yield from self.restore_checkpoint()
+        self.check_same_weights("at the start")
+        if self.train_config.shard:
+            yield self.make_progress("told", note=f"train.shard: all weights, {train_config.describe_sharding()}")
         config = dataclasses.asdict(self.plan.config)
-        self.boards = (
-            trackers.trackers(self.recipe, self.folder.path, self.name, config, self.update) if self.leads else []
-        )
+        if self.is_leader:
+            self.trackers = trackers.open_trackers(
+                self.train_config, self.folder.path, self.name, config, self.updates_done
+            )
         try:
-            if not self.number and not self.base:
+            if not self.batches_done and not self.base:
                 if self.policy.kernel is not None:
-                    far = monitoring.replayed(self.policy, [*self.plan.held, *self.plan.train][:2])
-                    if far:
-                        yield self.progress(
-                            "told", note=f"the log-ratio before the first update is {far:.1g}, not exactly 0"
+                    log_ratio = monitoring.check_replay(
+                        self.policy, [*self.plan.held_out_prompts, *self.plan.train_prompts][:2]
+                    )
+                    if log_ratio:
+                        yield self.make_progress(
+                            "told", note=f"the log-ratio before the first update is {log_ratio:.1g}, not exactly 0"
                         )
-                yield from self.look()
-                self.save()
-            while not self.over(stop):
-                full = False
+                yield from self.evaluate()
+                self.save_checkpoint()
+            while not self.should_stop(stop):
+                out_of_memory = False
                 try:
-                    yield from self.rounds(stop)
+                    yield from self.train_rounds(stop)
                 except torch.OutOfMemoryError:
-                    full = True  # acted on outside: in here the traceback still holds the round's activations
-                if full:
-                    yield self.shrink()
+                    out_of_memory = True  # handled outside: in here the traceback still holds the round's activations
+                if out_of_memory:
+                    yield self.halve_micro_batch()
             if stop.is_set():
                 return
-            yield from self.finish()
+            yield from self.export_best()
         finally:
-            for board in self.boards:
-                board.close()
+            for tracker in self.trackers:
+                tracker.finish()
 
-    def rounds(self, stop: threading.Event) -> Iterator[Progress]:
-        """Rounds until the training is over, or memory is."""
-        events = self.method(self.rows, self.judge, Batches(self))
-        while not self.over(stop):
-            if (event := self.round(events)) is None:
+    def train_rounds(self, stop: threading.Event) -> Iterator[Progress]:
+        """Rounds until the training ends, or memory runs out."""
+        events = self.method(self.distributed, self.training_reward, Batches(self))
+        while not self.should_stop(stop):
+            with (meter := Meter(self.distributed, self.training_reward)):
+                event = next(events, None)
+            self.record_round(event, meter)
+            if event is None:
                 self.ended = "the method found nothing more to do"
                 return
-            if self.number % self.recipe.accumulate:
+            if self.batches_done % self.train_config.accumulate:
                 continue
-            self.log("train", event.metrics | {"lr": self.rows.optimizer_.param_groups[0]["lr"]})
-            yield self.progress("train", event=replace(event, step=self.update))
-            at = self.update
-            last = at == self.recipe.updates
-            if last or (self.recipe.evaluate and at % self.recipe.evaluate == 0):
-                yield from self.look()
-            if last or at % self.recipe.save == 0 or self.best.get("update") == at or self.over(stop):
-                self.save()
+            self.log_metrics("train", event.metrics | {"lr": self.distributed.current_optimizer.param_groups[0]["lr"]})
+            yield self.make_progress("train", event=replace(event, step=self.updates_done))
+            k, config = self.updates_done, self.train_config
+            is_last = k == config.rounds
+            if is_last or (config.eval_every and k % config.eval_every == 0):
+                yield from self.evaluate()
+            if is_last or k % config.save_every == 0 or self.best.get("update") == k or self.should_stop(stop):
+                self.save_checkpoint()
         events.close()
 
-    def round(self, events: Iterator[Event]) -> Event | None:
-        """The next of the method's rounds, measured and checked; None where it has come to its own end. Raises Halted."""
-        with (meter := Meter(self.rows, self.judge)):
-            event = next(events, None)
-        self.count(meter)
+    def record_round(self, event: Event | None, meter: Meter) -> None:
+        """Count what a round took, and check what it yielded, if the method had anything left to do. Raises
+        TrainingHalted."""
+        self.add_cost(meter)
         if event is None:
-            return None
+            return
         self.samples += len(event.prompts)
-        if self.number == 0:
-            monitoring.first(event, self.method)
-        self.number += 1
-        monitoring.sound(self.policy, self.policy.scaled)
-        return event
+        if self.batches_done == 0:
+            monitoring.check_first_round(event, self.method)
+        self.batches_done += 1
+        monitoring.check_finite(self.policy, self.policy.has_loss_scaler)
 
-    def over(self, stop: threading.Event) -> bool:
+    def should_stop(self, stop: threading.Event) -> bool:
         """Whether to stop here, agreed on by all processes; only between two optimiser steps."""
-        if self.number % self.recipe.accumulate and not self.ended:
+        if self.batches_done % self.train_config.accumulate and not self.ended:
             return False
-        late = self.recipe.minutes and self.cost.seconds >= 60 * self.recipe.minutes
-        if any(self.share(stop.is_set())):
+        late = self.train_config.minutes and self.cost.seconds >= 60 * self.train_config.minutes
+        if any(self.gather_values(stop.is_set())):
             stop.set()
-        if any(self.share(bool(late))):
-            self.ended = self.ended or f"the {self.recipe.minutes:g} minutes were over"
-        return stop.is_set() or bool(self.ended) or self.update >= self.recipe.updates
+        if any(self.gather_values(bool(late))):
+            self.ended = self.ended or f"the {self.train_config.minutes:g} minutes were over"
+        return stop.is_set() or bool(self.ended) or self.updates_done >= self.train_config.rounds
 
-    def share(self, value: Any) -> list[Any]:
-        """What every process says."""
-        if self.rows.world.num_processes == 1:
+    def gather_values(self, value: Any) -> list[Any]:
+        """The value of every process, in the order of their ranks."""
+        if self.distributed.world.num_processes == 1:
             return [value]
         from accelerate.utils import gather_object
 
         return gather_object([value])
 
-    def count(self, meter: Meter) -> None:
+    def add_cost(self, meter: Meter) -> None:
         """Add what the last round took: work of all processes, time and memory of the slowest and largest."""
-        everyone = self.share(dataclasses.asdict(meter.cost))
-        most = {key: max(c[key] for c in everyone) for key in ("seconds", "peak_mb")}
-        self.cost += Cost(**({key: sum(c[key] for c in everyone) for key in everyone[0]} | most))
+        costs = self.gather_values(dataclasses.asdict(meter.cost))
+        largest = {key: max(c[key] for c in costs) for key in ("seconds", "peak_mb")}
+        self.cost += Cost(**({key: sum(c[key] for c in costs) for key in costs[0]} | largest))
 
-    def agree(self, when: str) -> None:
-        """Raises Halted unless all processes have the same weights, bit for bit; or, of shards, parts of the same."""
-        if len(set(self.share((self.policy.adapters.hash(), self.policy.updates)))) > 1:
-            raise Halted(f"the processes have different weights {when}; they no longer train one model")
+    def check_same_weights(self, when: str) -> None:
+        """Raises TrainingHalted unless all processes have the same weights, bit for bit; or, of shards, parts of the
+        same."""
+        if len(set(self.gather_values((self.policy.adapters.content_hash(), self.policy.updates)))) > 1:
+            raise TrainingHalted(f"the processes have different weights {when}; they no longer train one model")
 
-    def shrink(self) -> Progress:
-        """Half the rows at once, from the newest checkpoint on, as if nothing had come after it."""
-        rows = self.rows.micro or 2 * self.recipe.prompts * getattr(self.method, "group", 1)
-        if self.rows.world.num_processes > 1:  # the others are in the round still, and wait for this one's part
-            raise Halted(
-                "the GPU's memory is full, and several processes can't go on with fewer rows by themselves; set train.micro to "
-                "fewer rows, or checkpointing: true"
+    def halve_micro_batch(self) -> Progress:
+        """Halve the rows that go through the denoiser at once, and go back to the newest checkpoint."""
+        rows = self.distributed.micro or 2 * self.train_config.prompts_per_round * self.method.group
+        if self.distributed.world.num_processes > 1:  # the others are in the round still, and wait for this one's part
+            raise TrainingHalted(
+                "the GPU's memory is full, and several processes can't go on with fewer rows by themselves; "
+                "set train.micro to fewer rows, or checkpointing: true"
             )
         if rows <= 1:
-            raise Halted(
-                "the GPU's memory is full; set checkpointing: true, or the reward's own checkpoint: true where it has one"
+            raise TrainingHalted(
+                "the GPU's memory is full; set checkpointing: true, "
+                "or the reward's own checkpoint: true where it has one"
             )
-        self.rows.micro = min(rows // 2, 64)
+        self.distributed.micro = min(rows // 2, 64)
         torch.cuda.empty_cache()
-        update, state, _ = self.shelf.newest()
-        self.load(state)
-        if self.leads:
-            self.folder.keep(lambda event: event["contestant"] != self.name or event.get("step", 0) <= update)
-        return self.progress(
-            "told", note=f"out of memory: {self.rows.micro} rows at once from here, recomputing activations"
+        update, state, _ = self.checkpoints.load_newest()
+        self.load_state_dict(state)
+        if self.is_leader:
+            self.folder.keep_events(lambda event: event["contestant"] != self.name or event.get("step", 0) <= update)
+        return self.make_progress(
+            "told", note=f"out of memory: {self.distributed.micro} rows at once from here, recomputing activations"
         )
 
-    # --- what is watched and said ------------------------------------------------------------------------------------
+    # --- evaluation and logs -----------------------------------------------------------------------------------------
 
-    def look(self) -> Iterator[Progress]:
-        """Evaluate on the watched prompts; the first time, that is the base."""
-        self.looked = self.update
-        place = self.folder.path / "samples" / self.name / f"{self.update:06d}" if self.leads else None
-        with self.policy.use(self.weights) if self.update else self.policy.reference():
-            rows = self.watched(self.plan, place)
-            distance = self.policy.adapters.distance() if self.update else 0.0
+    def evaluate(self) -> Iterator[Progress]:
+        """Evaluate on the held-out prompts; the first evaluation is that of the base model."""
+        self.evaluated_at = self.updates_done
+        folder = self.folder.path / "samples" / self.name / f"{self.updates_done:06d}" if self.is_leader else None
+        with self.policy.use(self.weights_name) if self.updates_done else self.policy.reference():
+            rows = self.score_held_out(folder)
+            distance = self.policy.adapters.distance_from_base() if self.updates_done else 0.0
         self.base = self.base or rows
-        told, alarm = monitoring.verdict(self.plan, self.name, self.base, rows)
-        score = monitoring.score(self.plan, rows, self.base, self.update)
-        (alarm, score), *_ = self.share((alarm, score))  # judges elsewhere may fail one process alone
+        metrics, alarm = monitoring.compare_to_base(self.plan, self.name, self.base, rows)
+        score = monitoring.selection_score(self.plan, rows, self.base, self.updates_done)
+        (alarm, score), *_ = self.gather_values((alarm, score))  # judges elsewhere may fail one process alone
         if not self.best or score > self.best["score"]:
-            self.best = {"update": self.update, "score": score}
-        told |= (
-            {"distance": distance, "saturated": saturated(rows)}
-            if "saturated_pixels" in rows[0]["scores"]
-            else {"distance": distance}
-        )
-        self.log("watch", told)
-        yield self.progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in told.items()))
-        yield from self.alarmed(alarm or "")
+            self.best = {"update": self.updates_done, "score": score}
+        metrics["distance"] = distance
+        if "saturated_pixels" in rows[0]["scores"]:
+            metrics["saturated"] = monitoring.mean_saturation(rows)
+        self.log_metrics("watch", metrics)
+        yield self.make_progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
+        yield from self.report_alarm(alarm or "")
 
-    def watched(self, plan, place) -> list[dict]:
-        """What is delivered with the weights as they are, looked at. The branch that HyperNoise reads is not merged."""
-        method = delivers(self.method)
-        with nullcontext() if hasattr(self.method, "delivers") else self.policy.merged():
+    def score_held_out(self, folder: Path | None) -> list[dict]:
+        """Held-out prompts sampled and scored as they would be after an export of the present weights. The adapters are
+        merged for that, but not where they are a branch that the sampler reads (HyperNoise)."""
+        method = delivery_method(self.method)
+        with nullcontext() if self.method.sampler() else self.policy.merged():
             try:
-                return monitoring.look(plan, self.sampler, method, place)
+                return monitoring.evaluate_held_out(self.plan, self.sampler, method, folder)
             except torch.OutOfMemoryError:
-                raise Halted(
-                    f"the GPU's memory is full where watched prompts are sampled, {plan.config.batch} at once; set batch to fewer"
+                raise TrainingHalted(
+                    f"the GPU's memory is full where watched prompts are sampled, {self.plan.config.batch} at once; "
+                    "set batch to fewer"
                 ) from None
 
-    def alarmed(self, alarm: str) -> Iterator[Progress]:
+    def report_alarm(self, alarm: str) -> Iterator[Progress]:
         if alarm and alarm != self.alarm:
-            if self.leads:
-                self.folder.append({"contestant": self.name, "step": self.update, "alarm": alarm})
-            yield self.progress("told", note=f"alarm: {alarm}")
+            if self.is_leader:
+                self.folder.append_event({"contestant": self.name, "step": self.updates_done, "alarm": alarm})
+            yield self.make_progress("told", note=f"alarm: {alarm}")
         self.alarm = alarm
-        if alarm and self.recipe.on_alarm == "stop":
+        if alarm and self.train_config.on_alarm == "stop":
             self.ended = f"the alarm was raised: {alarm}"
 
-    def log(self, phase: str, metrics: Mapping[str, float]) -> None:
-        if not self.leads:
+    def log_metrics(self, phase: str, metrics: Mapping[str, float]) -> None:
+        if not self.is_leader:
             return
-        metrics = {key: number(value) for key, value in metrics.items()}
+        metrics = {key: json_number(value) for key, value in metrics.items()}
         cost = dataclasses.asdict(self.cost)
-        self.folder.append(
-            {"contestant": self.name, "phase": phase, "step": self.update, "metrics": metrics, "cost": cost}
+        self.folder.append_event(
+            {"contestant": self.name, "phase": phase, "step": self.updates_done, "metrics": metrics, "cost": cost}
         )
-        for board in self.boards:
-            board.log(self.update, {k: v for k, v in metrics.items() if v is not None})
+        trackers.log_metrics(self.trackers, self.updates_done, {k: v for k, v in metrics.items() if v is not None})
 
-    def progress(self, phase: str, **told: Any) -> Progress:
-        return Progress(self.name, self.update, self.recipe.updates, folder=self.folder.path, phase=phase, **told)
+    def make_progress(self, phase: str, **details: Any) -> Progress:
+        return Progress(
+            self.name, self.updates_done, self.train_config.rounds, folder=self.folder.path, phase=phase, **details
+        )
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
-    def save(self) -> None:
-        self.agree(f"at update {self.update}")
-        state = self.state()
-        if self.leads:
-            self.shelf.save(self.update, state)
-            if self.best.get("update") == self.update:
-                self.shelf.choose(**self.best)
+    def save_checkpoint(self) -> None:
+        self.check_same_weights(f"at update {self.updates_done}")
+        state = self.state_dict()
+        if self.is_leader:
+            self.checkpoints.save(self.updates_done, state)
+            if self.best.get("update") == self.updates_done:
+                self.checkpoints.mark_best(**self.best)
 
-    def state(self) -> dict[str, Any]:
-        """All that a training is; every process asks."""
+    def state_dict(self) -> dict[str, Any]:
+        """The whole state of the training; every process must call this, as it gathers theirs."""
         return {
-            "number": self.number,
+            "number": self.batches_done,
             "policy": self.policy.state_dict(),
-            "ranks": self.share(_randomness()),
-            "micro": self.rows.micro,
+            "ranks": self.gather_values(random_states()),
+            "micro": self.distributed.micro,
             "cost": dataclasses.asdict(self.cost),
             "samples": self.samples,
             "memory": self.memory,
             "base": self.base,
             "best": self.best,
-            "told": {key: getattr(self, key) for key in TOLD},
+            "told": {key: getattr(self, attribute) for key, attribute in SAVED_FIELDS.items()},
         }
 
-    def restore(self) -> Iterator[Progress]:
+    def restore_checkpoint(self) -> Iterator[Progress]:
         """Go on from the newest checkpoint that is whole, if there is one."""
-        update, state, damaged = self.shelf.newest()
-        (update, damaged), *_ = self.share((update, damaged))
-        for lost in damaged:
-            back = update if state else "the start"
-            yield self.progress("told", note=f"checkpoint {lost} is damaged or unfinished; going on from {back}")
+        update, state, damaged = self.checkpoints.load_newest()
+        (update, damaged), *_ = self.gather_values((update, damaged))
+        for checkpoint in damaged:
+            origin = update if state else "the start"
+            yield self.make_progress(
+                "told", note=f"checkpoint {checkpoint} is damaged or unfinished; going on from {origin}"
+            )
         if state is not None:
-            self.load(state if self.leads else self.shelf.load(update))
-        if self.leads:
-            self.shelf.discard(damaged)
-            if self.best.get("update") in set(self.shelf):
-                self.shelf.choose(**self.best)
+            self.load_state_dict(state if self.is_leader else self.checkpoints.load(update))
+        if self.is_leader:
+            self.checkpoints.discard(damaged)
+            if self.best.get("update") in set(self.checkpoints):
+                self.checkpoints.mark_best(**self.best)
 
-    def load(self, state: Mapping[str, Any]) -> None:
-        self.afresh()
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.reset_optimizer()
         self.policy.load_state_dict(state["policy"])
-        self.rows.gathered = 0
-        _randomise(state["ranks"][min(self.rows.world.process_index, len(state["ranks"]) - 1)])
-        self.number, self.samples, self.cost = state["number"], state["samples"], Cost(**state["cost"])
-        self.rows.micro = min(filter(None, (self.rows.micro, state["micro"])), default=0)
+        self.distributed.rounds_gathered = 0
+        set_random_states(state["ranks"][min(self.distributed.world.process_index, len(state["ranks"]) - 1)])
+        self.batches_done, self.samples, self.cost = state["number"], state["samples"], Cost(**state["cost"])
+        self.distributed.micro = min(filter(None, (self.distributed.micro, state["micro"])), default=0)
         self.base, self.best, self.memory = state["base"], dict(state["best"]), dict(state["memory"])
-        for key in TOLD:
-            setattr(self, key, state["told"][key])
+        for key, attribute in SAVED_FIELDS.items():
+            setattr(self, attribute, state["told"][key])
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def finish(self) -> Iterator[Progress]:
-        """Export the best weights, and say what it took. The other processes are done here, unless they hold parts of them."""
-        if self.looked != self.update:  # it was ended early
-            yield from self.look()
-        self.save()
-        out = exported(self.plan, self.folder, self.name)
-        (there, *_) = self.share(out.exists())  # and what was saved is on disk
-        if not self.leads and not self.policy.adapters.sharded:
+    def export_best(self) -> Iterator[Progress]:
+        """Export the best weights and record what the training took. The other processes return early, unless they hold
+        shards."""
+        if self.evaluated_at != self.updates_done:  # the training ended early
+            yield from self.evaluate()
+        self.save_checkpoint()
+        folder = export_folder(self.plan, self.folder, self.name)
+        (is_exported, *_) = self.gather_values(folder.exists())  # and what was saved is on disk
+        if not self.is_leader and not self.policy.adapters.sharded:
             return
-        self.afresh()  # exporting asks for memory of its own
-        weights, best = put_best(self.policy, self.shelf, self.method)
-        self.policy.adapters.forget({weights})
-        if self.leads:
-            for torn in out.parent.glob(f".{out.name}.*"):
-                shutil.rmtree(torn)  # of a writer that was killed
-        if not there:
+        self.reset_optimizer()  # exporting asks for memory of its own
+        weights, best = load_best_weights(self.policy, self.checkpoints, self.method)
+        self.policy.adapters.drop_copies({weights})
+        if self.is_leader:
+            for leftover in folder.parent.glob(f".{folder.name}.*"):
+                shutil.rmtree(leftover)  # of a writer that was killed
+        if not is_exported:
             base = self.plan.pipelines[self.name]
-            about = {"method": self.name, "run": self.folder.path.name, "update": str(best)}
-            told = pipelines.export(self.policy, out, name=weights, about=about, pipeline=base)
-            for note in told.notes:
-                yield self.progress("told", note=note)
+            metadata = {"method": self.name, "run": self.folder.path.name, "update": str(best)}
+            result = pipelines.export_policy(self.policy, folder, name=weights, about=metadata, pipeline=base)
+            for note in result.notes:
+                yield self.make_progress("told", note=note)
         with self.policy.use(weights):
-            distance = self.policy.adapters.distance()
-        if not self.leads:
+            distance = self.policy.adapters.distance_from_base()
+        if not self.is_leader:
             return
-        self.shelf.finish(self.about() | {"distance": distance, "best": best})
-        yield self.progress("told", note=f"exported the weights of update {best} to {out}")
+        self.checkpoints.mark_finished(self.summarise_training() | {"distance": distance, "best": best})
+        yield self.make_progress("told", note=f"exported the weights of update {best} to {folder}")
 
-    def afresh(self) -> None:
-        """Let go of what only training needs, and a checkpoint has."""
-        self.policy.afresh()
-        self.rows.optimizer_ = None
+    def reset_optimizer(self) -> None:
+        """Free what only training needs; a checkpoint holds it."""
+        self.policy.reset_optimizer()
+        self.distributed.current_optimizer = None
 
-    def about(self) -> dict[str, Any]:
-        """What it took and how it ended."""
-        done = {"updates": self.taught, "samples": self.samples, **dataclasses.asdict(self.cost)}
-        return done | {"alarm": self.alarm, "ended": self.ended, "micro": self.rows.micro}
-
-
-def saturated(rows) -> float:
-    return sum(r["scores"]["saturated_pixels"] for r in rows) / len(rows)
-
-
-def _randomness() -> dict[str, Any]:
-    kind, keys, *rest = np.random.get_state()
-    cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": cuda,
-        "python": random.getstate(),
-        "numpy": [kind, keys.tolist(), *rest],
-    }
-
-
-def _randomise(state: Mapping[str, Any]) -> None:
-    torch.set_rng_state(state["torch"])
-    if state["cuda"] is not None and torch.cuda.is_available():
-        torch.cuda.set_rng_state(state["cuda"])
-    random.setstate(state["python"])
-    kind, keys, *rest = state["numpy"]
-    np.random.set_state((kind, np.array(keys, dtype=np.uint32), *rest))
+    def summarise_training(self) -> dict[str, Any]:
+        """What the training took and how it ended."""
+        totals = {"updates": self.rounds_done, "samples": self.samples, **dataclasses.asdict(self.cost)}
+        return totals | {"alarm": self.alarm, "ended": self.ended, "micro": self.distributed.micro}

@@ -1,8 +1,9 @@
-"""Trainings as a run folder keeps them: what is finished, where it lies, what it would take again."""
+"""Trainings as a run folder holds them: which are finished, where checkpoints and exports lie, what a training would
+take."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,134 +14,150 @@ from pipelines.trainable_policy import EMA
 from workbench.core.types import BadInput
 from workbench.methods import Sample, name_of
 from workbench.runs import store, train_config
-from workbench.runs.checkpoints import Shelf
-from workbench.training.monitoring import Halted
+from workbench.runs.checkpoints import CheckpointStore
+from workbench.runs.plan import Plan
+from workbench.training.monitoring import TrainingHalted
 
 
-def together(open_folder: Callable[[], Path], device: str) -> Path:
-    """What the leading process opens, known to all of them."""
-    if processes.count() == 1:
+def open_on_leader(open_folder: Callable[[], Path], device: str) -> Path:
+    """The folder that the main process opens, made known to all processes. Raises its BadInput in all of them."""
+    if processes.count_processes() == 1:
         return open_folder()
-    import torch
     from accelerate.utils import broadcast_object_list
 
-    processes.world(torch.device("cpu" if device == "cpu" or not torch.cuda.is_available() else "cuda"))
-    told = [None]
-    if processes.leads():
+    from pipelines.loading import resolve_device
+
+    processes.join_processes(resolve_device(device))
+    messages = [None]
+    if processes.is_main_process():
         try:
-            told = [open_folder()]
+            messages = [open_folder()]
         except BadInput as error:
-            told = [error]
-    (found,) = broadcast_object_list(told)
-    if isinstance(found, Exception):
-        raise found
-    return found
+            messages = [error]
+    (message,) = broadcast_object_list(messages)
+    if isinstance(message, Exception):
+        raise message
+    return message
 
 
-def shelf(plan, folder: store.RunFolder, name: str) -> Shelf:
-    return Shelf(folder.path / "checkpoints" / name, plan.recipe.keep)
+def checkpoint_store(plan: Plan, folder: store.RunFolder, name: str) -> CheckpointStore:
+    return CheckpointStore(folder.path / "checkpoints" / name, plan.train_config.keep_last)
 
 
-def exported(plan, folder: store.RunFolder, name: str) -> Path:
+def export_folder(plan: Plan, folder: store.RunFolder, name: str) -> Path:
     """Where the trained weights of a contestant are exported to."""
-    home = folder.path / "export"
-    return home if len(plan.trained) == 1 else home / name
+    exports = folder.path / "export"
+    return exports if len(plan.trained_contestants) == 1 else exports / name
 
 
-def trained(plan, folder: store.RunFolder):
-    """The plan of what is made in the end: those that are trained, as they were exported; not those that failed."""
-    ready = {n for n in plan.methods if n not in plan.trained or shelf(plan, folder, n).finished}
-    methods = {n: delivers(m) if n in plan.trained else m for n, m in plan.methods.items() if n in ready}
-    made = {
-        n: pipelines.adapted(p, str(exported(plan, folder, n))) if n in plan.trained else p
-        for n, p in plan.pipelines.items()
-        if n in ready
+def plan_with_exports(plan: Plan, folder: store.RunFolder) -> Plan:
+    """The plan of the final samples: trained contestants with their exported weights, without those whose training
+    failed."""
+    names = {
+        n
+        for n in plan.methods
+        if n not in plan.trained_contestants or checkpoint_store(plan, folder, n).finished_record
     }
-    return replace(plan, methods=methods, pipelines=made)
+    methods = {
+        n: delivery_method(m) if n in plan.trained_contestants else m for n, m in plan.methods.items() if n in names
+    }
+    pipeline_configs = {
+        n: pipelines.with_lora(p, str(export_folder(plan, folder, n))) if n in plan.trained_contestants else p
+        for n, p in plan.pipelines.items()
+        if n in names
+    }
+    return replace(plan, methods=methods, pipelines=pipeline_configs)
 
 
-def delivers(method):
-    """What samples with the weights that a method has trained."""
-    return getattr(method, "delivers", Sample)()
+def delivery_method(method: Any) -> Any:
+    """The method that samples with the weights that `method` has trained."""
+    return method.sampler() or Sample()
 
 
-def rewind(plan, folder: store.RunFolder) -> set[tuple[str, int]]:
+def rewind_run(plan: Plan, folder: store.RunFolder) -> set[tuple[str, int]]:
     """Forget what unfinished batches and rounds beyond the newest checkpoint logged; returns the finished batches."""
-    if not plan.trained:
-        return folder.rewind()
+    if not plan.trained_contestants:
+        return folder.drop_unfinished()
     events = folder.events()
-    done = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
-    reached = {name: shelf(plan, folder, name).reached() for name in plan.trained} if events else {}
-    folder.keep(
+    finished = {(e["contestant"], e["batch"]) for e in events if e.get("final") and not e.get("stopped")}
+    newest = (
+        {name: checkpoint_store(plan, folder, name).newest_round() for name in plan.trained_contestants}
+        if events
+        else {}
+    )
+    folder.keep_events(
         lambda e: (
-            e["step"] <= reached[e["contestant"]]
+            e["step"] <= newest[e["contestant"]]
             if "phase" in e or "alarm" in e
-            else (e["contestant"], e.get("batch")) in done
+            else (e["contestant"], e.get("batch")) in finished
         )
     )
-    return done
+    return finished
 
 
-def drawn(plan, name: str) -> int:
+def training_samples(plan: Plan, name: str) -> int:
     """Samples that the training of contestant `name` draws, or media of the pairs that it is given."""
     if plan.tasks:
-        return sum(drawn(task, task.trained[0]) for task in plan.tasks)
-    each = getattr(plan.methods[name], "group", 1) if plan.pairs is None else 2
-    return plan.recipe.prompts * plan.recipe.batches * each
+        return sum(training_samples(task, task.trained_contestants[0]) for task in plan.tasks)
+    each = plan.methods[name].group if plan.pairs is None else 2
+    return plan.train_config.prompts_per_round * plan.train_config.total_batches * each
 
 
-def foreseen(plan, runs, name: str) -> dict[str, Any]:
-    """Samples, seconds and memory that its training will take, by the newest finished training of the same method on the same
-    pipeline here, a sample and an update of it being worth as much now."""
-    samples, found = drawn(plan, name), {}
-    for folder in store.folders(runs):
+def estimate_training(plan: Plan, runs: Path, name: str) -> dict[str, Any]:
+    """Samples, seconds and memory that a training will take, by the newest finished training of the same method on the
+    same pipeline in the folder `runs`, at its seconds per sample."""
+    samples, earlier = training_samples(plan, name), {}
+    for folder in store.list_run_folders(runs):
         run = folder.read()
         if run["config"]["pipeline"] != plan.config.pipeline:
             continue
         for c in folder.read("summary.json").get("contestants", ()):
             if c.get("method") == name_of(plan.methods[name]) and c.get("training", {}).get("samples"):
-                found = found or c["training"]
-    seconds = found["seconds"] / found["samples"] * samples if found else None
-    return {"samples": samples, "seconds": seconds and round(seconds, 1), "peak_mb": found.get("peak_mb")}
+                earlier = earlier or c["training"]
+    seconds = earlier["seconds"] / earlier["samples"] * samples if earlier else None
+    return {"samples": samples, "seconds": seconds and round(seconds, 1), "peak_mb": earlier.get("peak_mb")}
 
 
-def while_training(plan, name: str) -> pipelines.PipelineConfig:
-    """The pipeline of contestant `name` as the recipe has it while it trains."""
-    changes, base = train_config.overrides(plan.recipe), plan.pipelines[name]
+def training_pipeline(plan: Plan, name: str) -> pipelines.PipelineConfig:
+    """The pipeline of contestant `name` with the changes that `train.policy` asks for while it trains."""
+    changes, base = train_config.policy_overrides(plan.train_config), plan.pipelines[name]
     return replace(base, kernel=changes.get("kernel", base.kernel), call={**base.call, **changes.get("call", {})})
 
 
-def policy_of(plan, name: str, load, **changes: str):
-    """The policy of contestant `name`, ready to be trained; `changes` of device, dtype and attention."""
-    config, recipe = plan.config, plan.recipe
+def load_trainable(plan: Plan, name: str, load: Callable[..., Any], **changes: str) -> pipelines.TrainablePolicy:
+    """The policy of contestant `name`, ready to be trained; `changes` override device, dtype and attention."""
+    config, recipe = plan.config, plan.train_config
     settings = {
-        "lora": train_config.adapter(recipe),
-        "clip": recipe.clip,
+        "lora": train_config.lora_config(recipe),
+        "clip": recipe.max_grad_norm,
         "ema": recipe.ema,
         "blocks": recipe.checkpointing,
+        "shard": recipe.shard,
     }
-    settings["shard"] = recipe.shard
-    where = {key: getattr(config, key) for key in ("device", "dtype", "attention")} | changes
-    return load(while_training(plan, name), **where, train=settings)
+    placement = {key: getattr(config, key) for key in ("device", "dtype", "attention")} | changes
+    return load(training_pipeline(plan, name), **placement, train=settings)
 
 
-def copy_of(method, copies) -> str:
-    """What is watched and delivered: the copy that the method names, or the average, once there is one; else the weights."""
-    return next((name for name in (getattr(method, "result", None), EMA) if name in copies), "train")
+def delivered_copy(method: Any, copies: Collection[str]) -> str:
+    """Which weights are evaluated and exported: the copy that the method names, else the average (EMA), else
+    "train"."""
+    return next((name for name in (method.delivered_copy, EMA) if name in copies), "train")
 
 
-def put_best(policy, kept: Shelf, method) -> tuple[str, int]:
-    """Give a policy the best weights of a training; (what they are called in it, after which update they were taken)."""
-    update = kept.best["update"]
-    state = kept.load(update)
+def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: CheckpointStore, method: Any) -> tuple[str, int]:
+    """Load the best weights of a training into a policy; (name of that copy, update after which it was taken)."""
+    update = checkpoints.best_record["update"]
+    state = checkpoints.load(update)
     if state is None:
-        raise Halted(f"the best checkpoint, {update}, is damaged; start anew with --new")
+        raise TrainingHalted(f"the best checkpoint, {update}, is damaged; start anew with --new")
     policy.adapters.load_state_dict(state["policy"]["adapters"])
-    return copy_of(method, state["policy"]["adapters"]), update
+    return delivered_copy(method, state["policy"]["adapters"]), update
 
 
-def best(plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
-    """(policy, the name of its best weights, after which update they were taken) of a finished training."""
-    shards = {"dtype": "fp32"} if plan.recipe.shard else {}  # what they are trained in, and one process has no shards
-    policy = policy_of(plan, name, load, **shards)
-    return policy, *put_best(policy, shelf(plan, folder, name), plan.methods[name])
+def load_best_policy(plan: Plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
+    """(policy, name of its best copy, update after which it was taken) of a finished training."""
+    changes = (
+        {"dtype": "fp32"} if plan.train_config.shard else {}
+    )  # shards are trained in fp32; one process holds no shards
+    policy = load_trainable(plan, name, load, **changes)
+    return policy, *load_best_weights(policy, checkpoint_store(plan, folder, name), plan.methods[name])

@@ -1,1 +1,3 @@
-"""The app's tabs, one file each: `build(page, place)` draws a tab inside the page's blocks and wires its handlers."""
+"""The app: tabs/ has one file a tab, whose `build_tab(page, context)` draws it inside the page's blocks and wires its
+handlers; widgets/ has what tabs show, as HTML; templates/ their HTML, CSS and JavaScript. Tabs import widgets, widgets
+import no tab."""

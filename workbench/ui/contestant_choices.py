@@ -1,7 +1,7 @@
 """What a page may ask for: pipelines, methods and rewards that fit one another, and a contestant as one line of text.
 
-A line is `METHOD[@PIPELINE] key=value …`: `reno iterations=20 lr=2`, `fk@starter-image-teacher particles=8`. What was typed
-never becomes a path: pipelines are those of configs/pipelines and of the runs folder's trainings, chosen by name.
+A line is `METHOD[@PIPELINE] key=value …`: `reno iterations=20 lr=2`, `fk@starter-image-teacher particles=8`. What was
+typed never becomes a path: pipelines are those of configs/pipelines and of the runs folder's trainings, chosen by name.
 """
 
 from __future__ import annotations
@@ -13,118 +13,125 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pipelines
-from pipelines.config import names
-from rewards import Judge, configured
+from pipelines.config import list_names
+from pipelines.variants import pipeline_label
+from rewards import configure_reward
+from rewards.vlm.judge import Judge
 from workbench.core.paths import CONFIGS
-from workbench.core.schema import nearest
+from workbench.core.schema import suggest_nearest
+from workbench.core.setting_help import describe_settings, summarise_class
 from workbench.core.types import BadInput
-from workbench.methods import METHODS, trains
+from workbench.methods import METHODS, trains_weights
 from workbench.runs import config, store
-from workbench.runs.registry import judges, own
+from workbench.runs.registry import all_rewards, is_starter_reward
 from workbench.tools import doctor
 from workbench.ui import lora_uploads
-from workbench.ui.overrides import harmless
+from workbench.ui.limits import SLOTS
+from workbench.ui.overrides import check_overrides
 
-SLOTS = 4  # contestants, and rewards in the mix
 KNOBS = 3  # settings of a method that have a field of their own
-LETTERS = 300  # of a contestant's line
-FROM_FILES = frozenset({"nrg", "reuse", "corrected"})  # methods that need a file of this machine
+MAX_LETTERS = 300  # of a contestant's line
+FILE_METHODS = frozenset({"nrg", "reuse", "corrected"})  # methods that need a file of this machine
 LINE = re.compile(r"([\w-]+)(?:@([\w.:/+-]+))?(?:[\s,:]+(.*))?", re.S)
 
 
-def trained(runs: Path) -> dict[str, str]:
+def list_trained(runs: Path) -> dict[str, str]:
     """What trainings left in the runs folder: `run:NAME` or `run:NAME/CONTESTANT` -> its export."""
-    found = {}
-    for folder in store.folders(runs):
+    exports = {}
+    for folder in store.list_run_folders(runs):
         for record in sorted([*folder.path.glob("export/export.json"), *folder.path.glob("export/*/export.json")]):
-            home = record.parent
-            name = folder.path.name if home.name == "export" else f"{folder.path.name}/{home.name}"
-            found[f"run:{name}"] = str(home)
-    return found
+            export = record.parent
+            name = folder.path.name if export.name == "export" else f"{folder.path.name}/{export.name}"
+            exports[f"run:{name}"] = str(export)
+    return exports
 
 
-def sources(runs: Path) -> dict[str, str]:
+def list_pipelines(runs: Path) -> dict[str, str]:
     """Name -> what a run config calls it: all that the page may load."""
-    return {name: name for name in names()} | trained(runs)
+    return {name: name for name in list_names()} | list_trained(runs)
 
 
-def source(name: str, runs: Path) -> str:
+def find_pipeline(name: str, runs: Path) -> str:
     """Raises BadInput for a pipeline that is not configured here."""
-    known = sources(runs)
-    if name not in known:
-        raise BadInput(f"pipeline: only configured ones can be loaded from here; {_near(name, known)}")
-    return known[name]
+    source_by_name = list_pipelines(runs)
+    if name not in source_by_name:
+        raise BadInput(f"pipeline: only configured ones can be loaded from here; {_suggest_name(name, source_by_name)}")
+    return source_by_name[name]
 
 
-def lists() -> list[str]:
+def list_prompt_lists() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "prompts").glob("*.txt"))
 
 
-def beside(pipeline: str, runs: Path) -> list[tuple[str, str]]:
+def list_alternatives(pipeline: str, runs: Path) -> list[tuple[str, str]]:
     """(label, name) of what a contestant may run on instead: pipelines of the same kind of media."""
-    kind = pipelines.read(source(pipeline, runs)).modality
-    same = [n for n, repo in sources(runs).items() if n != pipeline and _modality(repo) == kind]
-    same += lora_uploads.kept(runs)
+    kind = pipelines.read_config(find_pipeline(pipeline, runs)).modality
+    alternatives = [n for n, repo in list_pipelines(runs).items() if n != pipeline and _read_modality(repo) == kind]
+    alternatives += lora_uploads.list_loras(runs)
     return [("the same pipeline", "")] + [
-        (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in same
+        (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in alternatives
     ]
 
 
-def _modality(repo: str) -> str | None:
+def _read_modality(repo: str) -> str | None:
     try:
-        return pipelines.read(repo).modality
+        return pipelines.read_config(repo).modality
     except BadInput:
         return None  # an export that is damaged
 
 
-def rewards(pipeline: str, runs: Path) -> list[tuple[str, str]]:
-    """(label, name) of the rewards that can score single samples of this pipeline, without a server or a file to name; those
-    whose weights are here come first."""
-    made, found = pipelines.read(source(pipeline, runs)), []
-    world = made.repo.startswith("starter:")
-    for name, cls in judges().items():
+def list_rewards(pipeline: str, runs: Path) -> list[tuple[str, str]]:
+    """(label, name) of the rewards that can score single samples of this pipeline, without a server or a file to name;
+    those whose weights are here come first."""
+    config, choices = pipelines.read_config(find_pipeline(pipeline, runs)), []
+    is_starter = config.repo.startswith("starter:")
+    for name, cls in all_rewards().items():
         spec = cls.spec
-        fits = made.modality in spec.modalities and spec.scope == "sample" and not spec.needs & {"source", "reference"}
-        if not fits or issubclass(cls, Judge) or (own(cls) and not world):
+        is_suitable = (
+            config.modality in spec.modalities and spec.scope == "sample" and not spec.needs & {"source", "reference"}
+        )
+        if not is_suitable or issubclass(cls, Judge) or (is_starter_reward(cls) and not is_starter):
             continue
         try:
-            configured(cls, {}, name)
+            configure_reward(cls, {}, name)
         except (BadInput, TypeError):
             continue  # needs settings of its own: a config file can give them
-        here = present(cls)
-        found.append((not here, not own(cls), name if here else f"{name} (weights to be fetched)", name))
-    return [(label, name) for _, _, label, name in sorted(found, key=lambda row: row[:2])]
+        is_local = has_weights(cls)
+        choices.append(
+            (not is_local, not is_starter_reward(cls), name if is_local else f"{name} (weights to be fetched)", name)
+        )
+    return [(label, name) for _, _, label, name in sorted(choices, key=lambda row: row[:2])]
 
 
-def present(cls: type) -> bool:
+def has_weights(cls: type) -> bool:
     """Whether a reward's weights, if it has any, are on this machine."""
-    return all(map(doctor.installed, doctor.repositories(cls.spec, str(getattr(cls, "model", "")))))
+    return all(map(doctor.is_cached, doctor.hub_repositories(cls.spec, str(getattr(cls, "model", "")))))
 
 
-def watched(pipeline: str, optimised: Sequence[str], runs: Path) -> list[str]:
-    """Who looks on unless told otherwise: the oracle where there is one, the watchdog of clipped values, and every published
-    scorer whose weights are here."""
-    offered = [name for label, name in rewards(pipeline, runs) if label == name and name not in optimised]
-    scorers = [n for n in offered if not own(judges()[n]) and judges()[n].spec.weights]
+def default_watch(pipeline: str, optimised: Sequence[str], runs: Path) -> list[str]:
+    """Who looks on unless told otherwise: the oracle where there is one, the watchdog of clipped values, and every
+    published scorer whose weights are here."""
+    offered = [name for label, name in list_rewards(pipeline, runs) if label == name and name not in optimised]
+    scorers = [n for n in offered if not is_starter_reward(all_rewards()[n]) and all_rewards()[n].spec.weights]
     return [n for n in offered if n.endswith("oracle") or n == "saturated_pixels" or n in scorers]
 
 
-def methods(pipeline: str, optimised: Sequence[str], runs: Path) -> list[tuple[str, str]]:
+def list_methods(pipeline: str, optimised: Sequence[str], runs: Path) -> list[tuple[str, str]]:
     """(label, name) of the methods that this pipeline and these rewards can serve."""
-    provided = {"latents", "reward"} | pipelines.read(source(pipeline, runs)).provides
-    if all(judges()[name].spec.differentiable for name in optimised):
+    provided = {"latents", "reward"} | pipelines.read_config(find_pipeline(pipeline, runs)).provides
+    if all(all_rewards()[name].spec.differentiable for name in optimised):
         provided |= {"differentiable"}
     return [
-        (f"{name.replace('_', ' ')} · {summary(cls)}", name)
+        (f"{name.replace('_', ' ')} · {summarise_method(cls)}", name)
         for name, cls in METHODS.items()
-        if name not in FROM_FILES and not trains(cls) and cls.needs <= provided
+        if name not in FILE_METHODS and not trains_weights(cls) and cls.needs <= provided
     ]
 
 
-def summary(cls: type, most: int = 64) -> str:
+def summarise_method(cls: type, limit: int = 64) -> str:
     """A method in a few words: the first sentence of its help."""
-    first = re.split(r"[:.] |\.$| \(arXiv", (cls.__doc__ or "").strip().splitlines()[0])[0]
-    return first if len(first) <= most else first[:most].rsplit(" ", 1)[0] + " …"
+    first = re.split(r"[:.] |\.$| \(arXiv", summarise_class(cls))[0]
+    return first if len(first) <= limit else first[:limit].rsplit(" ", 1)[0] + " …"
 
 
 @dataclass(frozen=True)
@@ -136,130 +143,133 @@ class Knob:
     help: str
 
 
-def knobs(method: str) -> list[Knob]:
+def list_knobs(method: str) -> list[Knob]:
     """The few settings that matter most: what grows with the budget, then the first numbers that there are."""
     cls = METHODS[method]
-    found = [Knob(*row) for row in config.settings_of(cls) if type(row[1]) in (int, float)]
-    return sorted(found, key=lambda k: k.name != cls.scales)[:KNOBS]
+    candidates = [Knob(*row) for row in describe_settings(cls) if type(row[1]) in (int, float)]
+    return sorted(candidates, key=lambda k: k.name != cls.scales)[:KNOBS]
 
 
-def rest(method: str) -> str:
+def other_settings(method: str) -> str:
     """The settings without a field of their own, as a hint: key=value."""
-    taken = {k.name for k in knobs(method)}
-    return " ".join(f"{n}={default}" for n, default, _ in config.settings_of(METHODS[method]) if n not in taken)
+    knob_names = {k.name for k in list_knobs(method)}
+    return " ".join(f"{n}={default}" for n, default, _ in describe_settings(METHODS[method]) if n not in knob_names)
 
 
-def about(method: str) -> str:
+def describe_method(method: str) -> str:
     """A method and its settings in a few sentences."""
     cls = METHODS[method]
-    first = (cls.__doc__ or "").strip().splitlines()[0]
-    told = "; ".join(f"{k.name}: {k.help}" for k in knobs(method))
-    return f"{first} {told + '.' if told else ''}"
+    settings = "; ".join(f"{k.name}: {k.help}" for k in list_knobs(method))
+    return f"{summarise_class(cls)} {settings + '.' if settings else ''}"
 
 
-def line(method: str, values: Sequence[float | None], more: str = "", on: str = "") -> str:
+def format_line(method: str, values: Sequence[float | None], more: str = "", target: str = "") -> str:
     """What the fields of one contestant say, as text."""
-    pairs = zip(knobs(method), values, strict=False)
-    given = [f"{k.name}={int(v) if float(v).is_integer() else v}" for k, v in pairs if v is not None]
-    return " ".join([f"{method}@{on}" if on else method, *given, *more.split()])
+    pairs = zip(list_knobs(method), values, strict=False)
+    settings = [f"{k.name}={int(v) if float(v).is_integer() else v}" for k, v in pairs if v is not None]
+    return " ".join([f"{method}@{target}" if target else method, *settings, *more.split()])
 
 
-def read(lines: Sequence[str], runs: Path) -> dict[str, dict]:
+def read_contestants(lines: Sequence[str], runs: Path) -> dict[str, dict]:
     """Contestant blocks of a RunConfig. Raises BadInput."""
-    made: dict[str, dict] = {}
+    blocks: dict[str, dict] = {}
     if not lines:
         raise BadInput("contestants: name at least one")
     if len(lines) > SLOTS:
         raise BadInput(f"contestants: {len(lines)} are too many to look at; name at most {SLOTS}")
     for text in lines:
-        if len(text) > LETTERS:
-            raise BadInput(f"contestants: a line of {len(text):,} letters; at most {LETTERS}")
-        found = LINE.fullmatch(text.strip())
-        if not found:
+        if len(text) > MAX_LETTERS:
+            raise BadInput(f"contestants: a line of {len(text):,} letters; at most {MAX_LETTERS}")
+        match = LINE.fullmatch(text.strip())
+        if not match:
             raise BadInput(
                 f"contestants: can't read {text.strip()[:60]!r}; write METHOD key=value, like: reno iterations=20"
             )
-        method, on, settings = found.groups()
+        method, target, settings = match.groups()
         if method not in METHODS:
-            raise BadInput(f"contestants: unknown method {method!r}; {_near(method, METHODS)}")
-        if method in FROM_FILES or trains(METHODS[method]):
-            what = "reads a file that it names" if method in FROM_FILES else "trains weights"
+            raise BadInput(f"contestants: unknown method {method!r}; {_suggest_name(method, METHODS)}")
+        if method in FILE_METHODS or trains_weights(METHODS[method]):
+            reason = "reads a file that it names" if method in FILE_METHODS else "trains weights"
             raise BadInput(
-                f"contestants: {method} {what}, which a comparison here does not do; give it a config in configs/runs"
+                f"contestants: {method} {reason}, which a comparison here does not do; give it a config in configs/runs"
             )
-        made[_free(_called(method, on), made)] = {"name": method} | _settings(settings) | _on(on, runs)
-    return made
+        blocks[_unused_name(_contestant_name(method, target), blocks)] = (
+            {"name": method} | _parse_settings(settings) | _parse_target(target, runs)
+        )
+    return blocks
 
 
-def _settings(text: str | None) -> dict:
+def _parse_settings(text: str | None) -> dict:
     tokens = [t for t in re.split(r"[\s,]+(?=[\w.]+\s*=)", (text or "").strip()) if t]
-    harmless(tokens)
+    check_overrides(tokens)
     values: dict = {}
     for token in tokens:
-        key, found, value = token.partition("=")
-        config.override(values, f"{key.strip()}{found}{value.strip()}")
-    if taken := values.keys() & {"name", "pipeline", "lora"}:
-        raise BadInput(f"contestants: {taken.pop()!r} is no setting; write METHOD@PIPELINE key=value")
+        key, equals, value = token.partition("=")
+        config.apply_override(values, f"{key.strip()}{equals}{value.strip()}")
+    if reserved := values.keys() & {"name", "pipeline", "lora"}:
+        raise BadInput(f"contestants: {reserved.pop()!r} is no setting; write METHOD@PIPELINE key=value")
     return values
 
 
-def _on(name: str | None, runs: Path) -> dict:
+def _parse_target(name: str | None, runs: Path) -> dict:
     if name and name.startswith("lora:"):
-        known = lora_uploads.kept(runs)
-        if name not in known:
-            raise BadInput(f"contestants: no such LoRA was given to this page; {_near(name, known)}")
-        return {"lora": known[name]}
-    return {"pipeline": source(name, runs)} if name else {}
+        loras = lora_uploads.list_loras(runs)
+        if name not in loras:
+            raise BadInput(f"contestants: no such LoRA was given to this page; {_suggest_name(name, loras)}")
+        return {"lora": loras[name]}
+    return {"pipeline": find_pipeline(name, runs)} if name else {}
 
 
-def _called(method: str, on: str | None) -> str:
+def _contestant_name(method: str, target: str | None) -> str:
     if method != "sample":
         return method
-    return re.sub(r"[^\w.-]", "-", on.removeprefix("run:").removeprefix("lora:"))[:60] if on else "base"
+    return re.sub(r"[^\w.-]", "-", target.removeprefix("run:").removeprefix("lora:"))[:60] if target else "base"
 
 
-def _free(name: str, taken: Mapping) -> str:
-    return next(n for n in (name, *(f"{name}-{k}" for k in range(2, SLOTS + 2))) if n not in taken)
+def _unused_name(name: str, used: Mapping) -> str:
+    return next(n for n in (name, *(f"{name}-{k}" for k in range(2, SLOTS + 2))) if n not in used)
 
 
-def lines_of(blocks: Mapping[str, Mapping | str], runs: Path) -> list[str]:
-    """The lines that `read` would make these blocks of: a stored comparison back in the editor. Raises BadInput."""
-    homes, out = {repo: name for name, repo in (sources(runs) | lora_uploads.kept(runs)).items()}, []
+def format_lines(blocks: Mapping[str, Mapping | str], runs: Path) -> list[str]:
+    """The lines that `read_contestants` would make these blocks of: a stored comparison back in the editor. Raises
+    BadInput."""
+    sources = list_pipelines(runs) | lora_uploads.list_loras(runs)
+    names_by_source, lines = {repo: name for name, repo in sources.items()}, []
     for label, block in blocks.items():
         block = {"name": block} if isinstance(block, str) else dict(block or {})
-        method, on = block.pop("name", label), block.pop("pipeline", None) or block.pop("lora", None)
-        if on is not None and on not in homes:
+        method, target = block.pop("name", label), block.pop("pipeline", None) or block.pop("lora", None)
+        if target is not None and (target := pipeline_label(target)) not in names_by_source:
             raise BadInput("this comparison used a pipeline or a LoRA that is not here; repeat it on the command line")
-        out.append(
-            " ".join([f"{method}@{homes[on]}" if on else method, *(f"{k}={_said(v)}" for k, v in block.items())])
-        )
-    return out
+        settings = [f"{k}={_format_value(v)}" for k, v in block.items()]
+        lines.append(" ".join([f"{method}@{names_by_source[target]}" if target else method, *settings]))
+    return lines
 
 
-def _said(value) -> str:
+def _format_value(value: object) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     return "null" if value is None else str(value).replace("'", "")
 
 
-def fields(text: str) -> tuple[str, list[float | None], str, str]:
+def parse_line(text: str) -> tuple[str, list[float | None], str, str]:
     """(method, values of its knobs, the rest as text, the pipeline or '') of a line: what the editor shows of it."""
-    method, on, settings = LINE.fullmatch(text.strip()).groups()
-    values, own = _settings(settings), [k.name for k in knobs(method)]
-    shown = [values.pop(name, None) for name in own]
-    defaults = {name: default for name, default, _ in config.settings_of(METHODS[method])}
-    shown = [defaults[name] if v is None else v for name, v in zip(own, shown, strict=True)]
-    return method, shown, " ".join(f"{k}={_said(v)}" for k, v in values.items() if defaults.get(k) != v), on or ""
+    method, target, settings = LINE.fullmatch(text.strip()).groups()
+    values, knob_names = _parse_settings(settings), [k.name for k in list_knobs(method)]
+    knob_values = [values.pop(name, None) for name in knob_names]
+    defaults = {name: default for name, default, _ in describe_settings(METHODS[method])}
+    knob_values = [defaults[name] if v is None else v for name, v in zip(knob_names, knob_values, strict=True)]
+    further = " ".join(f"{k}={_format_value(v)}" for k, v in values.items() if defaults.get(k) != v)
+    return method, knob_values, further, target or ""
 
 
-def mix(weights: Mapping[str, float]) -> dict[str, float]:
+def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
     """The rewards to optimise, each with its weight. Raises BadInput."""
     if not weights:
         raise BadInput("rewards: name at least one to optimise")
     if len(weights) > SLOTS:
         raise BadInput(f"rewards: at most {SLOTS} in one mix")
     for name, weight in weights.items():
-        known(name)
+        check_reward_name(name)
         if (
             isinstance(weight, bool)
             or not isinstance(weight, (int, float))
@@ -267,18 +277,19 @@ def mix(weights: Mapping[str, float]) -> dict[str, float]:
             or math.isnan(weight)
         ):
             raise BadInput(
-                f"rewards: the weight of {name} is a number between -10,000 and 10,000 other than 0, not {str(weight)[:40]}"
+                f"rewards: the weight of {name} is a number between -10,000 and 10,000 other than 0, "
+                f"not {str(weight)[:40]}"
             )
     return {name: float(weight) for name, weight in weights.items()}
 
 
-def known(name: str) -> str:
+def check_reward_name(name: str) -> str:
     """Raises BadInput for what is not a reward's name: from here no module is imported."""
-    if name not in judges():
-        raise BadInput(f"rewards: unknown reward {str(name)[:60]!r}; {_near(name, judges())}")
+    if name not in all_rewards():
+        raise BadInput(f"rewards: unknown reward {str(name)[:60]!r}; {_suggest_name(name, all_rewards())}")
     return name
 
 
-def _near(word: object, known: Mapping) -> str:
-    tail = nearest(str(word)[:60], known)
+def _suggest_name(word: object, choices: Mapping) -> str:
+    tail = suggest_nearest(str(word)[:60], choices)
     return tail if tail.startswith("did you") else "choose one of the list"

@@ -1,4 +1,4 @@
-"""Where an app works: what its tabs are given."""
+"""Where an app works: what each of its tabs is given."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from workbench.ui.jobs import Desk
+from workbench.ui.jobs import JobQueue
 
 
-def already() -> threading.Event:
-    done = threading.Event()
-    done.set()
-    return done
+def completed_event() -> threading.Event:
+    """One that nobody has to wait for."""
+    event = threading.Event()
+    event.set()
+    return event
 
 
 @dataclass(frozen=True)
-class Place:
+class AppContext:
+    """The folders and the job queue of one app."""
+
     runs: Path  # the runs and their index
     temp: Path  # private files of this app, removed when they are old
-    desk: Desk
-    ready: threading.Event = field(default_factory=already)  # set once what the tabs work with is imported
+    jobs: JobQueue
+    imports_done: threading.Event = field(default_factory=completed_event)  # set once the tabs' modules are imported

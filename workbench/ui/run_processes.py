@@ -29,125 +29,128 @@ import psutil
 from workbench.core.paths import CONFIGS, write_atomic
 from workbench.core.types import BadInput
 from workbench.engine import run
+from workbench.engine.plan import check_disk, plan_run
 from workbench.runs import config
-from workbench.runs.store import RunFolder, dump, folders
-from workbench.ui.overrides import harmless
+from workbench.runs.store import RunFolder, dump_json, list_run_folders
+from workbench.ui.overrides import check_overrides
 
 RECORD, LOG = "process.json", "process.log"
-GRACE = 30.0  # seconds between the request to stop and the end
-SAME = 5.0  # seconds by which two accounts of when a process began may differ: clocks are set right at times
-LIVE = frozenset({"starting", "running", "stopping"})
-CONTROL = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
+STOP_GRACE = 30.0  # seconds between the request to stop and the end
+CLOCK_TOLERANCE = 5.0  # seconds by which two accounts of when a process began may differ: clocks are set right at times
+LIVE_STATES = frozenset({"starting", "running", "stopping"})
+CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
 _starting = threading.Lock()
 
 
 @dataclass(frozen=True)
-class State:
+class RunState:
     """How a run is doing: starting, running, stopping, stopped, crashed, failed, done or damaged; one sentence why."""
 
     name: str
-    why: str = ""
-    ours: bool = False  # its process was started by a page, so a page can stop it
+    reason: str = ""
+    started_here: bool = False  # its process was started by a page, so a page can stop it
 
     @property
-    def live(self) -> bool:
-        return self.name in LIVE
+    def is_live(self) -> bool:
+        return self.name in LIVE_STATES
 
 
-def find(runs: Path, name: str) -> RunFolder:
+def find_run(
+    runs: Path, name: object, refusal: str = "there is no run of this name; reload the list and choose one of it"
+) -> RunFolder:
     """The run folder of this very name among those that there are: what was typed never becomes a path.
 
-    Raises BadInput."""
-    for folder in folders(runs):
+    Raises BadInput with the refusal."""
+    for folder in list_run_folders(runs):
         if folder.path.name == name:
             return folder
-    raise BadInput("there is no run of this name; reload the list and choose one of it")
+    raise BadInput(refusal)
 
 
-def start(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder:
+def start_run(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder:
     """A new run of config `name`, checked in full before its process begins. Raises BadInput, in one sentence."""
     if name not in {path.stem for path in (CONFIGS / "runs").glob("*.yaml")}:
         raise BadInput("there is no config of this name; choose one of the list")
-    harmless(overrides)
-    wanted = config.read(name, overrides)
-    plan = run.plan(wanted, " ".join(["workbench run", name, *overrides]))
-    run.room(plan, runs)
+    check_overrides(overrides)
+    run_config = config.read_run_config(name, overrides)
+    plan = plan_run(run_config, " ".join(["workbench run", name, *overrides]))
+    check_disk(plan, runs)
     with _starting:
-        _free(runs, wanted.device)
-        folder = RunFolder.open(runs, wanted.name, dataclasses.asdict(wanted), fresh=True)
-        folder.write("run.json", run.record(plan) | {"status": "starting"})
-        _launch(folder)
+        _check_device_free(runs, run_config.device)
+        folder = RunFolder.open(runs, run_config.name, dataclasses.asdict(run_config), fresh=True)
+        folder.write("run.json", run.describe_run(plan) | {"status": "starting"})
+        _launch_process(folder)
     return folder
 
 
-def resume(runs: Path, name: str) -> RunFolder:
+def resume_run(runs: Path, name: str) -> RunFolder:
     """Go on with a run that is not finished. Raises BadInput for one that is, or that is being worked on."""
     with _starting:
-        folder = find(runs, name)
-        now = state(folder)
-        if now.live:
+        folder = find_run(runs, name)
+        current = run_state(folder)
+        if current.is_live:
             raise BadInput("this run is being worked on already")
-        if now.name in ("done", "damaged"):
-            raise BadInput(now.why or "this run is finished; start it anew to have it again")
+        if current.name in ("done", "damaged"):
+            raise BadInput(current.reason or "this run is finished; start it anew to have it again")
         record = folder.read()
-        _free(runs, record["config"].get("device", "auto"))
+        _check_device_free(runs, record["config"].get("device", "auto"))
         folder.write("run.json", record | {"status": "starting"})
-        _launch(folder)
+        _launch_process(folder)
     return folder
 
 
-def stop(runs: Path, name: str, grace: float = GRACE) -> RunFolder:
+def stop_run(runs: Path, name: str, grace: float = STOP_GRACE) -> RunFolder:
     """Ask a run's process to stop, as Ctrl-C does; what is left of its group after `grace` seconds is killed, at once
     when it was asked before and they are over. Raises BadInput when there is nothing to stop."""
-    folder = find(runs, name)
-    now, record = state(folder), _record(folder)
-    if not now.live:
+    folder = find_run(runs, name)
+    current, record = run_state(folder), _read_record(folder)
+    if not current.is_live:
         raise BadInput("this run is not at work, so there is nothing to stop")
-    if not now.ours:
+    if not current.started_here:
         raise BadInput("this run was not started from here; stop it where it was started")
-    asked = record.get("stop")
-    if asked is None:
-        write_atomic(folder.path / RECORD, dump(record | {"stop": time.time()}))
-        _signal(record, signal.SIGINT)
-        timer = threading.Timer(grace, _signal, (record, signal.SIGKILL))
+    stop_asked_at = record.get("stop")
+    if stop_asked_at is None:
+        write_atomic(folder.path / RECORD, dump_json(record | {"stop": time.time()}))
+        _send_signal(record, signal.SIGINT)
+        timer = threading.Timer(grace, _send_signal, (record, signal.SIGKILL))
         timer.daemon = True
         timer.start()
-    elif time.time() - asked >= grace:  # whoever asked is gone
-        _signal(record, signal.SIGKILL)
+    elif time.time() - stop_asked_at >= grace:  # whoever asked is gone
+        _send_signal(record, signal.SIGKILL)
     return folder
 
 
-def state(folder: RunFolder) -> State:
+def run_state(folder: RunFolder) -> RunState:
     """What the run's own record says, held against whether anybody works on it."""
     try:
-        told, record = folder.read(), _record(folder)
+        run_record, record = folder.read(), _read_record(folder)
     except BadInput:
-        return State("damaged", "its records can't be read; remove the run folder")
-    status = told.get("status", "")
+        return RunState("damaged", "its records can't be read; remove the run folder")
+    status = run_record.get("status", "")
     if status not in ("starting", "running"):
-        return State(status or "damaged", ours=bool(record))
-    if _alive(record):
-        return State("stopping" if record.get("stop") else status, ours=True)
-    if _locked(folder):
-        return State("running", "started elsewhere")
+        return RunState(status or "damaged", started_here=bool(record))
+    if _is_alive(record):
+        return RunState("stopping" if record.get("stop") else status, started_here=True)
+    if _is_locked(folder):
+        return RunState("running", "started elsewhere")
     if record.get("stop"):
-        return State("stopped", "its process was ended before it could say so", ours=True)
-    last = next((line for line in reversed(tail(folder).splitlines()) if line.strip()), "")
+        return RunState("stopped", "its process was ended before it could say so", started_here=True)
+    last = next((line for line in reversed(log_tail(folder).splitlines()) if line.strip()), "")
     word = f"the last line of its log: {last.strip()[:300]}" if last else "it left no word"
-    return State("crashed", f"its process is gone; {word}", ours=bool(record))
+    return RunState("crashed", f"its process is gone; {word}", started_here=bool(record))
 
 
-def tail(folder: RunFolder, size: int = 8000) -> str:
+def log_tail(folder: RunFolder, size: int = 8000) -> str:
     """The end of what the run's process printed, without a terminal's control characters."""
     try:
         with open(folder.path / LOG, "rb") as f:
             f.seek(max(0, f.seek(0, os.SEEK_END) - size))
-            return CONTROL.sub("", f.read().decode("utf-8", "replace"))
+            return CONTROL_CODES.sub("", f.read().decode("utf-8", "replace"))
     except FileNotFoundError:
         return ""
 
 
-def _launch(folder: RunFolder) -> None:
+def _launch_process(folder: RunFolder) -> None:
     """Begin, and write down who it is before anybody can ask."""
     env = os.environ | {"PYTHONUNBUFFERED": "1", "NO_COLOR": "1", "COLUMNS": "120"}
     with open(folder.path / LOG, "ab") as log:
@@ -160,11 +163,11 @@ def _launch(folder: RunFolder) -> None:
             env=env,
         )
     began = psutil.Process(child.pid).create_time()
-    write_atomic(folder.path / RECORD, dump({"pid": child.pid, "began": began, "stop": None}))
+    write_atomic(folder.path / RECORD, dump_json({"pid": child.pid, "began": began, "stop": None}))
     threading.Thread(target=child.wait, daemon=True).start()  # a child that ended is no zombie
 
 
-def _record(folder: RunFolder) -> dict:
+def _read_record(folder: RunFolder) -> dict:
     """{} for a run that no page started, or whose record is not one."""
     try:
         value = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
@@ -173,24 +176,27 @@ def _record(folder: RunFolder) -> dict:
     return value if isinstance(value, dict) and isinstance(value.get("pid"), int) and "began" in value else {}
 
 
-def _alive(record: dict) -> bool:
-    """Whether the very process of the record runs: not one that got its number later, nor one that only awaits burial."""
+def _is_alive(record: dict) -> bool:
+    """Whether the very process of the record runs: not one that got its number later, nor one that only awaits
+    burial."""
     if not record:
         return False
     try:
         process = psutil.Process(record["pid"])
-        return abs(process.create_time() - record["began"]) < SAME and process.status() != psutil.STATUS_ZOMBIE
+        return (
+            abs(process.create_time() - record["began"]) < CLOCK_TOLERANCE and process.status() != psutil.STATUS_ZOMBIE
+        )
     except (psutil.Error, ValueError, OverflowError, TypeError):
         return False
 
 
-def _signal(record: dict, number: int) -> None:
-    if _alive(record) and record["pid"] != os.getpid():
+def _send_signal(record: dict, number: int) -> None:
+    if _is_alive(record) and record["pid"] != os.getpid():
         with contextlib.suppress(ProcessLookupError):  # it ended in between
             os.killpg(record["pid"], number)
 
 
-def _locked(folder: RunFolder) -> bool:
+def _is_locked(folder: RunFolder) -> bool:
     """Whether a process holds the run (see RunFolder.alone). Looks, and takes nothing."""
     path = folder.path / ".lock"
     if not path.exists():
@@ -205,16 +211,16 @@ def _locked(folder: RunFolder) -> bool:
     return False
 
 
-def _free(runs: Path, device: str) -> None:
+def _check_device_free(runs: Path, device: str) -> None:
     """Raises BadInput while another run works on the same device."""
-    for folder, now in _ours(runs):
+    for folder, current in _runs_of_pages(runs):
         other = folder.read()["config"].get("device", "auto")
-        if now.live and (device == other or "auto" in (device, other)):
+        if current.is_live and (device == other or "auto" in (device, other)):
             raise BadInput(f"{folder.path.name} is at work on this device; stop it, or wait until it is done")
 
 
-def _ours(runs: Path) -> Iterator[tuple[RunFolder, State]]:
-    yield from ((f, state(f)) for f in folders(runs) if (f.path / RECORD).is_file())
+def _runs_of_pages(runs: Path) -> Iterator[tuple[RunFolder, RunState]]:
+    yield from ((f, run_state(f)) for f in list_run_folders(runs) if (f.path / RECORD).is_file())
 
 
 def main() -> None:

@@ -1,4 +1,5 @@
-"""A comparison from the page: asked for, checked before anything loads, made at the desk, watched while it is made."""
+"""A comparison from the page: requested, checked before anything loads, made by the job queue, watched while it is
+made."""
 
 from __future__ import annotations
 
@@ -6,126 +7,128 @@ import dataclasses
 import secrets
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import pipelines
-from workbench.core.schema import build
+from pipelines.variants import pipeline_label
+from workbench.core.schema import build_dataclass
 from workbench.core.types import BadInput, Media
 from workbench.engine import compare, run
+from workbench.engine.plan import check_disk, plan_run
 from workbench.methods import METHODS
 from workbench.runs import config, store
 from workbench.runs import prompts as data
-from workbench.ui import contestant_choices
-from workbench.ui.context import Place
+from workbench.runs.plan import Plan
+from workbench.runs.progress import Progress, score_samples
+from workbench.ui import contestant_choices, run_processes
+from workbench.ui.comparison_request import ComparisonRequest
+from workbench.ui.context import AppContext
 from workbench.ui.jobs import Job
+from workbench.ui.limits import SLOTS
 
-PROMPTS, LETTERS, SAMPLES, CALLS, SEED = 32, 1000, 128, 4096, 2**53  # the most that a page may ask for
-LARGE = 1e6  # no setting of a method is larger
-FIRST = 6  # prompts that a link to trainings begins with
-SHOWN = 6  # samples of a contestant that are previewed
-
-
-@dataclass(frozen=True)
-class Asked:
-    """What a person, or a program, asks for."""
-
-    prompts: Sequence[str] | str  # themselves, or the name of a list in configs/prompts
-    pipeline: str
-    contestants: Sequence[str]  # lines; see contestants.py
-    rewards: Mapping[str, float]  # optimised: name -> weight
-    watch: Sequence[str] | None = None  # held out; None: whoever can look on
-    seed: int = 0
-    seeds: int = 1  # noises per prompt
-    calls: int = 0  # denoiser calls a sample to which every method is fitted; 0: as their settings say
-    batch: int = 16  # samples made at once
+# the most that a page may ask for
+MAX_PROMPTS, MAX_LETTERS, MAX_SAMPLES, MAX_CALLS, MAX_SEED = 32, 1000, 128, 4096, 2**53
+MAX_SETTING = 1e6  # no setting of a method is larger
+PROMPTS_OF_LINK = 6  # prompts that a link to trainings begins with
+MAX_PREVIEWS = 6  # samples of a contestant that are previewed
 
 
-def wanted(asked: Asked, place: Place) -> config.RunConfig:
+def build_config(request: ComparisonRequest, context: AppContext) -> config.RunConfig:
     """Raises BadInput for whatever is not known here or absurd."""
-    runs, rewards = place.runs, contestant_choices.mix(asked.rewards)
-    for name, most in (("seed", SEED), ("seeds", SAMPLES), ("calls", CALLS), ("batch", SAMPLES)):
-        _whole(name, getattr(asked, name), most, least=0 if name in ("seed", "calls") else 1)
-    prompts = _prompts(asked.prompts)
-    if (samples := len(prompts) * asked.seeds) > SAMPLES:
+    runs, rewards = context.runs, contestant_choices.check_weights(request.rewards)
+    for name, maximum in (("seed", MAX_SEED), ("seeds", MAX_SAMPLES), ("calls", MAX_CALLS), ("batch", MAX_SAMPLES)):
+        _check_whole_number(name, getattr(request, name), maximum, minimum=0 if name in ("seed", "calls") else 1)
+    prompts = _read_prompts(request.prompts)
+    if (samples := len(prompts) * request.seeds) > MAX_SAMPLES:
         raise BadInput(
-            f"{len(prompts)} prompts x {asked.seeds} seeds are {samples} samples; from here at most {SAMPLES}"
+            f"{len(prompts)} prompts x {request.seeds} seeds are {samples} samples; from here at most {MAX_SAMPLES}"
         )
-    watch = contestant_choices.watched(asked.pipeline, list(rewards), runs) if asked.watch is None else asked.watch
-    blocks = contestant_choices.read(asked.contestants, runs)
-    home = contestant_choices.source(asked.pipeline, runs)
-    made = config.RunConfig(
-        home,
+    watch = (
+        contestant_choices.default_watch(request.pipeline, list(rewards), runs)
+        if request.watch is None
+        else request.watch
+    )
+    blocks = contestant_choices.read_contestants(request.contestants, runs)
+    pipeline = contestant_choices.find_pipeline(request.pipeline, runs)
+    run_config = config.RunConfig(
+        pipeline,
         rewards,
         list(prompts),
-        contestants=_fitted(blocks, home, asked.calls),
-        watch=[contestant_choices.known(name) for name in watch] or None,
+        contestants=_fit_contestants(blocks, pipeline, request.calls),
+        watch=[contestant_choices.check_reward_name(name) for name in watch] or None,
         name="studio",
-        seed=int(asked.seed),
-        seeds=int(asked.seeds),
-        batch=int(asked.batch),
+        seed=int(request.seed),
+        samples_per_prompt=int(request.seeds),
+        batch=int(request.batch),
         curve=True,
     )
-    return config.check(made)
+    return config.check_config(run_config)
 
 
-def _whole(name: str, value: Any, most: int, least: int) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or value != value or not least <= value <= most or value != int(value):  # fmt: skip
-        raise BadInput(f"{name}: a whole number from {least} to {most:,}, not {str(value)[:40]}")
+def _check_whole_number(name: str, value: Any, maximum: int, minimum: int) -> None:
+    is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
+    if not is_number or not minimum <= value <= maximum or value != int(value):
+        raise BadInput(f"{name}: a whole number from {minimum} to {maximum:,}, not {str(value)[:40]}")
 
 
-def _prompts(given: Sequence[str] | str) -> tuple[str, ...]:
-    if isinstance(given, str):
-        if given not in contestant_choices.lists():
-            raise BadInput(f"prompts: there is no list of this name; known: {', '.join(contestant_choices.lists())}")
-        return data.prompts(given)[:PROMPTS]
-    found = data.prompts([line.replace("\0", "") for line in given], "prompts: write at least one;")
-    if len(found) > PROMPTS:
-        raise BadInput(f"prompts: {len(found)} are too many to look at; from here at most {PROMPTS}")
-    if (longest := max(map(len, found))) > LETTERS:
-        raise BadInput(f"prompts: one has {longest:,} letters; at most {LETTERS:,}")
-    return found
+def _read_prompts(source: Sequence[str] | str) -> tuple[str, ...]:
+    if isinstance(source, str):
+        if source not in contestant_choices.list_prompt_lists():
+            raise BadInput(
+                f"prompts: there is no list of this name; known: {', '.join(contestant_choices.list_prompt_lists())}"
+            )
+        return data.read_prompts(source)[:MAX_PROMPTS]
+    prompts = data.read_prompts([line.replace("\0", "") for line in source], "prompts: write at least one;")
+    if len(prompts) > MAX_PROMPTS:
+        raise BadInput(f"prompts: {len(prompts)} are too many to look at; from here at most {MAX_PROMPTS}")
+    if (longest := max(map(len, prompts))) > MAX_LETTERS:
+        raise BadInput(f"prompts: one has {longest:,} letters; at most {MAX_LETTERS:,}")
+    return prompts
 
 
-def _fitted(blocks: Mapping[str, dict], home: str, calls: int) -> dict[str, dict]:
+def _fit_contestants(blocks: Mapping[str, dict], pipeline: str, calls: int) -> dict[str, dict]:
     """Every method at the same number of denoiser calls, where that was asked for; none beyond what a page allows."""
-    out = {}
+    fitted_blocks = {}
     for name, block in blocks.items():
         settings = {k: v for k, v in block.items() if k not in ("name", "pipeline", "lora")}
-        method = build(METHODS[block["name"]], settings, f"contestants.{name}")
+        method = build_dataclass(METHODS[block["name"]], settings, f"contestants.{name}")
         for key, value in vars(method).items():
-            if isinstance(value, (int, float)) and abs(value) > LARGE:
-                raise BadInput(f"contestants.{name}.{key}: {value:.3g} is too large; at most {LARGE:.0e} from here")
-        steps = pipelines.read(block.get("pipeline", home)).steps
+            if isinstance(value, (int, float)) and abs(value) > MAX_SETTING:
+                raise BadInput(
+                    f"contestants.{name}.{key}: {value:.3g} is too large; at most {MAX_SETTING:.0e} from here"
+                )
+        steps = pipelines.read_config(block.get("pipeline", pipeline)).steps
         if calls and method.scales:
-            method = compare.fit(method, steps, int(calls), name)
+            method = compare.fit_to_budget(method, steps, int(calls), name)
             block = block | {method.scales: getattr(method, method.scales)}
-        if (spent := method.calls(steps)) > max(CALLS, steps):
+        if (method_calls := method.calls(steps)) > max(MAX_CALLS, steps):
             raise BadInput(
-                f"contestants.{name}: would make {spent:,.0f} denoiser calls a sample; from here at most {CALLS:,}"
+                f"contestants.{name}: would make {method_calls:,.0f} denoiser calls a sample; "
+                f"from here at most {MAX_CALLS:,}"
             )
-        out[name] = block
-    return out
+        fitted_blocks[name] = block
+    return fitted_blocks
 
 
-class Loaded:
+class PipelineCache:
     """Loads as pipelines.load does, and keeps the last one: the next comparison begins at once."""
 
     def __init__(self):
-        self._kept: tuple[Any, Any] | None = None
+        self._cached: tuple[Any, Any] | None = None
 
-    def __call__(self, source: Any, **how: Any):
-        key = (source, how)
-        if self._kept is None or self._kept[0] != key:
-            self._kept = None  # one in memory at a time
-            self._kept = (key, pipelines.load(source, **how))
-        return self._kept[1]
+    def __call__(self, source: Any, **options: Any) -> Any:
+        key = (source, options)
+        if self._cached is None or self._cached[0] != key:
+            self._cached = None  # one in memory at a time
+            self._cached = (key, pipelines.load(source, **options))
+        return self._cached[1]
 
 
 @dataclass(eq=False)
-class Working:
+class ContestantProgress:
     """One contestant while it works."""
 
     name: str
@@ -133,222 +136,240 @@ class Working:
     pipeline: str
     state: str = "waiting"  # waiting, working, done, failed, stopped, not begun
     rows: int = 0  # that went through the denoiser so far
-    began: float = 0.0
-    ended: float = 0.0
-    level: float | None = None  # mean reward of what it delivered
+    started_at: float = 0.0
+    ended_at: float = 0.0
+    mean_reward: float | None = None  # of what it delivered
     reward: float | None = None  # the newest it said
     frames: dict[int, Media] = field(default_factory=dict)  # sample -> its newest media
-    turns: int = 0  # times that the frames changed
+    preview_updates: int = 0  # times that the frames changed
     note: str = ""
 
 
-class Live:
-    """A comparison while it is made: filled by the desk's thread, read by whoever watches."""
+class LiveComparison:
+    """A comparison while it is made: filled by the job queue's thread, read by whoever watches."""
 
-    def __init__(self, plan: run.Plan):
+    def __init__(self, plan: Plan):
         self.plan, self.key, self.job = plan, secrets.token_hex(8), None
         self.folder: store.RunFolder | None = None
-        repos = config.repos(plan.config)
-        self.parts = {n: Working(n, plan.calls(n), repos[n]) for n in plan.methods}
-        self._policy, self._mark, self._guided = None, 0, {}
+        repos = config.pipeline_labels(plan.config)
+        self.contestants = {n: ContestantProgress(n, plan.denoiser_calls(n), repos[n]) for n in plan.methods}
+        self._policy, self._nfe_at_start, self._rows_per_step = None, 0, {}
 
-    def work(self, runs, load: Loaded, folder: store.RunFolder | None = None):
-        """What the desk does."""
+    def make_job(
+        self, runs: Path, load: PipelineCache, folder: store.RunFolder | None = None
+    ) -> Callable[[threading.Event], Iterator[LiveComparison]]:
+        """The work for the job queue, in a new run folder or the given one."""
 
-        def loading(*args, **how):
+        def load_counted(*args: Any, **options: Any) -> Any:
             self._policy = None  # or the last one would be in memory beside it
-            self._policy = load(*args, **how)
-            self._mark = self._policy.nfe
+            self._policy = load(*args, **options)
+            self._nfe_at_start = self._policy.nfe
             return self._policy
 
-        def at(stop: threading.Event) -> Iterator[Live]:
-            kept = dataclasses.asdict(self.plan.config)
-            self.folder = folder or store.RunFolder.open(runs, self.plan.config.name, kept, fresh=True)
+        def run_comparison(stop: threading.Event) -> Iterator[LiveComparison]:
+            run_config = dataclasses.asdict(self.plan.config)
+            self.folder = folder or store.RunFolder.open(runs, self.plan.config.name, run_config, fresh=True)
             plan = dataclasses.replace(self.plan, command=f"workbench run {self.folder.path}")
-            self._next()
+            self._begin_next()
             try:
                 yield self
-                for progress in run.execute(plan, self.folder, stop, loading):
-                    self._take(progress)
+                for progress in run.execute_run(plan, self.folder, stop, load_counted):
+                    self._take_progress(progress)
                     yield self
             finally:
-                self._end()
+                self._close_unfinished()
 
-        return at
+        return run_comparison
 
-    def _next(self) -> None:
-        part = next((p for p in self.parts.values() if p.state == "waiting"), None)
+    def _begin_next(self) -> None:
+        part = next((p for p in self.contestants.values() if p.state == "waiting"), None)
         if part:
-            part.state, part.began = "working", time.monotonic()
+            part.state, part.started_at = "working", time.monotonic()
 
-    def _take(self, p: run.Progress) -> None:
-        part = self.parts[p.contestant]
-        part.rows = self._spent()
+    def _take_progress(self, p: Progress) -> None:
+        part = self.contestants[p.contestant]
+        part.rows = self._rows_spent()
         if p.failed:
             part.note = p.failed
         elif p.event is not None:
             value = p.event.metrics.get("reward")
             part.reward = part.reward if value is None else float(value)
-            self._look(part, p)
+            self._keep_previews(part, p)
         if p.failed or (p.batch == p.batches - 1 and (p.event is None or p.event.final)):
-            self._over(part, "failed" if p.failed else "done")
+            self._finish_contestant(part, "failed" if p.failed else "done")
 
-    def _look(self, part: Working, p: run.Progress) -> None:
+    def _keep_previews(self, part: ContestantProgress, p: Progress) -> None:
         if p.event.media is None:
             return
         first = p.batch * self.plan.config.batch
         for b, row in enumerate(range(first, first + len(p.event.prompts))):
-            if row in self.previewed:
+            if row in self.preview_rows:
                 part.frames[row] = dataclasses.replace(p.event.media[b], data=p.event.media.data[[b]].detach().cpu())
-        part.turns += 1
+        part.preview_updates += 1
 
-    def _over(self, part: Working, state: str) -> None:
-        part.state, part.ended = state, time.monotonic()
+    def _finish_contestant(self, part: ContestantProgress, state: str) -> None:
+        part.state, part.ended_at = state, time.monotonic()
         if part.rows and part.steps:
-            self._guided[part.pipeline] = max(1, round(part.rows / part.steps))
-        self._mark = self._policy.nfe if self._policy is not None else 0
-        made = [s["scores"] for e in self.folder.events() if e["contestant"] == part.name for s in e.get("samples", ())]
-        part.level = level(made, self.plan.reward.weights)
-        self._next()
+            self._rows_per_step[part.pipeline] = max(1, round(part.rows / part.steps))
+        self._nfe_at_start = self._policy.nfe if self._policy is not None else 0
+        scores = [
+            s["scores"] for e in self.folder.events() if e["contestant"] == part.name for s in e.get("samples", ())
+        ]
+        part.mean_reward = mean_reward(scores, self.plan.reward.weights)
+        self._begin_next()
 
-    def _end(self) -> None:
-        for part in self.parts.values():
+    def _close_unfinished(self) -> None:
+        for part in self.contestants.values():
             if part.state in ("waiting", "working"):
-                part.rows, part.ended = self._spent() if part.state == "working" else 0, time.monotonic()
+                part.rows, part.ended_at = self._rows_spent() if part.state == "working" else 0, time.monotonic()
                 part.state = "stopped" if part.state == "working" else "not begun"
         self._policy = None  # a pipeline is held by who loads it alone
 
-    def _spent(self) -> int:
-        return self._policy.nfe - self._mark if self._policy is not None else 0
+    def _rows_spent(self) -> int:
+        return self._policy.nfe - self._nfe_at_start if self._policy is not None else 0
 
     @property
-    def previewed(self) -> list[int]:
+    def preview_rows(self) -> list[int]:
         """Which samples are shown on the way: the first of each prompt."""
-        return [n for n, row in enumerate(self.plan.rows) if row[2] == 0][:SHOWN]
+        return [n for n, row in enumerate(self.plan.rows) if row[2] == 0][:MAX_PREVIEWS]
 
-    def rows_of(self, part: Working) -> tuple[int, int]:
+    def count_rows(self, part: ContestantProgress) -> tuple[int, int]:
         """(rows that went through the denoiser, about how many there will be)."""
-        done = self._spent() if part.state == "working" else part.rows
-        factor = max(self._guided.get(part.pipeline, 1), -(-done // part.steps) if part.steps else 1)
-        return done, done if part.state in ("done", "failed") else part.steps * factor
+        rows = self._rows_spent() if part.state == "working" else part.rows
+        factor = max(self._rows_per_step.get(part.pipeline, 1), -(-rows // part.steps) if part.steps else 1)
+        return rows, rows if part.state in ("done", "failed") else part.steps * factor
 
-    def seconds_of(self, part: Working) -> tuple[float, float | None]:
+    def estimate_seconds(self, part: ContestantProgress) -> tuple[float, float | None]:
         """(at work so far, about how long it will still take, None while nothing is known)."""
-        if not part.began:
+        if not part.started_at:
             return 0.0, None
-        took = (part.ended or time.monotonic()) - part.began
-        done, of = self.rows_of(part)
-        return took, None if part.ended or not done else took * max(0, of - done) / done
+        seconds = (part.ended_at or time.monotonic()) - part.started_at
+        rows, total = self.count_rows(part)
+        return seconds, None if part.ended_at or not rows else seconds * max(0, total - rows) / rows
 
 
-class Bench:
+class ComparisonManager:
     """The comparisons of one app: those at work, and those in the runs folder."""
 
-    def __init__(self, place: Place):
-        self.place, self.load, self.live = place, Loaded(), {}
+    def __init__(self, context: AppContext):
+        self.context, self.load, self.live = context, PipelineCache(), {}
 
-    def start(self, asked: Asked) -> Live:
+    def start(self, request: ComparisonRequest) -> LiveComparison:
         """Raises BadInput before anything loads."""
-        return self.begin(wanted(asked, self.place))
+        return self.submit_config(build_config(request, self.context))
 
-    def begin(self, wish: config.RunConfig, folder: store.RunFolder | None = None) -> Live:
-        plan = run.plan(wish)
-        run.room(plan, self.place.runs)
-        live = Live(plan)
-        live.job = self.place.desk.submit(", ".join(plan.methods), live.work(self.place.runs, self.load, folder))
-        self.live = {k: v for k, v in self.live.items() if not v.job.over} | {live.key: live}
+    def submit_config(self, run_config: config.RunConfig, folder: store.RunFolder | None = None) -> LiveComparison:
+        plan = plan_run(run_config)
+        check_disk(plan, self.context.runs)
+        live = LiveComparison(plan)
+        live.job = self.context.jobs.submit(
+            ", ".join(plan.methods), live.make_job(self.context.runs, self.load, folder)
+        )
+        self.live = {k: v for k, v in self.live.items() if not v.job.is_over} | {live.key: live}
         return live
 
-    def again(self, name: str, seed: int | None = None) -> Live:
+    def repeat_run(self, name: str, seed: int | None = None) -> LiveComparison:
         """The comparison of that run folder once more; one that was stopped goes on, unless it gets another seed."""
-        folder = self.find(name)
-        asked = self.asked(folder)
-        wish = wanted(asked if seed is None else dataclasses.replace(asked, seed=seed), self.place)
+        folder = self.find_folder(name)
+        request = self.read_request(folder)
+        run_config = build_config(request if seed is None else dataclasses.replace(request, seed=seed), self.context)
         record = folder.read()
-        same = record.get("config") == dataclasses.asdict(wish)
-        goes_on = same and record.get("status") in ("stopped", "running") and name not in self.busy()
-        return self.begin(wish, folder if goes_on else None)
+        stored = build_dataclass(config.RunConfig, record.get("config"), "run.json")
+        is_same = store.dump_json(dataclasses.asdict(stored)) == store.dump_json(dataclasses.asdict(run_config))
+        goes_on = is_same and record.get("status") in ("stopped", "running") and name not in self.list_running()
+        return self.submit_config(run_config, folder if goes_on else None)
 
-    def asked(self, folder: store.RunFolder) -> Asked:
+    def read_request(self, folder: store.RunFolder) -> ComparisonRequest:
         """What a stored comparison was asked, if this page may ask it again. Raises BadInput."""
-        kept = build(config.RunConfig, folder.read().get("config"), "run.json")
-        homes = {repo: name for name, repo in contestant_choices.sources(self.place.runs).items()}
-        rewards = mixture(kept.reward)
-        watch = [kept.watch] if isinstance(kept.watch, str) else list(kept.watch or ())
-        plain = kept.pipeline in homes and not kept.train and kept.contestants
-        if not plain or not rewards:
+        stored = build_dataclass(config.RunConfig, folder.read().get("config"), "run.json")
+        names_by_source = {repo: name for name, repo in contestant_choices.list_pipelines(self.context.runs).items()}
+        rewards = plain_weights(stored.reward)
+        watch = [stored.watch] if isinstance(stored.watch, str) else list(stored.watch or ())
+        is_plain = pipeline_label(stored.pipeline) in names_by_source and not stored.train and stored.contestants
+        if not is_plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
-        lines = contestant_choices.lines_of(kept.contestants, self.place.runs)
-        home, prompts = homes[kept.pipeline], kept.prompts
-        if isinstance(prompts, str) and Path(prompts).stem in contestant_choices.lists():
+        lines = contestant_choices.format_lines(stored.contestants, self.context.runs)
+        pipeline, prompts = names_by_source[pipeline_label(stored.pipeline)], stored.prompts
+        if isinstance(prompts, str) and Path(prompts).stem in contestant_choices.list_prompt_lists():
             prompts = Path(prompts).stem
-        return Asked(prompts, home, lines, rewards, watch, kept.seed, kept.seeds, batch=kept.batch)
-
-    def trainings(self, names: str) -> Asked:
-        """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was judged
-        on. Raises BadInput."""
-        chosen = [name.strip() for name in names.split(",")]
-        known = contestant_choices.trained(self.place.runs)
-        if not 1 <= len(chosen) < contestant_choices.SLOTS or not set(chosen) <= known.keys():
-            raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
-        kept = build(
-            config.RunConfig, self.find(chosen[0].removeprefix("run:").split("/")[0]).read()["config"], "run.json"
+        return ComparisonRequest(
+            prompts, pipeline, lines, rewards, watch, stored.seed, stored.samples_per_prompt, batch=stored.batch
         )
-        homes = {repo: name for name, repo in contestant_choices.sources(self.place.runs).items()}
-        if kept.pipeline not in homes:
+
+    def request_for_trainings(self, names: str) -> ComparisonRequest:
+        """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was
+        judged on. Raises BadInput."""
+        chosen = [name.strip() for name in names.split(",")]
+        trained = contestant_choices.list_trained(self.context.runs)
+        if not 1 <= len(chosen) < SLOTS or not set(chosen) <= trained.keys():
+            raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
+        stored = build_dataclass(
+            config.RunConfig,
+            self.find_folder(chosen[0].removeprefix("run:").split("/")[0]).read()["config"],
+            "run.json",
+        )
+        names_by_source = {repo: name for name, repo in contestant_choices.list_pipelines(self.context.runs).items()}
+        if pipeline_label(stored.pipeline) not in names_by_source:
             raise BadInput("these trainings started from a pipeline that is not configured here")
-        prompts = data.prompts(kept.test or kept.prompts)[:FIRST]
+        prompts = data.read_prompts(stored.test or stored.prompts)[:PROMPTS_OF_LINK]
         lines = ["sample", *(f"sample@{name}" for name in chosen)]
-        return Asked(prompts, homes[kept.pipeline], lines, mixture(kept.reward) or {}, seed=kept.seed)
+        return ComparisonRequest(
+            prompts,
+            names_by_source[pipeline_label(stored.pipeline)],
+            lines,
+            plain_weights(stored.reward) or {},
+            seed=stored.seed,
+        )
 
-    def find(self, name: Any) -> store.RunFolder:
-        """The run folder of this very name among those that there are: what was typed never becomes a path. Raises BadInput."""
-        for folder in store.folders(self.place.runs):
-            if folder.path.name == name:
-                return folder
-        raise BadInput("there is no comparison of this name here: the link is mistyped, or of another machine")
+    def find_folder(self, name: Any) -> store.RunFolder:
+        """The folder of a stored comparison. Raises BadInput."""
+        refusal = "there is no comparison of this name here: the link is mistyped, or of another machine"
+        return run_processes.find_run(self.context.runs, name, refusal)
 
-    def busy(self) -> dict[str, Live]:
+    def list_running(self) -> dict[str, LiveComparison]:
         """Run folder's name -> the comparison that is made in it now."""
-        return {v.folder.path.name: v for v in self.live.values() if v.folder is not None and not v.job.over}
+        return {v.folder.path.name: v for v in self.live.values() if v.folder is not None and not v.job.is_over}
 
     def stop(self, key: Any) -> Job | None:
         """By the key of the comparison or its run folder's name; None when there is nothing to stop."""
-        live = self.live.get(key) or self.busy().get(key) if isinstance(key, str) else None
-        if live is None or live.job.over:
+        live = self.live.get(key) or self.list_running().get(key) if isinstance(key, str) else None
+        if live is None or live.job.is_over:
             return None
-        self.place.desk.stop(live.job)
+        self.context.jobs.stop(live.job)
         return live.job
 
-    def warm(self, asked: Asked) -> None:
+    def warm_up(self, request: ComparisonRequest) -> None:
         """Load what the first comparison will need, before anyone asks."""
 
-        def at(stop: threading.Event) -> Iterator[None]:
-            wish = wanted(asked, self.place)
-            plan = run.plan(wish)
+        def load_and_sample(stop: threading.Event) -> Iterator[None]:
+            run_config = build_config(request, self.context)
+            plan = plan_run(run_config)
             policy = self.load(
-                next(iter(plan.pipelines.values())), device=wish.device, dtype=wish.dtype, attention=wish.attention
+                next(iter(plan.pipelines.values())),
+                device=run_config.device,
+                dtype=run_config.dtype,
+                attention=run_config.attention,
             )
             policy.stop = stop
             yield None
             seeds, prompts = [r[3] for r in plan.rows], [r[1] for r in plan.rows]
             z = policy.noise(seeds).requires_grad_()
-            made = policy.sample(prompts, seeds=seeds, noise=z, grad=policy.steps).media
-            plan.reward(media=made, prompts=prompts).sum().backward()
-            run.judge(plan, made.detach(), prompts)
+            sampled = policy.sample(prompts, seeds=seeds, noise=z, grad=policy.steps).media
+            plan.reward(media=sampled, prompts=prompts).sum().backward()
+            score_samples(plan, sampled.detach(), prompts)
 
-        self.place.desk.submit("warming up", at)
+        self.context.jobs.submit("warming up", load_and_sample)
 
 
-def mixture(reward: Any) -> dict[str, float]:
+def plain_weights(reward: Any) -> dict[str, float]:
     """Name -> weight of a stored run's reward, where it is a plain sum; else nothing."""
     if isinstance(reward, str):
         return {reward: 1.0}
-    plain = isinstance(reward, Mapping) and all(isinstance(w, (int, float)) for w in reward.values())
-    return dict(reward) if plain else {}
+    is_plain = isinstance(reward, Mapping) and all(isinstance(w, (int, float)) for w in reward.values())
+    return dict(reward) if is_plain else {}
 
 
-def level(scores: Sequence[Mapping[str, float | None]], weights: Mapping[str, float]) -> float | None:
+def mean_reward(scores: Sequence[Mapping[str, float | None]], weights: Mapping[str, float]) -> float | None:
     """The mean weighted sum over samples; None where there is none."""
-    whole = [s for s in scores if weights and all(s.get(n) is not None for n in weights)]
-    return sum(w * s[n] for s in whole for n, w in weights.items()) / len(whole) if whole else None
+    complete = [s for s in scores if weights and all(s.get(n) is not None for n in weights)]
+    return sum(w * s[n] for s in complete for n, w in weights.items()) / len(complete) if complete else None

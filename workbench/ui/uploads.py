@@ -1,5 +1,5 @@
-"""Files that somebody hands in. What a file is, its content says and never its name; what it may cost is known before it
-is decoded; and no text of a user becomes a path: the copy that is read has a name of our own."""
+"""Files that somebody hands in. What a file is, its content says and never its name; what it may cost is known before
+it is decoded; and no text of a user becomes a path: the copy that is read has a name of our own."""
 
 from __future__ import annotations
 
@@ -16,24 +16,25 @@ from workbench.core.io import media, video
 from workbench.core.types import BadInput, Modality
 
 MB = 2**20
-LARGEST = {"image": 32 * MB, "video": 64 * MB, "audio": 64 * MB}  # of a file
-PIXELS = 36_000_000  # of a picture
-MOVING = 72_000_000  # of all frames of a clip together
-HEARD = 64_000_000  # values of a sound
-TEXT = 64 * MB
-FILES = 64  # of one upload
-KINDS: dict[str, Modality] = {
+MAX_BYTES = {"image": 32 * MB, "video": 64 * MB, "audio": 64 * MB}  # of a file
+MAX_PIXELS = 36_000_000  # of a picture
+MAX_CLIP_PIXELS = 72_000_000  # of all frames of a clip together
+MAX_SOUND_VALUES = 64_000_000  # values of a sound
+MAX_TEXT_BYTES = 64 * MB
+MAX_FILES = 64  # of one upload
+MODALITIES: dict[str, Modality] = {
     **dict.fromkeys((".png", ".jpg", ".gif", ".webp", ".bmp", ".tif", ".avif", ".ppm"), "image"),
     **dict.fromkeys((".mp4", ".webm", ".avi"), "video"),
     **dict.fromkeys((".wav", ".flac", ".mp3", ".ogg", ".m4a"), "audio"),
 }
-STARTS = (
+SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", ".png"), (b"\xff\xd8\xff", ".jpg"), (b"GIF87a", ".gif"), (b"GIF89a", ".gif"),
     (b"II*\0", ".tif"), (b"MM\0*", ".tif"), (b"P5\n", ".ppm"), (b"P6\n", ".ppm"), (b"\x1aE\xdf\xa3", ".webm"),
-    (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"), (b"\xff\xfb", ".mp3"), (b"\xff\xf3", ".mp3"), (b"\xff\xf2", ".mp3"),
+    (b"fLaC", ".flac"), (b"OggS", ".ogg"), (b"ID3", ".mp3"),
+    (b"\xff\xfb", ".mp3"), (b"\xff\xf3", ".mp3"), (b"\xff\xf2", ".mp3"),
 )  # fmt: skip
 RIFF = {b"WEBP": ".webp", b"WAVE": ".wav", b"AVI ": ".avi"}
-BRANDS = {b"avif": ".avif", b"avis": ".avif", b"M4A ": ".m4a", b"M4B ": ".m4a"}
+FTYP_BRANDS = {b"avif": ".avif", b"avis": ".avif", b"M4A ": ".m4a", b"M4B ": ".m4a"}
 PICKLES = (b"PK\x03\x04", *(b"\x80" + bytes([v]) for v in range(2, 6)))  # torch.save writes the first
 
 
@@ -47,116 +48,128 @@ class Upload:
     note: str = ""
 
 
-def called(path: str | Path) -> str:
+def display_name(path: str | Path) -> str:
     """What a person calls the file, for sentences."""
     name = Path(path).name
     return name if len(name) <= 60 else f"{name[:40]}…{name[-16:]}"
 
 
-def sniff(head: bytes, name: str) -> str:
+def detect_suffix(first_bytes: bytes, name: str) -> str:
     """The suffix that the first bytes deserve. Raises BadInput for what is no medium, and for pickles by their name."""
-    if not head:
+    if not first_bytes:
         raise BadInput(f"{name}: the file is empty")
-    if head[:4] == b"RIFF" and head[8:12] in RIFF:
-        return RIFF[head[8:12]]
-    if head[4:8] == b"ftyp":
-        return BRANDS.get(head[8:12], ".mp4")
-    if head[:2] == b"BM" and len(head) >= 18 and struct.unpack("<I", head[14:18])[0] in (12, 40, 52, 56, 64, 108, 124):
+    if first_bytes[:4] == b"RIFF" and first_bytes[8:12] in RIFF:
+        return RIFF[first_bytes[8:12]]
+    if first_bytes[4:8] == b"ftyp":
+        return FTYP_BRANDS.get(first_bytes[8:12], ".mp4")
+    if (
+        first_bytes[:2] == b"BM"
+        and len(first_bytes) >= 18
+        and struct.unpack("<I", first_bytes[14:18])[0] in (12, 40, 52, 56, 64, 108, 124)
+    ):
         return ".bmp"
-    for start, suffix in STARTS:
-        if head.startswith(start):
+    for start, suffix in SIGNATURES:
+        if first_bytes.startswith(start):
             return suffix
-    if head.startswith(PICKLES):
+    if first_bytes.startswith(PICKLES):
         raise BadInput(
             f"{name}: is a pickle or an archive, which can run code when it is opened; nothing here opens one"
         )
     raise BadInput(f"{name}: its content is no picture, clip or sound that can be read here, whatever its name says")
 
 
-def take(path: str | Path, home: Path) -> Upload:
-    """A private copy in `home`, looked over and small enough to be decoded. Raises BadInput."""
-    source, name = Path(path), called(path)
+def accept_upload(path: str | Path, temp: Path) -> Upload:
+    """A private copy in `temp`, looked over and small enough to be decoded. Raises BadInput."""
+    source, name = Path(path), display_name(path)
     if not source.is_file():
         raise BadInput(f"{name}: no such file was uploaded")
     with open(source, "rb") as f:
-        suffix = sniff(f.read(32), name)
-    modality = KINDS[suffix]
-    if (size := source.stat().st_size) > LARGEST[modality]:
+        suffix = detect_suffix(f.read(32), name)
+    modality = MODALITIES[suffix]
+    if (size := source.stat().st_size) > MAX_BYTES[modality]:
         raise BadInput(
-            f"{name}: {size / MB:.0f} MB; the page takes {modality} files of up to {LARGEST[modality] // MB} MB"
+            f"{name}: {size / MB:.0f} MB; the page takes {modality} files of up to {MAX_BYTES[modality] // MB} MB"
         )
-    folder = home / f"upload-{uuid.uuid4().hex}"
+    folder = temp / f"upload-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     copy = folder / f"file{suffix}"
     shutil.copyfile(source, copy)
-    modality = _affordable(copy, modality, name)
-    alike = {suffix, *{".jpg": {".jpeg"}, ".tif": {".tiff"}, ".mp4": {".m4v", ".mov"}, ".webm": {".mkv"}, ".png": {".apng"},
-                       ".ogg": {".opus"}, ".ppm": {".pgm"}}.get(suffix, ())}  # fmt: skip
-    note = "" if source.suffix.lower() in alike else f"its content is {suffix[1:].upper()}, whatever its name says"
+    modality = _check_cost(copy, modality, name)
+    synonyms = {
+        ".jpg": {".jpeg"}, ".tif": {".tiff"}, ".mp4": {".m4v", ".mov"}, ".webm": {".mkv"}, ".png": {".apng"},
+        ".ogg": {".opus"}, ".ppm": {".pgm"},
+    }  # fmt: skip
+    expected_suffixes = {suffix, *synonyms.get(suffix, ())}
+    is_expected = source.suffix.lower() in expected_suffixes
+    note = "" if is_expected else f"its content is {suffix[1:].upper()}, whatever its name says"
     return Upload(copy, name, modality, note)
 
 
-def take_all(paths: Sequence[str] | None, home: Path, most: int = FILES) -> list[Upload]:
+def accept_uploads(paths: Sequence[str] | None, temp: Path, limit: int = MAX_FILES) -> list[Upload]:
     """Raises BadInput for the first that can't be taken, or for too many."""
-    if len(paths or ()) > most:
-        raise BadInput(f"{len(paths)} files; at most {most} at once")
-    return [take(path, home) for path in paths or ()]
+    if len(paths or ()) > limit:
+        raise BadInput(f"{len(paths)} files; at most {limit} at once")
+    return [accept_upload(path, temp) for path in paths or ()]
 
 
-def look(upload: Upload) -> media.Found:
+def read_upload(upload: Upload) -> media.MediaFile:
     """What is in it. Raises BadInput under the name that its owner gave it."""
     try:
-        found = media.look(upload.path)
+        content = media.inspect_media(upload.path)
     except BadInput as error:
         raise BadInput(str(error).replace(str(upload.path), upload.name)) from None
     except Exception as error:  # a hostile file may break a decoder in any way
         raise BadInput(f"{upload.name}: can't be read; the file is broken") from error
-    if not found.media.data.isfinite().all():
+    if not content.media.data.isfinite().all():
         raise BadInput(f"{upload.name}: holds values that are not finite")
-    return found
+    return content
 
 
-def _affordable(path: Path, modality: Modality, name: str) -> Modality:
+def _check_cost(path: Path, modality: Modality, name: str) -> Modality:
     """The modality, moving pictures being clips. Raises BadInput for what decodes into more than the page's limits."""
     try:
         if modality == "image":
             with Image.open(path) as image:
                 frames = 1 if path.suffix == ".tif" else getattr(image, "n_frames", 1)
                 size = image.width * image.height
-            if size > PIXELS or (frames > 1 and size * frames > MOVING):
-                raise BadInput(f"{name}: {frames} frame(s) of {size / 1e6:,.0f} megapixels; the page takes {PIXELS // 10**6} "
-                               f"megapixels, and {MOVING // 10**6} over all frames of a clip")  # fmt: skip
+            if size > MAX_PIXELS or (frames > 1 and size * frames > MAX_CLIP_PIXELS):
+                raise BadInput(
+                    f"{name}: {frames} frame(s) of {size / 1e6:,.0f} megapixels; the page takes "
+                    f"{MAX_PIXELS // 10**6} megapixels, and {MAX_CLIP_PIXELS // 10**6} over all frames of a clip"
+                )
             return "video" if frames > 1 else "image"
-        if path.suffix != ".wav" and (cost := _decoded(path, modality)) > (MOVING if modality == "video" else HEARD):
+        limit = MAX_CLIP_PIXELS if modality == "video" else MAX_SOUND_VALUES
+        if path.suffix != ".wav" and (cost := _decoded_size(path, modality, limit)) > limit:
             raise BadInput(f"{name}: more than {cost / 1e6:,.0f} million values when it is decoded; cut it shorter")
     except BadInput as error:
         raise BadInput(str(error).replace(str(path), name)) from None
     except Image.DecompressionBombError:  # beyond what PIL opens at all
-        raise BadInput(f"{name}: far more than the {PIXELS // 10**6} megapixels that the page takes") from None
-    except Exception as error:  # as in `look`
+        raise BadInput(f"{name}: far more than the {MAX_PIXELS // 10**6} megapixels that the page takes") from None
+    except Exception as error:  # as in `read_upload`
         raise BadInput(f"{name}: can't be read; the file is broken") from error
     return modality
 
 
-def _decoded(path: Path, modality: Modality) -> int:
-    """Pixels of all frames, or samples of all channels; counted until they are too many, and nothing is kept."""
-    cost, most = 0, MOVING if modality == "video" else HEARD
-    with video._opened(path, modality) as (file, stream):
+def _decoded_size(path: Path, modality: Modality, limit: int) -> int:
+    """Pixels of all frames, or samples of all channels; counted until they are beyond the limit, and nothing is
+    kept."""
+    cost = 0
+    with video._open_stream(path, modality) as (file, stream):
         for frame in file.decode(stream):
             cost += frame.width * frame.height if modality == "video" else frame.samples * len(frame.layout.channels)
-            if cost > most:
+            if cost > limit:
                 break
     return cost
 
 
-def text(path: str | Path, home: Path) -> tuple[Path, str]:
+def accept_text(path: str | Path, temp: Path) -> tuple[Path, str]:
     """(private copy, what to call it) of an interaction log: .csv or .jsonl by its content. Raises BadInput."""
-    source, name = Path(path), called(path)
+    source, name = Path(path), display_name(path)
     if not source.is_file() or not (size := source.stat().st_size):
         raise BadInput(f"{name}: the file is empty")
-    if size > TEXT:
+    if size > MAX_TEXT_BYTES:
         raise BadInput(
-            f"{name}: {size / MB:.0f} MB; the page takes logs of up to {TEXT // MB} MB, workbench social any"
+            f"{name}: {size / MB:.0f} MB; the page takes logs of up to {MAX_TEXT_BYTES // MB} MB, workbench social any"
         )
     data = source.read_bytes()
     try:
@@ -165,7 +178,7 @@ def text(path: str | Path, home: Path) -> tuple[Path, str]:
         start = "\0"
     if b"\0" in data or start == "\0":
         raise BadInput(f"{name}: is no text; give the log as CSV or as JSON lines, in UTF-8")
-    folder = home / f"log-{uuid.uuid4().hex}"
+    folder = temp / f"log-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     copy = folder / ("log.jsonl" if start == "{" else "log.csv")
     copy.write_bytes(data)

@@ -1,8 +1,8 @@
 """The pack's reward model: a small CLIP (Radford et al., arXiv:2103.00020) with near misses on both sides.
 
 Contrastive both ways over 2B pictures (B true ones, B near misses of them) and their captions plus near-miss captions;
-a pair that happens to be true is masked, never used as a negative. Auxiliary heads (`hints`, thrown away) shorten the
-plateaus before shapes, and later left and right, are told apart.
+a pair that happens to be true is masked, never used as a negative. `AuxiliaryHeads`, thrown away after training,
+shorten the plateaus before shapes, and later left and right, are told apart.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 
 from pipelines.starter.image import negatives, world
 from pipelines.starter.image.autoencoder import MIX
-from pipelines.starter.image.auxiliary_heads import Hints
-from pipelines.starter.resumable_training import Draw, Stage, train
+from pipelines.starter.image.auxiliary_heads import AuxiliaryHeads
+from pipelines.starter.resumable_training import Draw, TrainingStage, train_stage
 from pipelines.starter.tokenizer import LENGTH
 
 PATCH = 8
 
 
-def words() -> list[str]:
+def vocabulary_words() -> list[str]:
     return sorted({word for prompt in world.all_prompts() for word in prompt.split()})
 
 
@@ -37,12 +37,12 @@ def new_clip(tokenizer: CLIPTokenizer) -> CLIPModel:
     return CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=64))
 
 
-def tokenise(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
+def tokenise_prompts(tokenizer: CLIPTokenizer, prompts: list[str]) -> Tensor:
     """[B,16]"""
     return tokenizer(prompts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt").input_ids
 
 
-def augment(x: Tensor, draw: Draw) -> Tensor:
+def augment_pictures(x: Tensor, draw: Draw) -> Tensor:
     """Blur, noise and brightness, each on about half of the pictures [B,3,64,64]."""
     on = torch.rand(3, len(x), 1, 1, 1, generator=draw.torch)
     blurred = F.avg_pool2d(F.pad(x, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
@@ -53,28 +53,28 @@ def augment(x: Tensor, draw: Draw) -> Tensor:
 
 def draw_batch(batch: int, draw: Draw) -> tuple[list[negatives.Picture], list[str | None], list[str]]:
     """2B pictures, the caption of each (None for a malformed one), and every text of the batch."""
-    source = world.stream(draw.python, MIX)
+    source = world.training_pairs(draw.python, MIX)
     true = [next(source) for _ in range(batch)]
     pictures = [negatives.Picture(scene) for scene, _ in true]
     pictures += [negatives.wrong_picture(scene, prompt, draw.python) for scene, prompt in true]
     captions: list[str | None] = [prompt for _, prompt in true]
-    captions += [draw.python.choice(p.captions()) if p.captions() else None for p in pictures[batch:]]
+    captions += [draw.python.choice(p.true_captions()) if p.true_captions() else None for p in pictures[batch:]]
     texts = [c for c in captions if c]
-    for picture, caption in zip(pictures[:batch], captions[:batch], strict=True):
-        texts += negatives.false_prompts(caption, picture.captions(), draw.python, 3)
+    for scene, prompt in true:
+        texts += negatives.false_prompts(prompt, world.true_captions(scene), draw.python, 3)
     return pictures, captions, list(dict.fromkeys(texts))
 
 
-def contrast(logits: Tensor, truth: Tensor, own: Tensor) -> Tensor:
+def contrastive_loss(logits: Tensor, truth: Tensor, caption_index: Tensor) -> Tensor:
     """InfoNCE both ways with masked false negatives (Chuang et al., arXiv:2007.00224, with known labels).
 
-    logits [I,T]; truth [I,T] bool; own [I] the index of each picture's caption, -1 for none.
+    logits [I,T]; truth [I,T] bool; caption_index [I] the index of each picture's caption, -1 for none.
     """
-    rows = (own >= 0).nonzero().flatten()
-    positive = logits[rows, own[rows]]  # [P]
+    rows = (caption_index >= 0).nonzero().flatten()
+    positive = logits[rows, caption_index[rows]]  # [P]
     others = logits.masked_fill(truth, -torch.inf)
     to_text = torch.logsumexp(torch.cat([positive[:, None], others[rows]], 1), 1) - positive
-    to_picture = torch.logsumexp(torch.cat([positive[:, None], others[:, own[rows]].T], 1), 1) - positive
+    to_picture = torch.logsumexp(torch.cat([positive[:, None], others[:, caption_index[rows]].T], 1), 1) - positive
     return (to_text.mean() + to_picture.mean()) / 2
 
 
@@ -82,30 +82,34 @@ def train_clip(
     folder: Path, tokenizer: CLIPTokenizer, *, seed: int, steps: int, batch: int = 32
 ) -> tuple[CLIPModel, dict]:
     torch.manual_seed(seed + 1)
-    clip, hints = new_clip(tokenizer), Hints(PATCH)
+    clip, heads = new_clip(tokenizer), AuxiliaryHeads(PATCH)
 
-    def loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def clip_loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         pictures, captions, texts = draw_batch(batch, draw)
-        x = augment(negatives.render(pictures, draw.torch), draw) * 2 - 1
+        x = augment_pictures(negatives.render_pictures(pictures, draw.torch), draw) * 2 - 1
         with torch.autocast("cpu", torch.bfloat16):
-            seen = clip.vision_model(x).last_hidden_state.float()  # [I,65,128]
-        pooled = clip.vision_model.post_layernorm(seen[:, 0])
+            patches = clip.vision_model(x).last_hidden_state.float()  # [I,65,128]
+        pooled = clip.vision_model.post_layernorm(patches[:, 0])
         image = F.normalize(clip.visual_projection(pooled), dim=-1)
-        said = clip.text_model(tokenise(tokenizer, texts))
-        text = F.normalize(clip.text_projection(said.pooler_output), dim=-1)
-        place = {t: i for i, t in enumerate(texts)}
+        text_output = clip.text_model(tokenise_prompts(tokenizer, texts))
+        text = F.normalize(clip.text_projection(text_output.pooler_output), dim=-1)
+        text_index = {t: i for i, t in enumerate(texts)}
         truth = torch.zeros(len(pictures), len(texts), dtype=torch.bool)
         for row, picture in zip(truth, pictures, strict=True):
-            row[[place[c] for c in picture.captions() if c in place]] = True
-        own = torch.tensor([place[c] if c else -1 for c in captions])
+            row[[text_index[c] for c in picture.true_captions() if c in text_index]] = True
+        caption_index = torch.tensor([text_index[c] if c else -1 for c in captions])
         logits = clip.logit_scale.clamp(max=4.0).exp() * image @ text.T
-        main = contrast(logits, truth, own)
-        what, where = hints.content(seen[:, 1:], pictures), hints.places(pooled, pictures)
-        who = hints.sides(said.last_hidden_state, texts)
-        right = (logits[:batch].masked_fill(truth[:batch], -9e9).amax(1) < logits[range(batch), own[:batch]]).float()
-        told = {"clip": main.item(), "what": what.item(), "where": where.item(), "who": who.item()}
-        return main + 0.5 * what + 2 * where + who, told | {"hit": right.mean().item()}
+        main = contrastive_loss(logits, truth, caption_index)
+        what, where = heads.content_loss(patches[:, 1:], pictures), heads.position_loss(pooled, pictures)
+        who = heads.relation_loss(text_output.last_hidden_state, texts)
+        is_hit = (
+            logits[:batch].masked_fill(truth[:batch], -9e9).amax(1) < logits[range(batch), caption_index[:batch]]
+        ).float()
+        metrics = {"clip": main.item(), "what": what.item(), "where": where.item(), "who": who.item()}
+        return main + 0.5 * what + 2 * where + who, metrics | {"hit": is_hit.mean().item()}
 
-    optimizer = torch.optim.AdamW([*clip.parameters(), *hints.parameters()], lr=1e-3, weight_decay=0.01)
-    told = train(Stage("clip", {"clip": clip, "hints": hints}, optimizer, loss, steps), folder, seed=seed)
-    return clip.eval().requires_grad_(False), told | {"samples": told["steps"] * 2 * batch}
+    optimizer = torch.optim.AdamW([*clip.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
+    log = train_stage(
+        TrainingStage("clip", {"clip": clip, "hints": heads}, optimizer, clip_loss, steps), folder, seed=seed
+    )
+    return clip.eval().requires_grad_(False), log | {"samples": log["steps"] * 2 * batch}

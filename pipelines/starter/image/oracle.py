@@ -16,7 +16,7 @@ import torch
 from scipy import ndimage
 from torch import Tensor
 
-from pipelines.starter.image import world
+from pipelines.starter.image import rendering, world
 from workbench.core.types import BadInput, Media, RewardSpec
 
 FOREGROUND = 0.22  # RGB distance from the background beyond which a pixel belongs to something
@@ -32,16 +32,17 @@ _AXIS = np.arange(-20, 21, dtype=np.float32)
 
 
 @lru_cache
-def _unit(shape: str) -> tuple[float, float]:
+def _unit_shape(shape: str) -> tuple[float, float]:
     """Area and height of the centroid of a shape of radius 1."""
-    fine = (torch.arange(400) - 199.5) / 160
-    inside = (world.sdf(shape, fine[None, :], fine[:, None], torch.tensor(1.0)) < 0).float()
-    return inside.sum().item() / 160**2, ((inside * fine[:, None]).sum() / inside.sum()).item()
+    axis = (torch.arange(400) - 199.5) / 160
+    inside = (rendering.signed_distance(shape, axis[None, :], axis[:, None], torch.tensor(1.0)) < 0).float()
+    return inside.sum().item() / 160**2, ((inside * axis[:, None]).sum() / inside.sum()).item()
 
 
-def _ideal(shape: str, dx: float, dy: float, area: float) -> tuple[np.ndarray, float, float]:
-    """Coverage [41,41] of the shape with that area whose centroid lies (dx, dy) off the window's centre; radius; lift."""
-    unit, lift = _unit(shape)
+def _ideal_coverage(shape: str, dx: float, dy: float, area: float) -> tuple[np.ndarray, float, float]:
+    """Coverage [41,41] of the shape with that area whose centroid lies (dx, dy) off the window's centre, its radius and
+    its lift."""
+    unit, lift = _unit_shape(shape)
     r = (area / unit) ** 0.5
     x, y = (_AXIS - dx)[None, :], (_AXIS - dy + lift * r)[:, None]
     if shape == "circle":
@@ -56,7 +57,9 @@ def _ideal(shape: str, dx: float, dy: float, area: float) -> tuple[np.ndarray, f
     return np.clip(0.5 - d, 0, 1), r, lift * r
 
 
-def _read_one(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, near: np.ndarray) -> world.Thing | None:
+def _read_thing(
+    pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, surroundings: np.ndarray
+) -> world.Thing | None:
     """The thing that one component shows, or None when it is no clean shape of one colour."""
     core = ndimage.binary_erosion(mask, _EIGHT)
     if core.sum() < 8:
@@ -67,9 +70,9 @@ def _read_one(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, near: np
     if counts[colour] < PURITY * counts.sum():
         return None
     ink = np.median(pixels[core], 0) - ground
-    alpha = np.clip((pixels - ground) @ ink / (ink @ ink), 0, 1) * near
+    alpha = np.clip((pixels - ground) @ ink / (ink @ ink), 0, 1) * surroundings
     area = float(alpha.sum())
-    ys, xs = np.nonzero(near)
+    ys, xs = np.nonzero(surroundings)
     weight = alpha[ys, xs]
     cx, cy = float((xs * weight).sum() / area), float((ys * weight).sum() / area)
     ix, iy = round(cx), round(cy)
@@ -77,7 +80,7 @@ def _read_one(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, near: np
     best, shape, r, lift = max(
         (np.minimum(t, window).sum() / np.maximum(t, window).sum(), s, r, lift)
         for s in world.SHAPES
-        for t, r, lift in [_ideal(s, cx - ix, cy - iy, area)]
+        for t, r, lift in [_ideal_coverage(s, cx - ix, cy - iy, area)]
     )
     if best < OVERLAP or not RADIUS[0] < r < RADIUS[1]:
         return None
@@ -85,19 +88,19 @@ def _read_one(pixels: np.ndarray, ground: np.ndarray, mask: np.ndarray, near: np
     return world.Thing(shape, world.COLOURS[colour], size, cx + 0.5, cy + 0.5 - lift, float(r))
 
 
-def read(image: Tensor) -> list[world.Thing | None]:
+def read_picture(image: Tensor) -> list[world.Thing | None]:
     """[3,64,64] in [0,1] -> every object in it, None for one that is no clean shape. Needs finite pixels."""
     pixels = image.detach().permute(1, 2, 0).float().cpu().numpy().astype(np.float32)
     ground = np.median(pixels.reshape(-1, 3), 0)
-    far = ((pixels - ground) ** 2).sum(-1) > FOREGROUND**2
-    labels, n = ndimage.label(far, _EIGHT)
+    foreground = ((pixels - ground) ** 2).sum(-1) > FOREGROUND**2
+    labels, n = ndimage.label(foreground, _EIGHT)
     things = []
     for k, area in enumerate(np.bincount(labels.ravel(), minlength=n + 1)[1:], start=1):
         if area < SPECK:
             continue
         mask = labels == k
-        near = ndimage.binary_dilation(mask, _EIGHT) & (mask | (labels == 0))
-        things.append(_read_one(pixels, ground, mask, near))
+        surroundings = ndimage.binary_dilation(mask, _EIGHT) & (mask | (labels == 0))
+        things.append(_read_thing(pixels, ground, mask, surroundings))
     return things
 
 
@@ -107,25 +110,26 @@ class Judgement:
     soft: float  # share of the requirements met, at most 0.95 unless exact
 
 
-def judge(things: Sequence[world.Thing | None], need: world.Requirements) -> Judgement:
+def compare_with_prompt(things: Sequence[world.Thing | None], need: world.Requirements) -> Judgement:
     """Best assignment of what is seen to what is wanted. Exact: all of it, and nothing else in the picture."""
-    wanted = need.things
-    units = sum(1 + bool(w.colour) + bool(w.size) for w in wanted) + bool(need.relation) + 1
-    slots = list(things) + [None] * (len(wanted) - len(things))
-    best = max(_met(pick, need) for pick in set(itertools.permutations(slots, len(wanted))))
-    counted = len(things) == len(wanted)
+    required = need.things
+    units = sum(1 + bool(w.colour) + bool(w.size) for w in required) + bool(need.relation) + 1
+    slots = list(things) + [None] * (len(required) - len(things))
+    best = max(_count_met(pick, need) for pick in set(itertools.permutations(slots, len(required))))
+    counted = len(things) == len(required)
     exact = counted and best == units - 1
     return Judgement(exact, 1.0 if exact else min((best + counted) / units, 0.95))
 
 
-def _met(pick: Sequence[world.Thing | None], need: world.Requirements) -> int:
-    met = 0
+def _count_met(pick: Sequence[world.Thing | None], need: world.Requirements) -> int:
+    count = 0
     for thing, want in zip(pick, need.things, strict=True):
         if thing is not None and thing.shape == want.shape:
-            met += 1 + bool(want.colour and thing.colour == want.colour) + bool(want.size and thing.size == want.size)
-    if need.relation and all(t is not None and t.shape == w.shape for t, w in zip(pick, need.things, strict=True)):
-        met += world.related(pick[0], pick[1], need.relation)
-    return met
+            count += 1 + bool(want.colour and thing.colour == want.colour) + bool(want.size and thing.size == want.size)
+    fitting = [t for t, w in zip(pick, need.things, strict=True) if t is not None and t.shape == w.shape]
+    if need.relation and len(fitting) == len(need.things):
+        count += world.holds_relation(fitting[0], fitting[1], need.relation)
+    return count
 
 
 class ImageOracle:
@@ -147,18 +151,20 @@ class ImageOracle:
         if media.data.shape[1:] != (3, world.SIZE, world.SIZE):
             raise BadInput(f"the oracle reads pictures of 3 x 64 x 64, not {tuple(media.data.shape[1:])}")
         rows = zip(media.data.detach(), prompts, strict=True)
-        return torch.tensor([self._score(image, world.parse(prompt)) for image, prompt in rows], dtype=torch.float32)
+        return torch.tensor(
+            [self._score_picture(image, world.parse_prompt(prompt)) for image, prompt in rows], dtype=torch.float32
+        )
 
-    def _score(self, image: Tensor, need: world.Requirements | None) -> float:
+    def _score_picture(self, image: Tensor, need: world.Requirements | None) -> float:
         if need is None or not torch.isfinite(image).all():
             return float("nan")
-        return self._value(judge(read(image), need))
+        return self._value_of(compare_with_prompt(read_picture(image), need))
 
-    def _value(self, judgement: Judgement) -> float:
+    def _value_of(self, judgement: Judgement) -> float:
         return float(judgement.exact)
 
     def categories(self, prompts: Sequence[str]) -> list[str]:
-        return [world.category(prompt) for prompt in prompts]
+        return [world.prompt_category(prompt) for prompt in prompts]
 
 
 class ImageOracleSoft(ImageOracle):
@@ -166,5 +172,5 @@ class ImageOracleSoft(ImageOracle):
 
     spec = replace(ImageOracle.spec, name="oracle_soft")
 
-    def _value(self, judgement: Judgement) -> float:
+    def _value_of(self, judgement: Judgement) -> float:
         return judgement.soft

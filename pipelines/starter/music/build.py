@@ -2,36 +2,49 @@
 
     autoencoder -> generator -> clap -> save -> report
 
-Roughly half an hour on an idle core. `fast=True` runs the same recipe at a micro size: it proves that the recipe runs, its
-models are useless.
+Roughly half an hour on an idle core. `fast=True` runs the same recipe at a micro size: it proves that the recipe runs,
+its models are useless.
 """
 
 from __future__ import annotations
 
+import functools
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
-from diffusers import DiffusionPipeline, LongCatAudioDiTTransformer, LongCatAudioDiTVae
+from diffusers import DiffusionPipeline
+from diffusers.models import LongCatAudioDiTTransformer, LongCatAudioDiTVae
 from transformers import CLIPModel, CLIPTokenizer, PreTrainedTokenizerFast, UMT5EncoderModel
 
-from pipelines.starter.image.build import _says_float32, _swap_in, write_json
 from pipelines.starter.music import measure, world
-from pipelines.starter.music.autoencoder import components, new_autoencoder
+from pipelines.starter.music.autoencoder import new_autoencoder, principal_components
 from pipelines.starter.music.clap import FRONT, train_clap
-from pipelines.starter.music.generator import new_tokenizer, pipeline, train_generator
+from pipelines.starter.music.generator import new_pipeline, new_tokenizer, train_generator
+from pipelines.starter.pack_builder import (
+    DiffusersPipeline,
+    PackRecipe,
+    Sampling,
+    build_pack,
+    cast_part,
+    folder_bytes,
+    save_in_float32_config,
+    swap_folder_in,
+    write_json,
+    write_prompt_files,
+)
 from pipelines.starter.tokenizer import new_tokenizer as new_clip_tokenizer
-from workbench.core.types import BadInput
 
 STAGES = ("autoencoder", "generator", "clap", "save", "report")
-BASE, GOOD = {"steps": 8, "guidance": 2.0}, {"steps": 8, "guidance": 2.0}
+BASE: Sampling = {"steps": 8, "guidance": 2.0}
+GOOD: Sampling = {"steps": 8, "guidance": 2.0}
 Generator = tuple[LongCatAudioDiTTransformer, UMT5EncoderModel]
 
 
 @dataclass(frozen=True)
-class Plan:
+class BuildPlan:
     """Optimiser steps and amounts of each stage."""
 
     components: int = 1000  # pieces whose frames give the autoencoder
@@ -48,11 +61,11 @@ class Plan:
     choices: int = 8  # clips a prompt, of which the encoder chooses one
 
 
-MICRO = Plan(20, 20, 3, (1, 2), 2, 2, 2, 8, 4, 4, 4, 2)
+MICRO = BuildPlan(20, 20, 3, (1, 2), 2, 2, 2, 8, 4, 4, 4, 2)
 
 
 @dataclass
-class Parts:
+class PackParts:
     """What the stages hand on."""
 
     vae: LongCatAudioDiTVae
@@ -62,110 +75,98 @@ class Parts:
     clap: CLIPModel | None = None
 
 
-def build(
-    workdir: str | Path, out: str | Path, *, seed: int = 0, fast: bool = False, stages: Sequence[str] | None = None
-) -> dict:
-    """Train what is not trained yet, write `out`/{base,good,clap} and `out`/report.json; returns the report.
-
-    `stages` runs only up to the last one named (earlier ones load from `workdir`). Raises BadInput for an unknown stage.
-    """
-    unknown = set(stages or ()) - set(STAGES)
-    if unknown:
-        raise BadInput(f"stages: there is no {sorted(unknown)[0]!r}; the stages are {', '.join(STAGES)}")
-    workdir, out = Path(workdir), Path(out)
-    workdir.mkdir(parents=True, exist_ok=True)
-    last = max(map(STAGES.index, stages)) if stages else len(STAGES) - 1
-    plan, told = MICRO if fast else Plan(), {}
-    parts = train_parts(workdir, plan, told, seed=seed, last=last)
-    if last >= STAGES.index("save"):
-        save(parts, out, plan)
-    report = {"seed": seed, "micro": fast, "plan": asdict(plan), "training": told}
-    if last >= STAGES.index("report"):
-        report["measured"] = measured(parts, out, plan, seed=seed)
-        write_json(report, out / "report.json")
-    return report
-
-
-def train_parts(workdir: Path, plan: Plan, told: dict, *, seed: int, last: int) -> Parts:
-    vae = new_autoencoder(*components(seed=seed, clips=plan.components))
-    parts = Parts(vae, new_tokenizer(), new_clip_tokenizer(world.words()))
-    if last >= STAGES.index("generator"):
-        parts.generators, told["generator"] = train_generator(
+def train_parts(workdir: Path, plan: BuildPlan, *, seed: int, last_stage: int) -> tuple[PackParts, dict]:
+    training: dict = {}
+    vae = new_autoencoder(*principal_components(seed=seed, clips=plan.components))
+    parts = PackParts(vae, new_tokenizer(), new_clip_tokenizer(world.vocabulary_words()))
+    if last_stage >= STAGES.index("generator"):
+        parts.generators, training["generator"] = train_generator(
             workdir, vae, parts.tokenizer,
-            seed=seed, steps=plan.generator, pieces=plan.pieces, kept=plan.curve, batch=plan.batch,
+            seed=seed, steps=plan.generator, pieces=plan.pieces, checkpoint_steps=plan.curve, batch=plan.batch,
         )  # fmt: skip
-    if last >= STAGES.index("clap"):
-        parts.clap, told["clap"] = train_clap(
+    if last_stage >= STAGES.index("clap"):
+        parts.clap, training["clap"] = train_clap(
             workdir, vae, parts.clap_tokenizer, seed=seed, steps=plan.clap, batch=min(plan.batch, 24)
         )
-    return parts
+    return parts, training
 
 
-def save(parts: Parts, out: Path, plan: Plan) -> None:
+def save_parts(parts: PackParts, out: Path, plan: BuildPlan) -> None:
     """fp16 safetensors in `out`/{base,good,clap}; each folder is written beside its place and renamed into it."""
-    parts.vae.to(torch.float16)
+    vae = cast_part(parts.vae, torch.float16)
     for name, steps in (("base", plan.base), ("good", plan.generator)):
-        transformer, encoder = (part.to(torch.float16) for part in parts.generators[steps])
-        pipe = pipeline(parts.vae, transformer, encoder, parts.tokenizer)
-        _swap_in(out / name, lambda folder, pipe=pipe: _save_pipeline(pipe, folder))
+        transformer, encoder = parts.generators[steps]
+        transformer, encoder = cast_part(transformer, torch.float16), cast_part(encoder, torch.float16)
+        pipe = new_pipeline(vae, transformer, encoder, parts.tokenizer)
+        swap_folder_in(out / name, functools.partial(_save_pipeline, pipe))
 
     def save_clap(folder: Path) -> None:
-        parts.clap.to(torch.float16).save_pretrained(folder)
+        cast_part(parts.clap, torch.float16).save_pretrained(folder)
         parts.clap_tokenizer.save_pretrained(folder)
         write_json(FRONT, folder / "preprocessor_config.json")
-        _says_float32(folder / "config.json")
+        save_in_float32_config(folder / "config.json")
 
-    _swap_in(out / "clap", save_clap)
+    swap_folder_in(out / "clap", save_clap)
 
 
-def _save_pipeline(pipe: DiffusionPipeline, folder: Path) -> None:
+def _save_pipeline(pipe: DiffusersPipeline, folder: Path) -> None:
     pipe.save_pretrained(folder)
     pipe.scheduler.save_pretrained(folder / "scheduler")  # optional in this class, which the line above leaves out
-    _says_float32(folder / "text_encoder" / "config.json")
+    save_in_float32_config(folder / "text_encoder" / "config.json")
 
 
-def measured(parts: Parts, out: Path, plan: Plan, *, seed: int) -> dict:
+def measure_pack(parts: PackParts, out: Path, plan: BuildPlan, *, seed: int) -> dict:
     """What ships is loaded back from its folders; the rest of the learning curve is measured from the checkpoints."""
     started = time.monotonic()
     base, good = (DiffusionPipeline.from_pretrained(out / name) for name in ("base", "good"))
     clap, tokenizer = CLIPModel.from_pretrained(out / "clap").eval(), CLIPTokenizer.from_pretrained(out / "clap")
-    held, seen = (measure.prompts(h, plan.prompts) for h in (True, False))
-    few = held[: plan.curve_prompts]
-    told = {
+    held_out, trained_on = (measure.choose_prompts(h, plan.prompts) for h in (True, False))
+    subset = held_out[: plan.curve_prompts]
+    report = {
         "oracle": measure.measure_oracle(good.vae, seed=seed, n=plan.measured),
         "clap": measure.measure_clap(clap, tokenizer, seed=seed, n=plan.clap_measured),
     }
     for name, pipe, how in (("base", base, BASE), ("good", good, GOOD)):
-        for kind, said in (("held-out prompts", held), ("seen prompts", seen)):
-            told[f"{name}, {kind}"] = measure.measure_generator(pipe, said, clap, tokenizer, seed=seed, **how)
-    told["base, held-out prompts, by choosing"] = measure.measure_ranking(
-        base, clap, tokenizer, few, seed=seed, seeds=plan.choices, **BASE
+        for kind, prompts in (("held-out prompts", held_out), ("seen prompts", trained_on)):
+            report[f"{name}, {kind}"] = measure.measure_generator(pipe, prompts, clap, tokenizer, seed=seed, **how)
+    report["base, held-out prompts, by choosing"] = measure.measure_ranking(
+        base, clap, tokenizer, subset, seed=seed, seeds=plan.choices, **BASE
     )
-    told["good, held-out prompts, by steps"] = {
-        n: measure.measure_generator(good, few, seed=seed, steps=n, guidance=GOOD["guidance"])["overall"]
+    report["good, held-out prompts, by steps"] = {
+        n: measure.measure_generator(good, subset, seed=seed, steps=n, guidance=GOOD["guidance"])["overall"]
         for n in (1, 2, 4, 16)
     }
-    told["held-out prompts, by training"] = {
-        k: measure.measure_generator(_checkpoint(parts, k, good.vae), few, seed=seed, **GOOD)["overall"]
+    report["held-out prompts, by training"] = {
+        k: measure.measure_generator(_pipeline_at(parts, k, good.vae), subset, seed=seed, **GOOD)["overall"]
         for k in sorted(parts.generators)
     }
-    size = sum(f.stat().st_size for f in out.rglob("*") if f.is_file())
-    return told | {"bytes": size, "seconds": round(time.monotonic() - started, 1)}
+    size = folder_bytes(out)
+    return report | {"bytes": size, "seconds": round(time.monotonic() - started, 1)}
 
 
-def _checkpoint(parts: Parts, k: int, vae: LongCatAudioDiTVae) -> DiffusionPipeline:
-    transformer, encoder = (part.to(torch.float32) for part in parts.generators[k])
-    return pipeline(vae, transformer, encoder, parts.tokenizer)
+def _pipeline_at(parts: PackParts, k: int, vae: LongCatAudioDiTVae) -> DiffusersPipeline:
+    transformer, encoder = parts.generators[k]
+    transformer, encoder = cast_part(transformer, torch.float32), cast_part(encoder, torch.float32)
+    return new_pipeline(vae, transformer, encoder, parts.tokenizer)
 
 
 def write_prompts(folder: Path, *, test: int = 96, train: int = 480) -> None:
     """`starter-music-{train,test}.txt`, the four beats in turns."""
-    told = {
-        "test": ("Held out, beats in turns: no part of the pack was told one of these prompts, nor heard the two phrases",
-                 "together; each phrase was heard in both places, in other company.", measure.prompts(True, test)),
+    held_out, trained_on = measure.choose_prompts(True, test), measure.choose_prompts(False, train)
+    lists = {
+        "test": ("Held out, beats in turns: no part of the pack was told one of these prompts, nor heard the two "
+                 "phrases", "together; each phrase was heard in both places, in other company.", held_out),
         "train": ("Prompts of the music world that the pack was trained on, beats in turns.",
-                  "Shares nothing with the test list, not even a pair of phrases.", measure.prompts(False, train)),
+                  "Shares nothing with the test list, not even a pair of phrases.", trained_on),
     }  # fmt: skip
-    for name, (first, second, prompts) in told.items():
-        text = "\n".join((f"# {first}", f"# {second}", *prompts)) + "\n"
-        (folder / f"starter-music-{name}.txt").write_text(text)
+    write_prompt_files(folder, "starter-music", lists)
+
+
+def build(
+    workdir: str | Path, out: str | Path, *, seed: int = 0, fast: bool = False, stages: Sequence[str] | None = None
+) -> dict:
+    """`out`/{base,good,clap} and `out`/report.json: see pipelines.starter.pack_builder.build_pack."""
+    return build_pack(RECIPE, workdir, out, seed=seed, fast=fast, stages=stages)
+
+
+RECIPE = PackRecipe(STAGES, BuildPlan(), MICRO, train_parts, save_parts, measure_pack)

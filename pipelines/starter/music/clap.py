@@ -1,10 +1,10 @@
 """The music pack's reward model: text and audio in one space (CLAP: Elizalde et al., arXiv:2206.04769; Wu et al.,
 arXiv:2211.06687), trained with near misses and with corrupted clips.
 
-The audio tower sees a log-mel spectrogram of 128 bands by 128 columns; a patch of the transformer spans exactly one slot
-of the world. The class is CLIPModel with one channel, so that nothing of our own is needed to load it. A reward that was
-shown only clean truth hardly ranks what a generator makes, which is broken in ways that truth never is: half of every
-batch is wrong in one word, or malformed.
+The audio tower sees a log-mel spectrogram of 128 bands by 128 columns; a patch of the transformer spans exactly one
+slot of the world. The class is CLIPModel with one channel, so that nothing of our own is needed to load it. A reward
+that was shown only clean truth hardly ranks what a generator makes, which is broken in ways that truth never is: half
+of every batch is wrong in one word, or malformed.
 """
 
 from __future__ import annotations
@@ -15,21 +15,23 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from diffusers import LongCatAudioDiTVae
+from diffusers.models import LongCatAudioDiTVae
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import CLIPConfig, CLIPModel, CLIPTokenizer
 from transformers.audio_utils import mel_filter_bank
 
-from pipelines.starter.image.clip import contrast, tokenise
+from pipelines.starter.image.clip import contrastive_loss, tokenise_prompts
 from pipelines.starter.music import world
-from pipelines.starter.music.autoencoder import FRAMES, WIDTH, decode
-from pipelines.starter.resumable_training import Draw, Stage, train
+from pipelines.starter.music.autoencoder import FRAMES, WIDTH, decode_latents
+from pipelines.starter.resumable_training import Draw, TrainingStage, train_stage
 from pipelines.starter.tokenizer import LENGTH
 
+FFT, HOP, BANDS = 2048, 256, 128  # samples of a column and between two, and mel bands
+HIDDEN = 96  # width of both towers
 # what rewards/audio/starter_clap.py reads from the saved folder's preprocessor_config.json
 FRONT = {
-    "sampling_rate": world.RATE, "samples": world.LENGTH, "n_fft": 2048, "hop_length": 256, "bands": 128,
+    "sampling_rate": world.RATE, "samples": world.LENGTH, "n_fft": FFT, "hop_length": HOP, "bands": BANDS,
     "min_frequency": 40.0, "max_frequency": 7900.0, "floor": 1.0, "mean": 3.0, "scale": 3.0,
 }  # fmt: skip
 BUZZ = 0.25  # greatest error of a latent, whose deviation is 1, that clips are trained with
@@ -38,48 +40,42 @@ PARTS_OF = {"direction": world.DIRECTIONS, "register": world.REGISTERS, "timbre"
 
 
 @functools.cache
-def _filters() -> Tensor:
+def _mel_filters() -> Tensor:
     """[128,1025]"""
     bank = mel_filter_bank(
-        FRONT["n_fft"] // 2 + 1,
-        FRONT["bands"],
-        FRONT["min_frequency"],
-        FRONT["max_frequency"],
-        world.RATE,
-        mel_scale="htk",
+        FFT // 2 + 1, BANDS, FRONT["min_frequency"], FRONT["max_frequency"], world.RATE, mel_scale="htk"
     )
     return torch.from_numpy(bank.T.copy()).float()
 
 
-def spectrogram(waves: Tensor) -> Tensor:
+def log_mel_spectrogram(waves: Tensor) -> Tensor:
     """[B,32768] -> [B,1,128,128], log-mel bands by columns, mostly within [-1,2]."""
-    n, hop = FRONT["n_fft"], FRONT["hop_length"]
-    bins = torch.stft(waves, n, hop, window=torch.hann_window(n), return_complex=True)[..., :-1]
+    bins = torch.stft(waves, FFT, HOP, window=torch.hann_window(FFT), return_complex=True)[..., :-1]
     power = torch.view_as_real(bins).square().sum(-1)
-    return ((_filters() @ power + FRONT["floor"]).log()[:, None] - FRONT["mean"]) / FRONT["scale"]
+    return ((_mel_filters() @ power + FRONT["floor"]).log()[:, None] - FRONT["mean"]) / FRONT["scale"]
 
 
 def new_clap(tokenizer: CLIPTokenizer) -> CLIPModel:
     special = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
-    text = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
+    text = dict(hidden_size=HIDDEN, intermediate_size=192, num_hidden_layers=2, num_attention_heads=4,
                 max_position_embeddings=LENGTH, vocab_size=len(tokenizer), pad_token_id=tokenizer.eos_token_id,
                 projection_dim=64, **special)  # fmt: skip
-    audio = dict(hidden_size=96, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_channels=1,
-                 image_size=FRONT["bands"], patch_size=16, projection_dim=64)  # fmt: skip
+    audio = dict(hidden_size=HIDDEN, intermediate_size=192, num_hidden_layers=4, num_attention_heads=4, num_channels=1,
+                 image_size=BANDS, patch_size=16, projection_dim=64)  # fmt: skip
     return CLIPModel(CLIPConfig(text_config=text, vision_config=audio, projection_dim=64))
 
 
-def answers(piece: world.Piece) -> list[int]:
+def attribute_indices(piece: world.Piece) -> list[int]:
     """The nine attributes as numbers."""
-    found = [list(options).index(getattr(piece, name)) for name, options in SLOTS_OF.items()]
+    indices = [list(options).index(getattr(piece, name)) for name, options in SLOTS_OF.items()]
     for phrase in (piece.first, piece.second):
-        found += [list(options).index(getattr(phrase, name)) for name, options in PARTS_OF.items()]
-    return found
+        indices += [list(options).index(getattr(phrase, name)) for name, options in PARTS_OF.items()]
+    return indices
 
 
-class Heard(nn.Module):
-    """Which piece a clip is, attribute by attribute, and whether it is well formed: heads that shorten the plateau before
-    the contrast says anything. Thrown away."""
+class AttributeHeads(nn.Module):
+    """Which piece a clip is, attribute by attribute, and whether it is well formed: heads that shorten the plateau
+    before the contrast says anything. Thrown away."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -87,17 +83,18 @@ class Heard(nn.Module):
         self.heads = nn.ModuleList(nn.Linear(width, n) for n in sizes)
         self.sound = nn.Linear(width, 1)
 
-    def forward(self, seen: Tensor, pieces: Sequence[world.Piece | None]) -> tuple[Tensor, Tensor]:
+    def forward(self, embeddings: Tensor, pieces: Sequence[world.Piece | None]) -> tuple[Tensor, Tensor]:
         rows = [i for i, piece in enumerate(pieces) if piece]
-        truth = torch.tensor([answers(pieces[i]) for i in rows])
-        what = sum(F.cross_entropy(h(seen[rows]), truth[:, j]) for j, h in enumerate(self.heads)) / len(self.heads)
+        truth = torch.tensor([attribute_indices(piece) for piece in pieces if piece])
+        losses = (F.cross_entropy(h(embeddings[rows]), truth[:, j]) for j, h in enumerate(self.heads))
+        what = sum(losses, embeddings.new_zeros(())) / len(self.heads)
         formed = torch.tensor([float(piece is not None) for piece in pieces])
-        return what, F.binary_cross_entropy_with_logits(self.sound(seen)[:, 0], formed)
+        return what, F.binary_cross_entropy_with_logits(self.sound(embeddings)[:, 0], formed)
 
 
-def corrupted(wave: Tensor, other: Tensor, rng: random.Random, noise: torch.Generator) -> Tensor:
-    """A clip [32768] that is no piece any more: one to four of its slots are another piece's, or mixed with them, silent, or
-    drowned in noise."""
+def corrupt_wave(wave: Tensor, other: Tensor, rng: random.Random, noise: torch.Generator) -> Tensor:
+    """A clip [32768] that is no piece any more: one to four of its slots are another piece's, or mixed with them,
+    silent, or drowned in noise."""
     slots, strange = wave.clone().view(world.SLOTS, world.SLOT), other.view(world.SLOTS, world.SLOT)
     kind = rng.choice(("replaced", "mixed", "mixed", "silent", "noise"))
     for i in rng.sample(range(world.SLOTS), rng.randint(1, 4)):
@@ -114,15 +111,15 @@ def corrupted(wave: Tensor, other: Tensor, rng: random.Random, noise: torch.Gene
 
 
 @torch.no_grad()
-def buzzes(vae: LongCatAudioDiTVae, *, seed: int, n: int = 64) -> Tensor:
+def latent_error_sounds(vae: LongCatAudioDiTVae, *, seed: int, n: int = 64) -> Tensor:
     """[n,32768]: decoded white noise, the sound of a latent's error."""
-    draw = Draw.at(seed, "music buzz")
-    return decode(vae, torch.randn(n, FRAMES, WIDTH, generator=draw.torch))
+    draw = Draw.at_step(seed, "music buzz")
+    return decode_latents(vae, torch.randn(n, FRAMES, WIDTH, generator=draw.torch))
 
 
-def augment(waves: Tensor, buzz: Tensor, draw: Draw) -> Tensor:
-    """Level, a little hiss, and as much of a latent's error as leaves a piece what it is, on all clips alike: none of it
-    tells right from wrong, and a generated clip has all of it."""
+def augment_waves(waves: Tensor, buzz: Tensor, draw: Draw) -> Tensor:
+    """Level, a little hiss, and as much of a latent's error as leaves a piece what it is, on all clips alike: none of
+    it tells right from wrong, and a generated clip has all of it."""
     n = len(waves)
     level = 0.6 + 0.5 * torch.rand(n, 1, generator=draw.torch)
     hiss = 0.01 * torch.rand(n, 1, generator=draw.torch) ** 2
@@ -134,17 +131,17 @@ def augment(waves: Tensor, buzz: Tensor, draw: Draw) -> Tensor:
 
 def draw_batch(batch: int, draw: Draw) -> tuple[Tensor, list[world.Piece | None], list[str]]:
     """2B clips [2B,32768], the piece that each is (None: malformed), and every text of the batch."""
-    rng, source = draw.python, world.pieces(draw.python)
+    rng, source = draw.python, world.training_pieces(draw.python)
     true = [next(source) for _ in range(batch)]
-    wrong = [world.near(piece, rng) for piece in true]
-    waves = world.render(true + wrong, rng, draw.torch)
-    heard: list[world.Piece | None] = [*true, *wrong]
+    wrong = [world.near_miss(piece, rng) for piece in true]
+    waves = world.render_pieces(true + wrong, rng, draw.torch)
+    pieces: list[world.Piece | None] = [*true, *wrong]
     for i in range(batch, 2 * batch, 2):
         base, other = rng.sample(range(batch), 2)
-        waves[i], heard[i] = corrupted(waves[base], waves[other], rng, draw.torch), None
-    texts = [piece.prompt for piece in heard if piece]
-    texts += [world.near(piece, rng).prompt for piece in true for _ in range(2)]
-    return waves, heard, list(dict.fromkeys(texts))
+        waves[i], pieces[i] = corrupt_wave(waves[base], waves[other], rng, draw.torch), None
+    texts = [piece.prompt for piece in pieces if piece]
+    texts += [world.near_miss(piece, rng).prompt for piece in true for _ in range(2)]
+    return waves, pieces, list(dict.fromkeys(texts))
 
 
 def train_clap(
@@ -152,24 +149,26 @@ def train_clap(
 ) -> tuple[CLIPModel, dict]:
     torch.manual_seed(seed + 6)
     clap = new_clap(tokenizer)
-    heads, buzz = Heard(clap.config.vision_config.hidden_size), buzzes(vae, seed=seed)
+    heads, buzz = AttributeHeads(HIDDEN), latent_error_sounds(vae, seed=seed)
 
-    def loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
-        waves, heard, texts = draw_batch(batch, draw)
-        seen = clap.vision_model(spectrogram(augment(waves, buzz, draw))).pooler_output  # [2B,96]
-        audio = F.normalize(clap.visual_projection(seen), dim=-1)
-        text = F.normalize(clap.text_projection(clap.text_model(tokenise(tokenizer, texts)).pooler_output), dim=-1)
-        place = {t: i for i, t in enumerate(texts)}
-        own = torch.tensor([place[piece.prompt] if piece else -1 for piece in heard])
-        truth = own[:, None] == torch.arange(len(texts))
+    def clap_loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+        waves, pieces, texts = draw_batch(batch, draw)
+        embeddings = clap.vision_model(log_mel_spectrogram(augment_waves(waves, buzz, draw))).pooler_output  # [2B,96]
+        audio = F.normalize(clap.visual_projection(embeddings), dim=-1)
+        text = F.normalize(
+            clap.text_projection(clap.text_model(tokenise_prompts(tokenizer, texts)).pooler_output), dim=-1
+        )
+        text_index = {t: i for i, t in enumerate(texts)}
+        caption_index = torch.tensor([text_index[piece.prompt] if piece else -1 for piece in pieces])
+        truth = caption_index[:, None] == torch.arange(len(texts))
         logits = clap.logit_scale.clamp(max=4.0).exp() * audio @ text.T
-        main = contrast(logits, truth, own)
-        what, formed = heads(seen, heard)
-        right = (logits[:batch].argmax(1) == own[:batch]).float().mean()
-        said = {"clap": main.item(), "what": what.item(), "formed": formed.item(), "hit": right.item()}
-        return main + what + formed, said
+        main = contrastive_loss(logits, truth, caption_index)
+        what, formed = heads(embeddings, pieces)
+        hit_rate = (logits[:batch].argmax(1) == caption_index[:batch]).float().mean()
+        metrics = {"clap": main.item(), "what": what.item(), "formed": formed.item(), "hit": hit_rate.item()}
+        return main + what + formed, metrics
 
     optimizer = torch.optim.AdamW([*clap.parameters(), *heads.parameters()], lr=1e-3, weight_decay=0.01)
-    stage = Stage("music_clap", {"clap": clap, "heads": heads}, optimizer, loss, steps)
-    said = train(stage, folder, seed=seed)
-    return clap.eval().requires_grad_(False), said | {"samples": said["steps"] * 2 * batch}
+    stage = TrainingStage("music_clap", {"clap": clap, "heads": heads}, optimizer, clap_loss, steps)
+    log = train_stage(stage, folder, seed=seed)
+    return clap.eval().requires_grad_(False), log | {"samples": log["steps"] * 2 * batch}

@@ -1,4 +1,5 @@
-"""The pack's text-to-music model: flow matching (Lipman et al., arXiv:2210.02747) inside a plain LongCatAudioDiTPipeline.
+"""The pack's text-to-music model: flow matching (Lipman et al., arXiv:2210.02747) inside a plain
+LongCatAudioDiTPipeline.
 
 x_t = (1 - t) eps + t x0 with t = 0 noise and t = 1 music; the network predicts v = x0 - eps and is told t itself, which
 is what FlowMatchEulerDiscreteScheduler with `invert_sigmas` asks of it: that pipeline builds no other.
@@ -9,14 +10,11 @@ from __future__ import annotations
 import copy
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-from diffusers import (
-    FlowMatchEulerDiscreteScheduler,
-    LongCatAudioDiTPipeline,
-    LongCatAudioDiTTransformer,
-    LongCatAudioDiTVae,
-)
+from diffusers import FlowMatchEulerDiscreteScheduler, LongCatAudioDiTPipeline
+from diffusers.models import LongCatAudioDiTTransformer, LongCatAudioDiTVae
 from rich.progress import track
 from tokenizers import Tokenizer, models, pre_tokenizers
 from torch import Tensor
@@ -24,8 +22,9 @@ from torch.nn import functional as F
 from transformers import PreTrainedTokenizerFast, UMT5Config, UMT5EncoderModel
 
 from pipelines.starter.music import world
-from pipelines.starter.music.autoencoder import FRAMES, WIDTH, encode
-from pipelines.starter.resumable_training import Draw, Stage, save_atomically, train
+from pipelines.starter.music.autoencoder import FRAMES, WIDTH, encode_waves
+from pipelines.starter.pack_builder import DiffusersPipeline
+from pipelines.starter.resumable_training import Draw, TrainingStage, save_atomically, train_stage
 
 TEXT = 96
 UNCONDITIONAL = 0.1  # share of prompts left out, for classifier-free guidance
@@ -47,7 +46,7 @@ def new_transformer(width: int = 160, depth: int = 4) -> LongCatAudioDiTTransfor
 
 def new_tokenizer() -> PreTrainedTokenizerFast:
     """One word, one token."""
-    vocab = {word: i for i, word in enumerate(["<pad>", "<unk>", *world.words()])}
+    vocab = {word: i for i, word in enumerate(["<pad>", "<unk>", *world.vocabulary_words()])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     return PreTrainedTokenizerFast(
@@ -67,13 +66,19 @@ def new_scheduler() -> FlowMatchEulerDiscreteScheduler:
     return FlowMatchEulerDiscreteScheduler(shift=1.0, invert_sigmas=True)
 
 
-def pipeline(vae, transformer, encoder, tokenizer) -> LongCatAudioDiTPipeline:
-    return LongCatAudioDiTPipeline(
+def new_pipeline(
+    vae: LongCatAudioDiTVae,
+    transformer: LongCatAudioDiTTransformer,
+    encoder: UMT5EncoderModel,
+    tokenizer: PreTrainedTokenizerFast,
+) -> DiffusersPipeline:
+    pipe: Any = LongCatAudioDiTPipeline(
         vae=vae, text_encoder=encoder, tokenizer=tokenizer, transformer=transformer, scheduler=new_scheduler()
     )
+    return pipe
 
 
-def told(
+def encode_prompts(
     encoder: UMT5EncoderModel, tokenizer: PreTrainedTokenizerFast, prompts: Sequence[str]
 ) -> tuple[Tensor, Tensor]:
     """Embeddings [B,T,96] and mask [B,T]: the pipeline's own encode_prompt, with its graph."""
@@ -83,19 +88,21 @@ def told(
     return last + first, tokens.attention_mask.bool()
 
 
-def bank(folder: Path, vae: LongCatAudioDiTVae, *, seed: int, n: int) -> tuple[Tensor, list[str]]:
+def encode_training_set(folder: Path, vae: LongCatAudioDiTVae, *, seed: int, n: int) -> tuple[Tensor, list[str]]:
     """Latents [n,32,64] of n training pieces, in fp16, and the prompt of each."""
-    path, parts, prompts = folder / "music_latents.pt", [], []
+    path = folder / "music_latents.pt"
+    parts: list[Tensor] = []
+    prompts: list[str] = []
     saved = torch.load(path, weights_only=True) if path.exists() else []
     for part, first in enumerate(track(range(0, n, 500), description="latents")):
-        draw = Draw.at(seed, "music bank", part)
-        source = world.pieces(draw.python)
+        draw = Draw.at_step(seed, "music bank", part)
+        source = world.training_pieces(draw.python)
         batch = [next(source) for _ in range(min(500, n - first))]
         prompts += [piece.prompt for piece in batch]
         if part < len(saved):
             parts.append(saved[part])
             continue
-        parts.append(encode(vae, world.render(batch, draw.python, draw.torch)).half())
+        parts.append(encode_waves(vae, world.render_pieces(batch, draw.python, draw.torch)).half())
         if part % 10 == 9 or first + 500 >= n:
             save_atomically(parts, path)
     return torch.cat(parts), prompts
@@ -109,49 +116,52 @@ def train_generator(
     seed: int,
     steps: int,
     pieces: int,
-    kept: Sequence[int],
+    checkpoint_steps: Sequence[int],
     batch: int = 32,
 ) -> tuple[dict[int, tuple[LongCatAudioDiTTransformer, UMT5EncoderModel]], dict]:
-    """Trains transformer and text encoder together; returns their running averages after each number of steps in `kept`
-    (the learning curve), and after the last."""
+    """Trains transformer and text encoder together; returns their running averages after each number of steps in
+    `checkpoint_steps` (the learning curve), and after the last."""
     torch.manual_seed(seed + 5)
-    live = {"transformer": new_transformer(), "text": new_text_encoder(tokenizer)}
-    averages = {name: copy.deepcopy(part).requires_grad_(False) for name, part in live.items()}
-    latents, prompts = bank(folder, vae, seed=seed, n=pieces)
+    transformer, encoder = new_transformer(), new_text_encoder(tokenizer)
+    live = {"transformer": transformer, "text": encoder}
+    average_transformer = copy.deepcopy(transformer).requires_grad_(False)
+    average_encoder = copy.deepcopy(encoder).requires_grad_(False)
+    averages = {"transformer": average_transformer, "text": average_encoder}
+    latents, prompts = encode_training_set(folder, vae, seed=seed, n=pieces)
     everywhere = torch.ones(batch, FRAMES, dtype=torch.bool)
 
-    def loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
+    def flow_loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(latents), (batch,), generator=draw.torch)
         x0 = latents[rows].float()
         eps = torch.randn(x0.shape, generator=draw.torch)
         t = torch.sigmoid(torch.randn(batch, generator=draw.torch) - 0.5)
-        said, mask = told(live["text"], tokenizer, [prompts[i] for i in rows])
+        encoding, mask = encode_prompts(encoder, tokenizer, [prompts[i] for i in rows])
         silent = torch.rand(batch, generator=draw.torch) < UNCONDITIONAL
-        said = said.masked_fill(silent[:, None, None], 0.0)
+        encoding = encoding.masked_fill(silent[:, None, None], 0.0)
         noisy = torch.lerp(eps, x0, t[:, None, None])
-        v = live["transformer"](noisy, said, mask, t, attention_mask=everywhere).sample
+        v = transformer(noisy, encoding, mask, t, attention_mask=everywhere).sample
         error = (v - (x0 - eps)).square().mean()
         return error, {"flow": error.item()}
 
-    def after(k: int) -> None:
-        if k + 1 in kept:
-            save_atomically({n: part.state_dict() for n, part in averages.items()}, _at(folder, k + 1))
+    def save_checkpoint(k: int) -> None:
+        if k + 1 in checkpoint_steps:
+            save_atomically({n: part.state_dict() for n, part in averages.items()}, _checkpoint_path(folder, k + 1))
 
     parameters = [p for part in live.values() for p in part.parameters()]
     optimizer = torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.98), weight_decay=0.01)
-    stage = Stage("music_generator", live, optimizer, loss, steps, 100, averages, 0.998, after)
-    said = train(stage, folder, seed=seed)
-    found = {k: _kept(folder, k, averages) for k in kept if k < steps}
-    found[steps] = (averages["transformer"].eval(), averages["text"].eval())
-    return found, said | {"samples": said["steps"] * batch}
+    stage = TrainingStage("music_generator", live, optimizer, flow_loss, steps, 100, averages, 0.998, save_checkpoint)
+    log = train_stage(stage, folder, seed=seed)
+    generators = {k: _load_checkpoint(folder, k, averages) for k in checkpoint_steps if k < steps}
+    generators[steps] = (average_transformer.eval(), average_encoder.eval())
+    return generators, log | {"samples": log["steps"] * batch}
 
 
-def _at(folder: Path, k: int) -> Path:
+def _checkpoint_path(folder: Path, k: int) -> Path:
     return folder / f"music_generator_{k}.pt"
 
 
-def _kept(folder: Path, k: int, like: dict) -> tuple[LongCatAudioDiTTransformer, UMT5EncoderModel]:
-    saved = torch.load(_at(folder, k), weights_only=True)
+def _load_checkpoint(folder: Path, k: int, like: dict) -> tuple[LongCatAudioDiTTransformer, UMT5EncoderModel]:
+    saved = torch.load(_checkpoint_path(folder, k), weights_only=True)
     parts = {name: copy.deepcopy(part) for name, part in like.items()}
     for name, part in parts.items():
         part.load_state_dict(saved[name])

@@ -1,7 +1,9 @@
-"""The video world: one or two plain shapes of the picture world that move, grow, shrink, change colour or pass each other.
+"""The video world: one or two plain shapes of the picture world that move, grow, shrink, change colour or pass each
+other.
 
-A clip is nine frames of 64 x 64 (one and two times four: what Wan's causal autoencoder takes). Everything is exact: a clip
-is a tuple of actors, `captions` lists every prompt that is true of it, `parse` reads a prompt back into what it requires.
+A clip is nine frames of 64 x 64 (one and two times four: what Wan's causal autoencoder takes). Everything is exact: a
+clip is a tuple of actors, `true_captions` lists every prompt that is true of it, `parse_prompt` reads a prompt back
+into what it requires.
 """
 
 from __future__ import annotations
@@ -16,9 +18,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from pipelines.starter.image.world import COLOURS, EXTENT, PALETTE, SHAPES, SIZE, _share, grounds, lot, sdf
+from pipelines.starter.image.rendering import draw_grounds, signed_distance
+from pipelines.starter.image.world import COLOURS, EXTENT, PALETTE, SHAPES, SIZE, _hash_share, random_tint, shuffle_key
 
-__all__ = ["COLOURS", "SHAPES", "SIZE", "lot"]
+__all__ = ["COLOURS", "SHAPES", "SIZE", "shuffle_key"]
 
 FRAMES, RATE = 9, 8.0  # a clip, and its frames per second
 DIRECTIONS = {"left": (-1, 0), "right": (1, 0), "up": (0, -1), "down": (0, 1)}
@@ -49,8 +52,8 @@ Clip = tuple[Actor, ...]
 
 @dataclass(frozen=True)
 class Requirements:
-    """Exactly these (colour, shape) and nothing else, doing this: `direction` and `speed` for `move` and `speed`, `change`
-    for `grow`, the second colour for `turn`."""
+    """Exactly these (colour, shape) and nothing else, doing this: `direction` and `speed` for `move` and `speed`,
+    `change` for `grow`, the second colour for `turn`."""
 
     category: str
     nouns: tuple[tuple[str, str], ...]
@@ -75,8 +78,8 @@ _DOES = "|".join(
 _PROMPT = re.compile(f"{_NOUN.format(i=1)} (?:{_DOES})")
 
 
-def write(need: Requirements) -> str:
-    """The prompt that asks for `need`: the inverse of `parse`."""
+def write_prompt(need: Requirements) -> str:
+    """The prompt that asks for `need`: the inverse of `parse_prompt`."""
     first, *others = (f"a {colour} {shape}" for colour, shape in need.nouns)
     does = {
         "still": "staying still",
@@ -90,25 +93,33 @@ def write(need: Requirements) -> str:
 
 
 @cache
-def parse(prompt: str) -> Requirements | None:
+def parse_prompt(prompt: str) -> Requirements | None:
     """What a prompt of the grammar requires; None for any other text."""
-    found = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
-    if not found:
+    match = _PROMPT.fullmatch(" ".join(prompt.lower().split()))
+    if not match:
         return None
-    nouns = ((found["colour1"], found["shape1"]),)
-    if found["shape2"]:
-        return Requirements("pass", (*nouns, (found["colour2"], found["shape2"])))
-    if found["direction"]:
-        kind = "speed" if found["speed"] else "move"
-        return Requirements(kind, nouns, direction=found["direction"], speed=found["speed"])
-    if found["turns"]:
-        return None if found["turns"] == found["colour1"] else Requirements("turn", nouns, turns=found["turns"])
-    return Requirements("grow" if found["change"] else "still", nouns, change=found["change"])
+    nouns = ((match["colour1"], match["shape1"]),)
+    if match["shape2"]:
+        return Requirements("pass", (*nouns, (match["colour2"], match["shape2"])))
+    if match["direction"]:
+        kind = "speed" if match["speed"] else "move"
+        return Requirements(kind, nouns, direction=match["direction"], speed=match["speed"])
+    if match["turns"]:
+        return None if match["turns"] == match["colour1"] else Requirements("turn", nouns, turns=match["turns"])
+    return Requirements("grow" if match["change"] else "still", nouns, change=match["change"])
 
 
-def category(prompt: str) -> str:
+def require_prompt(prompt: str) -> Requirements:
+    """What a prompt of the grammar requires. Raises ValueError for any other text."""
+    need = parse_prompt(prompt)
+    if need is None:
+        raise ValueError(f"{prompt!r} is not a prompt of the video world")
+    return need
+
+
+def prompt_category(prompt: str) -> str:
     """The prompt's category, or "other" for text outside the grammar."""
-    need = parse(prompt)
+    need = parse_prompt(prompt)
     return need.category if need else "other"
 
 
@@ -122,63 +133,64 @@ def all_prompts() -> tuple[str, ...]:
     needs += [Requirements("grow", (n,), change=c) for n in nouns for c in CHANGES]
     needs += [Requirements("turn", (n,), turns=c) for n in nouns for c in COLOURS if c != n[0]]
     needs += [Requirements("pass", pair) for pair in itertools.permutations(nouns, 2)]
-    return tuple(map(write, needs))
+    return tuple(map(write_prompt, needs))
 
 
 # --- hold-out --------------------------------------------------------------------------------------------------------
 
 
-def held_out(prompt: str) -> bool:
+def is_held_out(prompt: str) -> bool:
     """Whether the prompt is kept from training: never said, and no clip of which it is true is ever shown.
 
     20 % of colour x shape x direction with both their speeds, 12 % more of those with a speed, 20 % of colour x shape x
-    growing or shrinking, of shape x two colours, of couples (in either order), and 15 % of the still ones. Every part of
-    a held-out clip is seen in other company.
+    growing or shrinking, of shape x two colours, of couples (in either order), and 15 % of the still ones. Every part
+    of a held-out clip is seen in other company.
     """
-    need = parse(prompt)
-    if need is None:
-        raise ValueError(f"{prompt!r} is not a prompt of the video world")
+    need = require_prompt(prompt)
     first = need.nouns[0]
     if need.direction:
-        moves = _share("video move", *first, need.direction) < 0.20
-        return moves or bool(need.speed) and _share("video speed", *first, need.direction, need.speed) < 0.12
+        moves = _hash_share("video move", *first, need.direction) < 0.20
+        return moves or bool(need.speed) and _hash_share("video speed", *first, need.direction, need.speed) < 0.12
     if need.category == "still":
-        return _share("video still", *first) < 0.15
+        return _hash_share("video still", *first) < 0.15
     key = {"grow": (*first, need.change), "turn": (*first, need.turns), "pass": tuple(sorted(need.nouns))}
-    return _share("video", need.category, *key[need.category]) < 0.20
+    return _hash_share("video", need.category, *key[need.category]) < 0.20
 
 
-def clip_held_out(clip: Clip) -> bool:
-    return any(map(held_out, captions(clip)))
+def is_clip_held_out(clip: Clip) -> bool:
+    return any(map(is_held_out, true_captions(clip)))
 
 
 # --- clips -----------------------------------------------------------------------------------------------------------
 
 
-def captions(clip: Clip) -> list[str]:
+def true_captions(clip: Clip) -> list[str]:
     """Every prompt that is true of exactly this clip."""
     if len(clip) == 2:
         nouns = tuple((a.colour, a.shape) for a in clip)
-        return [write(Requirements("pass", nouns)), write(Requirements("pass", nouns[::-1]))]
+        return [write_prompt(Requirements("pass", nouns)), write_prompt(Requirements("pass", nouns[::-1]))]
     (a,) = clip
     noun = ((a.colour, a.shape),)
     if a.turns:
-        return [write(Requirements("turn", noun, turns=a.turns))]
+        return [write_prompt(Requirements("turn", noun, turns=a.turns))]
     if a.radii[0] != a.radii[1]:
-        return [write(Requirements("grow", noun, change=CHANGES[a.radii[0] > a.radii[1]]))]
+        return [write_prompt(Requirements("grow", noun, change=CHANGES[a.radii[0] > a.radii[1]]))]
     dx, dy = a.end[0] - a.start[0], a.end[1] - a.start[1]
     if not (dx or dy):
-        return [write(Requirements("still", noun))]
+        return [write_prompt(Requirements("still", noun))]
     direction = next(d for d, (x, y) in DIRECTIONS.items() if dx * x + dy * y > 0)
     speed = "quickly" if abs(dx + dy) > 23 else "slowly"
-    return [write(Requirements("move", noun, direction)), write(Requirements("speed", noun, direction, speed))]
+    return [
+        write_prompt(Requirements("move", noun, direction)),
+        write_prompt(Requirements("speed", noun, direction, speed)),
+    ]
 
 
 def clip_for(need: Requirements, rng: random.Random) -> Clip:
     """A random clip that shows what is needed."""
-    tints = [tuple(rng.uniform(-0.05, 0.05) for _ in range(3)) for _ in need.nouns]
+    tints = [random_tint(rng) for _ in need.nouns]
     if need.category == "pass":
-        return _passing(need.nouns, tints, rng)
+        return _passing_clip(need.nouns, tints, rng)
     colour, shape = need.nouns[0]
     radii = (rng.uniform(*RADII["move" if need.direction else need.category]),) * 2 if need.category != "grow" else None
     if radii is None:
@@ -195,7 +207,9 @@ def clip_for(need: Requirements, rng: random.Random) -> Clip:
     return (Actor(shape, colour, start, end, radii, need.turns, tints[0]),)
 
 
-def _passing(nouns: Sequence[tuple[str, str]], tints: Sequence[tuple], rng: random.Random) -> Clip:
+def _passing_clip(
+    nouns: Sequence[tuple[str, str]], tints: Sequence[tuple[float, float, float]], rng: random.Random
+) -> Clip:
     """Two in lanes of their own, from opposite sides; at the end each is where the other came from."""
     lanes, sign = rng.sample(((13.0, 17.0), (47.0, 51.0)), 2), rng.choice((-1, 1))
     across = rng.random() < 0.5
@@ -209,7 +223,7 @@ def _passing(nouns: Sequence[tuple[str, str]], tints: Sequence[tuple], rng: rand
     return tuple(actors)
 
 
-def _any_need(kind: str, rng: random.Random) -> Requirements:
+def _random_need(kind: str, rng: random.Random) -> Requirements:
     noun = (rng.choice(COLOURS), rng.choice(SHAPES))
     if kind == "pass":
         other = rng.choice([n for n in itertools.product(COLOURS, SHAPES) if n != noun])
@@ -221,25 +235,25 @@ def _any_need(kind: str, rng: random.Random) -> Requirements:
     return Requirements(kind, (noun,), change=rng.choice(CHANGES) if kind == "grow" else None)
 
 
-def clip_of(kind: str, rng: random.Random, *, held: bool = False) -> Clip:
-    """A random clip of a category. `held=False` re-draws until it is not held out."""
+def random_clip(kind: str, rng: random.Random, *, allow_held_out: bool = False) -> Clip:
+    """A random clip of a category; draws again until it is not held out, unless `allow_held_out`."""
     while True:
-        clip = clip_for(_any_need(kind, rng), rng)
-        if held or not clip_held_out(clip):
+        clip = clip_for(_random_need(kind, rng), rng)
+        if allow_held_out or not is_clip_held_out(clip):
             return clip
 
 
-def stream(rng: random.Random, weights: dict[str, float]) -> Iterator[Clip]:
+def training_clips(rng: random.Random, weights: dict[str, float]) -> Iterator[Clip]:
     """Endless training clips, none of them held out."""
     kinds, shares = list(weights), list(weights.values())
     while True:
-        yield clip_of(rng.choices(kinds, shares)[0], rng)
+        yield random_clip(rng.choices(kinds, shares)[0], rng)
 
 
 # --- rendering -------------------------------------------------------------------------------------------------------
 
 
-def _tracks(clips: Sequence[Clip], k: int) -> tuple[Tensor, Tensor, Tensor]:
+def _actor_tensors(clips: Sequence[Clip], k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Of the k-th actor of each clip: geometry [B,T,3] (x, y, r), kind [B] (-1 for none), colour [B,T,3]."""
     share, turn = torch.linspace(0, 1, FRAMES)[:, None], torch.tensor(TURN)[:, None]
     geometry, colour = torch.zeros(len(clips), FRAMES, 3), torch.zeros(len(clips), FRAMES, 3)
@@ -255,22 +269,26 @@ def _tracks(clips: Sequence[Clip], k: int) -> tuple[Tensor, Tensor, Tensor]:
     return geometry, kind, colour
 
 
-def render(
-    clips: Sequence[Clip], generator: torch.Generator, *, corners: Sequence[tuple[int, int]] | None = None, side: int = SIZE
+def render_clips(
+    clips: Sequence[Clip], generator: torch.Generator, *,
+    corners: Sequence[tuple[int, int]] | None = None, side: int = SIZE,
 ) -> Tensor:  # fmt: skip
-    """[B,9,3,64,64] in [0,1], antialiased, each on a still ground. With `corners` (x, y), only that square of each clip."""
+    """[B,9,3,64,64] in [0,1], antialiased, each on a still ground.
+
+    With `corners` (x, y) and `side`, only that square of each clip.
+    """
     corners = corners or [(0, 0)] * len(clips)
-    ground = grounds(len(clips), generator)
+    ground = draw_grounds(len(clips), generator)
     ground = torch.stack([g[:, y : y + side, x : x + side] for g, (x, y) in zip(ground, corners, strict=True)])
     out = ground[:, None].expand(-1, FRAMES, -1, -1, -1)
     axis = torch.tensor(corners)[:, None, :, None] + torch.arange(side) + 0.5  # [B,1,2,side]
     for k in range(max(map(len, clips), default=0)):
-        geometry, kind, colour = _tracks(clips, k)
+        geometry, kind, colour = _actor_tensors(clips, k)
         cover = torch.zeros(len(clips), FRAMES, side, side)
         for index, shape in enumerate(SHAPES):
             rows = kind == index
             x, y, r = (geometry[rows, :, i, None, None] for i in range(3))
             across, down = axis[rows, :, 0, None, :], axis[rows, :, 1, :, None]
-            cover[rows] = (0.5 - sdf(shape, across - x, down - y, r)).clamp(0, 1)
+            cover[rows] = (0.5 - signed_distance(shape, across - x, down - y, r)).clamp(0, 1)
         out = out + cover[:, :, None] * (colour[..., None, None] - out)
     return out.clamp(0, 1)

@@ -17,7 +17,7 @@ COMPRESSED = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})  # read by Py
 SUFFIXES = COMPRESSED | {".wav"}
 
 
-def read(path: str | Path) -> tuple[Tensor, float, dict]:
+def read_sound(path: str | Path) -> tuple[Tensor, float, dict]:
     """Samples [C,L] (in [-1,1] unless the file is louder than full scale), how many a second, and the story.
 
     Raises BadInput, naming the file, for one that is missing, broken or without a sound.
@@ -26,7 +26,7 @@ def read(path: str | Path) -> tuple[Tensor, float, dict]:
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give a sound")
     try:
-        data, rate, story = video.sound(path) if path.suffix.lower() in COMPRESSED else _wav(path)
+        data, rate, story = video.read_sound(path) if path.suffix.lower() in COMPRESSED else _read_wav(path)
     except BadInput:
         raise
     except (OSError, ValueError, EOFError) as error:
@@ -36,7 +36,7 @@ def read(path: str | Path) -> tuple[Tensor, float, dict]:
     return data, rate, story
 
 
-def _wav(path: Path) -> tuple[Tensor, float, dict]:
+def _read_wav(path: Path) -> tuple[Tensor, float, dict]:
     from scipy.io import wavfile
 
     with warnings.catch_warnings():

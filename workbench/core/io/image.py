@@ -22,13 +22,14 @@ SUFFIXES = frozenset(
 BROKEN = (OSError, SyntaxError, ValueError, EOFError, struct.error, zlib.error)  # what PIL raises, besides its own
 
 
-def read(path: str | Path) -> Tensor:
-    """float32 [3,H,W] in [0,1], the first frame. Raises BadInput, naming the file, for one that is missing or broken."""
+def read_image(path: str | Path) -> Tensor:
+    """float32 [3,H,W] in [0,1], the first frame. Raises BadInput, naming the file, for one that is missing or
+    broken."""
     from PIL import Image
 
     try:
         with Image.open(path) as image:
-            return pixels(image)[0]
+            return image_to_tensor(image)[0]
     except BadInput:
         raise
     except (*BROKEN, Image.DecompressionBombError) as error:
@@ -36,7 +37,7 @@ def read(path: str | Path) -> Tensor:
         raise BadInput(f"{path}: can't be read as a picture ({why}); repair or remove it") from None
 
 
-def pixels(image: Image.Image) -> tuple[Tensor, list[str]]:
+def image_to_tensor(image: Image.Image) -> tuple[Tensor, list[str]]:
     """float32 [3,H,W] in [0,1], and in words what was changed on the way.
 
     Turned upright (EXIF), transparency laid on white; 16-bit greyscale keeps its precision. Raises BadInput for pixels
@@ -46,10 +47,12 @@ def pixels(image: Image.Image) -> tuple[Tensor, list[str]]:
 
     name, notes = getattr(image, "filename", ""), []
     image = ImageOps.exif_transpose(image)
-    wide = image.mode.startswith("I") or image.mode == "F"  # more than 8 bits; PIL's own conversion would clip it
-    if wide or image.mode in ("1", "L", "LA"):
+    has_many_bits = (
+        image.mode.startswith("I") or image.mode == "F"
+    )  # more than 8 bits; PIL's own conversion would clip it
+    if has_many_bits or image.mode in ("1", "L", "LA"):
         notes.append("greyscale, made three equal channels")
-    if wide:
+    if has_many_bits:
         grey = np.asarray(image).astype(np.float32)
         if image.mode == "F" or grey.min() < 0 or grey.max() > 65535:
             raise BadInput(f"{name}: pixels of mode {image.mode} have no known range; save it as PNG first")
@@ -57,7 +60,7 @@ def pixels(image: Image.Image) -> tuple[Tensor, list[str]]:
         return torch.from_numpy(grey / 65535).expand(3, -1, -1).contiguous(), notes
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
-        if rgba.getextrema()[3][0] < 255:
+        if np.asarray(rgba.getchannel("A")).min() < 255:
             notes.append("transparency laid on white")
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), rgba)
     rgb = np.asarray(image.convert("RGB")).astype(np.float32) / 255

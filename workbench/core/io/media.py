@@ -1,7 +1,7 @@
 """Media files: lossless writing with their story embedded, strict reading, fingerprints, contact sheets.
 
-Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32): nothing is lost, and PIL and scipy do it
-all. Films and compressed sounds are read too, where PyAV is installed.
+Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32): nothing is lost, and PIL and scipy do
+it all. Films and compressed sounds are read too, where PyAV is installed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from workbench.core.io import image as pictures
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Media
 
-SUFFIX = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
-FILMS = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
-READABLE = pictures.SUFFIXES | FILMS | audio.SUFFIXES
+SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
+VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
+READABLE_SUFFIXES = pictures.SUFFIXES | VIDEO_SUFFIXES | audio.SUFFIXES
 
 
-def fingerprint(path: str | Path) -> str:
+def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
     with Path(path).open("rb") as f:
@@ -39,7 +39,7 @@ def fingerprint(path: str | Path) -> str:
     return digest.hexdigest()
 
 
-def quantise(media: Media) -> Media:
+def quantise_media(media: Media) -> Media:
     """The media as a file will hold them: pictures and clips in steps of 1/255, sounds as float32; both clamped.
 
     Judge this, not the raw output, and a score can be had again from the file.
@@ -50,22 +50,23 @@ def quantise(media: Media) -> Media:
     return replace(media, data=(data.clamp(0, 1) * 255).round() / 255)
 
 
-def write(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
+def write_media(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
     """Write one row of media; `meta` (prompt, seed, scores: anything JSON can say) travels inside the file.
 
     A path without a suffix gets the one that fits; the path written is returned. The same input gives the same bytes.
-    Raises BadInput for a suffix that doesn't fit the modality; ValueError for several rows or values that aren't finite.
+    Raises BadInput for a suffix that doesn't fit the modality; ValueError for several rows or values that aren't
+    finite.
     """
     path = Path(path)
-    suffix = SUFFIX[media.modality]
+    suffix = SUFFIX_BY_MODALITY[media.modality]
     if path.suffix.lower() not in ("", suffix):
         raise BadInput(f"{path}: {media.modality} is written as {suffix}; change the file's suffix")
     path = path if path.suffix else path.with_name(path.name + suffix)
-    write_atomic(path, {"image": png, "video": apng, "audio": wav}[media.modality](media, meta))
+    write_atomic(path, {"image": encode_png, "video": encode_apng, "audio": encode_wav}[media.modality](media, meta))
     return path
 
 
-def _row(media: Media, modality: str, dims: int) -> torch.Tensor:
+def _single_row(media: Media, modality: str, dims: int) -> torch.Tensor:
     if media.modality != modality or len(media) != 1 or media.data.ndim != dims:
         raise ValueError(f"expected one row of {modality}, got {media.modality} {tuple(media.data.shape)}")
     row = media.data[0].detach().float().cpu()
@@ -74,84 +75,87 @@ def _row(media: Media, modality: str, dims: int) -> torch.Tensor:
     return row
 
 
-def _story(meta: Mapping) -> str:
+def _encode_meta(meta: Mapping) -> str:
     return json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)
 
 
-def png(media: Media, meta: Mapping | None = None) -> bytes:
+def encode_png(media: Media, meta: Mapping | None = None) -> bytes:
     """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` is a text chunk that any viewer shows; the chunk
     `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
     """
-    return _png(_eight_bit(_row(media, "image", 4)), meta)
+    return _save_png(_eight_bit(_single_row(media, "image", 4)), meta)
 
 
-def apng(media: Media, meta: Mapping | None = None) -> bytes:
+def encode_apng(media: Media, meta: Mapping | None = None) -> bytes:
     """One clip [1,T,3,H,W] as animated PNG bytes, which browsers play; `meta` as in `png`.
 
     A single frame reads back as a picture.
     """
     if media.rate <= 0:
         raise ValueError("a clip without a frame rate can't be written")
-    first, *rest = map(_eight_bit, _row(media, "video", 5))
-    apart = [
+    first, *later_frames = map(_eight_bit, _single_row(media, "video", 5))
+    blend_modes = [
         k % 2 for k in range(media.data.shape[1])
     ]  # of opaque frames both blends make the same; equal ones stay two
-    return _png(first, meta, save_all=True, append_images=rest, duration=1000 / media.rate, blend=apart)
+    return _save_png(
+        first, meta, save_all=True, append_images=later_frames, duration=1000 / media.rate, blend=blend_modes
+    )
 
 
 def _eight_bit(frame: torch.Tensor) -> Image.Image:
     return Image.fromarray((frame.clamp(0, 1) * 255).round().to(torch.uint8).permute(1, 2, 0).numpy())
 
 
-def _png(image: Image.Image, meta: Mapping | None = None, **more) -> bytes:
+def _save_png(image: Image.Image, meta: Mapping | None = None, **more) -> bytes:
     info = PngInfo()
     if meta is not None:
         for key, value in meta.items():
             info.add_itxt(str(key), value if isinstance(value, str) else json.dumps(value, sort_keys=True))
-        info.add_itxt("workbench", _story(meta))
+        info.add_itxt("workbench", _encode_meta(meta))
     out = io.BytesIO()
     image.save(out, "PNG", pnginfo=info, **more)
     return out.getvalue()
 
 
-def wav(media: Media, meta: Mapping | None = None) -> bytes:
+def encode_wav(media: Media, meta: Mapping | None = None) -> bytes:
     """One sound [1,C,L] as float32 WAV bytes, `meta` as JSON in the comment field (RIFF INFO, ICMT)."""
     if media.rate <= 0:
         raise ValueError("a sound without a sample rate can't be written")
     out = io.BytesIO()
-    wavfile.write(out, round(media.rate), _row(media, "audio", 3).T.contiguous().numpy())
+    wavfile.write(out, round(media.rate), _single_row(media, "audio", 3).T.contiguous().numpy())
     data = out.getvalue()
     if meta is None:
         return data
-    text = _story(meta).encode() + b"\0"
+    text = _encode_meta(meta).encode() + b"\0"
     text += b"\0" * (len(text) % 2)
     data += b"LIST" + struct.pack("<I", 12 + len(text)) + b"INFOICMT" + struct.pack("<I", len(text)) + text
     return data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
 
 
 @dataclass(frozen=True)
-class Found:
+class MediaFile:
     """What is in one media file."""
 
     media: Media  # one row
-    story: dict  # what `write` embedded, exactly; {} for a file from elsewhere: what others call a prompt may be a whole graph
+    # what `write` embedded, exactly; {} for a file from elsewhere: what others call a prompt may be a whole graph
+    story: dict
     notes: tuple[str, ...] = ()  # what reading changed, or what is odd about it, in words
 
 
-def read(path: str | Path) -> Media:
+def read_media(path: str | Path) -> Media:
     """One media file as one row: a picture [1,3,H,W] or a clip [1,T,3,H,W] in [0,1], a sound [1,C,L] in [-1,1].
 
-    Raises BadInput, as `look` does.
+    Raises BadInput, as `inspect_media` does.
     """
-    return look(path).media
+    return inspect_media(path).media
 
 
 def read_meta(path: str | Path) -> dict:
     """The story that travels in a file. Raises BadInput for a file that can't be read."""
-    return look(path).story
+    return inspect_media(path).story
 
 
-def look(path: str | Path) -> Found:
+def inspect_media(path: str | Path) -> MediaFile:
     """A media file and what there is to say of it.
 
     Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
@@ -165,68 +169,74 @@ def look(path: str | Path) -> Found:
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
     try:
-        if suffix in FILMS:
-            data, rate, story = video.film(path)
-            return Found(Media(data, "video", rate), story)
-        return _heard(*audio.read(path)) if suffix in audio.SUFFIXES else _picture(path)
+        if suffix in VIDEO_SUFFIXES:
+            data, rate, story = video.read_video(path)
+            return MediaFile(Media(data, "video", rate), story)
+        return _inspect_sound(*audio.read_sound(path)) if suffix in audio.SUFFIXES else _read_picture(path)
     except BadInput:
         raise
     except (*pictures.BROKEN, Image.DecompressionBombError) as error:
-        kind = "clip" if suffix in FILMS else "picture"
-        why = "broken or cut short" if suffix in READABLE else "not a picture, a clip or a sound that can be read"
+        kind = "clip" if suffix in VIDEO_SUFFIXES else "picture"
+        why = (
+            "broken or cut short"
+            if suffix in READABLE_SUFFIXES
+            else "not a picture, a clip or a sound that can be read"
+        )
         raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
 
 
-def _picture(path: Path) -> Found:
+def _read_picture(path: Path) -> MediaFile:
     with Image.open(path) as image:
         pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no moments of a clip
-        frames, notes, spent = [], {}, []
+        frames: list[torch.Tensor] = []
+        notes: dict[str, None] = {}
+        durations: list[float] = []
         for k in range(1 if pages else getattr(image, "n_frames", 1)):
             image.seek(k)
             image.load()
-            frame, changed = pictures.pixels(image)
+            frame, changed = pictures.image_to_tensor(image)
             frames.append(frame[None])
             notes |= dict.fromkeys(changed)
-            spent.append(image.info.get("duration", 0) or 0)
-        told = json.loads(getattr(image, "text", {}).get("workbench", "{}"))
-    story = told if isinstance(told, dict) else {}
+            durations.append(image.info.get("duration", 0) or 0)
+        embedded = json.loads(getattr(image, "text", {}).get("workbench", "{}"))
+    story = embedded if isinstance(embedded, dict) else {}
     if len(frames) == 1:
-        return Found(Media(frames[0], "image"), story, tuple(notes))
-    if min(spent) <= 0:
+        return MediaFile(Media(frames[0], "image"), story, tuple(notes))
+    if min(durations) <= 0:
         raise BadInput(f"{path}: {len(frames)} frames, and not all say how long they last; save it with a frame rate")
-    held = [round(ms / min(spent)) for ms in spent]  # encoders join equal frames into one that lasts longer
-    data = torch.stack([frame for frame, times in zip(frames, held, strict=True) for _ in range(times)], 1)
-    return Found(Media(data, "video", round(1000 * sum(held) / sum(spent), 6)), story, tuple(notes))
+    repeats = [round(ms / min(durations)) for ms in durations]  # encoders join equal frames into one that lasts longer
+    data = torch.stack([frame for frame, times in zip(frames, repeats, strict=True) for _ in range(times)], 1)
+    return MediaFile(Media(data, "video", round(1000 * sum(repeats) / sum(durations), 6)), story, tuple(notes))
 
 
-def _heard(data: torch.Tensor, rate: float, story: dict) -> Found:
+def _inspect_sound(data: torch.Tensor, rate: float, story: dict) -> MediaFile:
     """A sound [C,L], looked over."""
     finite = data[data.isfinite()]
     notes = {
         "silent: every sample is the same": bool((data == data.flatten()[0]).all()),
         f"louder than full scale, peak {finite.abs().max() if len(finite) else 0:.2f}": bool((finite.abs() > 1).any()),
     }
-    told = tuple(note for note, so in notes.items() if so)
-    return Found(Media(data[None].contiguous(), "audio", float(rate)), story, told)
+    true_notes = tuple(note for note, so in notes.items() if so)
+    return MediaFile(Media(data[None].contiguous(), "audio", float(rate)), story, true_notes)
 
 
-def thumbnail(path: str | Path, side: int = 256) -> bytes:
+def encode_thumbnail(path: str | Path, side: int = 256) -> bytes:
     """PNG bytes of a picture or a clip's middle frame, without metadata, fitted to a square of `side` pixels."""
-    return _png(_fit(_image(read(path)), side))
+    return _save_png(_fit_square(_middle_frame(read_media(path)), side))
 
 
-def _fit(image: Image.Image, side: int) -> Image.Image:
+def _fit_square(image: Image.Image, side: int) -> Image.Image:
     """Tiny pictures grow by whole steps, so that every pixel stays what it was; the rest is resampled smoothly."""
-    if (whole := side // max(image.size)) > 1:
-        return image.resize((image.width * whole, image.height * whole), Image.Resampling.NEAREST)
+    if (factor := side // max(image.size)) > 1:
+        return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
 
 
-def _image(media: Media) -> Image.Image:
+def _middle_frame(media: Media) -> Image.Image:
     """A picture, or the middle frame of a clip."""
     if media.modality == "video":
         media = Media(media.data[:, media.data.shape[1] // 2], "image")
-    return Image.open(io.BytesIO(png(media))).convert("RGB")
+    return Image.open(io.BytesIO(encode_png(media))).convert("RGB")
 
 
 @dataclass(frozen=True)
@@ -234,7 +244,7 @@ class Cell:
     """One picture of a contact sheet; `media` None leaves a labelled gap, `right` None means nobody judged it."""
 
     media: Media | None
-    right: bool | None = None
+    is_right: bool | None = None
     note: str = ""
 
 
@@ -242,19 +252,19 @@ INK, FAINT, RULE, PAPER, GAP = "#1c1e21", "#6b7078", "#e3e5e8", "#ffffff", "#f2f
 VERDICT = {True: "#1a7f4b", False: "#c8372d", None: "#c9ccd1"}  # doubled by a tick or a cross: never colour alone
 
 
-def grid(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Sequence[str], title: str = "",
+def draw_contact_sheet(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Sequence[str], title: str = "",
          side: int = 160, scale: int = 2) -> bytes:  # fmt: skip
     """A contact sheet as PNG bytes: a row for each prompt, a column for each contestant.
 
-    `cells[r][c]` belongs to `rows[r]` and `columns[c]`; a row's second line, after a newline, is printed small. `side` is
-    the width of a picture and `scale` the pixels drawn for each, so that it stays sharp on dense screens.
+    `cells[r][c]` belongs to `rows[r]` and `columns[c]`; a row's second line, after a newline, is printed small. `side`
+    is the width of a picture and `scale` the pixels drawn for each, so that it stays sharp on dense screens.
     """
     if len(cells) != len(rows) or any(len(row) != len(columns) for row in cells):
         raise ValueError(f"{len(rows)} rows and {len(columns)} columns don't fit the cells given")
-    return _png(_Sheet(columns, title, side, scale).draw(cells, rows))
+    return _save_png(_Sheet(columns, title, side, scale).draw_sheet(cells, rows))
 
 
-def _font(size: int, words: str) -> ImageFont.FreeTypeFont:
+def _load_font(size: int, words: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
     """PIL's own typeface, the same on every machine, knows ASCII; other scripts ask for one that the system has."""
     if not words.replace("…", "").isascii():
         for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
@@ -273,77 +283,77 @@ class _Sheet:
         self.head = self.margin + (34 if title else 0) + 28
         self.width = 2 * self.margin + self.caption + len(columns) * (self.gap + side)
 
-    def text(self, x, y, words, size, fill, anchor="ls"):
-        font = _font(size * self.scale, words)
+    def draw_text(self, x, y, words, size, fill, anchor="ls"):
+        font = _load_font(size * self.scale, words)
         self.pen.text((x * self.scale, y * self.scale), words, font=font, fill=fill, anchor=anchor)
 
-    def fit(self, words, size, width, lines):
+    def wrap_text(self, words, size, width, lines):
         """`words` broken into at most `lines` lines of `width`, a word wider than that inside itself; what doesn't fit
         ends in an ellipsis."""
-        length, room, out = _font(size * self.scale, words).getlength, width * self.scale, [""]
+        length, max_length, out = _load_font(size * self.scale, words).getlength, width * self.scale, [""]
         for word in words.split():
-            if length(trial := f"{out[-1]} {word}".strip()) <= room:
+            if length(trial := f"{out[-1]} {word}".strip()) <= max_length:
                 out[-1] = trial
                 continue
             out += [""] if out[-1] else []
             for letter in word:
-                if length(out[-1] + letter) > room:
+                if length(out[-1] + letter) > max_length:
                     out.append("")
                 out[-1] += letter
             if len(out) > lines:
                 break
         if len(out) > lines:
             last = out[lines - 1]
-            while last and length(last + "…") > room:
+            while last and length(last + "…") > max_length:
                 last = last[:-1]
             out = [*out[: lines - 1], last.rstrip(" ,.;") + "…"]
         return out
 
-    def label(self, note, size, width):
+    def shorten_note(self, note, size, width):
         """`note` on one line; where it is too long what it names is cut, and the number at its end stays."""
-        length, (name, _, number) = _font(size * self.scale, note).getlength, note.rpartition(" ")
+        length, (name, _, number) = _load_font(size * self.scale, note).getlength, note.rpartition(" ")
         while name and length(note) > width * self.scale:
             name = name[:-1]
             note = f"{name}… {number}"
-        return self.fit(note, size, width, 1)[0]
+        return self.wrap_text(note, size, width, 1)[0]
 
-    def draw(self, cells, rows):
+    def draw_sheet(self, cells, rows):
         step = self.side + self.foot + self.gap
         size = (self.width * self.scale, (self.head + len(rows) * step + self.margin - self.gap) * self.scale)
         self.canvas = Image.new("RGB", size, PAPER)
         self.pen = ImageDraw.Draw(self.canvas)
         if self.title:
-            self.text(self.margin, self.margin + 17, self.title, 17, INK)
-        left = self.margin + self.caption + self.gap
+            self.draw_text(self.margin, self.margin + 17, self.title, 17, INK)
+        x_cells = self.margin + self.caption + self.gap
         for c, name in enumerate(self.columns):
-            name = self.fit(name, 14, self.side, 1)[0]
-            self.text(left + c * (self.side + self.gap), self.head - 11, name, 14, INK)
+            name = self.wrap_text(name, 14, self.side, 1)[0]
+            self.draw_text(x_cells + c * (self.side + self.gap), self.head - 11, name, 14, INK)
         for r, prompt in enumerate(rows):
             top = self.head + r * step
-            y, (said, _, small) = top + 14, prompt.partition("\n")
-            for line in self.fit(said, 14, self.caption, 6):
-                self.text(self.margin, y, line, 14, INK)
+            y, (caption, _, small) = top + 14, prompt.partition("\n")
+            for line in self.wrap_text(caption, 14, self.caption, 6):
+                self.draw_text(self.margin, y, line, 14, INK)
                 y += 19
             if small:
-                self.text(self.margin, y + 2, self.fit(small, 11, self.caption, 1)[0], 11, FAINT)
+                self.draw_text(self.margin, y + 2, self.wrap_text(small, 11, self.caption, 1)[0], 11, FAINT)
             for c, cell in enumerate(cells[r]):
-                self.cell(left + c * (self.side + self.gap), top, cell)
+                self.draw_cell(x_cells + c * (self.side + self.gap), top, cell)
         return self.canvas
 
-    def cell(self, x, y, cell):
-        s, side, colour = self.scale, self.side, VERDICT[cell.right]
+    def draw_cell(self, x, y, cell):
+        s, side, colour = self.scale, self.side, VERDICT[cell.is_right]
         box = (x * s, y * s, (x + side) * s - 1, (y + side) * s - 1)
         self.pen.rectangle(box, fill=GAP)
         if cell.media is None:
-            self.text(x + side / 2, y + side / 2, "no picture", 12, FAINT, "mm")
+            self.draw_text(x + side / 2, y + side / 2, "no picture", 12, FAINT, "mm")
         else:
-            image = _fit(_image(cell.media), side * s)
+            image = _fit_square(_middle_frame(cell.media), side * s)
             self.canvas.paste(image, (x * s + (side * s - image.width) // 2, y * s + (side * s - image.height) // 2))
-        self.pen.rectangle(box, outline=colour, width=2 * s if cell.right is not None else s)
+        self.pen.rectangle(box, outline=colour, width=2 * s if cell.is_right is not None else s)
         line = y + side + 13
-        if cell.right is not None:
-            points = [(0, -4), (3.5, -0.5), (10, -8)] if cell.right else [(1, -8), (9, 0), (5, -4), (1, 0), (9, -8)]
+        if cell.is_right is not None:
+            points = [(0, -4), (3.5, -0.5), (10, -8)] if cell.is_right else [(1, -8), (9, 0), (5, -4), (1, 0), (9, -8)]
             points = [((x + px) * s, (line + py) * s) for px, py in points]
             self.pen.line(points, fill=colour, width=2 * s, joint="curve")
-        indent = 16 if cell.right is not None else 0
-        self.text(x + indent, line, self.label(cell.note, 12, side - indent), 12, FAINT)
+        indent = 16 if cell.is_right is not None else 0
+        self.draw_text(x + indent, line, self.shorten_note(cell.note, 12, side - indent), 12, FAINT)

@@ -1,7 +1,8 @@
-"""Films and compressed sounds, by PyAV where it is installed (`pip install av`): reading, MP4 and FLAC, films side by side.
+"""Films and compressed sounds, by PyAV where it is installed (`pip install av`): reading, MP4 and FLAC, films side by
+side.
 
-An MP4 is what browsers, phones and slides play: h264, yuv420p, its index first (faststart), AAC beside it. It is lossy: the
-record of a clip is the animated PNG that media.write makes. FLAC keeps 24 bits of a sound.
+An MP4 is what browsers, phones and slides play: h264, yuv420p, its index first (faststart), AAC beside it. It is lossy:
+the record of a clip is the animated PNG that media.write makes. FLAC keeps 24 bits of a sound.
 """
 
 from __future__ import annotations
@@ -26,30 +27,31 @@ from workbench.core.types import BadInput, Media
 AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # rates that AAC knows; others become 48000
 
 
-def film(path: Path) -> tuple[Tensor, float, dict]:
+def read_video(path: Path) -> tuple[Tensor, float, dict]:
     """Every frame [1,T,3,H,W] in [0,1], how many a second, and the story that `mp4` embedded. Raises BadInput."""
-    with _opened(path, "video") as (file, stream):
+    with _open_stream(path, "video") as (file, stream):
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
-        rate, story = stream.average_rate, _told(file.metadata)
+        rate, story = stream.average_rate, _decode_meta(file.metadata)
     if not frames or not rate:
         raise BadInput(f"{path}: holds no frames, or doesn't say how many a second")
     return torch.stack(frames).permute(0, 3, 1, 2)[None].float() / 255, float(rate), story
 
 
-def sound(path: Path) -> tuple[Tensor, float, dict]:
-    """Every sample [C,L] as float32, how many a second, and the story that `flac` or `mp4` embedded. Raises BadInput."""
+def read_sound(path: Path) -> tuple[Tensor, float, dict]:
+    """Every sample [C,L] as float32, how many a second, and the story that `flac` or `mp4` embedded. Raises
+    BadInput."""
     import av
 
-    with _opened(path, "audio") as (file, stream):
+    with _open_stream(path, "audio") as (file, stream):
         planes = av.AudioResampler(format="fltp")
         parts = [part.to_ndarray() for frame in file.decode(stream) for part in planes.resample(frame)]
-        rate, story = stream.rate, _told(file.metadata | stream.metadata)
+        rate, story = stream.rate, _decode_meta(file.metadata | stream.metadata)
     return torch.from_numpy(np.concatenate(parts, 1) if parts else np.zeros((1, 0), np.float32)), float(rate), story
 
 
 @contextmanager
-def _opened(path: Path, kind: str) -> Iterator[tuple]:
-    av = _av(path, "reading")
+def _open_stream(path: Path, kind: str) -> Iterator[tuple]:
+    av = _import_av(path, "reading")
     try:
         with av.open(str(path)) as file:
             if not (streams := getattr(file.streams, kind)):
@@ -59,7 +61,7 @@ def _opened(path: Path, kind: str) -> Iterator[tuple]:
         raise ValueError(str(error)) from error
 
 
-def _av(path: Path, doing: str) -> Any:
+def _import_av(path: Path, doing: str) -> Any:
     try:
         import av
     except ImportError:
@@ -67,7 +69,7 @@ def _av(path: Path, doing: str) -> Any:
     return av
 
 
-def _told(metadata: Mapping[str, str]) -> dict:
+def _decode_meta(metadata: Mapping[str, str]) -> dict:
     """The story in a file's comment; {} for a comment of somebody else's."""
     words = next((value for key, value in metadata.items() if key.lower() == "comment"), "")
     try:
@@ -77,56 +79,59 @@ def _told(metadata: Mapping[str, str]) -> dict:
     return story if isinstance(story, dict) else {}
 
 
-def mp4(
+def write_mp4(
     clip: Media, path: str | Path, *, sound: Media | None = None, meta: Mapping | None = None, crf: int = 18
 ) -> Path:
     """Write one clip [1,T,3,H,W] as MP4, with one sound [1,C,L] beside it; `meta` travels in the comment.
 
-    An odd side is made even by repeating its last line, which yuv420p needs. `crf`: 0 is the finest, 18 hardly differs from
-    it. The file is there whole or not at all. Raises BadInput for another suffix or no PyAV, and ValueError for several
-    rows, no rate, no frames or values that aren't finite.
+    An odd side is made even by repeating its last line, which yuv420p needs. `crf`: 0 is the finest, 18 hardly differs
+    from it. The file is there whole or not at all. Raises BadInput for another suffix or no PyAV, and ValueError for
+    several rows, no rate, no frames or values that aren't finite.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise BadInput(f"{path}: films are written as .mp4; change the file's suffix")
-    av, frames = _av(path, "writing"), _row(clip, "video")
+    av, frames = _import_av(path, "writing"), _single_row(clip, "video")
     frames = F.pad(frames, (0, frames.shape[-1] % 2, 0, frames.shape[-2] % 2), mode="replicate")
-    heard = None if sound is None else _row(sound, "audio")
     with tempfile.TemporaryDirectory() as folder:  # faststart needs a second pass over a file of its own
         draft = Path(folder) / "draft.mp4"
         with av.open(str(draft), "w", options={"movflags": "faststart"}) as file:
             if meta is not None:
                 file.metadata["comment"] = json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)
-            picture = _h264(file, frames, clip.rate, crf)
-            voice = None if heard is None else _aac(file, heard, sound.rate)
-            _pictures(file, picture, frames)
-            if voice is not None:
-                _voice(file, voice, heard, round(sound.rate))
+            picture = _add_h264_stream(file, frames, clip.rate, crf)
+            if sound is None:
+                _encode_frames(file, picture, frames)
+            else:
+                samples = _single_row(sound, "audio")
+                voice = _add_aac_stream(file, samples, sound.rate)
+                _encode_frames(file, picture, frames)
+                _encode_sound(file, voice, samples, round(sound.rate))
         data = draft.read_bytes()
     write_atomic(path, data)
     return path
 
 
-def flac(heard: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
-    """Write one sound [1,C,L] as FLAC of 24 bits, clipped at full scale; `meta` travels in the comment. Raises as `mp4`."""
+def write_flac(sound: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
+    """Write one sound [1,C,L] as FLAC of 24 bits, clipped at full scale; `meta` travels in the comment. Raises as
+    `mp4`."""
     path = Path(path)
     if path.suffix.lower() != ".flac":
         raise BadInput(f"{path}: this writes .flac; change the file's suffix")
-    av, data, out = _av(path, "writing"), _row(heard, "audio"), io.BytesIO()
+    av, data, out = _import_av(path, "writing"), _single_row(sound, "audio"), io.BytesIO()
     if len(data) > 2:
         raise BadInput(f"{path}: {len(data)} channels; FLAC is written with one or two here, WAV with any number")
     with av.open(out, "w", format="flac") as file:
         if meta is not None:
             file.metadata["comment"] = json.dumps(dict(meta), sort_keys=True, ensure_ascii=False)
-        stream = file.add_stream("flac", rate=round(heard.rate), layout=_layout(data), format="s32")
+        stream = file.add_stream("flac", rate=round(sound.rate), layout=_channel_layout(data), format="s32")
         stream.codec_context.options = {"bits_per_raw_sample": "24"}
         ints = (data.clamp(-1, 1).double() * (2**23 - 1)).round().to(torch.int32) * 256  # the low byte is not kept
-        _feed(file, stream, ints.T.contiguous().numpy().reshape(1, -1), "s32", round(heard.rate))
+        _encode_samples(file, stream, ints.T.contiguous().numpy().reshape(1, -1), "s32", round(sound.rate))
     write_atomic(path, out.getvalue())
     return path
 
 
-def _row(media: Media, modality: str) -> Tensor:
+def _single_row(media: Media, modality: str) -> Tensor:
     if media.modality != modality or len(media) != 1 or media.data.ndim != {"video": 5, "audio": 3}[modality]:
         raise ValueError(f"expected one row of {modality}, got {media.modality} {tuple(media.data.shape)}")
     if media.rate <= 0 or not media.data.numel():
@@ -137,7 +142,7 @@ def _row(media: Media, modality: str) -> Tensor:
     return row
 
 
-def _h264(file: Any, frames: Tensor, rate: float, crf: int) -> Any:
+def _add_h264_stream(file: Any, frames: Tensor, rate: float, crf: int) -> Any:
     stream = file.add_stream("libx264", rate=Fraction(rate).limit_denominator(1001))
     stream.height, stream.width, stream.pix_fmt = *frames.shape[-2:], "yuv420p"
     context = stream.codec_context
@@ -147,7 +152,7 @@ def _h264(file: Any, frames: Tensor, rate: float, crf: int) -> Any:
     return stream
 
 
-def _pictures(file: Any, stream: Any, frames: Tensor) -> None:
+def _encode_frames(file: Any, stream: Any, frames: Tensor) -> None:
     import av
 
     for frame in frames:
@@ -157,21 +162,21 @@ def _pictures(file: Any, stream: Any, frames: Tensor) -> None:
     file.mux(stream.encode())
 
 
-def _layout(data: Tensor) -> str:
+def _channel_layout(data: Tensor) -> str:
     return "mono" if len(data) == 1 else "stereo"
 
 
-def _aac(file: Any, data: Tensor, rate: float) -> Any:
+def _add_aac_stream(file: Any, data: Tensor, rate: float) -> Any:
     if len(data) > 2:
         raise ValueError(f"a film's sound has one channel or two, not {len(data)}")
-    return file.add_stream("aac", rate=round(rate) if round(rate) in AAC else 48000, layout=_layout(data))
+    return file.add_stream("aac", rate=round(rate) if round(rate) in AAC else 48000, layout=_channel_layout(data))
 
 
-def _voice(file: Any, stream: Any, data: Tensor, rate: int) -> None:
-    _feed(file, stream, data.clamp(-1, 1).contiguous().numpy(), "fltp", rate)
+def _encode_sound(file: Any, stream: Any, data: Tensor, rate: int) -> None:
+    _encode_samples(file, stream, data.clamp(-1, 1).contiguous().numpy(), "fltp", rate)
 
 
-def _feed(file: Any, stream: Any, samples: np.ndarray, kind: str, rate: int) -> None:
+def _encode_samples(file: Any, stream: Any, samples: np.ndarray, kind: str, rate: int) -> None:
     """Samples as `kind` lays them out, brought to the encoder's format, rate and frame size, into the file."""
     import av
 
@@ -184,9 +189,9 @@ def _feed(file: Any, stream: Any, samples: np.ndarray, kind: str, rate: int) -> 
     file.mux(stream.encode())
 
 
-def beside(clips: Sequence[Media], gap: int = 4) -> Media:
-    """Clips [1,T,3,H,W] in one, left to right, in step: at the highest of their frame rates, as high as the highest of them
-    (the smaller on black), and each that is shorter than the longest stands still on its last frame."""
+def side_by_side(clips: Sequence[Media], gap: int = 4) -> Media:
+    """Clips [1,T,3,H,W] in one, left to right, in step: at the highest of their frame rates, as high as the highest of
+    them (the smaller on black), and each that is shorter than the longest stands still on its last frame."""
     if not clips or any(c.modality != "video" or len(c) != 1 or c.rate <= 0 for c in clips):
         raise ValueError("expected clips of one row each, with a frame rate")
     rate, high = max(c.rate for c in clips), max(c.data.shape[-2] for c in clips)

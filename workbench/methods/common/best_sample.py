@@ -9,30 +9,31 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workbench.core.types import Batch, Event, Media, derive
+from workbench.core.types import Batch, Event, Media, derive_seed
 
 
-class Best:
+class BestSample:
     """The best known sample of each row. A judged sample beats an unjudged (NaN) one; on a tie the earlier stays."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
         self.media: Media | None = None
-        self.reward: Tensor | None = None  # [B]
+        self.reward = torch.empty(0)  # [B], once there is a candidate
         self.latents: Tensor | None = None  # [B,*latent]
 
     @torch.no_grad()
     def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Consider one candidate a row; [B]: where it is kept. Every tensor kept is a copy. Noise must be given always or
-        never."""
+        """Consider one candidate a row; [B]: where it is kept. Every tensor kept is a copy.
+        Noise must be given always or never."""
         if self.media is None:
             self.media, self.reward, self.latents = media.detach(), torch.full_like(reward, math.nan), latents
             wins = torch.ones_like(reward, dtype=torch.bool)
         else:
             wins = (reward > self.reward) | (self.reward.isnan() & ~reward.isnan())
-        self.media = replace(media, data=rows(wins, media.data, self.media.data))
-        self.reward = rows(wins, reward, self.reward)
-        self.latents = None if latents is None else rows(wins, latents, self.latents)
+        self.media = replace(media, data=where_rows(wins, media.data, self.media.data))
+        self.reward = where_rows(wins, reward, self.reward)
+        known = self.latents
+        self.latents = None if latents is None or known is None else where_rows(wins, latents, known)
         return wins
 
     def event(self, step: int, final: bool, **metrics: float) -> Event:
@@ -48,12 +49,12 @@ class Best:
         )
 
 
-def gaussian(seeds: Sequence[int], shape: Sequence[int], *path: int | str) -> Tensor:
+def seeded_normal(seeds: Sequence[int], shape: Sequence[int], *path: int | str) -> Tensor:
     """[B,*shape] standard normal on the CPU: row b from its own generator, seeded by the part `path` of seeds[b]."""
-    generators = [torch.Generator().manual_seed(derive(seed, *path)) for seed in seeds]
+    generators = [torch.Generator().manual_seed(derive_seed(seed, *path)) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 
 
-def rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
+def where_rows(mask: Tensor, new: Tensor, old: Tensor) -> Tensor:
     """A copy of `old` [B,...] with the rows of `new` where mask [B] is true."""
     return torch.where(mask.to(new.device).view(-1, *[1] * (new.dim() - 1)), new, old)

@@ -1,6 +1,7 @@
 """Moving a denoising step: what guidance by the gradient of a clean reward and by that of a noisy-latent reward share.
 
-A step predicts x0 and eps from x_i = a x0 + s eps. Guidance moves x0 by delta while x_i stays, so eps moves by -(a/s) delta.
+A step predicts x0 and eps from x_i = a x0 + s eps. Guidance moves x0 by delta while x_i stays, so eps moves by
+-(a/s) delta.
 """
 
 from __future__ import annotations
@@ -13,10 +14,10 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import Batch, Event, Policy, Reward, Transition
-from workbench.methods.common.schedule import level, onward
+from workbench.methods.common.schedule import alpha_sigma, ode_step
 
 
-def within(i: int, steps: int, start: float, stop: float) -> bool:
+def in_window(i: int, steps: int, start: float, stop: float) -> bool:
     """Whether step i of `steps` lies in the window [start, stop), given in shares of the steps."""
     return start * steps <= i < stop * steps
 
@@ -26,43 +27,43 @@ def base_step(policy: Policy, x: Tensor, i: int, prompts: Sequence[str], base: s
     if base == "sde":
         return policy.transition(x, i, prompts)
     p = policy.predict(x, i, prompts)
-    return Transition(onward(policy, i, p), torch.zeros((), device=x.device), p.x0)
+    return Transition(ode_step(policy, i, p), torch.zeros((), device=x.device), p.x0)
 
 
-def tilted(policy: Policy, law: Transition, i: int, delta: Tensor) -> Transition:
-    """The step with x0 moved by delta [B,*latent]. Of eps it keeps sqrt(s_next^2 - std^2), which is exact for kernels that
-    stay on schedule (DDIM's, CPS) and right to first order in the step's length for the others."""
-    (a, s), (a_next, s_next) = level(policy, i), level(policy, i + 1)
-    kept = math.sqrt(max(s_next**2 - float(law.std) ** 2, 0.0))
-    return replace(law, mean=law.mean + (a_next - kept * a / s) * delta, x0=law.x0 + delta)
+def shift_prediction(policy: Policy, law: Transition, i: int, delta: Tensor) -> Transition:
+    """The step with x0 moved by delta [B,*latent]. Of eps it keeps sqrt(s_next^2 - std^2), which is exact for kernels
+    that stay on schedule (DDIM's, CPS) and right to first order in the step's length for the others."""
+    (a, s), (a_next, s_next) = alpha_sigma(policy, i), alpha_sigma(policy, i + 1)
+    eps_share = math.sqrt(max(s_next**2 - float(law.std) ** 2, 0.0))
+    return replace(law, mean=law.mean + (a_next - eps_share * a / s) * delta, x0=law.x0 + delta)
 
 
-def renoised(policy: Policy, x: Tensor, i: int, generators: Sequence[torch.Generator]) -> Tensor:
+def renoise_step(policy: Policy, x: Tensor, i: int, generators: Sequence[torch.Generator]) -> Tensor:
     """x_i from x_{i+1} = x by the forward process, each row's noise from its own generator: time travel."""
-    (a, s), (a_next, s_next) = level(policy, i), level(policy, i + 1)
+    (a, s), (a_next, s_next) = alpha_sigma(policy, i), alpha_sigma(policy, i + 1)
     eps = torch.stack([torch.randn(x.shape[1:], generator=g) for g in generators]).to(x)
     return a / a_next * x + math.sqrt(max(s**2 - (a / a_next * s_next) ** 2, 0.0)) * eps
 
 
-def capped(a: float, s: float, cap: float) -> float:
+def capped_noise_ratio(a: float, s: float, cap: float) -> float:
     """s / a, which diverges in pure noise, bounded by `cap`."""
     return s / max(a, s / cap) if cap else 0.0
 
 
-def unit(g: Tensor) -> Tensor:
+def unit_rms(g: Tensor) -> Tensor:
     """Each row of g [B,*latent] with a root mean square of 1; a row of zeros stays."""
     norm = g.flatten(1).norm(dim=1).view(-1, *[1] * (g.dim() - 1))  # [B,1,...]
     return g * (math.sqrt(g[0].numel()) / norm.clamp_min(1e-30))
 
 
-def still(delta: Tensor) -> Tensor:
+def zero_nonfinite(delta: Tensor) -> Tensor:
     """Rows of delta [B,*latent] that are not finite become 0: a sample that can't be judged takes the base's step."""
-    fine = delta.flatten(1).isfinite().all(1).view(-1, *[1] * (delta.dim() - 1))
-    return torch.where(fine, delta, torch.zeros_like(delta))
+    finite = delta.flatten(1).isfinite().all(1).view(-1, *[1] * (delta.dim() - 1))
+    return torch.where(finite, delta, torch.zeros_like(delta))
 
 
 @torch.no_grad()
-def finished(policy: Policy, reward: Reward, x: Tensor, batch: Batch, step: int) -> Event:
+def final_event(policy: Policy, reward: Reward, x: Tensor, batch: Batch, step: int) -> Event:
     """The final event: the clean latents x [B,*latent] decoded and judged. No noise alone makes them."""
     media = policy.decode(x, batch.prompts)
     r = reward(media=media, prompts=batch.prompts)

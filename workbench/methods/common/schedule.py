@@ -10,7 +10,7 @@ from torch import Tensor
 from workbench.core.types import Policy, Prediction
 
 
-def level(policy: Policy, i: int) -> tuple[float, float]:
+def alpha_sigma(policy: Policy, i: int) -> tuple[float, float]:
     """a and s of x_i = a x0 + s eps; 1 and 0 after the last step."""
     if i == policy.steps:
         return 1.0, 0.0
@@ -18,19 +18,24 @@ def level(policy: Policy, i: int) -> tuple[float, float]:
     return policy.noised(one, i, none).item(), policy.noised(none, i, one).item()
 
 
-def onward(policy: Policy, i: int, said: Prediction) -> Tensor:
+def ode_step(policy: Policy, i: int, prediction: Prediction) -> Tensor:
     """x_{i+1} [B,*latent] by the deterministic first-order step; the last one ends in the clean latent."""
-    return said.x0 if i + 1 == policy.steps else policy.noised(said.x0, i + 1, said.eps)
+    return prediction.x0 if i + 1 == policy.steps else policy.noised(prediction.x0, i + 1, prediction.eps)
 
 
-def glide(policy: Policy, x: Tensor, i: int, prompts: Sequence[str]) -> Tensor:
+def ode_step_from(policy: Policy, x: Tensor, i: int, prompts: Sequence[str]) -> Tensor:
     """The same from x_i = x [B,*latent]."""
-    return onward(policy, i, policy.predict(x, i, prompts))
+    return ode_step(policy, i, policy.predict(x, i, prompts))
 
 
-def later(seeds: Sequence[int], noise: Tensor) -> list[torch.Generator]:
+def advanced_generators(seeds: Sequence[int], noise: Tensor) -> list[torch.Generator]:
     """One generator a row for the draws that follow its noise [B,*draw], which is the first draw of its seed."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     for g in generators:
         torch.randn(noise.shape[1:], generator=g)
     return generators
+
+
+def mix_predictions(one: Prediction, other: Prediction, share: float) -> Prediction:
+    """(1 - share) of the one and share of the other, in all three forms, which are affine in each other."""
+    return Prediction(*(torch.lerp(getattr(one, k), getattr(other, k), share) for k in ("x0", "eps", "v")))

@@ -1,69 +1,110 @@
-"""What RPO compares: pictures of a subject with what the untrained model makes of a prompt, and how a reward labels the two."""
+"""What RPO compares: pictures of a subject with what the untrained model makes of a prompt,
+and how a reward labels the two."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Media, Reward, TrainablePolicy, derive
+from workbench.core.types import BadInput, Batch, Media, Reward, TrainablePolicy, derive_seed, is_composed
+from workbench.methods.common import losses
+from workbench.methods.common.best_sample import seeded_normal
 
-if TYPE_CHECKING:
-    from workbench.methods.training.rpo import RPO
 
+class ReferencePairs:
+    """References and the untrained model's samples as latents, with the rewards that label them; each made once.
 
-class Compared:
-    """References and the untrained model's samples as latents, with the rewards that label them; each made once."""
+    caption: what the references are denoised under; token: the subject's name, without which rewards are asked;
+    label_reward: the part of the reward that labels, "" the whole; samples_per_prompt: of the untrained model.
+    """
 
-    def __init__(self, method: RPO, policy: TrainablePolicy, reward: Reward, shown: Media):
-        self.method, self.policy, self.reward, self.shown = method, policy, reward, shown
-        self.x = policy.encode(shown).float()  # [R,*latent]
-        self.made: dict[tuple, tuple[Tensor, float]] = {}
-        self.worth: dict[tuple, float] = {}
+    def __init__(
+        self,
+        policy: TrainablePolicy,
+        reward: Reward,
+        references: Media,
+        *,
+        caption: str,
+        token: str,
+        label_reward: str,
+        samples_per_prompt: int,
+    ):
+        self.policy, self.reward, self.references = policy, reward, references
+        self.caption, self.token, self.label_reward = caption, token, label_reward
+        self.samples_per_prompt = samples_per_prompt
+        self.x = policy.encode(references).float()  # [R,*latent]
+        self.samples: dict[tuple[str, int], tuple[Tensor, float]] = {}
+        self.reference_rewards: dict[tuple[str, int], float] = {}
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
         """x0 [2B,*latent], labels [B] float64, prompts [2B]."""
-        m, shown, made, labels = self.method, [], [], []
+        references, samples, labels = [], [], []
         for prompt, seed in zip(batch.prompts, batch.seeds, strict=True):
-            n, j = derive(seed, "which") % len(self.shown), derive(seed, "against") % m.images
+            n, j = (
+                derive_seed(seed, "which") % len(self.references),
+                derive_seed(seed, "against") % self.samples_per_prompt,
+            )
             x, r = self.sample(prompt, j)
-            p = torch.tensor(self.judged(prompt, n) - r, dtype=torch.float64).sigmoid()
-            drawn = torch.rand((), generator=torch.Generator().manual_seed(derive(seed, "label")), dtype=torch.float64)
-            labels.append((drawn < p).double())
-            shown.append(self.x[n])
-            made.append(x)
-        x0 = torch.stack([*shown, *made])
-        return x0, torch.stack(labels).to(x0.device), [m.caption] * len(batch) + list(batch.prompts)
+            p = torch.tensor(self.reference_reward(prompt, n) - r, dtype=torch.float64).sigmoid()
+            generator = torch.Generator().manual_seed(derive_seed(seed, "label"))
+            labels.append((torch.rand((), generator=generator, dtype=torch.float64) < p).double())
+            references.append(self.x[n])
+            samples.append(x)
+        x0 = torch.stack([*references, *samples])
+        return x0, torch.stack(labels).to(x0.device), [self.caption] * len(batch) + list(batch.prompts)
 
     def sample(self, prompt: str, j: int) -> tuple[Tensor, float]:
-        if (prompt, j) not in self.made:
+        """The untrained model's j-th sample of a prompt, and its reward."""
+        if (prompt, j) not in self.samples:
             with self.policy.reference():
-                path = self.policy.sample([prompt], seeds=[derive(j, "generated", prompt)])
-            self.made[prompt, j] = path.x[0, -1].float().clone(), self.score(path.media, prompt)
-        return self.made[prompt, j]
+                path = self.policy.sample([prompt], seeds=[derive_seed(j, "generated", prompt)])
+            self.samples[prompt, j] = path.x[0, -1].float().clone(), self.score(path.media, prompt)
+        return self.samples[prompt, j]
 
-    def judged(self, prompt: str, n: int) -> float:
-        if (prompt, n) not in self.worth:
-            self.worth[prompt, n] = self.score(self.shown[n], prompt)
-        return self.worth[prompt, n]
+    def reference_reward(self, prompt: str, n: int) -> float:
+        if (prompt, n) not in self.reference_rewards:
+            self.reference_rewards[prompt, n] = self.score(self.references[n], prompt)
+        return self.reference_rewards[prompt, n]
 
     def score(self, media: Media, prompt: str) -> float:
         """Raises BadInput for a label that can't be had."""
-        asked, name = [plain(prompt, self.method.token)], self.method.labels
+        prompts, name = [remove_token(prompt, self.token)], self.label_reward
         if name:
-            parts = self.reward.shaped(self.reward.breakdown(media=media, prompts=asked), asked)
+            parts: Mapping[str, Tensor] = {}
+            if is_composed(self.reward):
+                parts = self.reward.shaped(self.reward.breakdown(media=media, prompts=prompts), prompts)
             if name not in parts:
-                raise BadInput(f"method.labels: the reward has no part {name!r}; it has: {', '.join(parts)}")
+                raise BadInput(f"method.label_reward: the reward has no part {name!r}; it has: {', '.join(parts)}")
             r = parts[name]
         else:
-            r = self.reward(media=media, prompts=asked)
+            r = self.reward(media=media, prompts=prompts)
         if not r.isfinite().all():
-            raise BadInput(f"method.labels: a picture for {prompt!r} can't be judged, so its pair has no label")
+            raise BadInput(f"method.label_reward: a picture for {prompt!r} can't be judged, so its pair has no label")
         return r.item()
 
 
-def plain(prompt: str, token: str) -> str:
+def denoising_errors(
+    policy: TrainablePolicy, x0: Tensor, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None
+) -> tuple[Tensor, Tensor]:
+    """[N] float64 each: denoising losses of the live and of the untrained weights,
+    each row of x0 at a level of its own."""
+    levels = torch.tensor([derive_seed(s, "level") % policy.steps for s in seeds])
+    eps, errors = seeded_normal(seeds, x0.shape[1:], "eps").to(x0), dict[int, list[Tensor]]()
+    for i in sorted(set(levels.tolist())):
+        rows = (levels == i).nonzero().flatten()
+        x, texts = policy.noised(x0[rows], i, eps[rows]), [prompts[n] for n in rows.tolist()]
+        with torch.no_grad(), policy.reference():
+            base = policy.predict(x, i, texts, guidance).x0
+        live = policy.predict(x, i, texts, guidance).x0
+        distances = (losses.denoising_distance(p, x0[rows], policy.output_scale(i)) for p in (live, base))
+        errors |= {n: pair for n, *pair in zip(rows.tolist(), *distances, strict=True)}
+    live, base = (torch.stack([errors[n][k] for n in range(len(x0))]) for k in (0, 1))
+    return live, base
+
+
+def remove_token(prompt: str, token: str) -> str:
     """The prompt without the subject's token."""
     return " ".join(prompt.replace(token, " ").split()) if token else prompt

@@ -1,15 +1,16 @@
 """DAS: diffusion alignment as sampling. Kim, Kim & Park, ICLR 2025, arXiv:2501.05803, Algorithm 1.
 
-Sequential Monte Carlo on p(x_S) exp(lam r(x_S)), lam = 1 / alpha in the paper, with a proposal that follows the reward's gradient
-and a target that is tempered in, so that early, blurred x0-predictions count for little:
+Sequential Monte Carlo on p(x_S) exp(lam r(x_S)), lam = 1 / alpha in the paper, with a proposal that follows the
+reward's gradient and a target that is tempered in, so that early, blurred x0-predictions count for little:
 
     pi_i(x_i)         ~ p(x_i) exp(temper_i lam r(decode(x0(x_i)))),         temper_i = min((1 + gamma)^n - 1, 1)
     q(x_{i+1} | x_i)  = N(mean + std^2 temper_{i+1} lam grad_{x_i} r, std^2)
     w_{i+1} / w_i     = p(x_{i+1} | x_i) / q(x_{i+1} | x_i) * exp(lam (temper_{i+1} r_{i+1} - temper_i r_i))
 
-with n the step in a chain of 100, the length for which the paper sets gamma. Particles are resampled where their effective sample
-size falls (systematic where the authors take SSP: both give floor or ceil of K w children). Log-densities are SUMMED over the
-latent's dimensions. The weights correct the proposal: the gradient moves particles, it does not bias what is sampled.
+with n the step in a chain of 100, the length for which the paper sets gamma. Particles are resampled where their
+effective sample size falls (systematic where the authors take SSP: both give floor or ceil of K w children).
+Log-densities are SUMMED over the latent's dimensions. The weights correct the proposal: the gradient moves particles,
+it does not bias what is sampled.
 """
 
 from __future__ import annotations
@@ -22,85 +23,88 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import Batch, Count, Event, NonNegative, Policy, Reward, Transition
-from workbench.methods.common.particles import (
-    best,
-    effective,
-    event,
-    filled,
-    flat,
-    gather,
-    judged,
-    must_part,
-    pick,
-    resample,
-    slots,
-    take,
-)
+from workbench.methods.common import particles
+from workbench.methods.common.method import MethodDefaults
 
 
 @dataclass(frozen=True)
-class DAS:
+class DAS(MethodDefaults):
     """Diffusion alignment as sampling (arXiv:2501.05803): particles that follow the reward's gradient, tempered, and
     are resampled."""
 
     particles: Count = 4  # K, a prompt
     lam: NonNegative = 100.0  # 1 / alpha: samples follow p(x) exp(lambda r(x)); 0 does not steer
     gamma: NonNegative = 0.008  # tempering rate: the reward counts in full after 87 % of the chain
-    ess: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
+    ess_threshold: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
     choose: Literal["best", "draw"] = "best"  # of the finished particles: the highest reward, or one drawn by weight
 
     needs = frozenset({"latents", "stochastic", "reward", "differentiable"})
     scales = "particles"
-    predicts = True  # its media on the way are what a chain under way is going to be, not samples
+    yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.05803"
+    former_names = {"ess": "ess_threshold"}
 
     def calls(self, steps: int) -> int:
         return self.particles * steps
 
-    def temper(self, i: int, steps: int) -> float:
+    def tempering(self, i: int, steps: int) -> float:
         """How much of the reward counts at x_i: 0 at the noise, 1 at the end."""
         return 1.0 if i == steps else min((1 + self.gamma) ** (100 * i / steps) - 1, 1.0)
 
     @torch.no_grad()
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         for batch in batches:
-            yield from self._align(policy, reward, batch)
+            yield from self._sample_batch(policy, reward, batch)
 
-    def _align(self, policy: Policy, reward: Reward, batch: Batch) -> Iterator[Event]:
-        size, steps, shown = (len(batch), self.particles), policy.steps, None
+    def _sample_batch(self, policy: Policy, reward: Reward, batch: Batch) -> Iterator[Event]:
+        size, steps, best = (len(batch), self.particles), policy.steps, None
         prompts = [p for p in batch.prompts for _ in range(self.particles)]
-        x, generators = slots(policy, batch, self.particles)
-        logw = worth = last = torch.zeros(size, dtype=torch.float64)  # worth: the tempered reward already in logw
+        x, generators = particles.start_particles(policy, batch, self.particles)
+        logw = tempered = last = torch.zeros(size, dtype=torch.float64)  # worth: the tempered reward already in logw
         for i in range(steps):
-            law, grad, media, r = self._look(policy, reward, x, i, prompts)
+            law, grad, media, r = self._score_step(policy, reward, x, i, prompts)
             r = r.view(size)
-            last, before = filled(r, last), worth
-            worth = self.temper(i, steps) * self.lam * last
-            logw = logw + worth - before
+            last, before = particles.fill_unscored(r, last), tempered
+            tempered = self.tempering(i, steps) * self.lam * last
+            logw = logw + tempered - before
             # no noise follows the last step, so copies made before it would stay copies
-            rows, low, ess = resample(judged(logw, r), self.ess if i < steps - 1 else 0.0, batch.seeds, i)
+            rows, low, ess = particles.resample_groups(
+                particles.mask_unscored(logw, r), self.ess_threshold if i < steps - 1 else 0.0, batch.seeds, i
+            )
             if low.any():
-                must_part(law, i)
-                law, grad = take(law, flat(rows)), grad[flat(rows)]
-            logw, worth, last = torch.where(low, 0.0, logw), gather(worth, rows), gather(last, rows)
-            shown = best(shown, media, r)
-            yield event(i, batch, *shown, ess=ess, spread=r.std(1, correction=0))
-            push = self.temper(i + 1, steps) * self.lam * law.std * grad  # [B*K,*latent] in units of std
+                particles.check_stochastic(law, i)
+                law, grad = particles.take_rows(law, particles.flatten_rows(rows)), grad[particles.flatten_rows(rows)]
+            logw, tempered, last = (
+                torch.where(low, 0.0, logw),
+                particles.gather_ancestors(tempered, rows),
+                particles.gather_ancestors(last, rows),
+            )
+            best = particles.best_so_far(best, media, r)
+            yield particles.particle_event(i, batch, *best, ess=ess, spread=r.std(1, correction=0))
+            push = self.tempering(i + 1, steps) * self.lam * law.std * grad  # [B*K,*latent] in units of std
             x = replace(law, mean=law.mean + law.std * push).sample(generators)
             if law.std.any():
                 z = ((x - law.mean) / law.std).double()  # log p - log q is that of N(0, I) and N(push, I) at z
                 logw = logw + (push.double() * (push.double() / 2 - z)).flatten(1).sum(1).cpu().view(size)
         media = policy.decode(x, prompts)
         r = reward(media=media, prompts=prompts).double().cpu().view(size)
-        logw = judged(logw + self.lam * filled(r, last) - worth, r)
-        row, spread = pick(r, logw, self.choose, batch.seeds), r.std(1, correction=0)
-        yield event(steps, batch, media[row], r.flatten()[row], final=True, ess=effective(logw), spread=spread)
+        logw = particles.mask_unscored(logw + self.lam * particles.fill_unscored(r, last) - tempered, r)
+        row, spread = particles.choose_particle(r, logw, self.choose, batch.seeds), r.std(1, correction=0)
+        yield particles.particle_event(
+            steps,
+            batch,
+            media[row],
+            r.flatten()[row],
+            final=True,
+            ess=particles.effective_sample_size(logw),
+            spread=spread,
+        )
 
     @staticmethod
     @torch.enable_grad()
-    def _look(policy: Policy, reward: Reward, x: Tensor, i: int, prompts: list[str]):
-        """The step from x [N,*latent], the gradient of r(decode(x0)) at x, media N, and r [N] float64 on the CPU. A row whose
-        gradient is not finite is not pushed."""
+    def _score_step(policy: Policy, reward: Reward, x: Tensor, i: int, prompts: list[str]):
+        """The step from x [N,*latent], the gradient of r(decode(x0)) at x, media N, and r [N] float64 on the CPU. A row
+        whose gradient is not finite is not pushed."""
         x = x.detach().requires_grad_()
         law = policy.transition(x, i, prompts)
         media = policy.decode(law.x0, prompts)

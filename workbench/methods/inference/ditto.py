@@ -2,8 +2,9 @@
 
     x_T* = argmax r(Sampler(x_T, c), c)
 
-by Adam on the initial latent, its exact gradient through the whole deterministic chain. The denoiser calls of the chain are
-checkpointed by the policy, so memory grows by a latent a step and not by a network. Made for music; nothing in it is of audio.
+by Adam on the initial latent, its exact gradient through the whole deterministic chain. The denoiser calls of the chain
+are checkpointed by the policy, so memory grows by a latent a step and not by a network. Made for music; nothing in it
+is of audio.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ from dataclasses import dataclass
 import torch
 
 from workbench.core.types import Batch, Event, Natural, NonNegative, Policy, Reward
-from workbench.methods.common.best_sample import Best
-from workbench.methods.inference.reno import climb, norm_nll
+from workbench.methods.common.best_sample import BestSample
+from workbench.methods.common.method import MethodDefaults
+from workbench.methods.inference.reno import ascend_noise, norm_nll
 
 
 @dataclass(frozen=True)
-class DITTO:
+class DITTO(MethodDefaults):
     """DITTO (arXiv:2401.12179): Adam on the initial noise of a chain of many steps, the model frozen."""
 
     iterations: Natural = 49  # gradient steps; the untouched noise is a candidate too
@@ -28,7 +30,7 @@ class DITTO:
 
     needs = frozenset({"latents", "reward", "differentiable"})
     scales = "iterations"
-    lasts = True
+    scales_in_turns = True
     paper = "arXiv:2401.12179"
 
     def calls(self, steps: int) -> int:
@@ -37,7 +39,7 @@ class DITTO:
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         for batch in batches:
             z = policy.noise(batch.seeds).requires_grad_()  # [B,*latent] float32
-            optimizer, best = torch.optim.Adam([z], lr=self.lr), Best(batch)
+            optimizer, best = torch.optim.Adam([z], lr=self.lr), BestSample(batch)
             for step in range(self.iterations + 1):
                 last = step == self.iterations
                 with torch.set_grad_enabled(not last):
@@ -49,4 +51,4 @@ class DITTO:
                 norm = z.detach().flatten(1).norm(dim=1).mean().item()
                 yield best.event(step, final=last, reward_now=r.detach().nanmean().item(), norm=norm)
                 if not last:
-                    climb(optimizer, z, r - self.regularise * norm_nll(z))
+                    ascend_noise(optimizer, z, r - self.regularise * norm_nll(z))

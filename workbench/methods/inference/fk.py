@@ -1,19 +1,20 @@
 """FK steering: Feynman-Kac particles. Singhal et al., ICML 2025, arXiv:2501.06848, Algorithm 1.
 
-K particles a prompt walk down the denoising chain. At some steps each is judged by the reward of its x0-prediction, and those
-of high potential are copied in place of those of low one. As K grows the particles sample
+K particles a prompt walk down the denoising chain. At some steps each is judged by the reward of its x0-prediction, and
+those of high potential are copied in place of those of low one. As K grows the particles sample
 
     p(x_S) exp(lam r(x_S)),        p: the law of the policy's own stochastic chain,
 
 whatever the potential, because the last weight divides by all that were spent on the way. Nothing is differentiated.
 
-A step is one transition of the policy's kernel (Ancestral, FlowSDE, CPS). Transitions are Markov and first order: a copy is a
-state and nothing else, no solver buffer needs reindexing. Particles are copied before their step is drawn, each slot from a
-generator of its own, so copies part ways at once. Where the effective sample size is high, particles and log-weights stay.
+A step is one transition of the policy's kernel (Ancestral, FlowSDE, CPS). Transitions are Markov and first order: a
+copy is a state and nothing else, no solver buffer needs reindexing. Particles are copied before their step is drawn,
+each slot from a generator of its own, so copies part ways at once. Where the effective sample size is high, particles
+and log-weights stay.
 
 max and add count a reward several times on the way and the last weight takes it back: they search harder, and need more
-particles than diff to sample exactly. What steers is lam times the reward's spread over the particles of one prompt, which the
-events say. The paper's lam of 10 is for ImageReward, spread near 1.
+particles than diff to sample exactly. What steers is lam times the reward's spread over the particles of one prompt,
+which the events say. The paper's lam of 10 is for ImageReward, spread near 1.
 """
 
 from __future__ import annotations
@@ -26,33 +27,21 @@ import torch
 from torch import Tensor
 
 from workbench.core.types import BadInput, Batch, Count, Event, NonNegative, Policy, Reward
-from workbench.methods.common.particles import (
-    best,
-    effective,
-    event,
-    filled,
-    flat,
-    gather,
-    judged,
-    must_part,
-    pick,
-    resample,
-    slots,
-    take,
-)
+from workbench.methods.common import particles
+from workbench.methods.common.method import MethodDefaults
 
 # Logarithm of the product of all potentials so far, over lam, from the rewards [B,K,n] along each particle's own past.
 POTENTIALS: dict[str, Callable[[Tensor], Tensor]] = {
-    "diff": lambda seen: seen[..., -1],  # G = exp(lam (r_t - r_{t+1})) telescopes
-    "max": lambda seen: seen.cummax(-1).values.sum(-1),  # G = exp(lam max of the past)
-    "add": lambda seen: seen.cumsum(-1).sum(-1),  # G = exp(lam sum of the past)
-    "rt": lambda seen: seen.sum(-1),  # G = exp(lam r_t)
+    "diff": lambda r: r[..., -1],  # G = exp(lam (r_t - r_{t+1})) telescopes
+    "max": lambda r: r.cummax(-1).values.sum(-1),  # G = exp(lam max of the past)
+    "add": lambda r: r.cumsum(-1).sum(-1),  # G = exp(lam sum of the past)
+    "rt": lambda r: r.sum(-1),  # G = exp(lam r_t)
 }
 
 
 @dataclass(frozen=True)
-class FK:
-    """Feynman-Kac steering (arXiv:2501.06848): particles are resampled by the reward of what they are about to become."""
+class FK(MethodDefaults):
+    """Feynman-Kac steering (arXiv:2501.06848): particles are resampled by the reward of what they will become."""
 
     particles: Count = 4  # K, a prompt
     lam: NonNegative = 10.0  # lambda: samples follow p(x) exp(lambda r(x)); 0 does not steer
@@ -61,13 +50,14 @@ class FK:
     start: NonNegative = 0.2  # judge from here, as a fraction of the chain
     end: NonNegative = 0.8  # to here
     every: NonNegative = 0.2  # once in so much of it
-    ess: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
+    ess_threshold: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
     choose: Literal["best", "draw"] = "best"  # of the finished particles: the highest reward, or one drawn by weight
 
     needs = frozenset({"latents", "stochastic", "reward"})
     scales = "particles"
-    predicts = True  # its media on the way are what a chain under way is going to be, not samples
+    yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.06848"
+    former_names = {"ess": "ess_threshold"}
 
     def __post_init__(self):
         if not (self.start <= self.end <= 1 and self.every > 0):
@@ -79,7 +69,7 @@ class FK:
     def calls(self, steps: int) -> int:
         return self.particles * steps
 
-    def schedule(self, steps: int) -> set[int]:
+    def resampling_steps(self, steps: int) -> set[int]:
         """The steps at which particles are judged, besides the end of the chain. Not the last: no noise follows it."""
         times = int((self.end - self.start) / self.every + 1e-6) + 1
         return {round((self.start + j * self.every) * steps) for j in range(times)} & set(range(steps - 1))
@@ -87,31 +77,42 @@ class FK:
     @torch.no_grad()
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         for batch in batches:
-            yield from self._steer(policy, reward, batch)
+            yield from self._sample_batch(policy, reward, batch)
 
-    def _steer(self, policy: Policy, reward: Reward, batch: Batch) -> Iterator[Event]:
-        size, when, shown = (len(batch), self.particles), self.schedule(policy.steps), None
+    def _sample_batch(self, policy: Policy, reward: Reward, batch: Batch) -> Iterator[Event]:
+        size, when, best = (len(batch), self.particles), self.resampling_steps(policy.steps), None
         prompts = [p for p in batch.prompts for _ in range(self.particles)]
-        x, generators = slots(policy, batch, self.particles)
-        seen = torch.zeros(*size, 0, dtype=torch.float64)  # rewards along each particle's past
-        spent = last = torch.zeros(size, dtype=torch.float64)  # log-potential that resampling has already paid out
+        x, generators = particles.start_particles(policy, batch, self.particles)
+        rewards = torch.zeros(*size, 0, dtype=torch.float64)  # rewards along each particle's past
+        spent_logw = last = torch.zeros(size, dtype=torch.float64)  # log-potential that resampling has already paid out
         for i in range(policy.steps):
             law = policy.transition(x, i, prompts)
             if i in when:
                 media = policy.decode(law.x0, prompts)
                 r = reward(media=media, prompts=prompts).double().cpu().view(size)
-                seen = torch.cat([seen, filled(r, last)[..., None]], -1)
-                total = self.lam * POTENTIALS[self.potential](seen)
-                rows, low, ess = resample(judged(total - spent, r), self.ess, batch.seeds, i)
+                rewards = torch.cat([rewards, particles.fill_unscored(r, last)[..., None]], -1)
+                total = self.lam * POTENTIALS[self.potential](rewards)
+                logw = particles.mask_unscored(total - spent_logw, r)
+                rows, low, ess = particles.resample_groups(logw, self.ess_threshold, batch.seeds, i)
                 if low.any():
-                    must_part(law, i)
-                    law = take(law, flat(rows))
-                seen, spent = gather(seen, rows), torch.where(low, gather(total, rows), spent)
-                last, shown = seen[..., -1], best(shown, media, r)
-                yield event(i, batch, *shown, ess=ess, spread=r.std(1, correction=0))
+                    particles.check_stochastic(law, i)
+                    law = particles.take_rows(law, particles.flatten_rows(rows))
+                rewards = particles.gather_ancestors(rewards, rows)
+                spent_logw = torch.where(low, particles.gather_ancestors(total, rows), spent_logw)
+                last, best = rewards[..., -1], particles.best_so_far(best, media, r)
+                yield particles.particle_event(i, batch, *best, ess=ess, spread=r.std(1, correction=0))
             x = law.sample(generators)
         media = policy.decode(x, prompts)
         r = reward(media=media, prompts=prompts).double().cpu().view(size)
-        logw = judged(self.lam * filled(r, last) - spent, r)  # exp(lam r) over all potentials spent
-        row, spread = pick(r, logw, self.choose, batch.seeds), r.std(1, correction=0)
-        yield event(policy.steps, batch, media[row], r.flatten()[row], final=True, ess=effective(logw), spread=spread)
+        # exp(lam r) over all potentials spent
+        logw = particles.mask_unscored(self.lam * particles.fill_unscored(r, last) - spent_logw, r)
+        row, spread = particles.choose_particle(r, logw, self.choose, batch.seeds), r.std(1, correction=0)
+        yield particles.particle_event(
+            policy.steps,
+            batch,
+            media[row],
+            r.flatten()[row],
+            final=True,
+            ess=particles.effective_sample_size(logw),
+            spread=spread,
+        )

@@ -1,12 +1,13 @@
 """Flow-NRG: guidance by a reward that was trained on noisy latents. Liu et al. 2025, arXiv:2501.13918.
 
-The judge reads the state x_i itself at its noise level, so a step costs one denoiser call and a small gradient: no decoding,
-no backward pass through the denoiser. Of flow matching, with s from 1 to 0,
+The judge reads the state x_i itself at its noise level, so a step costs one denoiser call and a small gradient: no
+decoding, no backward pass through the denoiser. Of flow matching, with s from 1 to 0,
 
     v <- v - scale * s / (1 - s) * sum_k w_k grad_{x_i} r_k(x_i, s, prompt);
 
 s / (1 - s) diverges in pure noise and is capped. Written for any x_i = a x0 + s eps as a move of the predicted x0 by
-s * (s / a) * grad (tilt.py). The objectives' weights are chosen at sampling time. rewards.latent trains such a judge.
+s * (s / a) * grad (guided_step.py). The objectives' weights are chosen at sampling time. rewards.latent_training trains
+such a reward.
 """
 
 from __future__ import annotations
@@ -19,9 +20,10 @@ from typing import Literal, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Event, Natural, NonNegative, Policy, Reward, derive
-from workbench.methods.common.guided_step import base_step, capped, finished, still, tilted, unit, within
-from workbench.methods.common.schedule import level
+from workbench.core.types import BadInput, Batch, Event, Natural, NonNegative, Policy, Reward, derive_seed
+from workbench.methods.common import guided_step
+from workbench.methods.common.method import MethodDefaults
+from workbench.methods.common.schedule import alpha_sigma
 
 
 @runtime_checkable
@@ -36,7 +38,7 @@ class NoisyJudge(Protocol):
 
 
 @dataclass(frozen=True)
-class NRG:
+class NRG(MethodDefaults):
     """Flow-NRG: guidance by a reward trained on noisy latents, its objectives weighted at sampling time."""
 
     model: str | NoisyJudge = ""  # the file of a latent reward, see rewards/latent.py
@@ -50,51 +52,59 @@ class NRG:
     every: Natural = 0  # show and judge the predicted clean sample every so many steps; 0: the finished one only
 
     needs = frozenset({"latents", "stochastic", "reward"})
-    scales = ""
-    predicts = True  # its media on the way are what a chain under way is going to be, not samples
+    yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.13918"
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         if not isinstance(self.model, str):
-            self.weighted()  # raises BadInput before anything is loaded
+            self.objective_weights()  # raises BadInput before anything is loaded
 
     def calls(self, steps: int) -> int:
         return steps
 
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         """Raises BadInput without a judge, for one of other latents, and for weights of objectives that it has not."""
-        weights = self.weighted()
+        weights = self.objective_weights()
         for batch in batches:
-            generators = [torch.Generator().manual_seed(derive(s, "nrg")) for s in batch.seeds]
+            generators = [torch.Generator().manual_seed(derive_seed(s, "nrg")) for s in batch.seeds]
             x, step = policy.start(policy.noise(batch.seeds)).float(), 0
-            self.model.check(x.shape[1:])
+            self.judge().check(x.shape[1:])
             for i in range(policy.steps):
                 with torch.no_grad():
-                    law = base_step(policy, x, i, batch.prompts, self.base)
-                if within(i, policy.steps, self.start, self.stop):
-                    law = tilted(policy, law, i, self.delta(x, *level(policy, i), batch.prompts, weights))
+                    law = guided_step.base_step(policy, x, i, batch.prompts, self.base)
+                if guided_step.in_window(i, policy.steps, self.start, self.stop):
+                    law = guided_step.shift_prediction(
+                        policy, law, i, self.guidance_delta(x, *alpha_sigma(policy, i), batch.prompts, weights)
+                    )
                 x = law.sample(generators)
                 if self.every and (i + 1) % self.every == 0 and i + 1 < policy.steps:
-                    shown = finished(policy, reward, law.x0, batch, step)
-                    yield Event(step, shown.metrics, shown.media, batch.prompts, batch.seeds, shown.scores)
+                    preview = guided_step.final_event(policy, reward, law.x0, batch, step)
+                    yield Event(step, preview.metrics, preview.media, batch.prompts, batch.seeds, preview.scores)
                     step += 1
-            yield finished(policy, reward, x, batch, step)
+            yield guided_step.final_event(policy, reward, x, batch, step)
 
-    def weighted(self) -> list[float]:
-        """[K]: the weight of each of the judge's objectives."""
+    def judge(self) -> NoisyJudge:
         if isinstance(self.model, str):
             raise BadInput("nrg: give `model`, the file of a latent reward; rewards/latent.py trains one")
-        known = self.model.objectives
-        weights = dict.fromkeys(known, 1.0) if self.weights is None else self.weights
-        if unknown := [name for name in weights if name not in known]:
-            raise BadInput(f"nrg: no objective {unknown[0]!r} in this latent reward; it has {', '.join(known)}")
-        return [float(weights.get(name, 0.0)) for name in known]
+        return self.model
 
-    def delta(self, x: Tensor, a: float, s: float, prompts: Sequence[str], weights: Sequence[float]) -> Tensor:
+    def objective_weights(self) -> list[float]:
+        """[K]: the weight of each of the judge's objectives."""
+        objectives = self.judge().objectives
+        weights = dict.fromkeys(objectives, 1.0) if self.weights is None else self.weights
+        if unknown := [name for name in weights if name not in objectives]:
+            raise BadInput(f"nrg: no objective {unknown[0]!r} in this latent reward; it has {', '.join(objectives)}")
+        return [float(weights.get(name, 0.0)) for name in objectives]
+
+    def guidance_delta(self, x: Tensor, a: float, s: float, prompts: Sequence[str], weights: Sequence[float]) -> Tensor:
         """[B,*latent]: how far the predicted x0 moves at x_i = x."""
         with torch.enable_grad():
             x = x.detach().requires_grad_()
-            r = self.model(x, a, s, prompts)  # [B,K]
+            r = self.judge()(x, a, s, prompts)  # [B,K]
             (g,) = torch.autograd.grad((r * r.new_tensor(weights)).sum(), x)
-        pull = unit(g) * (s / math.hypot(a, s)) if self.normalise == "unit" else g * (s * capped(a, s, self.cap))
-        return still(self.scale * pull)
+        pull = (
+            guided_step.unit_rms(g) * (s / math.hypot(a, s))
+            if self.normalise == "unit"
+            else g * (s * guided_step.capped_noise_ratio(a, s, self.cap))
+        )
+        return guided_step.zero_nonfinite(self.scale * pull)

@@ -1,38 +1,29 @@
-"""Prompt rewriting against a reward: several wordings of each prompt are tried, and the ORIGINAL prompt judges what they make.
+"""Prompt rewriting against a reward: several wordings of each prompt are tried,
+and the ORIGINAL prompt judges what they make.
 
-Rewrite samples each wording and keeps the best, the search by which prompt optimisers are trained (Promptist, Hao et al. 2023,
-arXiv:2212.09611; PromptEnhancer, arXiv:2509.04545) done for one prompt at a time. Centred samples with both prompts, so
-that a wording can't lead away from what was asked: Parrot's original-prompt-centred guidance (Lee et al., ECCV 2024,
-arXiv:2401.05675),
+Rewrite samples each wording and keeps the best, the search by which prompt optimisers are trained (Promptist, Hao et
+al. 2023, arXiv:2212.09611; PromptEnhancer, arXiv:2509.04545) done for one prompt at a time. Centred samples with both
+prompts, so that a wording can't lead away from what was asked: Parrot's original-prompt-centred guidance (Lee et al.,
+ECCV 2024, arXiv:2401.05675),
 
     w1 eps(x_i, prompt) + w2 eps(x_i, wording) + (1 - w1 - w2) eps(x_i, nothing).
 
-A policy's guided prediction is w eps(x_i, c) + (1 - w) eps(x_i, nothing), so the mean of the two guided predictions with shares
-1 - share and share is exactly that with w1 = w (1 - share) and w2 = w share.
+A policy's guided prediction is w eps(x_i, c) + (1 - w) eps(x_i, nothing), so the mean of the two guided predictions
+with shares 1 - share and share is exactly that with w1 = w (1 - share) and w2 = w share.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import torch
 
-from workbench.core.types import (
-    BadInput,
-    Batch,
-    Event,
-    Media,
-    Natural,
-    NonNegative,
-    Policy,
-    Prediction,
-    Reward,
-    derive,
-)
-from workbench.methods.common.best_sample import Best
-from workbench.methods.common.schedule import onward
+from workbench.core.types import BadInput, Batch, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
+from workbench.methods.common.best_sample import BestSample
+from workbench.methods.common.method import MethodDefaults
+from workbench.methods.common.schedule import mix_predictions, ode_step
 
 
 @runtime_checkable
@@ -43,16 +34,17 @@ class Expander(Protocol):
 
 
 @dataclass(frozen=True)
-class Rewrite:
+class Rewrite(MethodDefaults):
     """Sample each prompt in several wordings and keep what the reward of the ORIGINAL prompt likes most."""
 
     n: Natural = 4  # wordings of each prompt; the prompt itself is always tried first
     expander: str | dict | Expander = "details"  # by whom: details, closed, or {url, model, ...} of a chat endpoint
-    fresh: bool = False  # a noise of its own for each wording, instead of the prompt's
+    fresh_noise: bool = False  # a noise of its own for each wording, instead of the prompt's
 
-    needs: ClassVar[frozenset[str]] = frozenset({"latents", "reward"})
-    scales: ClassVar[str] = "n"
-    paper: ClassVar[str] = "arXiv:2212.09611, arXiv:2509.04545"
+    needs = frozenset({"latents", "reward"})
+    scales = "n"
+    paper = "arXiv:2212.09611, arXiv:2509.04545"
+    former_names = {"fresh": "fresh_noise"}
 
     def calls(self, steps: int) -> int:
         return (self.n + 1) * steps
@@ -61,60 +53,60 @@ class Rewrite:
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         """Where there are fewer than n wordings, the prompt itself is tried again with another noise."""
         for batch in batches:
-            wordings, best, kept = self.wordings(policy, batch), Best(batch), torch.zeros(len(batch), dtype=torch.bool)
+            wordings, best = self.find_wordings(policy, batch), BestSample(batch)
+            is_reworded = torch.zeros(len(batch), dtype=torch.bool)
             for j in range(self.n + 1):
-                said = [words[j] if j < len(words) else p for words, p in zip(wordings, batch.prompts, strict=True)]
-                again = [j > 0 and (self.fresh or j >= len(words)) for words in wordings]
-                seeds = [derive(s, "wording", j) if new else s for s, new in zip(batch.seeds, again, strict=True)]
-                media = self.make(policy, batch, said, seeds) if j else plain(policy, batch.prompts, seeds)
+                texts = [words[j] if j < len(words) else p for words, p in zip(wordings, batch.prompts, strict=True)]
+                is_new_noise = [j > 0 and (self.fresh_noise or j >= len(words)) for words in wordings]
+                seeds = [
+                    derive_seed(s, "wording", j) if new else s for s, new in zip(batch.seeds, is_new_noise, strict=True)
+                ]
+                media = self.sample_wordings(policy, batch, texts, seeds) if j else sample_prompts(policy, texts, seeds)
                 r = reward(media=media, prompts=batch.prompts)  # [B], by the original prompts
                 better = best.take(media, r).cpu()
-                other = torch.tensor([a != b for a, b in zip(said, batch.prompts, strict=True)])
-                kept = torch.where(better, other, kept)
-                yield best.event(j, final=j == self.n, reworded=kept.float().mean().item())
+                other = torch.tensor([a != b for a, b in zip(texts, batch.prompts, strict=True)])
+                is_reworded = torch.where(better, other, is_reworded)
+                yield best.event(j, final=j == self.n, reworded=is_reworded.float().mean().item())
 
-    def wordings(self, policy: Policy, batch: Batch) -> list[list[str]]:
+    def find_wordings(self, policy: Policy, batch: Batch) -> list[list[str]]:
         """[B]: each prompt, then its wordings."""
         if not self.n:
             return [[p] for p in batch.prompts]
         if not isinstance(self.expander, Expander):
             raise BadInput(
-                f"rewrite: `expander` {self.expander!r} is only a name; make it with workbench.runs.prompt_expanders.expander"
+                f"rewrite: `expander` {self.expander!r} is only a name; make it with "
+                "workbench.runs.prompt_expanders.make_expander"
             )
         distinct = list(dict.fromkeys(batch.prompts))
-        found = dict(zip(distinct, self.expander.expand(distinct, self.n, policy.modality), strict=True))
-        return [[p, *found[p][: self.n]] for p in batch.prompts]
+        by_prompt = dict(zip(distinct, self.expander.expand(distinct, self.n, policy.modality), strict=True))
+        return [[p, *by_prompt[p][: self.n]] for p in batch.prompts]
 
-    def make(self, policy: Policy, batch: Batch, said: Sequence[str], seeds: Sequence[int]) -> Media:
-        """Media of the wordings `said` [B] from the noise of the seeds [B]."""
-        return plain(policy, said, seeds)
+    def sample_wordings(self, policy: Policy, batch: Batch, texts: Sequence[str], seeds: Sequence[int]) -> Media:
+        """Media of the wordings `texts` [B] from the noise of the seeds [B]."""
+        return sample_prompts(policy, texts, seeds)
 
 
 @dataclass(frozen=True)
 class Centred(Rewrite):
     """Rewrite, each wording guided beside the original prompt (Parrot): two predictions a step, combined."""
 
-    share: NonNegative = 0.5  # of the guidance that the wording has, the original the rest; Parrot's is a half
+    wording_fraction: NonNegative = 0.5  # of the guidance: the wording's; the original has the rest; Parrot's is a half
 
-    needs: ClassVar[frozenset[str]] = frozenset({"latents", "stochastic", "reward"})
-    paper: ClassVar[str] = "arXiv:2401.05675"
+    needs = frozenset({"latents", "stochastic", "reward"})
+    paper = "arXiv:2401.05675"
+    former_names = Rewrite.former_names | {"share": "wording_fraction"}
 
     def calls(self, steps: int) -> int:
         return (2 * self.n + 1) * steps
 
-    def make(self, policy: Policy, batch: Batch, said: Sequence[str], seeds: Sequence[int]) -> Media:
+    def sample_wordings(self, policy: Policy, batch: Batch, texts: Sequence[str], seeds: Sequence[int]) -> Media:
         """By deterministic first-order steps; see Rewrite."""
         x = policy.start(policy.noise(seeds))
         for i in range(policy.steps):
-            p = mixed(policy.predict(x, i, batch.prompts), policy.predict(x, i, said), self.share)
-            x = onward(policy, i, p)
+            p = mix_predictions(policy.predict(x, i, batch.prompts), policy.predict(x, i, texts), self.wording_fraction)
+            x = ode_step(policy, i, p)
         return policy.decode(x, batch.prompts)
 
 
-def plain(policy: Policy, said: Sequence[str], seeds: Sequence[int]) -> Media:
-    return policy.sample(said, seeds=seeds).media
-
-
-def mixed(one: Prediction, other: Prediction, share: float) -> Prediction:
-    """(1 - share) of the one and share of the other, in all three forms, which are affine in each other."""
-    return Prediction(*(torch.lerp(getattr(one, k), getattr(other, k), share) for k in ("x0", "eps", "v")))
+def sample_prompts(policy: Policy, texts: Sequence[str], seeds: Sequence[int]) -> Media:
+    return policy.sample(texts, seeds=seeds).media

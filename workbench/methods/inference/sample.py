@@ -6,15 +6,14 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from workbench.core.types import Batch, Event, Policy, Reward
+from workbench.methods.common.method import MethodDefaults
 
 
 @dataclass(frozen=True)
-class Sample:
+class Sample(MethodDefaults):
     """Plain sampling, no alignment."""
 
-    needs = frozenset()
-    scales = ""
-    paper = ""
+    needs = frozenset[str]()
 
     def calls(self, steps: int) -> int:
         return steps

@@ -4,59 +4,57 @@ Policy gradient with the denoising loss in place of the log-probability, on the 
 
     log p ~ -l,   l = s/p ((|v - u|^2 + e)^p - e^p),        L = A l + kl |v - v_ref|^2 + anchor |v - v_ema|^2.
 
-power 1 is plain weighting by the noise level s; below 1 (a generalised Huber loss) no sample counts for much because the model
-is bad at it. One update a batch, so PPO's ratio is 1 and needs no clip. Pushing a loss UP has no bound: the anchor, an
-average of the weights that follows fast, holds back, and is not to be switched off. Two things are simpler than in the authors'
-code: levels are the sampler's own, its first one (pure noise) among them, and the average's decay is the same from the start.
+power 1 is plain weighting by the noise level s; below 1 (a generalised Huber loss) no sample counts for much because
+the model is bad at it. One update a batch, so PPO's ratio is 1 and needs no clip. Pushing a loss UP has no bound: the
+anchor, an average of the weights that follows fast, holds back, and is not to be switched off. Two things are simpler
+than in the authors' code: levels are the sampler's own, its first one (pure noise) among them, and the average's decay
+is the same from the start.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor
 
 from workbench.core.types import Count, Natural, NonNegative
-from workbench.methods.common import forward_process
-from workbench.methods.common.forward_process import Seen
-from workbench.methods.common.rollout import NEEDS, Advantage
+from workbench.methods.common.advantage_method import AdvantageMethod
+from workbench.methods.common.noised_batch import NoisedBatch
 
 
 @dataclass(frozen=True)
-class AWM:
-    """Advantage-weighted matching (arXiv:2509.25050): the denoising loss of one's own samples, times their advantage."""
+class AWM(AdvantageMethod):
+    """Advantage-weighted matching (arXiv:2509.25050): the denoising loss of one's own samples times their advantage."""
 
-    group: Count = 24  # samples a prompt
-    bound: NonNegative = 1.0  # advantages are clipped here
+    advantage_clip: NonNegative = 1.0  # advantages are clipped here
     power: NonNegative = 0.25  # p of the generalised Huber loss; 1 is the plain square
     kl: NonNegative = 0.001  # weight of |v - v_ref|^2
     anchor: NonNegative = 1.0  # weight of |v - v_ema|^2
-    ema: NonNegative = 0.3  # what the average keeps of itself after a batch
-    lr: NonNegative = 3e-4  # step size of AdamW
-    times: Natural = 6  # noise levels a sample meets in an update; 0: all
-    share: NonNegative = 0.9  # of the schedule that is trained, from its noisy end
-    guidance: float | None = None  # of the denoiser in training; not given: as in sampling
-    at_once: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
-    # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
-    advantage: Advantage = "batch"
+    ema_decay: NonNegative = 0.3  # what the average keeps of itself after a batch
+    levels_per_sample: Natural = 6
+    schedule_fraction: NonNegative = 0.9
+    optimizer_steps: Count = field(default=1, init=False)  # so that PPO's ratio is 1
 
-    needs = NEEDS
-    scales = ""
     paper = "arXiv:2509.25050"
-    samples, same_eps, updates = "train", False, 1
-    calls, __call__ = forward_process.calls, forward_process.train
+    former_names = {
+        "times": "levels_per_sample",
+        "share": "schedule_fraction",
+        "at_once": "prompts_per_pass",
+        "bound": "advantage_clip",
+        "ema": "ema_decay",
+    }
 
     def weigh(self, advantage: Tensor) -> Tensor:
-        return advantage.clamp(-self.bound, self.bound)
+        return advantage.clamp(-self.advantage_clip, self.advantage_clip)
 
     def copies(self) -> dict[str, float | None]:
-        wanted = {"old": self.anchor, "reference": self.kl}
-        return {name: self.guidance for name, weight in wanted.items() if weight}
+        weights = {"old": self.anchor, "reference": self.kl}
+        return {name: self.guidance for name, weight in weights.items() if weight}
 
     def decay(self, k: int) -> float:
-        return self.ema
+        return self.ema_decay
 
-    def loss(self, seen: Seen) -> Tensor:
+    def loss(self, batch: NoisedBatch) -> Tensor:
         e, p = 1e-10, self.power
-        error = seen.s / p * ((seen.error(seen.live) + e) ** p - e**p)
-        return seen.weight * error + self.kl * seen.drift(seen.reference) + self.anchor * seen.drift(seen.old)
+        error = batch.s / p * ((batch.error(batch.live) + e) ** p - e**p)
+        return batch.weight * error + self.kl * batch.drift(batch.reference) + self.anchor * batch.drift(batch.old)

@@ -4,8 +4,8 @@ The chain is a Markov decision process whose last state is judged, and PPO climb
 
     L = mean over samples and steps of  max(-A rho, -A clip(rho, 1 - c, 1 + c)),
 
-with A the reward standardised over the whole batch: no groups, so a batch of few prompts confuses a hard prompt with a bad sample
-(the authors' statistics per prompt, kept over rounds, are not here: use groups). No KL, the raw ratio.
+with A the reward standardised over the whole batch: no groups, so a batch of few prompts confuses a hard prompt with a
+bad sample (the authors' statistics per prompt, kept over rounds, are not here: use groups). No KL, the raw ratio.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
 """Parrot: several rewards by Pareto-optimal selection. Lee et al., ECCV 2024, arXiv:2401.05675, Algorithm 1 and Eq. 2.
 
-Of a prompt's samples only the non-dominated ones P teach: those that no other sample matches in every reward and beats in one.
-Then a policy-gradient step on the denoising chain (grpo's),
+Of a prompt's samples only the non-dominated ones P teach: those that no other sample matches in every reward and beats
+in one. Then a policy-gradient step on the denoising chain (grpo's),
 
     grad J = 1/|P| sum_{n in P} R_n sum_i grad log p(x_{i+1} | x_i),
 
-so no weighing of rewards decides what is good, and what is good in one reward only is not averaged away. R_n is the weighted sum
-of the rewards, each standardised in its group and counted from its lowest: 0 for a dominated sample is then never more than a
-prize. With few samples and many rewards hardly any is dominated: take 64 a prompt, or two or three rewards. Not here: the
-paper's reward-specific prompt tokens, and the prompt expander that it trains along.
+so no weighing of rewards decides what is good, and what is good in one reward only is not averaged away. R_n is the
+weighted sum of the rewards, each standardised in its group and counted from its lowest: 0 for a dominated sample is
+then never more than a prize. With few samples and many rewards hardly any is dominated: take 64 a prompt, or two or
+three rewards. Not here: the paper's reward-specific prompt tokens, and the prompt expander that it trains along.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from torch import Tensor
 
 from workbench.core.types import BadInput, Count, NonNegative
 from workbench.methods.common.advantages import zscore
-from workbench.methods.common.rollout import Judged
+from workbench.methods.common.rollout import ScoredSamples
 from workbench.methods.training.grpo import GRPO
 
-ALONE = "reward: parrot chooses between rewards and was given one; name two, or use grpo"
+ONE_REWARD = "reward: parrot chooses between rewards and was given one; name two, or use grpo"
 
 
 @dataclass(frozen=True)
@@ -34,33 +34,35 @@ class Parrot(GRPO):
     group: Count = 64
     kl: NonNegative = 0.0
     ratio: Literal["guard", "raw"] = "raw"
-    bound: float = field(default=0.0, init=False)  # grpo's, which has no part here: R_n takes the advantage's place
-    advantage: str = field(default="", init=False)  # likewise
+    # grpo's, which have no part here: R_n takes the advantage's place
+    advantage_clip: float = field(default=0.0, init=False)
+    advantage: str = field(default="", init=False)  # type: ignore[assignment]  # none of grpo's: it has no part
 
     paper = "arXiv:2401.05675"
+    former_names = {old: new for old, new in GRPO.former_names.items() if new != "advantage_clip"}
 
     def check(self, pipeline, reward, lora) -> None:
         super().check(pipeline, reward, lora)
         if len(reward.rewards) < 2:
-            raise BadInput(ALONE)
+            raise BadInput(ONE_REWARD)
 
-    def worth(self, judged: Judged) -> Tensor:
-        if len(judged.parts) < 2:
-            raise BadInput(ALONE)
-        a = judged.reward.new_full(judged.reward.shape, torch.nan)
+    def advantages(self, scored: ScoredSamples) -> Tensor:
+        if len(scored.parts) < 2:
+            raise BadInput(ONE_REWARD)
+        a = scored.reward.new_full(scored.reward.shape, torch.nan)
         for low in range(0, len(a), self.group):
             rows = slice(low, low + self.group)
-            z = [judged.weights[name] * zscore(v[rows], self.group) for name, v in judged.parts.items()]
-            z = torch.stack(z)  # [K,G]
+            columns = [scored.weights[name] * zscore(v[rows], self.group) for name, v in scored.parts.items()]
+            z = torch.stack(columns)  # [K,G]
             prize = (z - z.nan_to_num(torch.inf).amin(1, keepdim=True)).sum(0)
             flat = (z.nan_to_num(0) == 0).all()
-            a[rows] = prize.masked_fill(~undominated(z) | flat, torch.nan)
+            a[rows] = prize.masked_fill(~non_dominated(z) | flat, torch.nan)
         return a
 
 
-def undominated(values: Tensor) -> Tensor:
-    """bool [G]: the samples that no other is at least as good as in all K rewards, values [K,G], and better than in one. A
-    NaN neither beats nor belongs."""
+def non_dominated(values: Tensor) -> Tensor:
+    """bool [G]: the samples that no other is at least as good as in all K rewards, values [K,G], and better than in
+    one. A NaN neither beats nor belongs."""
     ours, theirs = values[:, :, None], values[:, None, :]
     beaten = ((theirs >= ours).all(0) & (theirs > ours).any(0)).any(1)
     return ~beaten & ~values.isnan().any(0)

@@ -6,105 +6,91 @@ Nothing here imports torch before a handler asks for it (workbench/ui/widgets/st
 from __future__ import annotations
 
 from collections.abc import Iterator
-from pathlib import Path
+from types import ModuleType
 
 import gradio as gr
 import yaml
-from gradio.context import get_render_context
 
-from workbench.ui.context import Place
-from workbench.ui.tabs.vote import ANY, FREE, KINDS, runs_of
+from workbench.ui.context import AppContext
+from workbench.ui.handlers import UNLIMITED, bad_input_shown, on_open
+from workbench.ui.widgets.html import TEMPLATES
+from workbench.ui.widgets.vote_filters import ALL_RUNS, MEDIA_KINDS, list_run_choices
 
-HERE = Path(__file__).parents[1] / "templates"
 EVERYONE = ("Everyone", "")
 
 
-def build(page: gr.Blocks, place: Place) -> None:
+def build_tab(page: gr.Blocks, context: AppContext) -> None:
     """Draw the tab inside the blocks that are open, and wire it. It is drawn anew each time that its tab is chosen, and
     not before, so that a page on which somebody votes names nobody."""
     with gr.Row():
-        run = gr.Dropdown([ANY], value=0, label="Prompts")
-        kind = gr.Dropdown(KINDS, value="", label="Kind")
+        run = gr.Dropdown([ALL_RUNS], value=0, label="Prompts")
+        kind = gr.Dropdown(MEDIA_KINDS, value="", label="Kind")
         rater = gr.Dropdown([EVERYONE], value="", label="Who voted")
-    board = gr.HTML("", css_template=(HERE / "leaderboard.css").read_text(encoding="utf-8"), apply_default_css=False,
-                    elem_id="leaderboard")  # fmt: skip
+    board_css = (TEMPLATES / "leaderboard.css").read_text(encoding="utf-8")
+    board = gr.HTML("", css_template=board_css, apply_default_css=False, elem_id="leaderboard")
     with gr.Row(elem_classes="mw-actions"):
-        buttons = [(gr.Button("Votes as JSONL", size="sm"), "votes.jsonl"), (gr.Button("Votes as Parquet", size="sm"), "votes.parquet"),
-                   (gr.Button("Pairs for DPO", size="sm"), "pairs.jsonl")]  # fmt: skip
+        buttons = [
+            (gr.Button("Votes as JSONL", size="sm"), "votes.jsonl"),
+            (gr.Button("Votes as Parquet", size="sm"), "votes.parquet"),
+            (gr.Button("Pairs for DPO", size="sm"), "pairs.jsonl"),
+        ]
         fit = gr.Button("Learn a reward from these votes", size="sm", variant="primary")
-    said = gr.Textbox(
+    message = gr.Textbox(
         label="What became of them", visible=False, lines=2, interactive=False, elem_id="leaderboard-said"
     )
     block = gr.Code(label="In a run's config", language="yaml", visible=False, interactive=False)
     file = gr.File(label="Download", visible=False, interactive=False)
 
-    private, filters, told = {"api_visibility": "private", **FREE}, [run, kind, rater], [said, block, file]
-    here = get_render_context()
-    seen = here.select if isinstance(here, gr.Tab) else page.load
-    seen(
-        lambda: (gr.Dropdown(choices=runs_of(place)), gr.Dropdown(choices=_standings().raters(place))),
+    private, filters, outputs = {"api_visibility": "private", **UNLIMITED}, [run, kind, rater], [message, block, file]
+    opened = on_open(page)
+    opened(
+        lambda: (
+            gr.Dropdown(choices=list_run_choices(context)),
+            gr.Dropdown(choices=_load_standings().list_raters(context)),
+        ),
         None,
         [run, rater],
         **private,
     )
 
-    def refresh(run, kind, rater):
-        return _once(lambda: _standings().draw(place, int(run or 0), kind or "", rater or ""))
+    def refresh(run: int, kind: str, rater: str) -> str:
+        with bad_input_shown():
+            return _load_standings().draw_leaderboard(context, int(run or 0), kind or "", rater or "")
 
-    seen(refresh, filters, board, **private)
+    opened(refresh, filters, board, **private)
     for choice in filters:
         choice.change(refresh, filters, board, **private)
     for button, name in buttons:
 
-        def write(run, kind, rater, name=name):
-            copy, sentence = _once(lambda: _standings().export(place, name, int(run or 0), kind or "", rater or ""))
-            block = yaml.safe_dump({"pairs": {"files": str(place.runs / name)}}) if name == "pairs.jsonl" else ""
+        def write(run: int, kind: str, rater: str, name: str = name) -> tuple:
+            with bad_input_shown():
+                copy, sentence = _load_standings().export_votes(context, name, int(run or 0), kind or "", rater or "")
+            block = yaml.safe_dump({"pairs": {"files": str(context.runs / name)}}) if name == "pairs.jsonl" else ""
             return gr.Textbox(sentence, visible=True), gr.Code(block, visible=bool(block)), gr.File(copy, visible=True)
 
-        button.click(write, filters, told, **private)
+        button.click(write, filters, outputs, **private)
 
-    def fitted(run, rater):
+    def learn(run: int, rater: str) -> Iterator[tuple]:
         yield gr.Textbox("Waiting for its turn…", visible=True), gr.Code(visible=False), gr.File(visible=False)
-        for view in _each(
-            lambda: place.desk.submit(
-                "Learn a reward", lambda stop: _standings().learn(place, int(run or 0), rater or "")
-            ).watch()
-        ):
-            if view:
-                yield (
-                    gr.Textbox("\n".join(view["told"])),
-                    gr.Code(view["block"], visible=bool(view["block"])),
-                    gr.File(),
-                )
+        with bad_input_shown():
+            job = context.jobs.submit(
+                "Learn a reward", lambda stop: _load_standings().learn_reward(context, int(run or 0), rater or "")
+            )
+            for view in filter(None, job.watch()):
+                text, block = "\n".join(view["told"]), view["block"]
+                yield gr.Textbox(text), gr.Code(block, visible=bool(block)), gr.File()
 
-    fit.click(fitted, [run, rater], told, **private)
+    fit.click(learn, [run, rater], outputs, **private)
 
     def leaderboard(run: int = 0, modality: str = "", rater: str = "") -> list:
         """[{name, rating, low, high, first, last, votes, bad, share}] of the votes that stand, the best first."""
-        return _once(lambda: _standings().ranked(place, run, modality, rater))
+        with bad_input_shown():
+            return _load_standings().list_ranks(context, run, modality, rater)
 
     gr.api(leaderboard, api_name="leaderboard", concurrency_limit=None)
 
 
-def _standings():
+def _load_standings() -> ModuleType:
     from workbench.ui.widgets import standings
 
     return standings
-
-
-def _once(work):
-    from workbench.core.types import BadInput
-
-    try:
-        return work()
-    except BadInput as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
-def _each(work) -> Iterator:
-    from workbench.core.types import BadInput
-
-    try:
-        yield from work()
-    except BadInput as error:
-        raise gr.Error(str(error), print_exception=False) from None

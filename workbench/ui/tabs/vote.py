@@ -9,113 +9,103 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
+from typing import Any
 
 import gradio as gr
-from gradio.context import get_render_context
 
-from workbench.ui.context import Place
+from workbench.ui.context import AppContext
+from workbench.ui.handlers import UNLIMITED, bad_input_shown, on_open
+from workbench.ui.widgets.html import TEMPLATES
+from workbench.ui.widgets.vote_filters import ALL_RUNS, MEDIA_KINDS, list_run_choices
 
-HERE = Path(__file__).parents[1] / "templates"
-NOTHING = (
-    "Nothing to vote on yet. Compare two contestants or more in the first tab, or run workbench demo in a terminal; their media then "
-    "appear here, two at a time and without names."
+EMPTY_HINT = (
+    "Nothing to vote on yet. Compare two contestants or more in the first tab, or run workbench demo in a terminal; "
+    "their media then appear here, two at a time and without names."
 )
-ANY = ("Everything", 0)
-KINDS = [("Pictures, clips and sounds", ""), ("Pictures", "image"), ("Clips", "video"), ("Sounds", "audio")]
-FREE = {"concurrency_limit": None, "show_progress": "hidden"}  # voters wait for nobody's models
 
 
-def ask(place: Place, rater: str, run: int = 0, modality: str = "") -> dict | None:
+def ask_pair(context: AppContext, rater: str, run: int = 0, modality: str = "") -> dict | None:
     """{battle, prompt, modality, seconds, left, right: files}; None when there is nothing."""
-    from workbench.feedback import (
-        blinding,
-        pairing,  # and torch with them, here as below: not before the page stands
-    )
+    from workbench.feedback import blinding, pairing  # and torch with them, here as below: not before the page stands
 
-    found = pairing.ask(
-        place.runs, rater, lambda pair: blinding.show(pair, place.runs, place.temp / "votes"), modality, run
+    battle_and_files = pairing.ask_next_pair(
+        context.runs,
+        rater,
+        lambda pair: blinding.prepare_blind_pair(pair, context.runs, context.temp / "votes"),
+        modality,
+        run,
     )
-    if found is None:
+    if battle_and_files is None:
         return None
-    battle, pair, shown = found
-    told = {"battle": battle, "prompt": pair.prompt, "modality": pair.modality, "seconds": round(shown.seconds, 2)}
-    return told | {"left": _file(shown.left), "right": _file(shown.right)}
+    battle, pair, files = battle_and_files
+    view = {"battle": battle, "prompt": pair.prompt, "modality": pair.modality, "seconds": round(files.seconds, 2)}
+    return view | {"left": _served_file(files.left), "right": _served_file(files.right)}
 
 
-def record(place: Place, *said, **more) -> dict:
+def record_vote(context: AppContext, *values: Any, **named_values: Any) -> dict:
     from workbench.feedback import votes
 
-    return votes.record(place.runs, *said, **more)
+    return votes.record_vote(context.runs, *values, **named_values)
 
 
-def undo(place: Place, **said) -> dict:
+def undo_vote(context: AppContext, **values: Any) -> dict:
     from workbench.feedback import votes
 
-    return votes.undo(place.runs, **said)
+    return votes.undo_vote(context.runs, **values)
 
 
-def _file(path: Path) -> dict:
+def _served_file(path: Path) -> dict:
     """What Gradio serves as a file."""
     return {"path": str(path), "meta": {"_type": "gradio.FileData"}}
 
 
-def runs_of(place: Place) -> list[tuple[str, int]]:
-    """Choices by prompts and date: a run's name may say whose it is."""
-    from workbench.feedback import pairing
-
-    return [ANY] + [
-        (f"{s.first[:60]}{'…' if len(s.first) > 60 else ''} ({s.prompts} prompts, {s.created[:16].replace('T', ' ')})", s.id)
-        for s in pairing.stock(place.runs)
-    ]  # fmt: skip
-
-
-def build(page: gr.Blocks, place: Place) -> None:
+def build_tab(page: gr.Blocks, context: AppContext) -> None:
     """Draw the tab inside the blocks that are open, and wire it."""
-    html, js, css = ((HERE / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "js", "css"))
+    html, js, css = ((TEMPLATES / f"vote.{kind}").read_text(encoding="utf-8") for kind in ("html", "js", "css"))
     with gr.Accordion("What to vote on", open=False), gr.Row():
-        run = gr.Dropdown([ANY], value=0, label="Prompts", elem_id="vote-run")
-        kind = gr.Dropdown(KINDS, value="", label="Kind", elem_id="vote-kind")
+        run = gr.Dropdown([ALL_RUNS], value=0, label="Prompts", elem_id="vote-run")
+        kind = gr.Dropdown(MEDIA_KINDS, value="", label="Kind", elem_id="vote-kind")
     arena = gr.HTML({"phase": "wait"}, html_template=html, css_template=css, js_on_load=js, apply_default_css=False,
                     elem_id="vote-arena")  # fmt: skip
-    private = {"api_visibility": "private", "trigger_mode": "multiple", **FREE}  # a lost answer must not block the next
-    seen = get_render_context()
-    seen = seen.select if isinstance(seen, gr.Tab) else page.load
-    seen(lambda: gr.Dropdown(choices=runs_of(place)), None, run, **private)
+    # trigger_mode: an answer that is lost must not block the next
+    private = {"api_visibility": "private", "trigger_mode": "multiple", **UNLIMITED}
+    on_open(page)(lambda: gr.Dropdown(choices=list_run_choices(context)), None, run, **private)
 
-    def next_pair(event: gr.EventData, run, kind):
-        def asked():
-            found = ask(place, _said(event).get("rater"), int(run or 0), kind or "")
-            told = {"phase": "battle"} | found if found else {"phase": "empty", "told": NOTHING}
-            return told | {"asked": _said(event).get("asked")}
+    def next_pair(event: gr.EventData, run: int, kind: str) -> dict:
+        def next_view() -> dict:
+            pair = ask_pair(context, _event_values(event).get("rater"), int(run or 0), kind or "")
+            view = {"phase": "battle"} | pair if pair else {"phase": "empty", "told": EMPTY_HINT}
+            return view | {"asked": _event_values(event).get("asked")}
 
-        return _answer(asked)
+        return _answer_page(next_view)
 
-    def decide(event: gr.EventData):
-        said = {key: _said(event).get(key) for key in ("battle", "choice", "key", "reason", "dwell")}
-        return _answer(lambda: {"phase": "revealed"} | record(place, **said))
+    def decide(event: gr.EventData) -> dict:
+        values = {key: _event_values(event).get(key) for key in ("battle", "choice", "key", "reason", "dwell")}
+        return _answer_page(lambda: {"phase": "revealed"} | record_vote(context, **values))
 
-    def take_back(event: gr.EventData):
-        said = {key: _said(event).get(key) for key in ("battle", "key")}
-        return _answer(lambda: {"phase": "undone"} | undo(place, **said))
+    def take_back(event: gr.EventData) -> dict:
+        values = {key: _event_values(event).get(key) for key in ("battle", "key")}
+        return _answer_page(lambda: {"phase": "undone"} | undo_vote(context, **values))
 
     arena.ask(next_pair, [run, kind], arena, **private)
     arena.decide(decide, None, arena, **private)
     arena.undo(take_back, None, arena, **private)
     for choice in (run, kind):
         choice.change(lambda: {"phase": "wait", "since": time.time_ns()}, None, arena, **private)
-    _api(place)
+    _add_api(context)
 
 
-def _api(place: Place) -> None:
+def _add_api(context: AppContext) -> None:
     def battle(rater: str, run: int = 0, modality: str = "") -> dict:
-        """A pair to vote on: {battle, prompt, modality, seconds, left, right}, the last two as files; {} when there is none.
+        """A pair to vote on: {battle, prompt, modality, seconds, left, right}, the last two as files; {} when there is
+        none.
 
-        rater: any text that stays the same for the same person (a digest is kept). run: its number, 0 for any. modality:
-        image, video, audio, or "" for any.
+        rater: any text that stays the same for the same person (a digest is kept). run: its number, 0 for any.
+        modality: image, video, audio, or "" for any.
         """
-        return _plain(partial(ask, place, rater, run, modality)) or {}
+        with bad_input_shown():
+            return ask_pair(context, rater, run, modality) or {}
 
     def vote(
         battle: str, choice: str, key: str, reason: str = "", dwell_left: float = 0.0, dwell_right: float = 0.0
@@ -124,26 +114,19 @@ def _api(place: Place) -> None:
 
         key: 8 to 100 letters, digits, - or _, new for each vote and the same on a retry.
         """
-        return _plain(partial(record, place, battle, choice, key, reason, (dwell_left, dwell_right)))
+        with bad_input_shown():
+            return record_vote(context, battle, choice, key, reason, (dwell_left, dwell_right))
 
     def back(battle: str, key: str) -> dict:
         """Take the vote of a battle back. key: as for `vote`, another one."""
-        return _plain(partial(undo, place, battle=battle, key=key))
+        with bad_input_shown():
+            return undo_vote(context, battle=battle, key=key)
 
     for name, call in {"battle": battle, "vote": vote, "undo": back}.items():
         gr.api(call, api_name=name, concurrency_limit=None)
 
 
-def _plain(work: Callable[[], dict | None]) -> dict | None:
-    from workbench.core.types import BadInput
-
-    try:
-        return work()
-    except BadInput as error:
-        raise gr.Error(str(error), print_exception=False) from None
-
-
-def _answer(work: Callable[[], dict]) -> dict:
+def _answer_page(work: Callable[[], dict]) -> dict:
     """For the page, which shows a refusal where it shows everything else."""
     from workbench.core.types import BadInput
 
@@ -153,5 +136,5 @@ def _answer(work: Callable[[], dict]) -> dict:
         return {"phase": "refused", "told": f"Refused: {error}"}
 
 
-def _said(event: gr.EventData) -> dict:
+def _event_values(event: gr.EventData) -> dict:
     return event._data if isinstance(event._data, dict) else {}

@@ -1,178 +1,198 @@
-"""What the tab of rewards does: judges what was handed in, maps where a reward looks, and makes pairs of a log."""
+"""What the tab of rewards does: scores what was handed in, maps where a reward looks, and makes pairs of a log."""
 
 from __future__ import annotations
 
 import shutil
+import threading
 import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from rewards import configured
+from rewards import configure_reward
 from rewards.people import curation
-from workbench.core.schema import build as settings_of
+from workbench.core.schema import build_dataclass as settings_of
 from workbench.core.types import BadInput
 from workbench.feedback import social
-from workbench.runs.registry import judges
+from workbench.runs.registry import all_rewards
 from workbench.ui import reward_choices, uploads
-from workbench.ui.context import Place
-from workbench.ui.tabs.rewards import LOG, MOST, PROMPT, TEACH
-from workbench.ui.widgets import saliency
-from workbench.ui.widgets.html import bad, empty, note, plain, table
-from workbench.ui.widgets.samples import FILL, embedded
+from workbench.ui.context import AppContext
+from workbench.ui.limits import LOG_HINT, MAX_FILES, MAX_PROMPT_LETTERS, SCORE_HINT
+from workbench.ui.widgets import reward_tables, saliency
+from workbench.ui.widgets.html import error_html, escape_text, hint_html, placeholder_html, table_html
+from workbench.ui.widgets.samples import FILL, embed_media
 
 
-def asked_prompt(prompt: str | None) -> str:
+def check_prompt(prompt: str | None) -> str:
     """Raises BadInput for one that is too long to be one."""
     prompt = (prompt or "").strip()
-    if len(prompt) > PROMPT:
-        raise BadInput(f"the prompt has {len(prompt):,} letters; at most {PROMPT:,}, for no reward reads more")
+    if len(prompt) > MAX_PROMPT_LETTERS:
+        raise BadInput(
+            f"the prompt has {len(prompt):,} letters; at most {MAX_PROMPT_LETTERS:,}, for no reward reads more"
+        )
     return prompt
 
 
-def own_prompt(story: object) -> str:
+def prompt_of_file(story: object) -> str:
     """What a file says it was made for; what is no sensible text is not believed."""
-    told = story.get("prompt") if isinstance(story, dict) else None
-    return told if isinstance(told, str) and len(told) <= PROMPT else ""
+    prompt = story.get("prompt") if isinstance(story, dict) else None
+    return prompt if isinstance(prompt, str) and len(prompt) <= MAX_PROMPT_LETTERS else ""
 
 
-def through(place: Place, title: str, work: Callable, shown: Callable[[Any], tuple], waits: tuple) -> Iterator[tuple]:
-    """A job at the desk as a handler: what it has so far, its turn while it waits; raises BadInput as the job does."""
-    job = place.desk.submit(title, work)
+def stream_job(
+    context: AppContext,
+    title: str,
+    work: Callable[[threading.Event], Iterator[Any]],
+    render: Callable[[Any], tuple],
+    waiting_view: tuple,
+) -> Iterator[tuple]:
+    """A job in the queue as a handler: what it has so far, its turn while it waits; raises BadInput as the job does."""
+    job = context.jobs.submit(title, work)
     for view in job.watch():
         if view is not None:
-            yield shown(view)
-        elif ahead := place.desk.ahead(job):
-            yield (note(f"Waits for {ahead} other job(s)."), *waits[1:])
+            yield render(view)
+        elif ahead := context.jobs.jobs_ahead(job):
+            yield (hint_html(f"Waits for {ahead} other job(s)."), *waiting_view[1:])
         else:
-            yield waits
+            yield waiting_view
 
 
-def score(
-    place: Place, media: Sequence[str] | None, prompt: str, examples: Sequence[str] | None, space: str
+def score_files(
+    context: AppContext, media: Sequence[str] | None, prompt: str, examples: Sequence[str] | None, space: str
 ) -> Iterator[tuple]:
     """(table, thumbnails) as HTML, as they fill."""
     if not media:
-        yield empty(TEACH), ""
+        yield placeholder_html(SCORE_HINT), ""
         return
-    prompt = asked_prompt(prompt)
-    if space not in reward_choices.spaces():
+    prompt = check_prompt(prompt)
+    if space not in reward_choices.list_embedding_models():
         raise BadInput("examples can only be seen through one of the listed models")
-    taken = uploads.take_all(media, place.temp, MOST)
-    shelf = set_aside(uploads.take_all(examples, place.temp), place.temp)
-    names = [u.name for u in taken]
+    accepted = uploads.accept_uploads(media, context.temp, MAX_FILES)
+    examples_folder = copy_examples(uploads.accept_uploads(examples, context.temp), context.temp)
+    names = [u.name for u in accepted]
 
-    def work(stop):
-        found = [uploads.look(u) for u in taken]
-        prompts = [prompt or own_prompt(f.story) for f in found]
-        tiles = thumbnails(taken, found, prompts)
-        for rows in reward_choices.score(found, prompts, shelf, space, stop):
-            yield reward_choices.results(rows, names), tiles
+    def work(stop: threading.Event) -> Iterator[tuple]:
+        contents = [uploads.read_upload(u) for u in accepted]
+        prompts = [prompt or prompt_of_file(f.story) for f in contents]
+        tiles = draw_thumbnails(accepted, contents, prompts)
+        for rows in reward_choices.score_uploads(contents, prompts, examples_folder, space, stop):
+            yield reward_tables.scores_table(rows, names), tiles
 
-    yield from through(place, f"score {len(taken)} file(s)", work, tuple, (note("Reading …"), ""))
+    yield from stream_job(context, f"score {len(accepted)} file(s)", work, tuple, (hint_html("Reading …"), ""))
 
 
-def thumbnails(taken: Sequence[uploads.Upload], found: Sequence, prompts: Sequence[str]) -> str:
+def draw_thumbnails(accepted: Sequence[uploads.Upload], contents: Sequence, prompts: Sequence[str]) -> str:
     tiles = ""
-    for n, (upload, f, prompt) in enumerate(zip(taken, found, prompts, strict=True), 1):
-        shown = embedded(upload.path, 0, upload.path.stat().st_size)
-        told = [prompt and f"“{prompt}”", *f.notes, upload.note]
+    for n, (upload, f, prompt) in enumerate(zip(accepted, contents, prompts, strict=True), 1):
+        element = embed_media(upload.path, 0, upload.path.stat().st_size)
+        remarks = [prompt and f"“{prompt}”", *f.notes, upload.note]
         x, rate = f.media.data, f.media.rate
         size = f"{x.shape[-1]} x {x.shape[-2]}" if f.media.modality != "audio" else f"{x.shape[-1] / rate:.1f} s"
-        label = f"{n}: " if len(taken) > 1 else ""
+        label = f"{n}: " if len(accepted) > 1 else ""
         tiles += (
-            f'<figure class="wb-media">{shown}<figcaption><b>{plain(label + upload.name)}</b><span>{size}</span></figcaption>'
-            f"{note('; '.join(filter(None, told)))}</figure>"
+            f'<figure class="wb-media">{element}<figcaption><b>{escape_text(label + upload.name)}</b>'
+            f"<span>{size}</span></figcaption>"
+            f"{hint_html('; '.join(filter(None, remarks)))}</figure>"
         )
     return f'<div class="wb-grid" style="{FILL}">{tiles}</div>'
 
 
-def set_aside(examples: Sequence[uploads.Upload], home: Path) -> str:
+def copy_examples(examples: Sequence[uploads.Upload], temp: Path) -> str:
     """A folder that holds the exemplar set and nothing else; "" for none. Raises BadInput for what is no picture."""
     if not examples:
         return ""
-    if odd := next((u for u in examples if u.modality != "image"), None):
-        raise BadInput(f"{odd.name}: examples are pictures here, and this is {odd.modality}")
-    folder = home / f"examples-{uuid.uuid4().hex}"
+    if other_kind := next((u for u in examples if u.modality != "image"), None):
+        raise BadInput(f"{other_kind.name}: examples are pictures here, and this is {other_kind.modality}")
+    folder = temp / f"examples-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     for n, upload in enumerate(examples):
         shutil.copyfile(upload.path, folder / f"{n:03d}{upload.path.suffix}")
     return str(folder)
 
 
-def steep() -> list[str]:
+def list_differentiable() -> list[str]:
     """The rewards that have a gradient of a single sample and can be had here."""
-    found = reward_choices.candidates(set())
-    return [n for n, r, row in found if r is not None and row.spec.differentiable and row.spec.scope == "sample"]
+    candidates = reward_choices.list_candidates(set())
+    return [n for n, r, row in candidates if r is not None and row.spec.differentiable and row.spec.scope == "sample"]
 
 
-def look(place: Place, media: Sequence[str] | None, number: float, prompt: str, reward: str) -> Iterator[tuple]:
+def map_file(
+    context: AppContext, media: Sequence[str] | None, number: float, prompt: str, reward: str
+) -> Iterator[tuple]:
     """(HTML,) of the map of file `number`, from 1, sharpening as copies are averaged."""
     if not media:
         raise BadInput("drop a picture, a clip or a sound first")
     if number is None or number != number or not 1 <= number <= len(media):
         raise BadInput(f"file {number}: there are {len(media)}, counted from 1")
-    if reward not in steep():
+    if reward not in list_differentiable():
         raise BadInput("a map needs one of the listed rewards, which have a gradient")
-    prompt = asked_prompt(prompt)
-    taken = uploads.take(media[int(number) - 1], place.temp)
-    judge = configured(judges()[reward], {}, reward)
-    if taken.modality not in judge.spec.modalities:
+    prompt = check_prompt(prompt)
+    accepted = uploads.accept_upload(media[int(number) - 1], context.temp)
+    scorer = configure_reward(all_rewards()[reward], {}, reward)
+    if accepted.modality not in scorer.spec.modalities:
         raise BadInput(
-            f"{reward} judges {' and '.join(sorted(judge.spec.modalities))}, and {taken.name} is {taken.modality}"
+            f"{reward} judges {' and '.join(sorted(scorer.spec.modalities))}, "
+            f"and {accepted.name} is {accepted.modality}"
         )
 
-    def work(stop):
-        found = uploads.look(taken)
-        words = prompt or own_prompt(found.story)
-        if "prompt" in judge.spec.needs and not words:
+    def work(stop: threading.Event) -> Iterator[tuple]:
+        content = uploads.read_upload(accepted)
+        words = prompt or prompt_of_file(content.story)
+        if "prompt" in scorer.spec.needs and not words:
             raise BadInput(f"{reward} needs a prompt: type one")
-        for done, made in saliency.smooth(judge, found.media, words, stop):
-            yield (saliency.draw(made, reward, done),)
+        for draws, heat_map in saliency.smooth_gradient(scorer, content.media, words, stop):
+            yield (saliency.draw_map(heat_map, reward, draws),)
 
-    yield from through(place, f"where {reward} looks", work, tuple, (note("Reading …"),))
+    yield from stream_job(context, f"where {reward} looks", work, tuple, (hint_html("Reading …"),))
 
 
-def curate(place: Place, log: str | None, window: float, views: float, confidence: float) -> Iterator[tuple]:
+def curate_log(context: AppContext, log: str | None, window: float, views: float, confidence: float) -> Iterator[tuple]:
     """(data card, files) of an interaction log."""
     if not log:
-        yield empty(LOG), None
+        yield placeholder_html(LOG_HINT), None
         return
     values = {"window": window, "min_views": views, "confidence": confidence, "duplicates": -1}
     how = settings_of(curation.Curation, {k: v for k, v in values.items() if v is not None}, "curation")
-    path, name = uploads.text(log, place.temp)
+    path, name = uploads.accept_text(log, context.temp)
 
-    def work(stop):
+    def work(stop: threading.Event) -> Iterator[tuple]:
         try:
-            made = curation.curate(curation.read_log(path), path.parent, how)
-            social.write_pairs(made, path.parent, path.parent)
+            curated = curation.curate_log(curation.read_log(path), path.parent, how)
+            social.write_pairs(curated, path.parent, path.parent)
         except BadInput as error:
             raise BadInput(str(error).replace(str(path), name)) from None
-        told = {"made from": name} | made.card
-        files = [path.parent / f"{split}.jsonl" for split in made.splits]
-        (path.parent / "card.md").write_text(social.markdown(told), encoding="utf-8")
-        yield card(told), [str(f) for f in (path.parent / "card.md", *files)]
+        card_facts = {"made from": name} | curated.card
+        files = [path.parent / f"{split}.jsonl" for split in curated.splits]
+        (path.parent / "card.md").write_text(social.card_as_markdown(card_facts), encoding="utf-8")
+        yield draw_card(card_facts), [str(f) for f in (path.parent / "card.md", *files)]
 
-    yield from through(place, "curate a log", work, tuple, (note("Counting …"), None))
+    yield from stream_job(context, "curate a log", work, tuple, (hint_html("Counting …"), None))
 
 
-def card(told: dict) -> str:
+def draw_card(facts: dict) -> str:
     """The data card as HTML."""
-    log = told["log"]
+    log = facts["log"]
     events = ", ".join(f"{n:,} {e}" for e, n in log["events"].items())
-    lost = [(plain(why), f"{n['users']:,}", f"{n['rows']:,}") for why, n in told["users left out"].items()]
-    less = [(plain(s["left out"]), f"{s['items']:,}", f"{s['left']:,}") for s in told["items left out"]]
-    splits = [(plain(n), *(f"{s[k]:,}" for k in ("prompts", "items", "pairs"))) for n, s in told["splits"].items()]
-    few = "" if any(s["pairs"] for s in told["splits"].values()) else bad(
+    dropped_users = [
+        (escape_text(why), f"{n['users']:,}", f"{n['rows']:,}") for why, n in facts["users left out"].items()
+    ]
+    dropped_items = [(escape_text(s["left out"]), f"{s['items']:,}", f"{s['left']:,}") for s in facts["items left out"]]
+    splits = [
+        (escape_text(n), *(f"{s[k]:,}" for k in ("prompts", "items", "pairs"))) for n, s in facts["splits"].items()
+    ]
+    warning = "" if any(s["pairs"] for s in facts["splits"].values()) else error_html(
         "No pair came out: lower the viewers or the confidence, or shorten the window."
     )  # fmt: skip
     return (
-        f'<div class="wb-card"><h3>{plain(told["made from"])}</h3>{few}'
-        + note(f"{log['rows']:,} events ({events}) of {log['users']:,} users on {log['items']:,} pictures for {log['prompts']:,} prompts over {log['days']:g} days.")  # fmt: skip
+        f'<div class="wb-card"><h3>{escape_text(facts["made from"])}</h3>{warning}'
+        + hint_html(f"{log['rows']:,} events ({events}) of {log['users']:,} users on {log['items']:,} pictures for "
+                    f"{log['prompts']:,} prompts over {log['days']:g} days.")
         + "".join(f'<div style="margin-top:10px">{t}</div>' for t in (
-            table(("users left out", "users", "events"), lost) if lost else "",
-            table(("pictures left out, in this order", "left out", "left"), less) if less else "",
-            table(("split", "prompts", "pictures", "pairs"), splits),
+            table_html(("users left out", "users", "events"), dropped_users) if dropped_users else "",
+            table_html(("pictures left out, in this order", "left out", "left"), dropped_items)
+            if dropped_items else "",
+            table_html(("split", "prompts", "pictures", "pairs"), splits),
         ) if t)
-        + note("Next, beside the pictures: workbench social train . model=starter:image/clip --out taste") + "</div>"
+        + hint_html("Next, beside the pictures: workbench social train . model=starter:image/clip --out taste")
+        + "</div>"
     )  # fmt: skip

@@ -1,8 +1,8 @@
-"""What a run has made so far, side by side: over time next to the base at the same seed, or contestant by contestant."""
+"""What a run has made so far, side by side: over time next to the base at the same seed, or contestant by
+contestant."""
 
 from __future__ import annotations
 
-import base64
 import re
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
@@ -11,22 +11,22 @@ from pathlib import Path
 from workbench.core.io import media
 from workbench.core.types import BadInput
 from workbench.report import pages
-from workbench.ui.widgets.html import plain
+from workbench.ui.widgets.html import data_uri, escape_text
 
-ROWS, ACROSS, WHO = 4, 6, 3  # shown
+MAX_ROWS, MAX_COLUMNS, MAX_CONTESTANTS = 4, 6, 3  # shown
 SIDE = 224
 FILL = "grid-template-columns:repeat(auto-fill,minmax(min(46%,180px),1fr))"
-BYTES = 1_500_000  # of a sound or a clip that plays in the page; a longer one is in the run's folder
+MAX_BYTES = 1_500_000  # of a sound or a clip that plays in the page; a longer one is in the run's folder
 SOUNDS = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
 TIME = re.compile(r"(?:[a-z]+[-_]?)?(\d+)", re.I)  # 000020, update-20
 
 
-def over_time(home: Path) -> dict[str, dict[str, dict[int, Path]]]:
-    """who -> row -> update -> file, from `samples/[WHO/]UPDATE/[WHO-]ROW.png`; update 0, and whoever is called base, is the
-    base of all (update 0)."""
-    found: dict[str, dict[str, dict[int, Path]]] = {}
-    for path in sorted(p for p in home.rglob("*") if p.suffix.lower() in media.READABLE and p.is_file()):
-        folders = list(path.relative_to(home).parts[:-1])
+def find_timeline(folder: Path) -> dict[str, dict[str, dict[int, Path]]]:
+    """who -> row -> update -> file, from `samples/[WHO/]UPDATE/[WHO-]ROW.png`; update 0, and whoever is called base, is
+    the base of all (update 0)."""
+    files: dict[str, dict[str, dict[int, Path]]] = {}
+    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in media.READABLE_SUFFIXES and p.is_file()):
+        folders = list(path.relative_to(folder).parts[:-1])
         times = [n for n, part in enumerate(folders) if TIME.fullmatch(part)]
         if not times:
             continue
@@ -34,34 +34,37 @@ def over_time(home: Path) -> dict[str, dict[str, dict[int, Path]]]:
         words = [w for w in re.split(r"[-_. ]+", path.stem) if w]
         who = " ".join([*folders, *(w for w in words if not w.isdigit())]) or "trained"
         update = 0 if "base" in who.split() else update
-        found.setdefault(who, {}).setdefault("-".join(w for w in words if w.isdigit()), {}).setdefault(update, path)
-    return found
+        files.setdefault(who, {}).setdefault("-".join(w for w in words if w.isdigit()), {}).setdefault(update, path)
+    return files
 
 
-def spread(items: Sequence, most: int) -> list:
-    """The first, the last, and evenly what lies between, at most `most`."""
-    if len(items) <= most:
+def spread_evenly(items: Sequence, limit: int) -> list:
+    """The first, the last, and evenly what lies between, at most `limit`."""
+    if len(items) <= limit:
         return list(items)
-    return [items[round(n * (len(items) - 1) / (most - 1))] for n in range(most)]
+    return [items[round(n * (len(items) - 1) / (limit - 1))] for n in range(limit)]
 
 
-def timeline(home: Path) -> str:
+def draw_timeline(folder: Path) -> str:
     """HTML, or "" where nothing was sampled on the way."""
-    found = over_time(home)
-    bases = {key: row[0] for rows in found.values() for key, row in rows.items() if 0 in row}
+    files = find_timeline(folder)
+    bases = {key: row[0] for rows in files.values() for key, row in rows.items() if 0 in row}
     body = ""
-    for who, rows in list(found.items())[:WHO]:
-        updates = spread(sorted({u for row in rows.values() for u in row if u}), ACROSS - 1)
-        body += f'<h3 style="margin:18px 0 0">{plain(who)}</h3>'
-        for key, row in list(rows.items())[:ROWS]:
-            tiles = [_tile(bases.get(key), home, "base"), *(_tile(row.get(u), home, f"update {u:,}") for u in updates)]
-            body += f'<div class="wb-row"><h4>{plain(_prompt(next(iter(row.values()))) or key, 400)}</h4>'
+    for who, rows in list(files.items())[:MAX_CONTESTANTS]:
+        updates = spread_evenly(sorted({u for row in rows.values() for u in row if u}), MAX_COLUMNS - 1)
+        body += f'<h3 style="margin:18px 0 0">{escape_text(who)}</h3>'
+        for key, row in list(rows.items())[:MAX_ROWS]:
+            tiles = [
+                _draw_tile(bases.get(key), folder, "base"),
+                *(_draw_tile(row.get(u), folder, f"update {u:,}") for u in updates),
+            ]
+            body += f'<div class="wb-row"><h4>{escape_text(_read_prompt(next(iter(row.values()))) or key, 400)}</h4>'
             body += f'<div class="wb-grid" style="{FILL}">{"".join(tiles)}</div></div>'
     return body
 
 
 @lru_cache(256)
-def _prompt(path: Path) -> str:
+def _read_prompt(path: Path) -> str:
     try:
         story = media.read_meta(path)
     except BadInput:
@@ -69,47 +72,49 @@ def _prompt(path: Path) -> str:
     return str(story.get("prompt", "")) if isinstance(story, dict) else ""
 
 
-def contestants(folder: Path, made: Mapping[str, Mapping[tuple[int, int], Mapping]]) -> str:
+def draw_contestants(folder: Path, logged: Mapping[str, Mapping[tuple[int, int], Mapping]]) -> str:
     """HTML of the first samples that every contestant has made, from the same noise; "" before there is one."""
-    names = list(made)[:ACROSS]
+    names = list(logged)[:MAX_COLUMNS]
     body = ""
-    for key in pages.selection(made, names)[:ROWS]:
-        first = made[names[0]][key]
-        tiles = (_tile(_inside(folder, made[n][key].get("file", "")), folder, n) for n in names)
+    for key in pages.select_samples(logged, names)[:MAX_ROWS]:
+        first = logged[names[0]][key]
+        tiles = (_draw_tile(file_inside(folder, logged[n][key].get("file", "")), folder, n) for n in names)
         body += (
-            f'<div class="wb-row"><h4>{plain(first.get("prompt"), 400)}<small>seed {plain(first.get("seed"))}</small></h4>'
+            f'<div class="wb-row"><h4>{escape_text(first.get("prompt"), 400)}'
+            f"<small>seed {escape_text(first.get('seed'))}</small></h4>"
             f'<div class="wb-grid" style="{FILL}">{"".join(tiles)}</div></div>'
         )
     return body
 
 
-def _inside(folder: Path, file: str) -> Path | None:
+def file_inside(folder: Path, file: str) -> Path | None:
     """The file, if it lies in the run's folder."""
     path = (folder / str(file)).resolve()
     return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
 
 
-def _tile(path: Path | None, home: Path, caption: str) -> str:
+def _draw_tile(path: Path | None, folder: Path, caption: str) -> str:
     inner = '<div class="wb-none">not made</div>'
-    if path is not None and _inside(home, str(path)):
+    if path is not None and file_inside(folder, str(path)):
         stat = path.stat()
-        inner = embedded(path, stat.st_mtime_ns, stat.st_size)
-    return f'<figure class="wb-media">{inner}<figcaption><b>{plain(caption)}</b></figcaption></figure>'
+        inner = embed_media(path, stat.st_mtime_ns, stat.st_size)
+    return f'<figure class="wb-media">{inner}<figcaption><b>{escape_text(caption)}</b></figcaption></figure>'
 
 
 @lru_cache(512)
-def embedded(path: Path, stamp: int, size: int) -> str:
-    """As an HTML element that carries the media with it. A file that is still being written is seen at the next look."""
+def embed_media(path: Path, stamp: int, size: int) -> str:
+    """As an HTML element that carries the media with it. A file that is still being written is seen at the next
+    look."""
     suffix = path.suffix.lower()
-    if suffix in SOUNDS or (suffix == ".apng" and size <= BYTES):
-        if size > BYTES:
+    if suffix in SOUNDS or (suffix == ".apng" and size <= MAX_BYTES):
+        if size > MAX_BYTES:
             return '<div class="wb-none">too long to play here; it is in the run’s folder</div>'
-        data = base64.b64encode(path.read_bytes()).decode()
+        address = data_uri(path.read_bytes(), SOUNDS.get(suffix, "image/png"))
         if suffix == ".apng":
-            return f'<img alt="" class="wb-tiny" src="data:image/png;base64,{data}">'
-        return f'<audio controls preload="metadata" src="data:{SOUNDS[suffix]};base64,{data}"></audio>'
+            return f'<img alt="" class="wb-tiny" src="{address}">'
+        return f'<audio controls preload="metadata" src="{address}"></audio>'
     try:
-        data = base64.b64encode(media.thumbnail(path, SIDE)).decode()
+        address = data_uri(media.encode_thumbnail(path, SIDE))
     except BadInput:
         return '<div class="wb-none">can’t be shown</div>'
-    return f'<img alt="" src="data:image/png;base64,{data}">'
+    return f'<img alt="" src="{address}">'

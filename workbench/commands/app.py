@@ -1,0 +1,33 @@
+"""`workbench app`: the workbench in the browser."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from workbench.commands.arguments import Commands, add_parser, add_runs_folder
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "app",
+        app_command,
+        "Compare, vote, train and score in the browser; on this machine only, unless people log in.",
+        "workbench app --port 7860\n  workbench app --host 0.0.0.0 --auth users.txt",
+    )
+    parser.add_argument("--port", type=int, default=7860)
+    parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1: this machine only]; others need --auth")
+    parser.add_argument("--auth", type=Path, metavar="FILE", help="who may enter: a line name:password each")
+    parser.add_argument("--share", action="store_true", help="through a public address of gradio's; needs --auth")
+    add_runs_folder(parser)
+
+
+def app_command(args: argparse.Namespace) -> int:
+    import app
+    from workbench.core.types import BadInput
+
+    if not 0 < args.port < 65536:
+        raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")
+    app.serve(args.runs, args.port, args.host, args.auth, args.share)[0].block_thread()
+    return 0

@@ -1,0 +1,56 @@
+"""`workbench export`: the trained weights of a run, again."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from workbench.commands.arguments import Commands, add_json_flag, add_parser
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "export",
+        export_command,
+        "Write the trained weights of a run again: as a LoRA for diffusers, for ComfyUI, merged, or to a hub.",
+        "workbench export runs/20260101-120000-nft --out my-lora --merged",
+    )
+    parser.add_argument("run", type=Path, help="the folder of a run that trained")
+    parser.add_argument("--contestant", metavar="NAME", help="which one, where several were trained")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder that is not there yet [RUN/export-NAME]")
+    parser.add_argument("--comfy", action="store_true", help="with a file for ComfyUI, where it knows the model")
+    parser.add_argument("--merged", action="store_true", help="with the whole denoiser, the LoRA in its weights")
+    parser.add_argument("--push", metavar="REPO", help="upload it to this hub repository; again, if it did not arrive")
+    parser.add_argument("--private", action="store_true", help="with --push: the repository is private")
+    add_json_flag(parser)
+
+
+def export_command(args: argparse.Namespace) -> int:
+    from rich.markup import escape
+
+    from workbench.commands.console import Failed, out
+    from workbench.core.types import BadInput
+    from workbench.engine import export
+    from workbench.tools import hub
+
+    if args.push is not None:
+        hub.check_repo(args.push)
+    elif args.private:
+        raise BadInput("--private: says how a new hub repository is made; name one with --push")
+    formats = {"comfy": args.comfy, "merged": args.merged, "reuse": args.push is not None}
+    result = export.export_again(args.run, args.contestant, args.out, **formats)
+    if args.push:
+        try:
+            hub.push_export(result.folder, args.push, args.private)
+        except hub.HubUnreachable as error:
+            raise Failed(str(error)) from error
+    if args.json:
+        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        return 0
+    for line in result.describe():
+        out.print(escape(line), soft_wrap=True)
+    if args.push:
+        out.print(f"pushed to {args.push}", soft_wrap=True, markup=False)
+    return 0

@@ -1,0 +1,54 @@
+"""`workbench learn`: a reward from votes."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+from workbench.commands.arguments import Commands, add_json_flag, add_parser
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "learn",
+        learn_command,
+        "A reward from your own votes, and whether votes that it did not see show that it beats chance.",
+        "workbench learn votes.jsonl --out my-taste",
+    )
+    parser.add_argument("votes", type=Path, help="JSON lines; docs/rewards.md says of what")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument(
+        "--encoder",
+        default="starter:image/clip",
+        metavar="MODEL",
+        help="through which pictures are seen [starter:image/clip]",
+    )
+    parser.add_argument("--personal", action="store_true", help="several people's tastes, as mixtures of shared ones")
+    parser.add_argument("--prototypes", type=int, default=3, metavar="K", help="shared tastes, with --personal [3]")
+    add_json_flag(parser)
+
+
+def learn_command(args: argparse.Namespace) -> int:
+    import transformers
+    import yaml
+    from rich.markup import escape
+
+    from workbench.commands.console import Failed, out
+    from workbench.feedback import learn
+
+    transformers.utils.logging.disable_progress_bar()
+    try:
+        result = learn.learn_from_votes(args.votes, args.out, args.encoder, args.personal, args.prototypes)
+    except RuntimeError as error:  # the fit did not converge
+        raise Failed(str(error)) from error
+    if args.json:
+        print(json.dumps(result, ensure_ascii=False))
+        return 0
+    for sentence in result["told"]:
+        out.print(escape(sentence), soft_wrap=True)
+    out.print(
+        f"reward: {yaml.safe_dump(result['reward'], default_flow_style=True).strip()}", soft_wrap=True, markup=False
+    )
+    return 0

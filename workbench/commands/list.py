@@ -1,0 +1,59 @@
+"""`workbench list`: what there is, and whether the seam holds on a pipeline."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from workbench.commands.arguments import Commands, add_json_flag, add_parser
+
+KINDS = ("pipelines", "rewards", "methods", "configs")
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "list",
+        list_command,
+        "What there is: pipelines, rewards, methods, configs.",
+        "workbench list rewards",
+    )
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind [all]")
+    parser.add_argument("--check", metavar="NAME", help="load pipeline NAME and verify the seam on it")
+    add_json_flag(parser)
+
+
+def list_command(args: argparse.Namespace) -> int:
+    from workbench.commands.console import build_table, out
+    from workbench.engine import catalogue
+
+    if args.check:
+        return print_seam_check(args.check, args.json)
+    kinds = [args.kind] if args.kind else KINDS
+    rows_by_kind = {kind: getattr(catalogue, f"list_{kind}")() for kind in kinds}
+    if args.json:
+        print(json.dumps(rows_by_kind[args.kind] if args.kind else rows_by_kind, ensure_ascii=False))
+        return 0
+    for kind, rows in rows_by_kind.items():
+        out.print(build_table(rows, title=kind if not args.kind else None))
+    return 0
+
+
+def print_seam_check(name: str, as_json: bool) -> int:
+    from rich.markup import escape
+
+    import pipelines
+    from pipelines.seam_check import check_pipeline
+    from workbench.commands.console import out
+
+    rows = []
+    for claim, holds, detail in check_pipeline(pipelines.load(name)):
+        rows.append({"claim": claim, "holds": holds, "seen": detail})
+        if not as_json:
+            mark = (
+                "–" if holds is None else "[green]✓[/]" if holds else "[red]✗[/]"
+            )  # –: can't be tried on this pipeline
+            out.print(f"{mark} {escape(f'{claim}: {detail}')}")
+    if as_json:
+        print(json.dumps(rows))
+    return 1 if any(row["holds"] is False for row in rows) else 0

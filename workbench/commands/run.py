@@ -1,0 +1,51 @@
+"""`workbench run`: a config, or a run folder to go on with."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shlex
+from pathlib import Path
+
+from workbench.commands.arguments import (
+    Commands,
+    add_dry_run_flag,
+    add_json_flag,
+    add_new_flag,
+    add_parser,
+    add_runs_folder,
+)
+from workbench.commands.run_config import RunRequest, run_config
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "run",
+        run_config,
+        "Run a config: train, make, judge, store, report. "
+        "An unfinished run of the same config goes on where it stopped.",
+        "workbench run configs/runs/demo.yaml samples_per_prompt=4 contestants.reno.iterations=50",
+    )
+    parser.set_defaults(read_request=read_run_request)
+    parser.add_argument("config", help="a YAML file, a name in configs/runs, or a run folder to go on with")
+    parser.add_argument("override", nargs="*", help="key=value, dotted: method.lr=2")
+    add_dry_run_flag(parser)
+    add_new_flag(parser)
+    add_runs_folder(parser)
+    add_json_flag(parser)
+
+
+def read_run_request(args: argparse.Namespace) -> RunRequest:
+    from workbench.core.schema import build_dataclass
+    from workbench.core.types import BadInput
+    from workbench.runs import config, store
+
+    folder = Path(args.config)
+    if not os.path.isfile(folder / "run.json"):
+        command = shlex.join(["workbench", "run", args.config, *args.override])
+        return RunRequest(config.read_run_config(args.config, args.override), command)
+    if args.override:
+        raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
+    stored = build_dataclass(config.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
+    return RunRequest(stored, f"workbench run {shlex.quote(args.config)}" + " --new" * args.new, folder)

@@ -1,0 +1,85 @@
+"""What `demo`, `run` and `compare` have in common: a config is checked, planned and executed, and its results are
+printed.
+
+They differ in how `args.read_request` makes a config of the arguments.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+import traceback
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    from workbench.runs.config import RunConfig
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    config: RunConfig
+    command: str  # that makes this run again
+    folder: Path | None = None  # an existing run to go on with
+
+
+def run_config(args: argparse.Namespace) -> int:
+    """The run that `args` ask for; of several processes the first writes and prints, and the others help it to
+    train."""
+    import transformers
+
+    from pipelines import processes
+    from workbench.commands.console import Failed, err
+    from workbench.commands.run_progress import ProgressBars, print_plan, stop_on_signal
+    from workbench.commands.run_summary import print_summary
+    from workbench.engine import run
+    from workbench.engine.plan import check_disk, plan_run
+    from workbench.runs import store
+    from workbench.training import training_runs
+
+    request = args.read_request(args)
+    config, runs = request.config, request.folder.parent if request.folder else args.runs
+    plan = plan_run(config, request.command)
+    check_disk(plan, runs)
+    transformers.utils.logging.disable_progress_bar()  # our own bars are enough
+    if args.dry_run:
+        return print_plan(plan, runs, args.json)
+
+    def open_folder() -> Path:
+        if request.folder and not args.new:
+            return request.folder
+        return store.RunFolder.open(runs, config.name, dataclasses.asdict(config), args.new).path
+
+    path = training_runs.open_on_leader(open_folder, config.device)
+    try:
+        with stop_on_signal() as stop, ProgressBars(plan, quiet=not processes.is_main_process()) as bars:
+            for progress in run.execute_run(plan, store.RunFolder(path), stop):
+                bars.show(progress)
+    except Exception as error:
+        if processes.count_processes() > 1:
+            exit_at_once(error)
+        if isinstance(error, run.DiskFull):
+            raise Failed(str(error)) from error
+        raise
+    if not processes.is_main_process():
+        return 0
+    if stop.is_set():
+        err.print("workbench: stopped; the same command goes on from here")
+        return 130
+    return print_summary(path, store.RunFolder(path).read("summary.json"), args.json)
+
+
+def exit_at_once(error: Exception) -> NoReturn:
+    """End this process of several, now: a usual exit waits for threads, and for what the process group's and the GPU's
+    destructors do, and those may wait for the other processes, which wait for this one."""
+    from workbench.core.types import BadInput
+    from workbench.training.contestant_training import ProcessEnded
+
+    if not isinstance(error, (ProcessEnded, BadInput, OSError)):
+        traceback.print_exception(error)
+    print(f"workbench: {error}", file=sys.stderr)
+    sys.stdout.flush(), sys.stderr.flush()
+    os._exit(2 if isinstance(error.__cause__ or error, BadInput) else 1)

@@ -1,0 +1,47 @@
+"""`workbench starter build`: the embedded starter pack from nothing."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from importlib import import_module
+from pathlib import Path
+
+from workbench.commands.arguments import Commands, add_parser
+
+
+def add_command(commands: Commands) -> None:
+    parser = add_parser(
+        commands,
+        "starter",
+        starter_command,
+        "Rebuild the embedded starter pack from nothing.",
+        "workbench starter build --out /tmp/pack --fast",
+    )
+    parser.add_argument("action", choices=("build",))
+    parser.add_argument(
+        "--modality", choices=("image", "music", "video"), default="image", help="which part of it [image]"
+    )
+    parser.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
+    parser.add_argument(
+        "--work", type=Path, default=Path("starter-build"), help="checkpoints; an interrupted build goes on"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fast", action="store_true", help="a smoke build of a minute: the recipe runs, the models are bad"
+    )
+
+
+def starter_command(args: argparse.Namespace) -> int:
+    from workbench.core.paths import STARTER
+    from workbench.core.types import BadInput
+
+    build = import_module(f"pipelines.starter.{args.modality}.build").build
+    if args.out is None and args.fast:
+        raise BadInput(
+            "--fast makes models that are not worth keeping: give --out DIR, so that the pack stays as it is"
+        )
+    if shutil.disk_usage(Path.cwd()).free < 2**30:
+        raise BadInput("building the pack needs 1 GB free for its checkpoints; use --work on another disk")
+    build(args.work, args.out or STARTER / args.modality, seed=args.seed, fast=args.fast)
+    return 0

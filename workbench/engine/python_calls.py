@@ -1,0 +1,125 @@
+"""A call from Python becomes a plan, and the plan a run: what the functions of workbench.api share."""
+
+from __future__ import annotations
+
+import dataclasses
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.types import BadInput
+from workbench.engine import plan as planning
+from workbench.engine import run as driver
+from workbench.engine.progress_bar import watch_run
+from workbench.engine.run_results import Run
+from workbench.engine.user_objects import UserObjects
+from workbench.methods import find_method
+from workbench.runs import config as configs
+from workbench.runs import prompts as prompt_lists
+from workbench.runs import store
+from workbench.runs.plan import Plan
+from workbench.runs.train_config import TrainConfig
+from workbench.training import training_runs
+
+
+def read_prompts(prompts: str | Path | Sequence[str]) -> str | list[str]:
+    """As a config has them: the name of a file, or a list. Raises BadInput for a single prompt that is no list."""
+    if isinstance(prompts, (str, Path)):
+        try:
+            prompt_lists.read_prompts(str(prompts))
+        except BadInput as error:
+            raise BadInput(f"{error}; a prompt of your own goes into a list: prompts=[{str(prompts)!r:.40}]") from None
+        return str(prompts)
+    return list(prompts)
+
+
+def split_settings(method: Any, settings: Mapping[str, Any], objects: UserObjects) -> tuple[dict, dict]:
+    """(those of the method, those of the training). Raises BadInput for one that neither has, naming the nearest."""
+    registry = objects.method_registry()
+    name = method.get("name") if isinstance(method, Mapping) else method
+    cls = find_method(name, registry) if isinstance(name, str) else method if isinstance(method, type) else type(method)
+    of_method, of_training = setting_names(cls), setting_names(TrainConfig)
+    for key in settings:
+        if key not in of_method | of_training:
+            raise BadInput(f"train: unknown setting {key!r}; {suggest_nearest(key, of_method | of_training)}")
+    method_settings = {key: value for key, value in settings.items() if key in of_method}
+    return method_settings, {key: value for key, value in settings.items() if key not in of_method}
+
+
+def describe_argument(pipeline: Any) -> str:
+    """A pipeline as a sentence about a call repeats it."""
+    return f"{str(pipeline)!r:.60}" if isinstance(pipeline, (str, Path)) else "pipeline"
+
+
+def check_former_names(settings: Mapping[str, Any], where: str) -> None:
+    """Raises BadInput for an argument of a call by the name that a run's config gave it once."""
+    for key in settings:
+        if key in configs.RunConfig.former_names:
+            raise BadInput(f"{where}: unknown setting {key!r}; did you mean {configs.RunConfig.former_names[key]!r}?")
+
+
+def setting_names(cls: type) -> set[str]:
+    """Fields of a dataclass that can be given, with the names that they had before."""
+    fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
+    return {f.name for f in fields if f.init} | set(getattr(cls, "former_names", {}))
+
+
+def plan_objects(
+    values: dict[str, Any], objects: UserObjects, pipeline: Any, reward: Any, watch: Any, where: str
+) -> Plan:
+    """The plan of a run whose pipeline and rewards are names or objects. Raises BadInput."""
+    values = {key: value for key, value in values.items() if value is not None}
+    values |= {"pipeline": objects.name_pipeline(pipeline), "reward": objects.name_rewards(reward, "reward")}
+    values |= {"watch": objects.name_rewards(watch, "watch")} if watch is not None else {}
+    values.setdefault("name", where)
+    return planning.plan_run(
+        configs.check_config(build_dataclass(configs.RunConfig, values, where)), f"workbench.{where}", objects
+    )
+
+
+def run_in_folder(plan: Plan, objects: UserObjects, runs: Path, new: bool, progress: bool) -> Run:
+    """Drive a plan to its end in a run folder. Raises RuntimeError where a training broke; other contestants' failures
+    are in the table."""
+    config_values = dataclasses.asdict(plan.config)
+    path = training_runs.open_on_leader(
+        lambda: store.RunFolder.open(runs, plan.config.name, config_values, new).path, plan.config.device
+    )
+    rounds = plan.train_config.rounds if plan.train_config else 0
+    stream = driver.execute_run(plan, store.RunFolder(path), load=objects.load)
+    for failure in watch_run(stream, rounds, progress):
+        if failure.phase == "train":
+            raise RuntimeError(
+                f"{failure.contestant} failed: {failure.failed} (see {path / f'failure-{failure.contestant}.txt'})"
+            )
+    return Run(path, objects)
+
+
+@contextmanager
+def folder_of_runs(runs: str | Path | None) -> Iterator[Path]:
+    """The folder that was named, or one that is gone afterwards."""
+    if runs is not None:
+        yield Path(runs)
+        return
+    with tempfile.TemporaryDirectory(prefix="workbench-") as folder:
+        yield Path(folder)
+
+
+@contextmanager
+def quiet_libraries() -> Iterator[None]:
+    """Without the loading bars of diffusers and transformers."""
+    import diffusers
+    import transformers
+
+    libraries = [library.utils.logging for library in (diffusers, transformers)]
+    bars_enabled = [library.is_progress_bar_enabled() for library in libraries]
+    for library in libraries:
+        library.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for library, enabled in zip(libraries, bars_enabled, strict=True):
+            if enabled:
+                library.enable_progress_bar()

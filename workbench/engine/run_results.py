@@ -1,0 +1,177 @@
+"""A run folder as an object: its table, its media, its report, and its weights exported again."""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from workbench.core.io import media as media_files
+from workbench.core.schema import suggest_nearest
+from workbench.core.types import BadInput, Media
+from workbench.engine import export
+from workbench.engine.user_objects import UserObjects
+from workbench.report import notebook_view
+from workbench.report.columns import build_table
+from workbench.runs.store import RunFolder
+
+
+@dataclass(frozen=True)
+class Run:
+    """What a run has left in its folder. Printed, it is one line; in a notebook, its table and its pictures."""
+
+    path: Path
+    objects: UserObjects = field(default_factory=UserObjects, repr=False, compare=False)  # that its config names
+
+    @cached_property
+    def summary(self) -> dict[str, Any]:
+        """`summary.json`: means, intervals, differences from the base, costs, alarm. Raises BadInput for an unfinished
+        run."""
+        summary = RunFolder(self.path).read("summary.json")
+        if not summary:
+            raise BadInput(f"{self.path}: this run has not come to its end; go on with: workbench run {self.path}")
+        return summary
+
+    @property
+    def status(self) -> str:
+        """done, failed, stopped or running."""
+        return RunFolder(self.path).read().get("status", "")
+
+    @property
+    def contestants(self) -> list[str]:
+        return [c["name"] for c in self.summary["contestants"]]
+
+    @property
+    def report(self) -> Path:
+        """The self-contained page, to be opened in a browser."""
+        return self.path / "report.html"
+
+    def table(self) -> list[dict[str, Any]]:
+        """A dict a contestant, for pandas: means, the ends of their 95 % intervals (`_low`, `_high`), costs."""
+        return table_rows(self.summary)
+
+    def samples(self, contestant: str | None = None) -> list[dict[str, Any]]:
+        """A dict a sample, for pandas: contestant, prompt, which of its samples, seed, file, every score."""
+        if contestant is not None:
+            self._check_name(contestant)
+        return [
+            {
+                "contestant": event["contestant"],
+                "prompt": sample["prompt"],
+                "k": sample["k"],
+                "seed": sample["seed"],
+                "file": str(self.path / sample["file"]),
+                **sample["scores"],
+            }
+            for event in RunFolder(self.path).events()
+            if event.get("final") and contestant in (None, event["contestant"])
+            for sample in event["samples"]
+        ]
+
+    def media(self, contestant: str) -> Media:
+        """Everything that a contestant made, N rows in the order of `samples`. Raises BadInput for another name."""
+        self._check_name(contestant)
+        rows = self.samples(contestant)
+        if not rows:
+            raise BadInput(f"{self.path}: {contestant} made nothing")
+        return Media.cat([media_files.read_media(row["file"]) for row in rows])
+
+    def export(
+        self,
+        folder: str | Path | None = None,
+        contestant: str | None = None,
+        *,
+        comfy: bool = False,
+        merged: bool = False,
+    ) -> export.ExportResult:
+        """Write the best weights of a training again, as a LoRA that diffusers loads; `comfy` and `merged` add a file
+        for ComfyUI and the whole denoiser. Raises BadInput for a run that trained nothing, or a folder that is there
+        already."""
+        target = None if folder is None else Path(folder)
+        return export.export_again(self.path, contestant, target, comfy=comfy, merged=merged, objects=self.objects)
+
+    def _check_name(self, contestant: str) -> None:
+        if contestant not in self.contestants:
+            raise BadInput(
+                f"{self.path}: no contestant {contestant!r}; {suggest_nearest(contestant, self.contestants)}"
+            )
+
+    def __repr__(self) -> str:
+        summary = RunFolder(self.path).read("summary.json")
+        names = ", ".join(c["name"] for c in summary.get("contestants", ())) or "nothing yet"
+        return f"<run {self.path}: {names}; {self.status}>"
+
+    def _repr_html_(self) -> str:
+        if not RunFolder(self.path).read("summary.json"):
+            return notebook_view.paragraph_html(repr(self))
+        grid = self.path / "grid.png"
+        return results_html(self.summary, grid.read_bytes() if grid.is_file() else b"", repr(self))
+
+
+class Comparison(list):
+    """The rows of a comparison, a dict a contestant: `pandas.DataFrame(comparison)` is its table. In a notebook it
+    shows the table and the same prompts side by side."""
+
+    def __init__(self, summary: Mapping[str, Any], grid: bytes = b"", run: Run | None = None):
+        super().__init__(table_rows(summary))
+        self.summary, self.grid, self.run = summary, grid, run  # grid: PNG bytes; run: where a folder was asked for
+
+    def _repr_html_(self) -> str:
+        return results_html(self.summary, self.grid)
+
+    def _repr_png_(self) -> bytes | None:
+        return self.grid or None
+
+
+def read_run_folder(path: str | Path, objects: UserObjects | None = None) -> Run:
+    """Raises BadInput for what is no run folder."""
+    path = Path(path)
+    if not RunFolder(path).read():
+        neighbours = [p.parent.name for p in path.absolute().parent.glob("*/run.json")]
+        raise BadInput(f"{path} is no run folder: it has no run.json; {suggest_nearest(path.name, neighbours)}")
+    return Run(path, objects or UserObjects())
+
+
+def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """A dict a contestant, unrounded; None where there is no value, `failed` says why there is none at all."""
+    table = build_table(summary, "csv")
+    rows = []
+    for row in table.rows:
+        values = {
+            "contestant": row.name,
+            "method": row.contestant.get("method"),
+            "pipeline": row.contestant.get("pipeline"),
+        }
+        for column, cell in zip(table.columns, row.cells, strict=False):
+            values[column.key] = cell.value if cell else None
+            if cell and cell.interval:
+                values[f"{column.key}_low"], values[f"{column.key}_high"] = cell.interval
+        rows.append(values | ({"failed": row.failed} if row.failed else {}))
+    return rows
+
+
+def results_html(summary: Mapping[str, Any], grid: bytes, heading: str = "") -> str:
+    """Table, alarm and pictures of a finished run."""
+    parts = [notebook_view.paragraph_html(heading)] if heading else []
+    parts.append(notebook_view.table_html(shown_rows(summary)))
+    if summary.get("alarm"):
+        parts.append(notebook_view.paragraph_html(f"Alarm: {summary['alarm']}"))
+    if grid:
+        parts.append(
+            f'<img src="data:image/png;base64,{base64.b64encode(grid).decode()}" style="max-width:100%" alt="">'
+        )
+    return f"<div>{''.join(parts)}</div>"
+
+
+def shown_rows(summary: Mapping[str, Any]) -> list[dict[str, str]]:
+    """The table as the app shows it: each mean with its interval in one cell."""
+    table = build_table(summary, "app")
+    rows = []
+    for row in table.rows:
+        cells = zip(table.columns, row.cells, strict=False)
+        texts = {c.heading_in("app"): f"{c.format_value(cell)} {c.format_interval(cell)}".strip() for c, cell in cells}
+        rows.append({"contestant": row.name} | (texts if not row.failed else {"failed": row.failed}))
+    return rows

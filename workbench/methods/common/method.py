@@ -1,0 +1,63 @@
+"""What the driver asks of every method, with the answer that most of them give. Ours inherit it; one from outside the
+tree that lacks an attribute gets it from here (`complete_method`)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import is_dataclass
+from typing import Any
+
+from workbench.core.types import BadInput, Method
+
+
+class MethodDefaults:
+    """The members of workbench.core.types.Method that have a usual value."""
+
+    scales: str = ""
+    paper: str = ""
+    yields_predictions: bool = False
+    scales_in_turns: bool = False
+    learns_from_pairs: bool = False
+    optimises_sets: bool = False
+    delivered_copy: str = ""
+    group: int = 1
+    optimizer_steps: int = 1
+    advantage: str = "whole"
+    former_names: Mapping[str, str] = {}  # a setting's name in old configs -> its name now
+
+    def check(self, pipeline, reward, lora) -> None:
+        return None
+
+    def sampler(self) -> Method | None:
+        return None
+
+
+REQUIRED = ("needs", "calls", "__call__")
+DEFAULTS = {name: value for name, value in vars(MethodDefaults).items() if not name.startswith("_")}
+
+
+def check_method(cls: Any, name: str, where: str) -> None:
+    """Raises BadInput for what is no method, saying what it lacks."""
+    if not isinstance(cls, type) or not is_dataclass(cls):
+        raise BadInput(f"{where}: {name!r} is no method: it must be a frozen dataclass, see docs/extending.md")
+    if absent := [member for member in REQUIRED if not any(member in vars(c) for c in cls.__mro__)]:
+        raise BadInput(f"{where}: {name!r} is no method: it lacks {' and '.join(absent)}, see docs/extending.md")
+
+
+def complete_method(cls: type) -> type:
+    """The class itself, with the default of each member that it leaves out."""
+    for name, value in DEFAULTS.items():
+        if not hasattr(cls, name):
+            setattr(cls, name, value)
+    return cls
+
+
+def is_import_path(name: Any) -> bool:
+    """Whether a text is written `package.module:Class`."""
+    return isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*", name) is not None
+
+
+def short_name(name: str) -> str:
+    """A method's name as a contestant may bear it: of an import path the class."""
+    return name.rpartition(":")[2].rpartition(".")[2] if ":" in name else name

@@ -1,0 +1,99 @@
+"""Media with their scores, as a notebook shows them: HTML that carries everything in itself."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Mapping, Sequence
+
+from PIL import Image
+
+from workbench.core.io import media as media_files
+from workbench.core.types import Media
+from workbench.report import audio_view
+
+SIDE = 256  # pixels of a picture on the page
+MAX_SAMPLES = 24  # samples at most; the others are counted
+
+
+def media_html(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]], heading: str = "") -> str:
+    """A figure a sample: the picture, the playing clip, or a player under the sound's spectrogram; prompt and scores
+    below."""
+    figures = []
+    for n in range(min(len(media), MAX_SAMPLES)):
+        caption = "<br>".join(f"{html.escape(name)} <b>{format_cell(value)}</b>" for name, value in scores[n].items())
+        figures.append(
+            f'<figure style="display:inline-block;width:{SIDE}px;margin:0 12px 12px 0;vertical-align:top">'
+            f"{media_element(media[n])}"
+            f'<figcaption style="font-size:12px;line-height:1.4">{html.escape(prompts[n])}<br>{caption}</figcaption>'
+            "</figure>"
+        )
+    more = f"<p>and {len(media) - MAX_SAMPLES} more</p>" if len(media) > MAX_SAMPLES else ""
+    head = f'<p style="font-size:12px">{html.escape(heading)}</p>' if heading else ""
+    return f"<div>{head}{''.join(figures)}{more}</div>"
+
+
+def media_element(row: Media) -> str:
+    """The HTML element that shows or plays one row."""
+    style = f"width:{SIDE}px;display:block;image-rendering:{'pixelated' if row.data.shape[-1] < SIDE else 'auto'}"
+    if row.modality == "audio":
+        still = data_uri(picture_png(audio_view.still_picture(row)), "image/png")
+        sound = data_uri(media_files.encode_wav(row), "audio/wav")
+        return (
+            f'<img src="{still}" style="{style}" alt=""><audio controls src="{sound}" style="width:{SIDE}px"></audio>'
+        )
+    if row.modality == "video":
+        return f'<img src="{data_uri(media_files.encode_apng(row), "image/apng")}" style="{style}" alt="">'
+    return f'<img src="{data_uri(picture_png(row), "image/png")}" style="{style}" alt="">'
+
+
+def picture_png(row: Media) -> bytes:
+    """A picture [1,3,H,W] as PNG, no larger than twice its place on the page."""
+    data = media_files.encode_png(row)
+    if max(row.data.shape[-2:]) <= 2 * SIDE:
+        return data
+    image, out = Image.open(io.BytesIO(data)), io.BytesIO()
+    image.thumbnail((2 * SIDE, 2 * SIDE), Image.Resampling.LANCZOS)
+    image.save(out, "PNG")
+    return out.getvalue()
+
+
+def data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def contact_sheet(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]]) -> bytes:
+    """PNG bytes: a row a prompt, its samples beside one another; clips as nine of their frames, sounds as
+    spectrograms."""
+    rows: dict[str, list[media_files.Cell]] = {}
+    for n in range(min(len(media), MAX_SAMPLES)):
+        note = next((f"{name} {format_cell(value)}" for name, value in scores[n].items()), "")
+        rows.setdefault(prompts[n], []).append(media_files.Cell(audio_view.still_picture(media[n]), None, note))
+    width = max(map(len, rows.values()))
+    cells = [[*row, *[media_files.Cell(None)] * (width - len(row))] for row in rows.values()]
+    return media_files.draw_contact_sheet(cells, rows=list(rows), columns=[f"sample {k + 1}" for k in range(width)])
+
+
+def table_html(rows: Sequence[Mapping[str, object]]) -> str:
+    """Rows of one table as HTML; numbers to three places."""
+    if not rows:
+        return "<p>nothing</p>"
+    columns = list(dict.fromkeys(key for row in rows for key in row))
+    head = "".join(f"<th>{html.escape(str(column))}</th>" for column in columns)
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(format_cell(row.get(column)))}</td>" for column in columns) + "</tr>"
+        for row in rows
+    )
+    return f"<table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
+
+
+def format_cell(value: object) -> str:
+    """A number to three places, a dash for none."""
+    if value is None or value != value:
+        return "–"
+    return f"{value:,.3f}" if isinstance(value, float) else str(value)
+
+
+def paragraph_html(text: str) -> str:
+    return f'<p style="font-size:12px">{html.escape(text)}</p>'

@@ -1,0 +1,54 @@
+"""The noise that a contestant of an earlier run ended with, read from its run folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from workbench.core.types import BadInput
+
+
+class RunNoise:
+    """The noise under RUN_FOLDER/CONTESTANT, by prompt and seed. Raises BadInput where there is none."""
+
+    def __init__(self, path: str):
+        self.path = path
+        self.rows = _find_rows(Path(path).parent, Path(path).name)
+        if not self.rows:
+            raise BadInput(f"noise: {path} holds no finished noise; give RUN_FOLDER/CONTESTANT of an earlier run")
+
+    def __str__(self) -> str:
+        return self.path
+
+    def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
+        """[B,*latent]. Raises BadInput for a prompt and seed that the run did not make."""
+        keys = list(zip(prompts, seeds, strict=True))
+        if missing := [key for key in keys if key not in self.rows]:
+            prompt, seed = missing[0]
+            raise BadInput(
+                f"noise: {self.path} has none for {prompt!r} and seed {seed}; give that run's prompts and seed"
+            )
+        rows = [self.rows[key] for key in keys]
+        files = {file: safetensors.torch.load_file(file)["noise"] for file, _ in rows}
+        return torch.stack([files[file][row] for file, row in rows])
+
+
+def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Path, int]]:
+    """(prompt, seed) -> the file in which its noise lies, and the row; none where this can't be read."""
+    try:
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
+        events = [json.loads(line) for line in lines]
+    except (OSError, ValueError):
+        return {}
+    finals = [e for e in events if e["contestant"] == contestant and e.get("final")]
+    return {
+        (sample["prompt"], sample["seed"]): (folder / sample["latents"], row)
+        for final in finals
+        for row, sample in enumerate(final["samples"])
+        if sample["latents"]
+    }

@@ -1,0 +1,21 @@
+"""What a person, or a program, asks the studio for. Nothing here imports torch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class ComparisonRequest:
+    """Contestants on the same prompts and noises; checked by studio_comparison.build_config."""
+
+    prompts: Sequence[str] | str  # themselves, or the name of a list in configs/prompts
+    pipeline: str
+    contestants: Sequence[str]  # lines; see contestant_choices.py
+    rewards: Mapping[str, float]  # optimised: name -> weight
+    watch: Sequence[str] | None = None  # held out; None: whoever can look on
+    seed: int = 0
+    seeds: int = 1  # noises per prompt
+    calls: int = 0  # denoiser calls a sample to which every method is fitted; 0: as their settings say
+    batch: int = 16  # samples made at once

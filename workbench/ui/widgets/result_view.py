@@ -1,0 +1,230 @@
+"""A stored comparison: its table, its samples side by side, and the files to slide between. All that users or files say
+is shown as text."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+from PIL import Image
+
+from rewards.audio.loudness import QUIETEST, integrated_loudness
+from workbench.core.io import media
+from workbench.report import audio_view, estimates, findings, formatting, pages
+from workbench.report.columns import build_table
+from workbench.runs.store import RunFolder
+from workbench.ui.served_files import file_url, serve_copy
+from workbench.ui.studio_comparison import mean_reward, plain_weights
+from workbench.ui.widgets import curves, samples
+from workbench.ui.widgets.html import data_uri, template_environment
+
+TINY = 128  # a picture of fewer pixels is shown as squares
+ROWS = 24  # of a result
+
+
+def short_pipeline_name(repo: str) -> str:
+    """A pipeline in a word: a training of this machine by its run, never by its path."""
+    path = Path(repo)
+    if not path.is_absolute():
+        return repo
+    return path.parent.name if path.name == "export" else f"{path.parent.parent.name}/{path.name}"
+
+
+_templates = template_environment(number=formatting.format_number, pipeline=short_pipeline_name)
+_macros = _templates.get_template("result.html").module
+
+
+@dataclass(frozen=True)
+class ComparisonResult:
+    """A stored comparison, ready to be shown."""
+
+    run: str
+    kind: str
+    names: list[str]
+    rows: list[dict]  # {prompt, category, seed, k, cells}
+    summary: dict
+    note: str
+    headline: list[str]
+    html: str
+    chart: str
+
+
+def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonResult:
+    """A run folder as the page shows it, whole or not; `status` says what is being done to it."""
+    record, summary = folder.read(), folder.read("summary.json")
+    summary = summary if "contestants" in summary else {}
+    logged = pages.collect_samples(folder.events())
+    names = list((record.get("config", {}).get("contestants") or dict.fromkeys(logged)) | dict.fromkeys(logged))
+    kind = summary.get("modality") or _guess_modality(logged)
+    table = build_table(summary, "app") if summary else None
+    optimised_metric = _first_optimised(table.results.metrics) if table else None
+    keys = sorted({key for part in logged.values() for key in part})
+    rows = [_result_row(folder, temp, logged, names, key, kind, optimised_metric) for key in keys[:ROWS]]
+    state = record.get("status", "")
+    note = status or {
+        "stopped": "Stopped: this is the best that was found so far; “Same seed again” goes on from here.",
+        "running": "This run has not finished; “Same seed again” goes on from here.",
+    }.get(state, "")
+    headline = findings.headline_sentences(summary) if summary else ["Nothing has been judged yet."]
+    report = folder.path / "report.html"
+    view = {
+        "note": note,
+        "summary": summary,
+        "headline": headline,
+        "kind": kind,
+        "noun": formatting.MEDIA_NOUNS.get(kind, "sample"),
+        "rows": rows,
+        "more": max(0, len(keys) - ROWS),
+        "link": f"?run={quote(folder.path.name)}",
+        "report": file_url(serve_copy(temp, report)) if report.is_file() else "",
+        "table": table,
+        "tones": {name: n % 8 for n, name in enumerate(names)},
+        "show_pipelines": bool(summary and estimates.contestants_by_pipeline(summary)),
+        "footer": _table_footer(summary, optimised_metric) if summary else "",
+    }
+    weights = plain_weights(record.get("config", {}).get("reward"))
+    levels = {name: mean_reward([s["scores"] for s in logged.get(name, {}).values()], weights) for name in names}
+    chart = curves.draw_reward_curves(folder.path / "events.jsonl", levels)
+    return ComparisonResult(
+        folder.path.name, kind, names, rows, summary, note, headline, str(_macros.result(view)), chart
+    )
+
+
+def _first_optimised(metrics: Mapping[str, Mapping]) -> str | None:
+    return next((m for m, means in metrics.items() if m != "oracle" and estimates.is_optimised(means)), None)
+
+
+def _table_footer(summary: Mapping, optimised_metric: str | None) -> str:
+    prompts = formatting.count_things(summary["prompts"], "prompt")
+    footer = (
+        f"{prompts} × {formatting.count_things(summary['seeds'], 'seed')}; small print: 95 % intervals over prompts"
+    )
+    noun = formatting.MEDIA_NOUNS[summary["modality"]]
+    return footer + (f". The number under each {noun} is {optimised_metric}." if optimised_metric else ".")
+
+
+def _guess_modality(logged: Mapping) -> str:
+    first = next((s["file"] for part in logged.values() for s in part.values()), "")
+    return next((kind for kind, suffix in media.SUFFIX_BY_MODALITY.items() if first.endswith(suffix)), "image")
+
+
+def _result_row(
+    folder: RunFolder,
+    temp: Path,
+    logged: Mapping,
+    names: Sequence[str],
+    key: tuple,
+    kind: str,
+    optimised_metric: str | None,
+) -> dict:
+    first = next(logged[n][key] for n in names if key in logged.get(n, {}))
+    cells = []
+    for tone, name in enumerate(names):
+        sample = logged.get(name, {}).get(key)
+        file = sample and samples.file_inside(folder.path, sample["file"])
+        scores = (sample or {}).get("scores", {})
+        cell = {
+            "name": name,
+            "tone": tone % 8,
+            "made": sample,
+            "prompt": first["prompt"],
+            "score": scores.get(optimised_metric),
+            "file": None,
+        }
+        cell |= {
+            "right": None if scores.get("oracle") is None else scores["oracle"] >= 1,
+            "url": "",
+            "tiny": False,
+            "scores": scores,
+        }
+        if file:
+            copy = serve_copy(temp, file, f"{name}-{file.name}")
+            cell |= {"file": str(copy), "url": file_url(copy)} | FACTS[kind](file)
+        cells.append(cell)
+    if kind == "audio":
+        playable = [c for c in cells if c["url"]]
+        for cell, volume in zip(playable, playback_volumes([c["loudness"] for c in playable]), strict=True):
+            cell["volume"] = f"{volume:.4f}"
+    return {
+        "prompt": first["prompt"],
+        "category": first.get("category"),
+        "seed": first["seed"],
+        "k": key[1],
+        "cells": cells,
+    }
+
+
+def _picture_facts(file: Path) -> dict:
+    with Image.open(file) as image:
+        return {"tiny": max(image.size) <= TINY}
+
+
+def _clip_facts(file: Path) -> dict:
+    with Image.open(file) as image:
+        return {"tiny": max(image.size) <= TINY, "rate": 1000 / (image.info.get("duration") or 125)}
+
+
+def _sound_facts(file: Path) -> dict:
+    sound = media.read_media(file)
+    return {
+        "drawn": data_uri(audio_view.sound_picture(sound)),
+        "loudness": float(integrated_loudness(sound.data, sound.rate)[0]),
+    }
+
+
+def playback_volumes(levels: Sequence[float]) -> list[float]:
+    """The share of full volume at which sounds of these loudnesses, in LUFS, are all as loud as the quietest; 1 for one
+    that is silent or too short to have a loudness."""
+    is_audible = [level > QUIETEST for level in levels]  # False for NaN
+    quietest = min((level for level, audible in zip(levels, is_audible, strict=True) if audible), default=0.0)
+    return [10 ** ((quietest - v) / 20) if audible else 1.0 for v, audible in zip(levels, is_audible, strict=True)]
+
+
+FACTS: dict[str, Callable[[Path], dict]] = {"image": _picture_facts, "video": _clip_facts, "audio": _sound_facts}
+
+
+def slider_state(result: ComparisonResult) -> dict:
+    """What a page must remember of a result to slide between its files."""
+    rows = [{c["name"]: c["file"] for c in row["cells"] if c["file"]} for row in result.rows]
+    return {"run": result.run, "kind": result.kind, "rows": rows}
+
+
+def result_for_programs(result: ComparisonResult, folder: RunFolder) -> dict:
+    """A result for programs."""
+    keys = ("prompt", "seed", "k", "category")
+    files = [
+        {"contestant": c["name"], "url": c["url"], "scores": c["scores"]} | {k: row[k] for k in keys}
+        for row in result.rows
+        for c in row["cells"]
+        if c["url"]
+    ]
+    state = folder.read().get("status", "")
+    answer = {
+        "run": result.run,
+        "folder": str(folder.path),
+        "state": state,
+        "note": result.note,
+        "headline": result.headline,
+    }
+    return answer | {"link": f"?run={quote(result.run)}", "summary": result.summary, "files": files}
+
+
+def slider_pair(
+    rows: Sequence[Mapping[str, str]], kind: str, row: int, left_name: str, right_name: str
+) -> tuple[str, str] | None:
+    """The files for the slider: pictures as they are, tiny ones grown by whole steps, of a clip its middle frame."""
+    if kind == "audio" or not 0 <= row < len(rows) or not {left_name, right_name} <= rows[row].keys():
+        return None
+    return tuple(_enlarge(Path(rows[row][name]), kind) for name in (left_name, right_name))
+
+
+def _enlarge(file: Path, kind: str) -> str:
+    with Image.open(file) as image:
+        if kind == "image" and max(image.size) > TINY:
+            return str(file)
+    enlarged = file.with_name(f"large-{file.stem}.png")
+    if not enlarged.is_file():
+        enlarged.write_bytes(media.encode_thumbnail(file, 512))
+    return str(enlarged)
