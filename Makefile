@@ -6,7 +6,7 @@ PORT   ?= 7860
 # or music, or video
 MODALITY ?= image
 
-.PHONY: install demo test app clean
+.PHONY: install demo check test app clean
 
 install: .venv/installed
 
@@ -19,6 +19,11 @@ install: .venv/installed
 
 demo: install
 	$(BIN)/workbench demo --modality $(MODALITY) --runs $(RUNS)
+
+check: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
 
 test: install
 	$(BIN)/python -m pytest
