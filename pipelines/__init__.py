@@ -1,4 +1,4 @@
-"""How media is made: any diffusers pipeline, left as it is, behind one Policy."""
+"""Pipelines: any diffusers pipeline, unchanged, behind one Policy interface."""
 
 from pipelines.adapters import Lora
 from pipelines.config import PipelineConfig, read_config, with_lora

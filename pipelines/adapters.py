@@ -1,8 +1,7 @@
-"""What of a pipeline is trained: LoRA on its denoisers (or their weights), and named copies of it as it was.
+"""The trained part of a pipeline: LoRA on its denoisers (or their weights), and named copies of it.
 
 The live values are called "train". Copies ("old" for rollouts, "ema" for evaluation, any name) are plain tensors,
-swapped in for the length of a `with`; the policy before training is the one with its adapters switched off, to the
-last bit.
+swapped in inside a `with` block. With its adapters switched off, the policy is bit for bit the one before training.
 """
 
 from __future__ import annotations
@@ -34,14 +33,13 @@ class Lora:
 
     rank: Count = 32
     alpha: float = 64.0
-    # the projections of attention, fused ones too; every linear layer; with convolutions; the weights themselves, no
-    # LoRA
+    # attention projections, fused ones too; all linear layers; all: convolutions too; weights: no LoRA, all weights
     targets: Literal["attention", "linear", "all", "weights"] = "attention"
     seed: int = 0  # of A
 
 
 def find_target_layers(module: nn.Module, kind: str) -> list[str]:
-    """Names of the layers to adapt, found by what they are. Raises TypeError where there are none of that kind.
+    """Names of the layers to adapt, found by their types. Raises TypeError where there are none of that kind.
 
     torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are
     grouped convolutions, which have no low-rank form.
@@ -68,7 +66,7 @@ def _is_attention(part: nn.Module) -> bool:
 
 
 def attach_lora(module: Any, lora: Lora) -> None:
-    """Put LoRA on a frozen denoiser, in float32 whatever its own dtype is: an update of A or B is lost in bfloat16."""
+    """Put LoRA on a frozen denoiser, in float32 whatever its dtype: bfloat16 would lose updates of A and B."""
     from peft import LoraConfig, inject_adapter_in_model
 
     names = find_target_layers(module, lora.targets)
@@ -86,14 +84,14 @@ def attach_lora(module: Any, lora: Lora) -> None:
 
 
 def lora_layers(module: nn.Module) -> dict[str, Any]:
-    """Its LoRA layers by name."""
+    """Name -> LoRA layer of a module."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     return {name: part for name, part in module.named_modules() if isinstance(part, BaseTunerLayer)}
 
 
 def strip_lora(module: nn.Module) -> nn.Module:
-    """Take the LoRA layers out again, in place; what was merged into a weight stays in it."""
+    """Remove the LoRA layers, in place; adapters that were merged into weights stay merged."""
     for name, layer in lora_layers(module).items():
         module.set_submodule(name, layer.get_base_layer())
     for name in {"peft_config", "_hf_peft_config_loaded"} & set(vars(module)):
@@ -102,15 +100,15 @@ def strip_lora(module: nn.Module) -> nn.Module:
 
 
 def copy_to_cpu(value: Tensor) -> Tensor:
-    """A copy on the CPU: what is saved should not need the GPU's memory twice."""
+    """A copy on the CPU, so that saving needs no GPU memory."""
     return value.detach().to("cpu", copy=True)
 
 
 class Adapters:
     """The trained part of a pipeline's denoisers, by name, and its copies.
 
-    With `shard`, a device, they are weights of which each process keeps a part (sharding.py), and copies are copies
-    of that part; `gather_full`, `state_dict` and `distance_from_base` are then called by all processes at once.
+    With `shard`, a device, the weights are trained, each process keeps a part of them (sharding.py), and copies are of
+    that part; all processes must then call `gather_full`, `state_dict` and `distance_from_base` together.
     """
 
     def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora, shard: torch.device | None = None):
@@ -124,8 +122,8 @@ class Adapters:
                 attach_lora(module.requires_grad_(False), lora)
         self.live = self._trainable_parameters()
         if shard is not None:
-            self._loaded = self.content_hash()  # of the whole: the parts of two different models would make a third
-            self.live = {}  # it would hold every whole parameter until the last is cut
+            self._loaded = self.content_hash()  # of whole weights: shards of different models would not be noticed
+            self.live = {}  # it would keep all whole parameters in memory until the end
             for module in self.denoisers.values():
                 sharding.shard_module(module, shard)
             self.live = self._trainable_parameters()
@@ -133,10 +131,10 @@ class Adapters:
             self.take_copy(BASE)
 
     def to(self, device: torch.device) -> None:
-        """Move the denoisers, whole ones, and the copies. Optimisers of before no longer know the parameters."""
+        """Move unsharded denoisers and the copies. Optimisers that were made before no longer fit the parameters."""
         for module in self.denoisers.values():
             module.to(device)
-        self.live = self._trainable_parameters()  # a parameter whose tensor can't change devices is another one now
+        self.live = self._trainable_parameters()  # some tensors can't change devices; their parameters are new
         self.copies = {name: {key: v.to(device) for key, v in values.items()} for name, values in self.copies.items()}
 
     def _trainable_parameters(self) -> dict[str, nn.Parameter]:
@@ -152,7 +150,7 @@ class Adapters:
         return list(self.live.values())
 
     def take_copy(self, name: str) -> None:
-        """Copy the live values."""
+        """Copy the live values under this name."""
         self.copies[_check_copy_name(name)] = {
             key: sharding.local_part(p).detach().clone() for key, p in self.live.items()
         }
@@ -166,12 +164,12 @@ class Adapters:
             average.lerp_(sharding.local_part(self.live[key]).detach(), 1 - decay)
 
     def drop_copies(self, but: Collection[str]) -> None:
-        """Drop the copies, but for these and the base."""
+        """Drop all copies but these and the base."""
         self.copies = {name: values for name, values in self.copies.items() if name in {BASE, *but}}
 
     def use(self, name: str) -> AbstractContextManager[None]:
-        """Inside the block the denoisers compute with that copy. Differentiate what was made inside before it ends,
-        or not at all. Raises KeyError, naming the copies, for an unknown one."""
+        """Inside the block the denoisers compute with that copy. Graphs made inside must be differentiated before it
+        ends. Raises KeyError, naming the copies, for an unknown one."""
         if name == LIVE:
             return nullcontext()
         if self._merged:
@@ -198,11 +196,11 @@ class Adapters:
 
     @contextmanager
     def switched_off(self) -> Iterator[None]:
-        """Inside the block the denoisers compute what they did before training, to the last bit: nothing requires
+        """Inside the block the denoisers compute what they did before training, bit for bit, and nothing requires
         grad."""
         if self._merged:
             raise RuntimeError("adapters that are merged can't be switched off")
-        if self._switched_off:  # inside another one
+        if self._switched_off:  # nested
             yield
             return
         adapted = self._lora_layers
@@ -223,10 +221,10 @@ class Adapters:
 
     @contextmanager
     def merged(self) -> Iterator[None]:
-        """Inside the block the adapters are in the weights, W + scale B A, and cost nothing; afterwards W is what it
-        was, to the last bit. The same samples but for rounding, so not where a step's density is compared with one
-        outside; no gradient reaches the adapters. Only float32 weights, whose rounding is small against an adapter,
-        are merged."""
+        """Inside the block the adapters are merged into the weights, W + scale B A, and cost nothing; afterwards W is
+        restored bit for bit. Samples are the same but for rounding, so log-densities must not be compared with ones
+        from outside; no gradient reaches the adapters. Only float32 weights, whose rounding is small against an
+        adapter, are merged."""
         layer_weights = [(layer, layer.get_base_layer().weight) for layer in self._lora_layers]
         if self._switched_off or self._merged or any(weight.dtype != torch.float32 for _, weight in layer_weights):
             yield
@@ -251,8 +249,8 @@ class Adapters:
         return [layer for module in self.denoisers.values() for layer in lora_layers(module).values()]
 
     def content_hash(self) -> str:
-        """Of the live values: equal if and only if they are, bit for bit. Of shards, no two of which are alike: of
-        the whole weights that they were cut from, and of how."""
+        """A hash of the live values, bit for bit. With shards, which differ between processes: of the whole weights
+        before training, and of how they are sharded."""
         digest = hashlib.blake2b(digest_size=16)
         for key in sorted(self.live):
             p: Any = self.live[key].detach()
@@ -266,7 +264,7 @@ class Adapters:
 
     @torch.no_grad()
     def distance_from_base(self) -> float:
-        """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') needs no
+        """|W - W_base| / |W_base| over the trained layers, Frobenius norms; |B A|^2 = sum(B'B * AA') avoids the
         product."""
         if self.lora.targets == "weights":
             before = self.copies[BASE]
@@ -286,12 +284,12 @@ class Adapters:
         return math.sqrt(max(change, 0.0) / base)
 
     def gather_full(self) -> dict[str, Tensor]:
-        """The live values, put together from their shards on the first process."""
+        """The live values; shards are put together on the first process."""
         return sharding.gather_full({key: p.detach() for key, p in self.live.items()})
 
     def state_dict(self) -> dict[str, dict[str, Tensor]]:
-        """The live values and the copies, but for the base that a pipeline brings with it. Whole ones, and on the
-        first process alone, where they are sharded: any number of processes may go on with them."""
+        """The live values and the copies without the base, on the CPU. Shards are put together, on the first process
+        only, so any number of processes can load them."""
         copies = {name: values for name, values in self.copies.items() if name != BASE}
         if not self.sharded:
             everyone: dict[str, Mapping[str, Tensor]] = {LIVE: self.live, **copies}
@@ -305,8 +303,8 @@ class Adapters:
 
     @torch.no_grad()
     def load_state_dict(self, state: Mapping[str, Mapping[str, Tensor]]) -> None:
-        """Live values and copies as they were, and no other copy. Raises BadInput where the state belongs to other
-        layers or another rank; then nothing has been loaded."""
+        """Load live values and copies, and drop other copies. Raises BadInput, before anything is loaded, for a state
+        of other layers or another rank."""
         for values in state.values():
             if {k: v.shape for k, v in values.items()} != {k: p.shape for k, p in self.live.items()}:
                 differing = sorted(set(values) ^ set(self.live)) or [

@@ -1,4 +1,5 @@
-"""Which attention kernels run. A requested one that can't work is refused with the reason, found by trying it."""
+"""The choice of attention kernels. A backend that can't work is refused with the reason, which is found by trying
+it."""
 
 from __future__ import annotations
 
@@ -14,7 +15,7 @@ from workbench.core.schema import suggest_nearest
 from workbench.core.types import BadInput
 
 BACKENDS = ("sdpa", "xformers", "flash")
-FIXED = {  # pipelines whose denoisers call torch's attention whatever diffusers is told
+FIXED = {  # pipelines whose denoisers always call torch's attention, whatever backend diffusers is set to
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
     "StableDiffusion3Pipeline",
@@ -50,8 +51,8 @@ def find_backend_problem(backend: str) -> str:
 
 
 def choose_backend(backend: str, device: torch.device, dtype: torch.dtype | None = None, pipeline: str = "") -> str:
-    """The backend's name, with a word on why where it was chosen for the user. Raises BadInput if it can't work:
-    here, on that device, in that dtype, or for that class of pipelines, as far as they are given."""
+    """The backend's name, with the reason if it was chosen automatically. Raises BadInput if it can't work on this
+    machine, on that device, in that dtype, or for that pipeline class, as far as they are given."""
     if backend == "auto":
         return "sdpa (auto: torch picks flash or memory-efficient kernels itself)"
     if reason := find_backend_problem(backend):
@@ -86,8 +87,8 @@ def _check_flash_fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> 
 
 
 def _enable_flash(part: Any, pipeline: str) -> None:
-    """Diffusers passes over processors that have no choice, and makes flash the default of all networks in the
-    process besides: text encoders of some pipelines have masks, and other pipelines were promised sdpa."""
+    """Set flash attention on one network only. Diffusers ignores processors without a choice, which is refused here,
+    and makes flash the default of the whole process, which is undone: text encoders may need masks."""
     from diffusers.models.attention_dispatch import AttentionBackendName, attention_backend
 
     try:
@@ -127,7 +128,7 @@ def _try_flash() -> str:
 
 
 def _try_kernels(attend: Any) -> str:
-    """The wheel may be there without kernels for this torch or this GPU: a call tells."""
+    """Why a call fails, or "": the package may be installed without kernels for this torch or GPU."""
     q = torch.zeros(1, 16, 1, 64, device="cuda", dtype=torch.float16)
     try:
         attend(q)

@@ -1,4 +1,4 @@
-"""Pipelines that diffusers no longer tends, brought up to the libraries of today."""
+"""Patches for pipelines of diffusers that current versions of other libraries break."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from typing import Any
 
 
 def patch_pipeline(pipe: Any) -> Any:
-    """The same pipeline. MusicLDM wants of its CLAP the pooled text as transformers 4 returned it, bare; transformers
-    5 wraps it, and the pipeline's own call breaks."""
+    """The same pipeline, patched in place. MusicLDM expects its CLAP to return the pooled text features as a tensor, as
+    in transformers 4; transformers 5 wraps them in an output object."""
     clap: Any = getattr(pipe, "text_encoder", None)
     if type(pipe).__name__ != "MusicLDMPipeline" or "get_text_features" in vars(clap):
         return pipe

@@ -1,11 +1,11 @@
-"""What a pipeline config says, read and checked before torch loads a weight or diffusers is imported."""
+"""Pipeline configs: read and checked before any weight loads or diffusers is imported."""
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
 
 import yaml
 
@@ -20,7 +20,7 @@ from .schedule import FAMILIES
 FOLDER = CONFIGS / "pipelines"
 MAX_SOURCE_LENGTH = 1000  # letters of a source; Linux can't look for paths of over 4,096, macOS for those of over 1,024
 
-# Pipelines that can't be policies, and why.
+# Pipeline classes that can't be policies, and why.
 REFUSED = {
     name: reason
     for reason, names in {
@@ -40,13 +40,13 @@ REFUSED = {
     for name in names.split()
 }
 
-# Their autoencoders can't decode two clips at once.
+# Pipelines whose autoencoders can't decode two clips at once.
 DECODED_SINGLY = frozenset({"HunyuanVideo15Pipeline"})
 
 # Components that the class makes itself, and that save_pretrained names in model_index.json without saving them.
 OPTIONAL_COMPONENTS = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
 
-# Arguments of a pipeline's call that are the workbench's own to give.
+# Arguments of a pipeline's call that only the workbench sets.
 COUNT_ARGUMENTS = frozenset(f"num_{kind}_per_prompt" for kind in ("images", "videos", "waveforms"))
 RESERVED_ARGUMENTS = COUNT_ARGUMENTS | {
     "prompt",
@@ -57,7 +57,7 @@ RESERVED_ARGUMENTS = COUNT_ARGUMENTS | {
     "num_inference_steps",
 }
 
-# What a folder without a config of its own makes; a config says it itself.
+# Modality and rate of pipelines that are loaded from a folder without a config.
 MODALITIES: dict[str, tuple[Modality, float]] = {
     **{
         name: ("image", 0.0)
@@ -102,20 +102,20 @@ class PipelineConfig:
     modality: Modality = "image"
     rate: float = 0.0  # video: frames per second; audio: samples per second
     call: dict = field(default_factory=dict)  # further arguments of the pipeline's call
-    text: dict = field(default_factory=dict)  # those of them that are repeated for each prompt: negative_prompt, lyrics
-    guidance: str = "guidance_scale"  # the argument that scales guidance; "" where a part of the pipeline does
+    text: dict = field(default_factory=dict)  # arguments that are repeated for each prompt: negative_prompt, lyrics
+    guidance: str = "guidance_scale"  # the argument that scales guidance; "" where it is no argument of the call
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
     components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, dtype} or {repo, file}
-    kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}: sample by it
-    lora: str = ""  # a safetensors file, or a folder that a training exported, to be put on
+    kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}, to sample by
+    lora: str = ""  # a safetensors file, or a folder that a training exported, to load
     slicing: bool = False  # the autoencoder decodes one sample at a time: less memory for batches of clips
-    dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU it is always fp32 unless asked otherwise
-    name: str = ""  # where it was read from
+    dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU the default is always fp32
+    name: str = ""  # the name or path that it was read from
 
     @property
     def provides(self) -> frozenset[str]:
-        """What methods may need, as far as it can be known before weights load. The scheduler of a hub repository that
-        the config leaves as it is counts as known; if it isn't, `Policy.transition` says so."""
+        """The capabilities that methods may need, as far as they are known before weights load. An unchanged scheduler
+        of a hub repository counts as known; if it isn't, `Policy.transition` raises TypeError."""
         name = self.scheduler.get("class")
         if name is None and (local := self.folder):
             name = component_class(local, "scheduler")
@@ -123,7 +123,7 @@ class PipelineConfig:
 
     @property
     def folder(self) -> Path | None:
-        """The local folder of the weights, or None for a hub id."""
+        """The local folder of the weights, or None for a hub id. Raises BadInput for a missing part of the pack."""
         try:
             path = Path(resolve_repo(self.repo)).expanduser()
         except FileNotFoundError as error:
@@ -132,14 +132,15 @@ class PipelineConfig:
 
 
 def list_names() -> list[str]:
+    """The names of the configs in configs/pipelines."""
     return sorted(path.stem for path in FOLDER.glob("*.yaml"))
 
 
 def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig:
-    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights or a hub id.
+    """A config by its name in configs/pipelines, by a YAML file, or made for a folder of weights.
 
-    The folder of a training run, or of what it exported, stands for its base with what was trained. Any of them with
-    changes: {name: flux-dev, steps: 8, call: {height: 384}}.
+    The folder of a training run, or of its export, is the base with the trained weights. Each of these can be changed:
+    {name: flux-dev, steps: 8, call: {height: 384}}.
 
     Raises BadInput, in one sentence, for an unknown name or key, a wrong type, or a pipeline class that can't be a
     policy.
@@ -178,7 +179,7 @@ def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig
 
 
 def with_lora(config: PipelineConfig, lora: str | None) -> PipelineConfig:
-    """With a LoRA put on: a safetensors file, or a folder that a training exported. Raises BadInput."""
+    """The config with a LoRA to load: a safetensors file, or a folder that a training exported. Raises BadInput."""
     if not lora:
         return config
     if config.lora:
@@ -188,7 +189,8 @@ def with_lora(config: PipelineConfig, lora: str | None) -> PipelineConfig:
 
 
 def _read_exported(folder: Path) -> PipelineConfig | None:
-    """The config in what a training run exported, if `folder` is that run or its export."""
+    """The config of exported weights, if `folder` is an export or a training run with one; else None. Raises
+    BadInput."""
     export_folder = next((p for p in (folder, folder / "export") if (p / lora_loading.RECORD).is_file()), None)
     if export_folder is None:
         several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{lora_loading.RECORD}"))
@@ -226,7 +228,7 @@ def change_config(config: PipelineConfig, changes: Mapping) -> PipelineConfig:
 
 
 def _field_names(values: Mapping, where: str) -> dict:
-    """The keys of a config as the fields of PipelineConfig are called. Raises BadInput, in the words of the file."""
+    """The settings of a YAML file by the fields of PipelineConfig ("class" is `pipeline`). Raises BadInput."""
     allowed = {"class" if k == "pipeline" else k for k in PipelineConfig.__dataclass_fields__} - {"name"}
     for key in values:
         if key not in allowed:
@@ -235,7 +237,7 @@ def _field_names(values: Mapping, where: str) -> dict:
 
 
 def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
-    """Raises BadInput for values that can't be."""
+    """The config itself. Raises BadInput for invalid values."""
     refuse_unsupported(config.pipeline, where)
     check_call(config, where)
     if config.modality != "image" and config.rate <= 0:
@@ -248,6 +250,7 @@ def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
 
 
 def refuse_unsupported(cls: str, where: str) -> None:
+    """Raises BadInput for a pipeline class that can't be a policy."""
     if cls in REFUSED:
         raise BadInput(f"{where}: {cls} can't be aligned here: {REFUSED[cls]}")
 
@@ -272,12 +275,10 @@ def _config_for_class(cls: str, repo: str) -> PipelineConfig:
 
 
 def _default_steps(cls: str) -> int:
-    import inspect
-
     import diffusers
 
     return inspect.signature(getattr(diffusers, cls).__call__).parameters["num_inference_steps"].default
 
 
-def _rate_unit(modality: str) -> Any:
+def _rate_unit(modality: str) -> str:
     return {"video": "frames", "audio": "samples"}[modality]

@@ -1,9 +1,8 @@
-"""A policy whose rows are shared out: among the processes that were launched together, and `micro` at a time in each.
+"""A policy whose rows are distributed over processes, and over micro-batches of `micro` rows in each process.
 
-Every process asks for the same rows, computes its part, and is given all of them back, its own with their gradient.
-So a method sees whole groups and whole batches wherever it runs, its arithmetic is that of one process, and the
-gradients of the processes add up to the gradient. Nothing is said of who computes what, so a method can't depend on
-it.
+All processes call it with the same rows; each computes its part and gets all results, its own with their gradient. So a
+method sees whole groups and whole batches on any number of processes, computes the same as on one, and the gradients of
+the processes add up to the full gradient. Which process computes which rows is hidden from the method.
 """
 
 from __future__ import annotations
@@ -25,23 +24,25 @@ from workbench.core.types import Media, Prediction, Trajectory, Transition
 
 
 class DistributedPolicy:
-    """`policy`, with its rows shared out. micro 0: a process computes its rows at once; otherwise the parts recompute
-    their activations in the backward pass, so that its memory is that of one part."""
+    """A Policy or TrainablePolicy, distributed. micro 0: a process computes its rows at once; otherwise `micro` at a
+    time, and micro-batches recompute their activations in the backward pass, so that memory is that of one.
+
+    accumulate: calls of `update` per optimiser step."""
 
     def __init__(self, policy: Policy, micro: int = 0, accumulate: int = 1):
         self.policy: Any = policy  # a TrainablePolicy where it is trained
         self.micro, self.accumulate = micro, accumulate
         self.world = processes.join_processes(policy.device)
         self.sharded = isinstance(policy, TrainablePolicy) and policy.sharded
-        self.settings: dict[str, Any] = {}  # of the optimiser, besides what the method says
-        self.learning_rate = 0.0  # the method's learning rate
+        self.settings: dict[str, Any] = {}  # of the optimiser, besides those that the method passes
+        self.learning_rate = 0.0  # the method's, before `scale_learning_rate`
         self.current_optimizer: torch.optim.Optimizer | None = None
-        self.rounds_gathered = 0  # rounds since the last step
+        self.rounds_gathered = 0  # calls of `update` since the last optimiser step
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.policy, name)
 
-    # --- what is computed row by row ---------------------------------------------------------------------------------
+    # --- computed row by row -----------------------------------------------------------------------------------------
 
     def sample(
         self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
@@ -49,7 +50,7 @@ class DistributedPolicy:
         def compute(rows: list[int], noise: Tensor | None) -> tuple[Tensor, ...]:
             row_seeds = [seeds[n] for n in rows]
             path = self.policy.sample([prompts[n] for n in rows], seeds=row_seeds, noise=noise, grad=grad)
-            random.append(path.stochastic)  # and no tensor: what recomputes a part would hold its own outcome, for good
+            random.append(path.stochastic)  # no tensors: a recomputed closure would keep them alive
             return path.x, path.log_prob, path.media.data
 
         random: list[tuple[int, ...]] = []
@@ -96,7 +97,7 @@ class DistributedPolicy:
         return self._compute_shared(compute, [None] * len(media), media.data)[0]
 
     def score_rows(self, score: Callable[[list[int]], dict[str, Tensor]], n: int) -> dict[str, Tensor]:
-        """name -> [n] of what `score` says of some of n rows, each process scoring its own, `micro` at a time."""
+        """name -> [n,...] for n rows: `score(rows)` is called for this process's rows, `micro` at a time."""
         rows = self.rows_of_process(n)
         size = self.micro or len(rows)
         part_scores = [score(rows[k : k + size]) for k in range(0, len(rows), size)]
@@ -105,13 +106,13 @@ class DistributedPolicy:
         }
 
     def rows_of_process(self, n: int, process: int | None = None) -> list[int]:
-        """The rows of this process, or another, at least one: what nobody needs is computed and dropped."""
+        """The rows of this process, or of another. At least one: a superfluous result is dropped."""
         process_index = self.world.process_index if process is None else process
         return torch.arange(n).tensor_split(self.world.num_processes)[process_index].tolist() or [0]
 
     def split_rows(self, n: int, process: int | None = None) -> list[list[int]]:
-        """Rows that go through the denoiser at once. Where weights are sharded, each process needs all others
-        whenever it runs the denoiser: one that has fewer parts repeats its last row, and drops it."""
+        """The micro-batches of a process. With sharded weights all processes must run the denoiser equally often, so
+        one with fewer micro-batches repeats its last row; the results are dropped."""
         rows = self.rows_of_process(n, process)
         size = self.micro or len(rows)
         row_parts = [rows[k : k + size] for k in range(0, len(rows), size)]
@@ -123,7 +124,7 @@ class DistributedPolicy:
     def _compute_shared(
         self, compute: Callable, prompts: Sequence[str | None], x: Tensor | None, graph: bool = True
     ) -> list[Tensor]:
-        """What `compute` makes of the rows of these prompts, and of those of x [n,...]."""
+        """The results [n,...] of `compute(rows, x[rows])` for all n prompts, gathered from the processes."""
         n, graph = len(prompts), graph and torch.is_grad_enabled()
         run, outputs = self._recompute_in_backward if graph and self.micro else _compute_once, []
         for k, rows in enumerate(self.split_rows(n)):
@@ -133,8 +134,8 @@ class DistributedPolicy:
         return [self._gather_rows(torch.cat(each)[:count], n) for each in zip(*outputs, strict=True)]
 
     def _cache_scope(self, prompts: Sequence[str | None], k: int) -> tuple | None:
-        """The prompts of everybody's part k. What a prompt's first call computes, later ones remember: by this, all
-        processes remember the same calls, and compute the same ones."""
+        """The prompts of micro-batch k in all processes, as a key of the prompt caches: with sharded weights, all
+        processes must have the same calls cached, and make the same ones. None without shards."""
         if not self.sharded:
             return None
         return tuple(
@@ -151,7 +152,7 @@ class DistributedPolicy:
             self.policy.cache_scope = None
 
     def _recompute_in_backward(self, compute: Callable, rows: list[int], x: Tensor | None) -> tuple[Tensor, ...]:
-        """Computed now without a graph, and once more when its gradient is asked for; what it costs is counted once."""
+        """Compute without a graph now, and again for the gradient (checkpointing); rows are counted once."""
 
         def counted(x: Tensor | None, _: Tensor) -> tuple[Tensor, ...]:
             before = self.policy.nfe, self.policy.decodes
@@ -160,12 +161,12 @@ class DistributedPolicy:
                 self.policy.nfe, self.policy.decodes = before
             return out
 
-        # reentrant, for the two passes keep different tensors: encodings are made once
+        # reentrant, as the two passes save different tensors: prompts are encoded in the first only
         asks = torch.ones((), requires_grad=True)
         return checkpoint(counted, x, asks, use_reentrant=True, preserve_rng_state=False)
 
     def _gather_rows(self, local_rows: Tensor, n: int) -> Tensor:
-        """[n,...] of every process's rows; those of this one are `local_rows`, with their graph."""
+        """[n,...]: the rows of all processes, in order; those of this one are `local_rows`, with their graph."""
         if self.world.num_processes == 1:
             return local_rows
         from accelerate.utils import gather
@@ -182,7 +183,7 @@ class DistributedPolicy:
         parts[self.world.process_index] = local_rows[: shares[self.world.process_index]]
         return torch.cat(parts)
 
-    # --- what is done once -------------------------------------------------------------------------------------------
+    # --- passed on to the policy -------------------------------------------------------------------------------------
 
     def reference(self) -> AbstractContextManager[None]:
         return self.policy.reference()
@@ -209,12 +210,12 @@ class DistributedPolicy:
             group["lr"] = self.learning_rate * factor
 
     def backward(self, loss: Tensor) -> None:
-        """Gradients are averaged over processes in `update`, and here each has the gradient of its own rows alone."""
+        """Scaled by the number of processes: each has the gradient of its own rows, and `update` averages them."""
         if loss.requires_grad:  # not where none of the rows are this process's
             self.policy.backward(loss * self.world.num_processes / self.accumulate)
 
     def update(self) -> float:
-        """Steps at every `accumulate`-th call; 0 at the others."""
+        """An optimiser step at every `accumulate`-th call, as TrainablePolicy.update; 0 at the others."""
         self.rounds_gathered = (self.rounds_gathered + 1) % self.accumulate
         return 0.0 if self.rounds_gathered else self.policy.update()
 

@@ -1,8 +1,8 @@
-"""Media as the clean latents that a pipeline decodes to them: its own way out, walked backwards.
+"""Encoding media into the clean latents of a pipeline, by inverting the pipeline's own decoding.
 
-Between its last state x and its autoencoder a pipeline unpacks, scales and shifts: z = d P x + b, P a rearrangement.
-That is read off its own decoding, as its start is (structure.py), so that no convention is written down here and no
-pipeline has code of its own.
+Between its last state x and its autoencoder a pipeline unpacks, scales and shifts: z = d P x + b, with P a
+rearrangement. d, P and b are found by running the decoding, as the first state's are (structure.py), so no pipeline
+needs code of its own.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from . import seams
 
 @dataclass(frozen=True)
 class DecodePath:
-    """What happens to a state before it is decoded, and what becomes of it."""
+    """How the last state becomes the autoencoder's input, and the size of the decoded media."""
 
     state: Tensor  # [1,*latent], zero, a leaf
-    # b: [R,*z], what the autoencoder is given for it, with the graph; R frames where it sees them one by one, or 1
+    # b: [R,*z], the autoencoder's input for the zero state, with the graph; R: frames that it decodes one by one, or 1
     shift: Tensor
     scale: Tensor  # d: [R,*z]
     size: tuple[int, ...]  # of one medium: (3,H,W), (T,3,H,W) or (C,L)
-    length: int = 0  # of the wave that the autoencoder turns into as many latents, of which the pipeline may cut some
+    length: int = 0  # audio: samples that the autoencoder encodes to that many latents; the pipeline may cut its output
 
     def invert_to_state(self, z: Tensor) -> Tensor:
         """x [B,*latent] of z [B R,*z]: P' (z - b) / d, by the transpose d P' of what the pipeline does."""
@@ -43,10 +43,10 @@ class DecodePath:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def find_decode_path(policy: Any) -> DecodePath:
-    """The tail of a policy's pipeline, by three runs of it without its denoiser and one decoding.
+    """The DecodePath of a policy's pipeline, by three runs of it without its denoiser and one decoding.
 
-    Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or the
-    way to it is none of the above.
+    Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or its
+    input is not d P x + b.
     """
     name, counts = type(policy.pipe).__name__, (policy.nfe, policy.decodes)
     if policy.modality == "audio" and getattr(policy.pipe, "vocoder", None) is not None:
@@ -77,7 +77,10 @@ def find_decode_path(policy: Any) -> DecodePath:
 
 
 def encode_media(policy: Any, path: DecodePath, media: Media) -> Tensor:
-    """[B,*latent]: the mode of the autoencoder's posterior, in the dtype in which the pipeline decodes. No gradient."""
+    """[B,*latent]: clean latents by the mode of the autoencoder's posterior, in the dtype of decoding. No gradient.
+
+    Raises BadInput for media of another modality, size or rate than the pipeline's.
+    """
     if media.modality == "audio" and media.rate != policy.rate:
         raise BadInput(
             f"a sound at {media.rate:g} Hz was given where this pipeline makes {policy.rate:g} Hz; resample it"
@@ -92,7 +95,7 @@ def encode_media(policy: Any, path: DecodePath, media: Media) -> Tensor:
 
 
 def run_autoencoder(policy: Any, path: DecodePath, media: Media) -> Tensor:
-    """[B R,*z]: what the autoencoder makes of media, the mode of its posterior."""
+    """[B R,*z]: the mode of the autoencoder's posterior for these media."""
     vae, x = policy.pipe.vae, _to_autoencoder_input(media, path)
     with torch.no_grad(), _autoencoder_dtype(vae, path.shift.dtype), _posterior_mode(vae):
         encoded = vae.encode(x.to(path.shift))
@@ -101,8 +104,8 @@ def run_autoencoder(policy: Any, path: DecodePath, media: Media) -> Tensor:
 
 
 def _to_autoencoder_input(media: Media, path: DecodePath) -> Tensor:
-    """Media as the autoencoder takes them: pictures and clips in [-1,1], clips as [B,3,T,H,W] or frame by frame,
-    sounds with silence after them."""
+    """Media as the autoencoder's input: pictures and clips in [-1,1], clips as [B,3,T,H,W] or frame by frame, sounds
+    zero-padded."""
     if media.modality == "audio":
         return F.pad(media.data, (0, max(path.length - media.data.shape[-1], 0)))
     x = media.data * 2 - 1
@@ -121,7 +124,7 @@ def _padded_length(policy: Any, z: Tensor) -> int:
 
 @contextmanager
 def _posterior_mode(vae: Any) -> Iterator[None]:
-    """Inside, an autoencoder that draws from its posterior draws the mode."""
+    """Inside the context, an autoencoder that samples from its posterior takes the mode."""
     file: Any = sys.modules[type(vae).__module__]
     if not hasattr(file, "randn_tensor"):
         yield
@@ -141,13 +144,13 @@ def _check_latent_shape(z: Tensor, like: Tensor) -> Tensor:
 
 
 def capture_decoder_input(policy: Any, x: Tensor) -> Tensor:
-    """[1,*z]: what the autoencoder is given for the last state x [1,*latent]."""
+    """[1,*z]: the autoencoder's input for the last state x [1,*latent]."""
 
     def decode(z: Tensor, *args: Any, **kwargs: Any) -> Any:
         raise seams.LeavePipeline(z)
 
     vae = policy.pipe.vae
-    with _autoencoder_dtype(vae, vae.dtype):  # some pipelines decode in another dtype, and would have put it back
+    with _autoencoder_dtype(vae, vae.dtype):  # some pipelines change the dtype to decode
         vae.decode = decode
         try:
             return policy.run_decoder(x, ("a",))
@@ -157,7 +160,7 @@ def capture_decoder_input(policy: Any, x: Tensor) -> Tensor:
 
 @contextmanager
 def _autoencoder_dtype(vae: Any, dtype: torch.dtype) -> Iterator[None]:
-    """The autoencoder in this dtype; afterwards in the one that it had."""
+    """Inside the context the autoencoder has this dtype; afterwards its previous one."""
     previous = vae.dtype
     try:
         if previous != dtype:

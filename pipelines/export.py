@@ -1,8 +1,7 @@
-"""Trained adapters as files that other programs load, each loaded back before it counts as written.
+"""Export of trained weights to files for other programs, each loaded back and compared before it counts as written.
 
-Strength is folded into the weights (B alpha / rank, then alpha = rank): a reader that ignores alpha, or takes it from
-another place, gets the same policy. What is loaded back is compared with the policy on the predictions of its
-denoisers.
+The scale is folded into the weights (B alpha / rank, then alpha = rank), so that a program that ignores alpha gets the
+same policy. The comparison with the policy is on the predictions of the denoisers.
 """
 
 from __future__ import annotations
@@ -32,8 +31,7 @@ from .policy import Policy
 PROMPT, SEED = "a red circle and a blue square", 0
 EXPERT = "transformer_2"  # the second expert of Wan 2.2 and its like: loaded from a file of its own
 
-# How ComfyUI (comfy/lora.py) calls the layers of a denoiser: prefix, what replaces the dots, and renamed parts in
-# order.
+# ComfyUI's names (comfy/lora.py) of a denoiser's layers: prefix, replacement for dots, and renamed parts in order.
 WAN = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_out.0": "o", "to_q": "q", "to_k": "k", "to_v": "v"} | {
     "add_k_proj": "k_img",
     "add_v_proj": "v_img",
@@ -64,20 +62,22 @@ COMFY: dict[str, tuple[str, str, dict[str, str]]] = {
     "WanTransformer3DModel": ("diffusion_model.", ".", WAN),
 }
 
-Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> A [rank,in,...], B [out,rank,...], strength folded in
+Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> A [rank,in,...], B [out,rank,...], with the scale folded in
 
 
 class ExportMismatch(RuntimeError):  # noqa: N818
-    """What was written does not give back the policy that was trained; nothing of it was left on disk."""
+    """The written files don't reproduce the trained policy; they have been removed."""
 
 
 @dataclass(frozen=True)
 class PolicyExport:
+    """What `export_policy` wrote."""
+
     files: tuple[Path, ...]
     load: tuple[str, ...]  # the Python that loads them into `pipe`
-    difference: float  # largest absolute difference between the predictions of the policy and of what was loaded back
-    effect: float  # the same between the policy and its base: what training has changed
-    notes: tuple[str, ...] = ()  # what was not written, and why
+    difference: float  # largest absolute difference between the predictions of the policy and of the loaded files
+    effect: float  # the same between the policy and its base
+    notes: tuple[str, ...] = ()  # on what was not written, and why
 
 
 def export_policy(
@@ -90,18 +90,16 @@ def export_policy(
     about: Mapping[str, str] | None = None,
     pipeline: PipelineConfig | None = None,
 ) -> PolicyExport:
-    """Write the policy ("train", or a copy of it such as "ema") into `folder`, which appears with its files or not at
-    all.
+    """Write the policy ("train", or a copy of it such as "ema") into the new folder `folder`, atomically.
 
     `pytorch_lora_weights.safetensors` is for `pipe.load_lora_weights(folder)`. Where the pipeline has no such method,
     each denoiser gets a folder in peft's own layout. `comfyui.safetensors` is for ComfyUI, where it knows the model.
     With `merged`, and always where the weights themselves were trained, `merged/<denoiser>` holds the whole denoiser.
-    `about` is put into the files' metadata. With `pipeline`, the config of the base, the folder is a pipeline of its
-    own for `pipelines.load`. Raises FileExistsError for a folder that is there, ExportMismatch where what is loaded
-    back differs.
+    `about` is put into the files' metadata. With `pipeline`, the config of the base, the folder can be loaded by
+    `pipelines.load`. Raises FileExistsError for a folder that exists, ExportMismatch where the loaded files differ.
 
-    Of a sharded policy all processes export together; the first one writes, and the others return with no files. Of
-    any other, what was trained is on the CPU while the pipelines that compare are on its device: no more memory is
+    All processes of a sharded policy must call this together; the first one writes, and the others return no files. An
+    unsharded policy is moved to the CPU while the exported one is compared on its device, so that no more memory is
     needed there than the policy itself takes.
     """
     folder = Path(folder)
@@ -136,8 +134,8 @@ def export_policy(
 
 @contextmanager
 def _offloaded_to_cpu(policy: TrainablePolicy) -> Iterator[None]:
-    """Inside the block the trained denoisers and their copies are on the CPU, for others need their place. Shards
-    stay where they are: a process has but a part of them, and their modules can't be moved."""
+    """Inside the block the trained denoisers and their copies are on the CPU, to make room. Shards are not moved, as
+    their modules can't be."""
     if policy.device.type == "cpu" or policy.sharded:
         yield
         return
@@ -145,7 +143,7 @@ def _offloaded_to_cpu(policy: TrainablePolicy) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)  # what was loaded is in them, and in the way of what comes back
+        traceback.clear_frames(error.__traceback__)  # they hold what was loaded, and its memory is needed
         raise
     finally:
         gc.collect()
@@ -153,24 +151,23 @@ def _offloaded_to_cpu(policy: TrainablePolicy) -> Iterator[None]:
 
 
 def _load_base(policy: TrainablePolicy) -> Any:
-    """The base again, on the policy's device; its denoisers alone take room there, and those of the one before are
-    gone."""
+    """A fresh base pipeline on the policy's device, where only its denoisers take memory; earlier ones are freed."""
     gc.collect()  # the modules of some pipelines, Flux among them, refer to each other
     fresh = policy.load_base()
     for name in policy.adapters.denoisers:
-        getattr(fresh, name).to(policy.device)  # one that was copied is where the trained one is
+        getattr(fresh, name).to(policy.device)  # a copied one is where the trained one is
     return fresh
 
 
 def _base_config(config: PipelineConfig) -> dict[str, Any]:
-    """Of the base, without what this export puts on it; a local folder by its whole path."""
+    """The settings of the base without a LoRA, with an absolute path for a local folder."""
     settings = {key: value for key, value in asdict(config).items() if key not in ("name", "lora")}
     local = Path(config.repo).expanduser()
     return settings | ({"repo": str(local.resolve())} if local.is_dir() else {})
 
 
 def _written_layouts(policy: TrainablePolicy, folder: Path) -> dict[str, str]:
-    """Denoiser -> how it was written."""
+    """Denoiser -> layout of its files: "lora", "peft" or "merged"."""
     names = sorted(policy.adapters.denoisers)
     if policy.adapters.lora.targets == "weights":
         return dict.fromkeys(names, "merged")
@@ -179,12 +176,12 @@ def _written_layouts(policy: TrainablePolicy, folder: Path) -> dict[str, str]:
 
 @dataclass(frozen=True)
 class PolicyPredictions:
-    """All that is computed by the policy itself, with its other processes where it is sharded."""
+    """The policy's predictions, computed before the export, by all processes where it is sharded."""
 
-    states: Tensor
-    want: list[Tensor]  # its predictions there
-    effect: float
-    weights: Mapping[str, Tensor]  # "<denoiser>.<name>" -> what was trained, put together from shards
+    states: Tensor  # [1,S+1,*latent]
+    want: list[Tensor]  # its predictions at some of them
+    effect: float  # see PolicyExport
+    weights: Mapping[str, Tensor]  # "<denoiser>.<name>" -> trained weights, put together from shards; else empty
 
 
 def _record_predictions(policy: TrainablePolicy) -> PolicyPredictions:
@@ -303,7 +300,8 @@ def _write_for_comfy(module: Any, name: str, weights: Factors, folder: Path, abo
 
 
 def _write_merged_denoiser(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], folder: Path) -> str:
-    """Merged, loaded back and compared on the CPU: the device has room for one denoiser."""
+    """Merge a denoiser, write it, load it back and compare, on the CPU, as the device has room for one denoiser. Puts
+    it into `pipe`; returns the Python that loads it."""
     device = next(getattr(pipe, name).parameters()).device
     denoiser = getattr(pipe, name).cpu()
     for key, value in trained.items():
@@ -325,7 +323,7 @@ def _write_merged_denoiser(pipe: Any, name: str, module: Any, trained: Mapping[s
 
 
 def _check_loaded_layers(module: Any, weights: Factors, name: str) -> None:
-    """A loader may leave layers out, or all of them, with no more than a warning."""
+    """Raises ExportMismatch unless all layers were loaded as written: loaders may skip layers with only a warning."""
     loaded = {key: lora_factors(layer) for key, layer in lora_layers(module).items()}
     if differing := sorted(set(weights) ^ set(loaded)):
         raise ExportMismatch(
@@ -339,14 +337,15 @@ def _check_loaded_layers(module: Any, weights: Factors, name: str) -> None:
 
 
 def _predict_states(policy: Policy, states: Tensor) -> list[Tensor]:
-    """What the scheduler is given at the first, a middle and the last step, or the first alone under momentum
-    guidance."""
+    """The guided denoiser outputs at the first, a middle and the last step; under guidance with momentum, at the first
+    alone."""
     last = policy.steps - 1
     places = (0,) if policy._has_momentum else sorted({0, last // 2, last})
     return [policy._model_output(states[:, i], i, (PROMPT,)).float() for i in places]
 
 
 def _check_predictions(policy: TrainablePolicy, pipe: Any, expected: PolicyPredictions, what: str) -> float:
+    """The largest difference between the predictions of `pipe` and those expected. Raises ExportMismatch."""
     plain = Policy(
         pipe,
         modality=policy.modality,

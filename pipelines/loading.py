@@ -1,4 +1,4 @@
-"""From a config to a Policy on a device. Only safetensors are loaded, and a local folder is checked first."""
+"""Loading: from a config to a Policy on a device. Only safetensors are loaded; local folders are checked first."""
 
 from __future__ import annotations
 
@@ -25,7 +25,6 @@ from . import attention as kernels
 from .config import DECODED_SINGLY, OPTIONAL_COMPONENTS, PipelineConfig, check_call, read_config, refuse_unsupported
 from .policy import Policy
 
-attention_problem = kernels.find_backend_problem
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -42,15 +41,15 @@ def load(
 
     With `train` it is a TrainablePolicy with these settings of its own: `load("sdxl", train={"lora": Lora(rank=8)})`.
     `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default
-    fp32 on a CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput,
-    before any weight loads, for whatever can be seen to be wrong.
+    fp32 on a CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput
+    before any weight loads, for every fault that `plan_loading` finds.
     """
     config = replace(read_config(config), **overrides)
     where, kind, chosen = plan_loading(config, device=device, dtype=dtype, attention=attention, train=train)
     if where.type == "cuda":
         if where.index is not None:
-            torch.cuda.set_device(where)  # what asks for the current one, such as a peak of memory, means this one
-        # adapters and judges are float32 beside half-precision weights, and need not cost fifteen times as much
+            torch.cuda.set_device(where)  # for code that uses the current device, such as memory statistics
+        # float32 adapters and rewards next to half-precision weights may use TF32, which is many times faster
         torch.set_float32_matmul_precision("highest" if kind == torch.float32 else "high")
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
     make = partial(_load_pipeline, config, kind, where, chosen)
@@ -74,8 +73,8 @@ def load(
 
 
 def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
-    """The weights of `policy`, as they are at any moment, sampled as `config` says: without the kernel and the
-    settings of its training. Costs no memory."""
+    """A policy that samples as `config` says, without the kernel and call settings of training, and shares the live
+    weights of `policy`. Costs no memory."""
     pipe = copy.copy(policy.pipe)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
@@ -86,8 +85,8 @@ def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
 
 
 def as_sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:
-    """The same weights and adapters trained through another config of theirs: sampled as it says, with an optimiser and
-    counts of its own."""
+    """A policy that shares the weights and adapters of `policy`, but trains and samples as another `config` says, with
+    an optimiser and counts of its own."""
     twin = copy.copy(policy)
     for cached in ("structure", "_has_momentum", "levels", "_decode_path", "_output_layer"):  # of the other config
         vars(twin).pop(cached, None)
@@ -105,9 +104,8 @@ def plan_loading(
     attention: str = "auto",
     train: Mapping[str, Any] | None = None,
 ) -> tuple[torch.device, torch.dtype, str]:
-    """Device, dtype and attention kernels that `load` will use. Raises BadInput for whatever can be seen to be wrong
-    without loading a weight: the pipeline class, the device, the kernels, the files of a local folder, what is
-    trained."""
+    """Device, dtype and attention kernels that `load` will use. Raises BadInput for every fault that can be found
+    without loading weights: in the pipeline class, device, kernels, files of a local folder, and training settings."""
     refuse_unsupported(config.pipeline, config.name or config.repo)
     check_call(config, config.name or config.repo)
     where, kind = resolve_device(device), resolve_dtype(dtype, config, device)
@@ -126,13 +124,13 @@ def plan_loading(
 
 
 def _check_training(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> None:
-    """Checks the settings, and finds this process's own GPU where several were launched, before any weight loads."""
+    """Check the training settings, and select this process's GPU where several were launched. Raises BadInput."""
     if config.lora:
         raise BadInput(
             f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
         )
     several = processes.join_processes(device).num_processes > 1
-    sharded = train.get("shard") and several  # shards are float32 whatever is computed in
+    sharded = train.get("shard") and several  # shards are float32, whatever the dtype of computation
     lora = train.get("lora")
     if lora is not None and lora.targets == "weights" and dtype not in {torch.float32, sharded and torch.bfloat16}:
         raise BadInput(
@@ -144,7 +142,7 @@ def _check_training(train: Mapping[str, Any], dtype: torch.dtype, device: torch.
 def _load_pipeline(
     config: PipelineConfig, dtype: torch.dtype, where: torch.device, attention: str, shared: Mapping[str, Any]
 ) -> Any:
-    """The pipeline, frozen and on its device, with the `shared` parts of another one in place of its own."""
+    """The pipeline, frozen and on its device, with `shared` components of another one in place of its own."""
     pipe = patch_pipeline(_without_progress_bars(_build_pipeline, config, dtype, shared))
     if config.slicing or config.pipeline in DECODED_SINGLY:
         pipe.vae.enable_slicing()
@@ -157,8 +155,8 @@ def _load_pipeline(
 
 
 def _without_progress_bars(work: Callable, *args: Any) -> Any:
-    """Without the loading bars of diffusers and transformers, as the caller shows progress in its own way, and
-    without what torch says to them of its future versions, which nobody else can act on."""
+    """The result of work(*args), without the loading bars of diffusers and transformers, and without FutureWarnings of
+    torch, which only these libraries could act on."""
     import diffusers
     import transformers
 
@@ -177,6 +175,7 @@ def _without_progress_bars(work: Callable, *args: Any) -> Any:
 
 
 def _build_pipeline(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
+    """The pipeline with the config's components, LoRA and scheduler. Raises BadInput."""
     import diffusers
 
     cls = getattr(diffusers, config.pipeline, None)
@@ -213,7 +212,7 @@ def _build_pipeline(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[
 
 
 def _component_index(cls: Any, repo: str) -> dict[str, Any]:
-    """The repository's components, and those that the class takes besides, of the kinds that it names."""
+    """Component -> [module, class], as in model_index.json, and for further networks that the class accepts."""
     from diffusers import ModelMixin
 
     kinds = {name: next(iter(types), None) for name, types in cls._get_signature_types().items()}
@@ -225,7 +224,7 @@ def _component_index(cls: Any, repo: str) -> dict[str, Any]:
 
 
 def _load_component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
-    """A component of the class that model_index.json names, from another repository."""
+    """A component loaded from another repository, of the class that model_index.json names. Raises BadInput."""
     spec = {"repo": spec} if isinstance(spec, str) else dict(spec)
     if unknown := set(spec) - {"repo", "subfolder", "dtype"}:
         raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: dtype, file, repo, subfolder")
@@ -240,8 +239,7 @@ def _load_component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> An
 
 
 def _load_weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file of another repository, for a component whose shape the base pipeline
-    knows."""
+    """The tensors of one safetensors file in another repository, to be loaded into a component of the base pipeline."""
     import safetensors.torch
     from huggingface_hub import hf_hub_download
 
@@ -256,8 +254,8 @@ def _load_weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
 
 
 def _make_scheduler(pipe: Any, config: PipelineConfig) -> Any:
-    """Another scheduler class, or other settings of the same. A setting it does not know is refused: diffusers would
-    drop it silently."""
+    """The scheduler of another class, or with other settings. Raises BadInput for an unknown setting, which diffusers
+    would drop silently."""
     import diffusers
 
     settings = dict(config.scheduler)
@@ -271,13 +269,13 @@ def _make_scheduler(pipe: Any, config: PipelineConfig) -> Any:
             f"scheduler: {name} has no setting {min(unknown)!r}; {suggest_nearest(min(unknown), setting_names)}"
         )
     base = cls.load_config(resolve_repo(repo), subfolder="scheduler") if repo else dict(pipe.scheduler.config)
-    base = {
-        key: value for key, value in base.items() if not key.startswith("_")
-    }  # _use_default_values would undo settings
+    # without _use_default_values, which would undo settings
+    base = {key: value for key, value in base.items() if not key.startswith("_")}
     return cls.from_config({**base, **settings})
 
 
 def resolve_device(device: str) -> torch.device:
+    """The device that a text names; "auto" is a GPU if there is one. Raises BadInput."""
     if device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
@@ -292,6 +290,7 @@ def resolve_device(device: str) -> torch.device:
 
 
 def resolve_dtype(dtype: str | torch.dtype | None, config: PipelineConfig, device: str) -> torch.dtype:
+    """The dtype that is asked for; by default fp32 on a CPU, the config's own or bf16 on a GPU. Raises BadInput."""
     if isinstance(dtype, torch.dtype):
         return dtype
     if dtype in (None, "", "auto"):

@@ -1,6 +1,6 @@
-"""Trained adapters put on a pipeline that is being loaded: what a training exported, or a LoRA file from elsewhere.
+"""Loading trained adapters into a pipeline: what a training exported, or a LoRA file from elsewhere.
 
-Only safetensors, checked before any weight loads; afterwards every layer of the file must have been applied.
+Only safetensors, which are checked before any weight loads. Every layer of a file must then have been applied.
 """
 
 from __future__ import annotations
@@ -12,9 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from pipelines import weight_folder
+from pipelines.adapters import lora_layers
+from pipelines.seams import named_networks
 from workbench.core.types import BadInput
 
-RECORD = "export.json"  # beside the weights: {"pipeline": a PipelineConfig, "parts": {denoiser: lora | peft | merged}}
+RECORD = "export.json"  # next to the weights: {"pipeline": PipelineConfig, "parts": {denoiser: lora | peft | merged}}
 WEIGHTS = "pytorch_lora_weights.safetensors"
 ENDS = (
     (".lora_A.weight", ".lora_B.weight"),
@@ -24,7 +26,7 @@ ENDS = (
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """What an export says of itself. Raises BadInput."""
+    """The record of an export (RECORD). Raises BadInput."""
     try:
         record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
@@ -35,7 +37,7 @@ def read_record(folder: Path) -> dict[str, Any]:
 
 
 def find_lora(source: str) -> Path:
-    """The file or export folder. Raises BadInput unless it is intact and holds a LoRA."""
+    """The path of a LoRA file or an export folder. Raises BadInput unless it is intact and holds trained weights."""
     path = Path(source).expanduser()
     if path.is_dir():
         if not (path / RECORD).is_file():
@@ -57,14 +59,14 @@ def find_lora(source: str) -> Path:
 
 
 def list_lora_pairs(file: Path) -> set[str]:
-    """Names of the layers that a LoRA file has both matrices of."""
+    """Names of the layers for which a LoRA file has both matrices."""
     with file.open("rb") as stream:
         keys = set(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
     return {k.removesuffix(a) for a, b in ENDS for k in keys if k.endswith(a) and k.removesuffix(a) + b in keys}
 
 
 def install_lora(pipe: Any, source: str) -> None:
-    """Put it on. Raises BadInput where the file's layers are not this pipeline's."""
+    """Load a LoRA file or an export into a pipeline. Raises BadInput where its layers are not the pipeline's."""
     path = find_lora(source)
     if path.is_file():
         _load_lora_file(pipe, path, None)
@@ -85,19 +87,16 @@ def install_lora(pipe: Any, source: str) -> None:
 
 
 def _load_lora_file(pipe: Any, file: Path, name: str | None) -> None:
-    from pipelines.adapters import lora_layers
-    from pipelines.seams import named_networks
-
     if not hasattr(pipe, "load_lora_weights"):
         raise BadInput(f"lora: {type(pipe).__name__} does not load LoRA files")
-    file_layers, before = list_lora_pairs(file), _count_lora_layers(pipe, lora_layers, named_networks)
+    file_layers, before = list_lora_pairs(file), _count_lora_layers(pipe)
     second = {f"load_into_{name}": True} if name and file.parent.name == name else {}
     try:
         with without_warnings():
             pipe.load_lora_weights(str(file.parent), weight_name=file.name, **second)
     except (ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
         raise BadInput(f"lora: {file} does not fit {type(pipe).__name__}: {_first_line(error)}") from error
-    adapted_layers = _count_lora_layers(pipe, lora_layers, named_networks) - before
+    adapted_layers = _count_lora_layers(pipe) - before
     if adapted_layers != len(file_layers):
         raise BadInput(
             f"lora: {file} has {len(file_layers)} layers, of which {adapted_layers} found a place in "
@@ -107,7 +106,7 @@ def _load_lora_file(pipe: Any, file: Path, name: str | None) -> None:
 
 @contextmanager
 def without_warnings() -> Iterator[None]:
-    """Without the warnings of diffusers about parts that a file has nothing for: what was loaded is counted
+    """Inside the context, diffusers doesn't warn of networks for which a file has no weights; loaded layers are counted
     afterwards."""
     from diffusers.utils import logging
 
@@ -119,8 +118,8 @@ def without_warnings() -> Iterator[None]:
         logging.set_verbosity(before)
 
 
-def _count_lora_layers(pipe: Any, layers: Any, modules: Any) -> int:
-    return sum(len(layers(module)) for module in modules(pipe).values())
+def _count_lora_layers(pipe: Any) -> int:
+    return sum(len(lora_layers(module)) for module in named_networks(pipe).values())
 
 
 def _first_line(error: Exception) -> str:

@@ -1,7 +1,6 @@
-"""HyperNoise's network (arXiv:2508.09968): the denoiser with its LoRA, of whose last layer only the LoRA branch is
-kept.
+"""HyperNoise's network (arXiv:2508.09968): the denoiser with LoRA, with only the LoRA branch in its last layer.
 
-It reads noise and prompt as the denoiser does, and as that branch starts at zero so does what it says.
+It maps noise and prompt to a correction of the noise, which is zero at first, as the LoRA branch starts at zero.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ def find_lora_layers(policy: Any) -> list[Any]:
 
 @contextmanager
 def adapters_disabled(policy: Any) -> Iterator[None]:
-    """Inside, they do nothing; where they did nothing before, they do nothing after."""
+    """Inside the context the LoRA layers are disabled; afterwards they are as before."""
     layers = find_lora_layers(policy)
     were = [layer.disable_adapters for layer in layers]
     try:
@@ -41,7 +40,8 @@ def adapters_disabled(policy: Any) -> Iterator[None]:
 
 @contextmanager
 def lora_branch_alone(layer: Any) -> Iterator[None]:
-    """Inside, a LoRA layer gives B A x alone, without W x and the bias; zero where adapters are off."""
+    """Inside the context a LoRA layer computes only scale B A x, without W x and bias; 0 where adapters are
+    disabled."""
     (name,) = layer.lora_A
     a, b, scale = layer.lora_A[name], layer.lora_B[name], layer.scaling[name]
 
@@ -57,18 +57,17 @@ def lora_branch_alone(layer: Any) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class OutputLayer:
-    """Where the correction is read."""
+    """The layer whose LoRA branch gives the correction."""
 
-    layer: Any  # the LoRA layer that makes what the denoiser says at the first step
-    # what the scheduler sees where the denoiser says nothing, as a multiple of the state: SANA-Sprint adds some of it
+    layer: Any  # the denoiser's last LoRA layer
+    # the model output for a denoiser output of 0, as a multiple of the state: SANA-Sprint adds some of the state
     state_share: float
 
 
 def find_output_layer(policy: Any) -> OutputLayer:
-    """The last LoRA layer to run, found by running the denoiser.
+    """The last LoRA layer that runs, found by running the denoiser.
 
-    Raises BadInput where the denoiser's last layer has no LoRA: alone, the one before it would not silence the
-    denoiser.
+    Raises BadInput where the denoiser's last layer has no LoRA: then the output isn't zero with only LoRA branches.
     """
     layers = find_lora_layers(policy)
     order, nfe_before, x, silent_output = [], policy.nfe, policy.start(policy.noise([0])).float(), None
@@ -97,7 +96,7 @@ def find_output_layer(policy: Any) -> OutputLayer:
 
 
 def predict_correction(policy: Any, output_layer: OutputLayer, noise: Tensor, prompts: Sequence[str]) -> Tensor:
-    """f(z, c) [B,*draw] for noise z [B,*draw], in the units of the noise, with the graph to the adapters."""
+    """The correction f(z, c) [B,*draw] of noise z [B,*draw] for prompts c, with the graph to the adapters."""
     x = policy.start(noise)
     with lora_branch_alone(output_layer.layer):
         output = policy._model_output(x, 0, prompts).float()

@@ -1,8 +1,8 @@
-"""A diffusers pipeline as a policy: noise in, media out, and every step in between can be computed on its own.
+"""A diffusers pipeline as a policy: noise in, media out, and every denoising step can be computed on its own.
 
-Whatever the pipeline does between denoiser and scheduler is done by the pipeline itself, behind the seam (seams.py).
-Time is an index i into the schedule, one per call. States are in the layout that the scheduler sees (packed where the
-pipeline packs), noise in the layout in which the pipeline draws it; `start` turns the one into the other.
+Everything between denoiser and scheduler is done by the pipeline itself, behind the seam (seams.py). Time is an index i
+into the schedule. States are in the layout that the scheduler sees (packed where the pipeline packs), noise in the
+layout in which the pipeline draws it; `start` turns noise into the first state.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from pipelines.structure import PipelineStructure, find_structure, has_guidance_
 from pipelines.transitions import Ancestral, Kernel
 from workbench.core.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
 
-MAX_SHAPES = 16  # numbers of rows, each guided and not, whose stand-ins are kept
+MAX_SHAPES = 16  # batch shapes (rows, guidance) whose stand-ins are kept
 
 
 class Policy:
@@ -36,7 +36,7 @@ class Policy:
     Ancestral(eta=1).
     """
 
-    config: Any = None  # the PipelineConfig that it was loaded by, where there is one
+    config: Any = None  # the PipelineConfig that it was loaded by, if any
 
     def __init__(
         self,
@@ -58,17 +58,17 @@ class Policy:
         self.call, self.text = dict(call or {}), dict(text or {})
         if steps is not None:
             self.call["num_inference_steps"] = steps
-        if modality != "audio":  # audio pipelines disagree on its name, so theirs is left alone
+        if modality != "audio":  # audio pipelines have different names for "pt"
             self.call.setdefault("output_type", "pt")
-        self.guidance = guidance  # the argument that scales it; Qwen-Image's is true_cfg_scale; "": there is none
+        self.guidance = guidance  # the argument that scales guidance, such as true_cfg_scale; "": none
         self.decodes = 0  # rows decoded so far
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far, without those of warmup_nfe
-        self.warmup_nfe = 0  # rows that only found structure and stand-ins: once a batch size, again after a resume
+        self.warmup_nfe = 0  # rows that only find structure and stand-ins: once per batch size and process
         self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
-        self.cached_batches = cached_batches  # how many prompt batches keep their encodings, however large they are
-        self.cache_bytes = cache_bytes  # within which more of them do: a method comes back to all parts of its round
+        self.cached_batches = cached_batches  # at least so many prompt batches keep their encodings
+        self.cache_bytes = cache_bytes  # more do within so many bytes: a method repeats all batches of a round
         self._prompt_caches: OrderedDict[tuple, PromptCache] = OrderedDict()
         self._stand_ins: OrderedDict[tuple, dict] = OrderedDict()
 
@@ -98,7 +98,7 @@ class Policy:
 
     @cached_property
     def device(self) -> torch.device:
-        """Where the pipeline computes, offloading included; asking it takes a walk through all its modules."""
+        """Where the pipeline computes, also with offloading; cached, as diffusers walks through all modules."""
         return self.pipe._execution_device
 
     def noise(self, seeds: Sequence[int]) -> Tensor:
@@ -107,7 +107,7 @@ class Policy:
         return torch.stack(rows).to(self.device)
 
     def start(self, noise: Tensor) -> Tensor:
-        """The first state x_0 [B,*latent] that noise [B,*draw] becomes: scaled and packed as the pipeline does it."""
+        """The first state x_0 [B,*latent] of noise [B,*draw]: scaled and packed as by the pipeline."""
         return self.structure.start(noise)
 
     def sample(
@@ -115,8 +115,8 @@ class Policy:
     ) -> Trajectory:
         """The pipeline's own loop, in one call: `pipe(prompts, generator=[Generator().manual_seed(s) for s in seeds])`.
 
-        `noise` [B,*draw] replaces what is drawn first; the scheduler's later draws are the same for the same seeds,
-        also where the pipeline leaves them to chance (Wan with an SDE solver: it hands its scheduler no generator).
+        `noise` [B,*draw] replaces the first draw; the scheduler's later draws depend on the seeds alone, even where the
+        pipeline passes its scheduler no generator (Wan with an SDE solver).
         With grad=K the last K steps and the decoder keep their graph; K = S reaches the noise. Raises ValueError for
         lengths that differ or a K outside 0..S.
         """
@@ -173,8 +173,8 @@ class Policy:
         return (self.kernel or Ancestral())(level, x.float(), self._model_output(x, i, prompts).float())
 
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
-        """What the guided denoiser says at x_i = x [B,*latent], in its three forms, float32. `guidance` overrides the
-        policy's own."""
+        """The guided denoiser's prediction at x_i = x [B,*latent] in its three forms, float32. `guidance` overrides the
+        policy's own. Raises as `transition`."""
         level = self._noise_level(i)
         return schedule.make_prediction(level, x.float(), self._model_output(x, i, prompts, guidance).float())
 
@@ -183,12 +183,12 @@ class Policy:
         return schedule.add_noise(self._noise_level(i), x0, eps)
 
     def output_scale(self, i: int) -> float:
-        """How far x0 moves, seen from step i, where the denoiser's own output moves by one."""
+        """|d x0 / d output|: how far x0 moves at step i where the denoiser's own output moves by one."""
         return schedule.output_scale(self._noise_level(i))
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
-        """Media of clean latents [B,*latent] by the pipeline's own way to its decoder, differentiable; the denoiser
-        is not run."""
+        """Media of clean latents [B,*latent] by the pipeline's own decoding, differentiable, without running the
+        denoiser."""
         return self.to_media(self.run_decoder(latents, prompts))
 
     def encode(self, media: Media) -> Tensor:
@@ -196,8 +196,8 @@ class Policy:
         gradient.
 
         Raises BadInput for media of another size than the pipeline's own (`size`) or another sample rate, and for
-        sounds that a vocoder makes; TypeError for a pipeline whose way from the last state to its autoencoder can't
-        be walked backwards.
+        pipelines with a vocoder; TypeError for a pipeline whose step from the last state to its autoencoder can't be
+        inverted.
         """
         return encoding.encode_media(self, self._decode_path, media)
 
@@ -226,7 +226,7 @@ class Policy:
         )
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside the block this is the pipeline without the LoRA that it was given, if any."""
+        """Inside the block this is the pipeline without its LoRA, if it has one."""
         return noise_hypernetwork.adapters_disabled(self)
 
     def noise_correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -246,19 +246,19 @@ class Policy:
         return self.levels[i]
 
     def forget_prompts(self) -> None:
-        """Drop the prompt encodings: needed after anything but the denoiser has changed."""
+        """Drop the cached prompt encodings: needed after any network but the denoiser has changed."""
         self._prompt_caches.clear()
         self._stand_ins.clear()
 
     def _model_output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Tensor:
-        """The model output that the scheduler would see at step i if its state were x, guidance included."""
+        """The guided model output that the scheduler would get at step i if its state were x."""
         if i > 0 and self._has_momentum:
             raise TypeError(
                 f"the guidance of {type(self.pipe).__name__} carries momentum from step to step, so a step from any "
                 "state is not defined; switch guidance off"
             )
         graph = torch.is_grad_enabled()
-        x = x.contiguous()  # as sampled: half-precision kernels round by the layout of what they get
+        x = x.contiguous()  # as in `sample`: rounding in half precision depends on the memory layout
         noise = self.structure.exact_noise(x) if i == 0 else None
 
         def on_step(step: seams.SchedulerStep) -> Any:
@@ -291,8 +291,8 @@ class Policy:
         scores: list[Tensor],
         stochastic: list[int],
     ) -> Any:
-        """The kernel's step in place of the scheduler's, whose buffers and index have advanced. Noise row by row from
-        the generators, so that a row depends on its own seed alone."""
+        """Take the kernel's step in place of the scheduler's, whose buffers and index have advanced already. A row's
+        noise is drawn by its own generator, so that it depends on its own seed alone."""
         x_now, output = (self.structure.group_rows(x).float() for x in (step.sample, step.model_output))
         law = kernel(self.levels[step.index], x_now, output)
         if not law.std.any():
@@ -318,8 +318,8 @@ class Policy:
         checkpoint: bool = False,
         guidance: float | None = None,
     ) -> Any:
-        """What the pipeline returns, or what a hook left it with; the denoiser runs in the steps i with live(i)
-        alone."""
+        """What the pipeline returns, or the value with which a hook left it. The denoiser runs only in steps i with
+        live(i)."""
         structure, kwargs = self.structure, self.call_arguments(prompts, generators)
         if guidance is not None:
             if not self.guidance:
@@ -337,13 +337,13 @@ class Policy:
             out = seams.run_pipeline(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
         if isinstance(out, Tensor) or isinstance(out[0], Tensor):
             return out
-        with_graph = getattr(keep, "last", None)  # the array has lost its graph; the tensor that it was made of has not
+        with_graph = getattr(keep, "last", None)  # the tensor from which the array was made has the graph
         return out if with_graph is None or with_graph.shape != out[0].shape else (with_graph,)
 
     def _prompt_cache(self, prompts: tuple, guidance: float | None) -> PromptCache:
-        """What is remembered of these prompts: encodings by batch, as pipelines pad to the longest prompt of one, and
-        stand-ins by what their shape depends on. Where processes must run the denoiser equally often, `prompts` are
-        those of all of them (distributed_policy.py), so that all have the same rows in their caches."""
+        """The cache of these prompts: encodings by batch, as pipelines pad to the longest prompt of a batch, and
+        stand-ins by shape. Where processes must run the denoiser equally often, `prompts` are those of all processes
+        (distributed_policy.py), so that all have the same entries in their caches."""
         key, shape = (prompts, guidance), (tree_map(type, prompts), guidance)  # the words taken out
         if key in self._prompt_caches and seams.any_requires_grad(self.pipe, but=self.structure.denoisers):
             self._prompt_caches.clear()  # encodings change with the weights that make them
@@ -371,7 +371,7 @@ class Policy:
     def call_arguments(
         self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]
     ) -> dict[str, Any]:
-        """What the pipeline is called with."""
+        """The keyword arguments of the pipeline's call."""
         generators = [g if isinstance(g, torch.Generator) else _make_generator(g) for g in seeds]
         rows = {name: [value] * len(prompts) for name, value in self.text.items()}
         generator = generators if len(generators) > 1 else generators[0]  # some pipelines refuse a list of one
@@ -381,8 +381,8 @@ class Policy:
         return [_make_generator(0) for _ in prompts]
 
     def to_media(self, out: Any) -> Media:
-        """What the pipeline returned, as Media: float32 unless it is float64, and on the policy's device, where
-        rewards follow: some pipelines bring sounds to the CPU."""
+        """The pipeline's return value as Media: float32 unless it is float64, on the policy's device, where rewards are
+        computed (some pipelines move sounds to the CPU)."""
         data = out[0]
         data = (data if isinstance(data, Tensor) else torch.from_numpy(data)).to(self.device)
         data = data if data.dtype == torch.float64 else data.float()

@@ -1,4 +1,4 @@
-"""The processes that `accelerate launch` starts together; one is all there are without it."""
+"""The processes that `accelerate launch` starts together; without it there is one."""
 
 from __future__ import annotations
 
@@ -9,26 +9,27 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import torch
 
-# For each other: one may write a large checkpoint, or wait for a judge. NCCL's own patience is 10 minutes.
+# How long they wait for each other: one may write a large checkpoint, or call a slow reward. NCCL's default is 10 min.
 PATIENCE = timedelta(hours=3)
 
 
 def count_processes() -> int:
+    """How many processes were launched."""
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
 def process_rank() -> int:
-    """Which one this is, from 0."""
+    """The rank of this process, from 0."""
     return int(os.environ.get("RANK", "0"))
 
 
 def is_main_process() -> bool:
-    """Whether this is the process that writes."""
+    """Whether this is the first process, the one that writes."""
     return process_rank() == 0
 
 
 def join_processes(device: torch.device) -> Any:
-    """All of them, an accelerate.PartialState; each one's current GPU becomes its own."""
+    """Join the process group, an accelerate.PartialState; sets each process's current GPU."""
     from accelerate import PartialState
 
     return PartialState(cpu=device.type == "cpu", timeout=PATIENCE)

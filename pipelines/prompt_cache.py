@@ -1,4 +1,4 @@
-"""What a pipeline makes of its prompts alone, kept from call to call: noise optimisation asks for it fifty times."""
+"""A cache of what a pipeline computes from its prompts alone, as noise optimisation repeats it in every iteration."""
 
 from __future__ import annotations
 
@@ -11,20 +11,19 @@ from torch.utils.checkpoint import checkpoint as checkpointed
 
 from pipelines import seams
 
-ENTRY_BYTES = 1 << 16  # bytes that a batch counts for besides its encodings, so that many small ones have a limit too
+ENTRY_BYTES = 1 << 16  # added to the bytes of a batch's encodings, so that the number of small batches is limited too
 
 
 class PromptCache:
-    """The memory of one batch of prompts: their encodings, and stand-ins for denoiser calls whose result is thrown
-    away.
+    """The cache of one batch of prompts: encodings, and stand-ins for denoiser outputs that are not used.
 
-    Of a stand-in only the shape matters, so all batches of as many rows share theirs.
+    Only the shape of a stand-in matters, so batches with equally many rows share them.
     """
 
     def __init__(self) -> None:
         self.answers: list[tuple[str, Any]] | None = None  # what ran before the denoiser, in order
         self.bytes = ENTRY_BYTES
-        self.stand_ins: dict[tuple[int, int], Any] = {}  # by place among the calls of a step, and rows
+        self.stand_ins: dict[tuple[int, int], Any] = {}  # by (index of the call in its step, rows)
 
     def make_hooks(
         self,
@@ -34,12 +33,12 @@ class PromptCache:
         checkpoint: bool = False,
         same_kernels: bool = False,
     ) -> dict[str, Callable]:
-        """on_encode and on_call for one `seams.run_pipeline`, in which the steps with live(i) run the denoiser for real
-        and the others don't.
+        """on_encode and on_call for one `seams.run_pipeline`: the denoiser runs in the steps with live(i), and
+        stand-ins replace it in others.
 
-        `count` gets the rows that went through, and whether the step is live; `checkpoint` recomputes activations in
-        the backward pass. `same_kernels` runs the denoiser in grad mode even where no graph is kept: with parameters
-        that require grad, kernels and so the last digits differ, and log-probabilities are compared across.
+        `count(rows, live)` is called when the denoiser runs; `checkpoint` recomputes activations in the backward pass.
+        `same_kernels` runs the denoiser in grad mode even where no graph is kept: kernels, and so the last digits, may
+        depend on it, and log-probabilities with and without a graph are compared.
         """
         answers = None if self.answers is None else iter(self.answers)
         fresh: list[tuple[str, Any]] = []
@@ -47,7 +46,7 @@ class PromptCache:
 
         def remember(name: str, compute: Callable[[], Any]) -> Any:
             if answers is None:
-                with torch.inference_mode(False), torch.no_grad():  # or a later call could not differentiate with it
+                with torch.inference_mode(False), torch.no_grad():  # inference tensors can't be used in graphs later
                     value = compute()
                     fresh.append((name, seams.clone_tensors(value)))
                 return value
@@ -79,7 +78,7 @@ class PromptCache:
         def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
             if call.module in denoisers:
                 return denoise(call, forward)
-            if calls:  # after the loop, or in it: a vocoder, say
+            if calls:  # in or after the loop: a vocoder, for example
                 return forward(*call.args, **call.kwargs)
             return remember(call.module, lambda: forward(*call.args, **call.kwargs))
 

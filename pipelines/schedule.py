@@ -1,8 +1,8 @@
 """Noise levels of a scheduler and the three equivalent forms of a prediction.
 
 A state is x = a x0 + s eps with eps ~ N(0, I). VP schedulers have a^2 + s^2 = 1, VE ones a = 1, flow matching a = 1 -
-s (Kingma & Gao 2023, arXiv:2303.00848; Lipman et al. 2022, arXiv:2210.02747). Time is an index i into the schedule,
-one per call. Only schedulers in FAMILIES are known; for any other a TypeError names them: nothing is guessed.
+s (Kingma & Gao 2023, arXiv:2303.00848; Lipman et al. 2022, arXiv:2210.02747). Time is an index i into the schedule, one
+per call. Only the schedulers in FAMILIES are known; for any other there is a TypeError that names them.
 """
 
 from __future__ import annotations
@@ -25,17 +25,18 @@ class NoiseLevel:
     s: float
     a_next: float
     s_next: float
-    prediction: str  # a key of CLEAN
+    prediction: str  # a key of X0_FORMULAS
     data_std: float = 1.0  # sigma_data of the schedulers that scale by it
     clip: float | None = None  # the scheduler clips x0 to [-clip, clip]
 
     @property
     def is_flow(self) -> bool:
+        """Whether a = 1 - s."""
         return math.isclose(self.a, 1 - self.s, abs_tol=1e-6)
 
 
-# What the denoiser says -> x0. r = sqrt(a^2 + s^2) brings VE states to VP ones, for which v was defined
-# (arXiv:2202.00512).
+# Prediction type -> function (level, state x, denoiser output) of x0. v was defined for VP states (arXiv:2202.00512);
+# sqrt(a^2 + s^2) normalises VE states to these.
 X0_FORMULAS: dict[str, Callable[[NoiseLevel, Any, Any], Any]] = {
     "epsilon": lambda n, x, out: (x - n.s * out) / n.a,
     "sample": lambda n, x, out: out,
@@ -82,11 +83,13 @@ def output_scale(level: NoiseLevel) -> float:
 
 
 def add_noise(level: NoiseLevel, x0: Tensor, eps: Tensor) -> Tensor:
+    """x [B,*latent] = a x0 + s eps."""
     return level.a * x0 + level.s * eps
 
 
 def _vp_levels(scheduler: Any, before: Callable[[Any, int, int], int], clips: bool = True) -> list[NoiseLevel]:
-    """Discrete-time VP: levels from alphas_cumprod; the step's own rule for the time that comes next."""
+    """Discrete-time VP: levels from alphas_cumprod; before(scheduler, t, i): the scheduler's own rule for the next
+    time."""
     config, alphas = scheduler.config, scheduler.alphas_cumprod.double()
     if clips and getattr(config, "thresholding", False):
         raise TypeError(
@@ -145,7 +148,7 @@ def _solver_levels(scheduler: Any) -> list[NoiseLevel]:
 
 
 def _flow_levels(scheduler: Any) -> list[NoiseLevel]:
-    """Inverted sigmas (LongCat-AudioDiT) count the signal instead of the noise, and the velocity points to the data."""
+    """Flow matching. Inverted sigmas (LongCat-AudioDiT) are the signal's share, and the velocity points to the data."""
     turned = getattr(scheduler.config, "invert_sigmas", False)
     sigmas = [1 - float(s) if turned else float(s) for s in scheduler.sigmas.double()]
     kind = "flow_to_data" if turned else "flow_prediction"
@@ -185,12 +188,12 @@ FAMILIES: dict[str, Callable[[Any], list[NoiseLevel]]] = {
 
 
 def is_known(scheduler: Any) -> bool:
+    """Whether the scheduler's noise levels are known."""
     return type(scheduler).__name__ in FAMILIES
 
 
 def noise_levels(scheduler: Any) -> list[NoiseLevel]:
-    """One NoiseLevel per step of a scheduler whose timesteps are set. Raises TypeError, naming the known ones, for
-    another."""
+    """One NoiseLevel per step of a scheduler whose timesteps are set. Raises TypeError for an unknown scheduler."""
     if not is_known(scheduler):
         raise TypeError(
             f"the noise levels of {type(scheduler).__name__} are not known; known: {', '.join(sorted(FAMILIES))}"

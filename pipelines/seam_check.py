@@ -1,9 +1,7 @@
-"""Does the seam hold on this very pipeline? What methods use of its policy is tried on it, each claim with a control
-that must fail.
+"""Checks of the seam on a given pipeline: every claim on which methods rely is tested, with a control that must fail.
 
 The pipeline's own call is recorded step by step. Then `sample`, `transition`, `predict`, `decode` and `encode` must
-say the same of it as it said itself, and something else of another state, other weights, another prompt or another
-seed.
+reproduce it, and must differ for another state, other weights, another prompt or another seed.
 """
 
 from __future__ import annotations
@@ -25,15 +23,14 @@ from pipelines.transitions import Ancestral, Kernel
 from workbench.core.types import BadInput, Media, Modality, Trajectory
 
 SEEDS = (1, 2)
-PROMPTS: dict[Modality, tuple[str, str]] = {  # in words that the starter pack's tokenizers know, too
+PROMPTS: dict[Modality, tuple[str, str]] = {  # words that the starter pack's tokenizers know
     "image": ("a red circle", "two blue squares"),
     "video": ("a red circle moving left", "a blue square moving right"),
     "audio": ("minor rising low flute", "major falling high organ"),
 }
-# Schedulers whose step returns its x0 beside the next state; that keep it; that make the next state by one
-# first-order step.
+# Schedulers whose step returns x0 besides the next state; that keep it; whose next state is one first-order step.
 X0_RETURNED = {"DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "SCM"}
-X0_KEPT = {"CosineDPMSolverMultistep"}  # besides the solvers that say so
+X0_KEPT = {"CosineDPMSolverMultistep"}  # besides solvers whose config says so
 FIRST_ORDER = {"FlowMatchEulerDiscrete", "CogVideoXDDIM"}
 
 
@@ -44,7 +41,7 @@ class CheckResult(NamedTuple):
 
 
 class NotApplicable(Exception):  # noqa: N818
-    """The claim can't be tried on this pipeline, and why."""
+    """Raised with the reason why a claim can't be tested on this pipeline."""
 
 
 @dataclass(frozen=True)
@@ -52,30 +49,30 @@ class RecordedStep:
     """One scheduler step of the pipeline's own call."""
 
     x: Tensor  # [B,*latent], the state before it
-    output: Tensor  # [B,*latent], what the denoiser said, guidance included
+    output: Tensor  # [B,*latent], the guided denoiser's output
     x_next: Tensor  # [B,*latent]
-    x0: Tensor | None  # [B,*latent], the scheduler's own clean latents, where it tells them
+    x0: Tensor | None  # [B,*latent], the scheduler's own x0, where it has one
 
 
 @dataclass(frozen=True)
 class Evidence:
-    """What all claims are tried on: two rows of the pipeline's own call, recorded, and as the policy samples them."""
+    """The data of all tests: two rows of the pipeline's own call, as recorded and as the policy samples them."""
 
     policy: Policy
     prompts: tuple[str, str]
     recorded: list[RecordedStep]
     sample: Trajectory
-    places: tuple[int, ...]  # steps to check, the last among them; the first alone where guidance has momentum
-    exact: float  # relative error allowed at the first step, whose noise is found again only up to rounding
+    places: tuple[int, ...]  # steps to check, with the last; only the first where guidance has momentum
+    exact: float  # relative error allowed at the first step, whose noise is recovered up to rounding
 
 
 def check_pipeline(policy: Policy) -> Iterator[CheckResult]:
     """Yields one result per claim. The pipeline is left as it was."""
+    runs = _try_claim("structure", partial(_check_structure, policy=policy))
+    yield runs
+    if not runs.holds:
+        return  # the pipeline's own call fails, so that there is nothing to compare with
     structure, prompts = policy.structure, PROMPTS[policy.modality]
-    denoisers = ", ".join(sorted(structure.denoisers))
-    yield CheckResult(
-        "structure", True, f"denoiser {denoisers}; noise {list(structure.noise_shape)}; {structure.steps} steps"
-    )
     yield _try_claim("reproduces the public call bit for bit", lambda claim: _check_public_call(claim, policy, prompts))
     last = structure.steps - 1
     places = (0,) if policy._has_momentum else tuple(sorted({0, min(1, last), last // 2, last}))
@@ -105,12 +102,12 @@ def _try_claim(claim: str, check: Callable[[str], CheckResult]) -> CheckResult:
         return check(claim)
     except NotApplicable as reason:
         return CheckResult(claim, None, str(reason))
-    except Exception as error:  # whatever it is, methods would meet it too
+    except Exception as error:  # methods would hit it too
         return CheckResult(claim, False, f"{type(error).__name__}: {str(error).strip().partition(chr(10))[0]}")
 
 
 def record_steps(policy: Policy, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[RecordedStep]:
-    """Every scheduler step of the pipeline's own call, outside of any policy's hooks but the one that watches."""
+    """Every scheduler step of the pipeline's own call, recorded without any policy's hooks."""
     rows, recorded = policy.structure.group_rows, []
 
     def on_step(step: seams.SchedulerStep) -> Any:
@@ -139,7 +136,7 @@ def absolute_distance(a: Tensor, b: Tensor) -> float:
 
 
 def relative_distance(a: Tensor, b: Tensor) -> float:
-    """Largest absolute difference, as a part of the largest value of b."""
+    """Largest absolute difference, relative to the largest absolute value of b."""
     return absolute_distance(a, b) / max(b.float().abs().max().item(), 1e-12)
 
 
@@ -151,7 +148,7 @@ def _largest(*values: float) -> float:
 def _compare_steps(
     claim: str, differences: Mapping[int, float], allowed: Mapping[int, float], controls: Mapping[str, float]
 ) -> CheckResult:
-    """Each step's difference against what is allowed there; the controls, taken at the last step, must fail by that."""
+    """Holds if each step's difference is allowed, and the controls, at the last step, exceed ten times that."""
     holds = all(differences[i] <= allowed[i] for i in differences)  # NaN does not hold
     holds = holds and all(control > 10 * allowed[max(allowed)] for control in controls.values())
     largest = _largest(*differences.values())
@@ -176,6 +173,12 @@ def _with_kernel(policy: Policy, kernel: Kernel) -> Policy:
 def _require_levels(policy: Policy) -> None:
     if "stochastic" not in policy.provides:
         raise NotApplicable(f"not tried: the noise levels of {type(policy.structure.scheduler).__name__} are not known")
+
+
+def _check_structure(claim: str, policy: Policy) -> CheckResult:
+    structure = policy.structure
+    parts = f"denoiser {', '.join(sorted(structure.denoisers))}; noise {list(structure.noise_shape)}"
+    return CheckResult(claim, True, f"{parts}; {structure.steps} steps")
 
 
 def _check_public_call(claim: str, policy: Policy, prompts: Sequence[str]) -> CheckResult:
@@ -369,11 +372,8 @@ def _check_rows(claim: str, evidence: Evidence) -> CheckResult:
         policy = _with_kernel(policy, policy.kernel or Ancestral())
     single_noise, batch_noise = (policy.noise(seeds) for seeds in (SEEDS[1:], SEEDS))
     if not torch.equal(batch_noise[1:], single_noise):
-        return CheckResult(
-            claim,
-            False,
-            f"noise of one seed in a batch and alone differs by {absolute_distance(batch_noise[1:], single_noise):.1e}",
-        )
+        difference = absolute_distance(batch_noise[1:], single_noise)
+        return CheckResult(claim, False, f"noise of one seed in a batch and alone differs by {difference:.1e}")
     one = policy.sample(evidence.prompts[:1], seeds=SEEDS[1:]).x[:, -1].float()
     two = policy.sample(evidence.prompts[:1] * 2, seeds=SEEDS).x[:, -1].float()
     size = one.square().mean().sqrt()

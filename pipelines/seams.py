@@ -1,9 +1,9 @@
-"""The seam: a diffusers pipeline runs exactly as it is, and we stand at the four doors that all of them have.
+"""The seam: a diffusers pipeline runs unchanged, with hooks at the four calls that all pipelines make.
 
-`on_draw` is asked when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs
-forward, `on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions stay the
-pipeline's own code. This is the only file that touches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and
-`scheduler.step`; it puts back whatever was there. One seam is open at a time in a process: it is not thread-safe.
+`on_draw` is called when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs
+forward, `on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions remain the
+pipeline's own code. This is the only file that patches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and
+`scheduler.step`, and it restores them. Not thread-safe: one seam is open at a time in a process.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-TOKEN = "_workbench_seam"  # the mark on a scheduler instance whose steps are ours to see
+TOKEN = "_workbench_seam"  # the attribute that marks a scheduler instance whose steps are hooked
 
 
 class LeavePipeline(Exception):
-    """Raised by a hook to leave the pipeline; `run` returns its value."""
+    """Raised by a hook to leave the pipeline early; `run_pipeline` returns its value."""
 
     def __init__(self, value: Any = None):
         super().__init__("left the pipeline early")
@@ -55,7 +55,7 @@ class SchedulerStep:
     index: int
     scheduler: Any
     arguments: dict[str, Any]
-    accepts: frozenset[str]  # the arguments that its `step` has
+    accepts: frozenset[str]  # the parameters of its `step`
     _original: Callable[..., Any] = field(repr=False)
 
     @property
@@ -67,7 +67,7 @@ class SchedulerStep:
         return self.arguments["model_output"]
 
     def missing_generator(self, generators: list[torch.Generator]) -> dict[str, Any]:
-        """The generators, for a scheduler that could draw from them and was given none."""
+        """{"generator": generators} for a scheduler that accepts them and was given none; else {}."""
         is_missing = "generator" in self.accepts and self.arguments.get("generator") is None
         return {"generator": generators} if is_missing else {}
 
@@ -77,15 +77,15 @@ class SchedulerStep:
 
 
 Forward = Callable[..., Any]
-OnDraw = Callable[[Tensor], Tensor]  # what the pipeline drew -> what it gets
-OnEncode = Callable[[Forward], Any]  # the pipeline's own encode_prompt, bound -> its return value
+OnDraw = Callable[[Tensor], Tensor]  # the noise that was drawn -> the noise that the pipeline gets
+OnEncode = Callable[[Forward], Any]  # the pipeline's bound encode_prompt -> its return value
 OnCall = Callable[[ModuleCall, Forward], Any]
 OnStep = Callable[[SchedulerStep], Any]  # -> the WHOLE return value of scheduler.step
 
 
 class KeepGraph(TorchFunctionMode):
-    """Lets a tensor with a graph pass through `.numpy()`: pipelines that only return arrays keep their gradient
-    here."""
+    """Lets `.numpy()` accept a tensor with a graph, and keeps the `last` such tensor, for pipelines that only return
+    arrays."""
 
     last: Tensor | None = None
 
@@ -96,7 +96,7 @@ class KeepGraph(TorchFunctionMode):
 
 
 class _Token:
-    """Survives `copy.deepcopy(self.scheduler)`, which some pipelines do at the start of each call."""
+    """The mark on a scheduler. It survives `copy.deepcopy`, which some pipelines apply to their scheduler in a call."""
 
     def __init__(self, hook: OnStep):
         self.hook, self.steps = hook, 0
@@ -118,11 +118,11 @@ def run_pipeline(
     on_step: OnStep | None = None,
     grad: bool = False,
 ) -> Any:
-    """The pipeline's own `__call__`, without its `no_grad`, with our hooks at its doors.
+    """Run the pipeline's own `__call__`, without its `no_grad`, with hooks.
 
     Returns what the pipeline returns, or the value of the LeavePipeline that a hook raised. `grad` is the gradient
-    mode at the start; a hook may switch it with torch.set_grad_enabled for the rest of the loop (that is truncated
-    backpropagation).
+    mode at the start; a hook may change it by torch.set_grad_enabled for the rest of the loop (truncated
+    backpropagation). Raises RuntimeError where a seam is open already.
     """
     global _open
     if _open:
@@ -137,35 +137,36 @@ def run_pipeline(
             try:
                 return call(pipe, **kwargs)
             except LeavePipeline as stop:
-                pipe.maybe_free_model_hooks()  # what the pipeline would have done at its end
+                pipe.maybe_free_model_hooks()  # as the pipeline does at its end
                 return stop.value
     finally:
         _open = False
 
 
 def named_networks(pipe: Any) -> dict[str, nn.Module]:
-    """The pipeline's networks by name. `pipe.components` misses optional parts; the instance has them all."""
+    """Name -> network of the pipeline, with the optional ones that `pipe.components` leaves out."""
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
 
 
 def any_requires_grad(pipe: Any, names: Collection[str] | None = None, but: Collection[str] = ()) -> bool:
-    """Whether one of these networks, or of all but some, has a parameter that is trained."""
+    """Whether a network in `names`, or any network not in `but`, has a parameter that requires grad."""
     networks = {name: network for name, network in named_networks(pipe).items() if name not in but}
     return any(p.requires_grad for name in (networks if names is None else names) for p in networks[name].parameters())
 
 
 def find_schedulers(pipe: Any) -> list[Any]:
+    """The pipeline's schedulers."""
     return [part for part in vars(pipe).values() if callable(getattr(part, "step", None)) and hasattr(part, "config")]
 
 
 def prev_sample(ret: Any) -> Tensor:
-    """The next state in what `scheduler.step` returned."""
+    """The next state in a return value of `scheduler.step`."""
     return ret[0] if isinstance(ret, tuple) else ret.prev_sample
 
 
 def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
-    """A copy of what `scheduler.step` returned with the next state replaced, in its dtype and shape; `everywhere`
-    replaces each tensor of that shape (LCM and SanaSprint take their picture from the second value)."""
+    """A copy of a return value of `scheduler.step` with the next state replaced by x, in its dtype and shape.
+    everywhere: replace all tensors of that shape (LCM and SanaSprint take their picture from the second value)."""
     old = prev_sample(ret)
     x = x.to(old).reshape(old.shape)
 
@@ -179,17 +180,18 @@ def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
 
 
 def clone_tensors(tree: Any) -> Any:
-    """Fresh copies of the tensors in any nesting, cut from their graph: a pipeline may write into what it is given."""
+    """The nested structure with detached copies of its tensors, as a pipeline may write into its inputs."""
     return tree_map_only(Tensor, lambda t: t.detach().clone(), tree)
 
 
 def list_tensors(tree: Any) -> list[Tensor]:
+    """All tensors in a nested structure."""
     return [leaf for leaf in tree_leaves(tree) if isinstance(leaf, Tensor)]
 
 
 @contextmanager
 def _patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """Sets an attribute and puts back exactly what was there, an instance attribute (accelerate's hooks) included."""
+    """Inside the context an attribute is replaced; afterwards it is exactly as before, on the instance or its class."""
     absent = object()
     old = vars(owner).get(name, absent)
     setattr(owner, name, value)
@@ -204,7 +206,7 @@ def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iter
         yield _patch_attribute(scheduler, TOKEN, token)
     for cls in {type(scheduler) for scheduler in find_schedulers(pipe)}:
         yield _patch_attribute(cls, "step", _watch_step(cls.step, token))
-    encoding: list[bool] = []  # inside encode_prompt the module calls are its own affair
+    encoding: list[bool] = []  # not empty inside encode_prompt, where module calls are not hooked
     if on_encode and hasattr(pipe, "encode_prompt"):
         yield _patch_attribute(pipe, "encode_prompt", _watch_encode_prompt(pipe.encode_prompt, on_encode, encoding))
     if on_call:
@@ -219,8 +221,8 @@ def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iter
 
 
 def _watch_step(original: Callable, token: _Token) -> Callable:
-    """`step` on the class, because pipelines look at `type(scheduler)` and at the signature of `step`; it acts only for
-    an instance that carries our token."""
+    """A replacement for `step` on the scheduler's class, as pipelines inspect type(scheduler) and the signature of
+    `step`. It only acts on instances with our token."""
     signature = inspect.signature(original)
     accepts = frozenset(signature.parameters)
 
@@ -266,6 +268,6 @@ def _watch_forward(name: str, original: Callable, token: _Token, on_call: OnCall
 def _watch_randn(original: Callable, on_draw: OnDraw) -> Callable:
     @functools.wraps(original)
     def randn_tensor(*args, **kwargs):
-        return on_draw(original(*args, **kwargs))  # the generators advance as they would have
+        return on_draw(original(*args, **kwargs))  # the generators advance as without the hook
 
     return randn_tensor

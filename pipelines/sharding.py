@@ -1,5 +1,5 @@
-"""Weights in shards: each process keeps its part of every parameter, of its gradient and of its optimiser state, and
-a block is whole only while it computes. FSDP2 (torch.distributed.fsdp.fully_shard; Zhao et al., VLDB 2023,
+"""Sharded weights: each process keeps a part of every parameter, gradient and optimiser state, and a block's weights
+are gathered only while it computes. FSDP2 (torch.distributed.fsdp.fully_shard; Zhao et al., VLDB 2023,
 arXiv:2304.11277; ZeRO-3, arXiv:1910.02054).
 
 All processes must run a sharded module equally often and in the same order: each call gathers its weights from all of
@@ -21,13 +21,13 @@ if TYPE_CHECKING:
 
 
 def shard_module(module: nn.Module, device: torch.device) -> None:
-    """Shard a denoiser over all processes, in place, in float32. One that was loaded in bfloat16 goes on computing in
-    it, and only what the processes keep, their gradients' mean included, is float32."""
+    """Shard a denoiser over all processes, in place. Shards and averaged gradients are float32; a denoiser that was
+    loaded in bfloat16 still computes in bfloat16."""
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
     mesh = init_device_mesh(device.type, (distributed.get_world_size(),))
-    kind = min((p.dtype for p in module.parameters()), key=lambda dtype: dtype.itemsize)  # some parts stay in full
+    kind = min((p.dtype for p in module.parameters()), key=lambda dtype: dtype.itemsize)  # some may be float32
     rule = MixedPrecisionPolicy()
     if kind != torch.float32:
         rule = MixedPrecisionPolicy(param_dtype=kind, reduce_dtype=torch.float32, cast_forward_inputs=False)
@@ -35,15 +35,15 @@ def shard_module(module: nn.Module, device: torch.device) -> None:
     for part in (*find_blocks(module), module):
         for p in part.parameters():
             if not is_sharded(p):
-                p.data = p.data.float()  # a block at a time: the whole is never there twice
+                p.data = p.data.float()  # block by block, so that memory never holds the whole twice
         part.register_forward_hook(_own_storage)
         fully_shard(part, mesh=mesh, mp_policy=rule, reshard_after_forward=True)
         part.register_forward_hook(_release_weights)
 
 
 def find_blocks(module: nn.Module) -> list[nn.Module]:
-    """What is gathered together, inner ones first: the blocks that the model says not to split, or else the children
-    of its outermost lists."""
+    """The modules whose weights are gathered together, inner ones first: those of `_no_split_modules`, or else the
+    children of the outermost ModuleLists."""
     class_names = set(getattr(module, "_no_split_modules", None) or ())
     parts = [part for part in module.modules() if type(part).__name__ in class_names] or list(_blocks_in_lists(module))
     return [part for part in reversed(parts) if any(True for _ in part.parameters())]
@@ -58,26 +58,26 @@ def _blocks_in_lists(module: nn.Module) -> Iterator[nn.Module]:
 
 
 def _cast_inputs(inputs: Any, kind: torch.dtype) -> Any:
-    """States and sequences in the dtype of the weights, as the pipeline would have given them; times keep theirs."""
+    """Cast states and sequences (tensors of 3 or more dimensions) to the dtype of the weights, but not times."""
     return tree_map_only(Tensor, lambda t: t.to(kind) if t.is_floating_point() and t.dim() > 2 else t, inputs)
 
 
 def _own_storage(part: nn.Module, _: Any, out: Any) -> Any:
-    """What a block returns, as storage of its own: the mark by which its weights are gathered for its backward pass
-    is on the tensor, and a caller that adds to a view in place would lose it."""
+    """Clone views among a block's outputs: FSDP's hook that gathers the weights for the backward pass is on the output,
+    and an in-place addition to a view would lose it."""
     return tree_map_only(Tensor, lambda t: t.clone() if t.requires_grad and t._is_view() else t, out)
 
 
 def _release_weights(part: Any, *_: Any) -> None:
-    """Give back a block's weights after a forward pass that a backward pass recomputes: FSDP leaves them all whole
-    there. Those of a block whose own backward pass has begun are needed at once."""
+    """Free a block's gathered weights after a forward pass that is recomputed in a backward pass, where FSDP would keep
+    them; not where the block's own backward pass has begun, which needs them at once."""
     group = part._get_fsdp_state()._fsdp_param_group
     if group is not None and group._training_state.name != "PRE_BACKWARD":
         part.reshard()
 
 
 def reshard_modules(modules: Iterable[Any]) -> None:
-    """Let go of what is whole: values that change next would not be seen in it."""
+    """Free all gathered weights, so that changes of the shards take effect."""
     for module in modules:
         for part in module.modules():
             if hasattr(part, "reshard"):
@@ -85,21 +85,21 @@ def reshard_modules(modules: Iterable[Any]) -> None:
 
 
 def is_sharded(value: Any) -> bool:
-    """Whether it is a tensor in shards."""
-    from torch.distributed.tensor import DTensor  # takes a second to import; who has loaded a pipeline has it
+    """Whether it is a sharded tensor."""
+    from torch.distributed.tensor import DTensor  # a second to import, unless a pipeline has been loaded
 
     return isinstance(value, DTensor)
 
 
 @torch.no_grad()
 def local_part(value: Any) -> Tensor:
-    """This process's part of a tensor, the same storage; all of it where it is not sharded."""
+    """This process's shard of a tensor, sharing its storage; the tensor itself if it is not sharded."""
     return value.to_local() if is_sharded(value) else value
 
 
 def take_part(full: Tensor, like: Any) -> Tensor:
-    """Of a whole tensor that every process has, what this one keeps where it keeps `like`, in its dtype and on its
-    device."""
+    """This process's shard of a whole tensor that all processes have, sharded as `like` and in its dtype and on its
+    device; all of it if `like` is not sharded."""
     from torch.distributed.tensor import distribute_tensor
 
     full = full.detach().to(like.dtype)
@@ -109,7 +109,7 @@ def take_part(full: Tensor, like: Any) -> Tensor:
 
 
 def take_state_parts(values: Mapping[str, Any], like: DTensor) -> dict[str, Any]:
-    """An optimiser's state of one parameter, with all that has the parameter's shape sharded as it is."""
+    """The optimiser state of a parameter, with tensors of the parameter's shape sharded as the parameter `like`."""
     return {
         key: join_parts(take_part(value, like), like)
         if isinstance(value, Tensor) and value.shape == like.shape
@@ -119,15 +119,15 @@ def take_state_parts(values: Mapping[str, Any], like: DTensor) -> dict[str, Any]
 
 
 def join_parts(part: Tensor, like: Any) -> DTensor:
-    """What all processes' parts are together: a sharded tensor."""
+    """The sharded tensor of which `part` is this process's shard, sharded as `like`."""
     from torch.distributed.tensor import DTensor
 
     return DTensor.from_local(part, like.device_mesh, like.placements, shape=like.shape, stride=like.stride())
 
 
 def gather_full(tree: Any) -> Any:
-    """The tree with sharded tensors put together, one at a time, on the first process's CPU, and None in their place
-    on the others. All must ask."""
+    """The nested structure with sharded tensors put together, one at a time, on the CPU of the first process, and None
+    in their place on others. All processes must call this."""
     first = distributed.is_initialized() and distributed.get_rank() == 0
 
     def put(leaf: Any) -> Any:
@@ -140,7 +140,7 @@ def gather_full(tree: Any) -> Any:
 
 
 def sum_over_processes(values: Sequence[float], device: torch.device) -> list[float]:
-    """Sums over processes."""
+    """Each value summed over processes, which must all call this."""
     sums = torch.tensor(values, dtype=torch.float64, device=device)
     distributed.all_reduce(sums)
     return sums.tolist()
@@ -148,7 +148,7 @@ def sum_over_processes(values: Sequence[float], device: torch.device) -> list[fl
 
 @torch.no_grad()
 def all_finite(parameters: Sequence[Tensor]) -> bool:
-    """Whether all their values are numbers, whichever process has them."""
+    """Whether all values of the parameters, in all processes, are finite."""
     not_finite = sum(not bool(local_part(p).isfinite().all()) for p in parameters)
     shards = [p for p in parameters if is_sharded(p)]
     return not (sum_over_processes([not_finite], shards[0].device)[0] if shards else not_finite)
@@ -156,7 +156,7 @@ def all_finite(parameters: Sequence[Tensor]) -> bool:
 
 @torch.no_grad()
 def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float:
-    """nn.utils.clip_grad_norm_ for gradients in shards."""
+    """nn.utils.clip_grad_norm_ for sharded gradients; returns the norm before clipping."""
     grads = [local_part(p.grad) for p in parameters if p.grad is not None]
     norm = sum_over_processes([float(nn.utils.get_total_norm(grads)) ** 2], grads[0].device)[0] ** 0.5
     for g in grads:
@@ -168,9 +168,8 @@ def clip_grad_norm(parameters: Sequence[nn.Parameter], max_norm: float) -> float
 def swapped_values(
     live: Mapping[str, nn.Parameter], values: Mapping[str, Tensor], modules: Sequence[nn.Module]
 ) -> Iterator[None]:
-    """Inside the block the parameters have these values (this process's part of them). Gathered weights are not kept
-    between calls, so a graph made outside is still differentiated with what it was made of, once the block has
-    ended."""
+    """Inside the context the parameters have these values (shards of this process). Gathered weights are not kept
+    between calls, so a graph made outside can be differentiated after the context."""
     previous = {key: local_part(p).clone() for key, p in live.items()}
 
     def put(new_values: Mapping[str, Tensor]) -> None:

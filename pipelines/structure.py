@@ -1,5 +1,4 @@
-"""What a pipeline is made of, found by watching one short call: its denoisers, its noise, its first state, its
-steps."""
+"""The structure of a pipeline, found by hooking one short call: its denoisers, noise, first state and steps."""
 
 from __future__ import annotations
 
@@ -17,19 +16,18 @@ from pipelines import schedule, seams
 
 @dataclass(frozen=True)
 class PipelineStructure:
-    """The first state is x_0 = c P n: a scaled rearrangement of the noise n (packing, init_noise_sigma)."""
+    """A pipeline's structure. The first state is x_0 = c P n, the noise n rearranged by P (packing) and scaled by c
+    (init_noise_sigma)."""
 
     denoisers: frozenset[str]  # component names; a second expert of the same class is one of them
     steps: int  # S
-    noise: Tensor  # [1,*draw] as served, a leaf
-    state: Tensor  # [1,*latent], the first state made of it, with the graph between them
+    noise: Tensor  # [1,*draw], a leaf
+    state: Tensor  # [1,*latent], the first state of this noise, with the graph to it
     scheduler: Any  # a copy, its timesteps set
-    rows_per_sample: int = (
-        1  # rows that the scheduler sees for one sample, where a pipeline lays its frames into the batch
-    )
+    rows_per_sample: int = 1  # rows per sample in the scheduler's states: more where frames are folded into the batch
 
     def group_rows(self, x: Tensor) -> Tensor:
-        """[B,*latent] of what the scheduler sees: the same, or [B folded,...]."""
+        """[B,*latent] of a tensor that the scheduler sees: itself, or [B * rows_per_sample,...] unfolded."""
         return x if self.rows_per_sample == 1 else x.unflatten(0, (-1, self.rows_per_sample))
 
     @property
@@ -37,7 +35,7 @@ class PipelineStructure:
         return tuple(self.noise.shape[1:])
 
     def start(self, noise: Tensor) -> Tensor:
-        """x_0 [B,*latent] of noise [B,*draw]: the transpose of the transpose."""
+        """x_0 = c P n [B,*latent] of noise n [B,*draw], as the transpose of the transpose c P'. Differentiable."""
         u = torch.zeros_like(self.state).requires_grad_()
         (transposed,) = torch.autograd.grad(self.state, self.noise, u, create_graph=True, retain_graph=True)
         rows = [
@@ -54,15 +52,15 @@ class PipelineStructure:
         return torch.cat(rows) / self.state_scale**2
 
     def exact_noise(self, x: Tensor) -> Tensor:
-        """Noise [B,*draw] whose first state is x to the last bit, where there is one: c (x / c) is often its
-        neighbour, and then a recorded first step would not be the step that is scored. With the graph to x."""
+        """Noise [B,*draw] whose first state is exactly x, if there is one, with the graph to x. c (x / c) often differs
+        from x in the last bit, and then a recorded first step would not be the step that is scored."""
         noise = self.invert_start(x)
         with torch.no_grad():
             exact, is_exact = noise.clone(), torch.zeros_like(noise, dtype=torch.bool)
             for k in (0, 1, -1, 2, -2, 3, -3, 4, -4):  # half units in the last place
                 neighbour = (noise.double() * (1 + k * torch.finfo(x.dtype).eps / 2)).to(x.dtype).to(noise)
                 same = (self.start(neighbour) == x.to(self.state)).to(self.state)
-                hit = (self.invert_start(same) != 0) & ~is_exact  # in the places of the noise
+                hit = (self.invert_start(same) != 0) & ~is_exact  # in the noise's layout
                 exact, is_exact = torch.where(hit, neighbour, exact), is_exact | hit
                 if is_exact.all():
                     break
@@ -81,8 +79,8 @@ class PipelineStructure:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def find_structure(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any]) -> PipelineStructure:
-    """Run `kwargs` (one prompt) up to the first scheduler step: prompt encoding and one denoiser evaluation. Where one
-    prompt is several rows to the scheduler, `two` (two prompts) tells whether each prompt's rows lie side by side.
+    """The structure of a pipeline, found by a call with arguments `kwargs` (one prompt) up to the first scheduler step:
+    prompt encoding and one denoiser evaluation. `two`: the same for two prompts, used if a prompt has several rows.
 
     A module that the noise reaches before that step is a denoiser. Raises TypeError, by name, for a pipeline that has
     no scheduler step, draws no noise through randn_tensor, or whose first state isn't a scaled rearrangement of its
@@ -110,7 +108,7 @@ def find_structure(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any])
 
     frozen = [p for module in seams.named_networks(pipe).values() for p in module.parameters() if p.requires_grad]
     try:
-        for p in frozen:  # so that only the noise has a gradient to pass on
+        for p in frozen:  # so that only what depends on the noise requires grad
             p.requires_grad_(False)
         step = seams.run_pipeline(
             pipe, kwargs, on_draw=on_draw, on_call=on_call, on_encode=on_encode, on_step=on_step, grad=True
@@ -143,9 +141,8 @@ def find_structure(pipe: Any, kwargs: Mapping[str, Any], two: Mapping[str, Any])
 
 
 def has_guidance_momentum(pipe: Any, kwargs: Mapping[str, Any], structure: PipelineStructure) -> bool:
-    """Whether what the scheduler sees at step 1 depends on what the denoiser said at step 0, the state being the
-    same: then guidance carries momentum, and a step from an arbitrary state is not defined. One denoiser
-    evaluation."""
+    """Whether the model output at step 1 depends on the denoiser's output at step 0 for a fixed state: then guidance
+    has momentum, and a step from an arbitrary state is not defined. Costs one denoiser evaluation."""
     if structure.steps == 1:
         return False
     outputs: list[Any] = []

@@ -1,4 +1,5 @@
-"""The Policy that learns: gradients in, updates of its adapters out, on one device or on several."""
+"""A Policy that can be trained: gradients, optimiser steps, copies of weights and checkpoints, on one or more
+devices."""
 
 from __future__ import annotations
 
@@ -22,26 +23,25 @@ from pipelines.processes import join_processes
 from workbench.core.types import BadInput
 
 EMA = "ema"
-COUNTS = ("updates", "overflows", "nfe", "decodes")  # what a training that goes on goes on counting
+COUNTS = ("updates", "overflows", "nfe", "decodes")  # counters that a checkpoint holds
 
 
 class TrainablePolicy(Policy):
-    """A Policy with LoRA on all of its denoisers, or with their weights to train.
+    """A Policy with LoRA on all of its denoisers, or with trainable weights.
 
-    The frozen weights keep their dtype and the adapters are float32, so nothing needs autocast; float16 weights get a
-    loss scaler. The modules stay in eval mode: a step sampled and the same step scored are the same to the last bit
-    as long as they have the same rows.
+    Frozen weights keep their dtype and adapters are float32, so autocast isn't needed; float16 weights get a loss
+    scaler. Modules stay in eval mode, so that a step is scored exactly as it was sampled, if the rows of the batch are
+    the same.
 
     `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each
     update, warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their
-    activations in the backward pass: less memory for about a third more time. `source(parts)` loads the pipeline
-    again, with these parts of it as they are; export asks for it. With `accelerate launch` each process holds the
-    whole policy, and sees its own rows; with `shard`, a part of the weights that are trained, and of all that belongs
-    to them (sharding.py). Then what samples, predicts, steps, saves or exports is done by all processes alike.
+    activations in the backward pass: less memory for about a third more time. `source(components)` loads the pipeline
+    again, sharing these components; export uses it. With `accelerate launch` each process holds the whole policy, and
+    computes its own rows; with `shard`, each holds a part of the weights, gradients and optimiser state (sharding.py),
+    and all processes must sample, predict, step, save and export together.
     """
 
-    # what the prompts' memories are kept by, in place of the prompts; the same in all processes
-    cache_scope: Any = None
+    cache_scope: Any = None  # key of the prompt caches in place of the prompts, the same in all processes
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class TrainablePolicy(Policy):
                 module.enable_gradient_checkpointing()
         self._scaler = torch.amp.GradScaler(self.device.type, enabled=half)
         self._optimizer: torch.optim.Optimizer | None = None
-        self._resumed: dict[str, Any] | None = None  # of an optimiser that is not there yet
+        self._resumed: dict[str, Any] | None = None  # state for an optimiser that is not yet made
 
     @property
     def provides(self) -> frozenset[str]:
@@ -80,17 +80,17 @@ class TrainablePolicy(Policy):
 
     @property
     def sharded(self) -> bool:
-        """Whether each process holds a part of the weights."""
+        """Whether each process holds only a part of the weights."""
         return self.adapters.sharded
 
     @property
     def has_loss_scaler(self) -> bool:
-        """Whether a loss scaler looks for its scale: then gradients may overflow at times."""
+        """Whether a loss scaler is used, which at times lets gradients overflow to find its scale."""
         return self._scaler.is_enabled()
 
     @property
     def is_main_process(self) -> bool:
-        """Whether this is the process that writes."""
+        """Whether this is the first process, the one that writes."""
         return self._world.process_index == 0
 
     def _prompt_cache(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
@@ -107,7 +107,7 @@ class TrainablePolicy(Policy):
         return self.adapters.use(name)
 
     def merged(self) -> AbstractContextManager[None]:
-        """Inside the block it samples as fast as without adapters: the same samples but for rounding, without
+        """Inside the block adapters are merged into the weights: faster sampling, the same but for rounding, without
         gradient."""
         return self.adapters.merged()
 
@@ -116,16 +116,15 @@ class TrainablePolicy(Policy):
         self.adapters.take_copy(name)
 
     def follow(self, name: str, decay: float) -> None:
-        """copy <- decay copy + (1 - decay) policy; a first call takes the copy. DiffusionNFT's old policy, an EMA,
-        ..."""
+        """copy <- decay copy + (1 - decay) policy; the first call takes the copy. For DiffusionNFT's old policy, an
+        EMA, ..."""
         self.adapters.follow(name, decay)
 
     def optimizer(self, lr: float, *, eight_bit: bool = False, **settings: Any) -> torch.optim.Optimizer:
-        """AdamW (arXiv:1711.05101) on the adapters; `settings` are its own: betas, eps, weight_decay (here 1e-4 by
-        default).
+        """AdamW (arXiv:1711.05101) on the adapters; `settings`: betas, eps, weight_decay (default 1e-4).
 
-        Starts from nothing, but for the first call after load_state_dict, which goes on where that state was,
-        learning rate included. Raises BadInput for eight_bit without bitsandbytes.
+        A fresh optimiser, but the first call after load_state_dict resumes the loaded state, learning rate included.
+        Raises BadInput for eight_bit with shards, or without bitsandbytes.
         """
         if eight_bit and importlib.util.find_spec("bitsandbytes") is None:
             raise BadInput("eight_bit: needs bitsandbytes, which is not installed; install it or use: eight_bit: false")
@@ -145,14 +144,13 @@ class TrainablePolicy(Policy):
             self._resumed = None
 
     def backward(self, loss: Tensor) -> None:
-        """Add the gradient of loss [] to what has gathered since the last update: several calls are one larger batch,
-        whose losses the caller weighs."""
+        """Add the gradient of loss [] to the gradients since the last update: several calls make one larger batch,
+        whose losses the caller weights."""
         self._scaler.scale(loss).backward()
 
     def update(self) -> float:
-        """One step of the optimiser on the gathered gradients, clipped; returns their norm before clipping, averaged
-        over processes first. NaN: a gradient was not finite, and the step was skipped. 0: there was no gradient to
-        step on."""
+        """One optimiser step on the accumulated gradients, averaged over processes and clipped; returns their norm
+        before clipping. NaN: a gradient was not finite, and the step was skipped. 0: there was no gradient."""
         if self._optimizer is None:
             raise RuntimeError("update() before optimizer(lr): there is nothing to step with")
         self._average_gradients()
@@ -175,9 +173,9 @@ class TrainablePolicy(Policy):
         return norm
 
     def _average_gradients(self) -> None:
-        """Mean gradient over processes. A forward pass here is a pipeline's whole call, not that of one wrapped
-        module, so DistributedDataParallel's hooks would never run: the adapters are small, and one all-reduce of them
-        is as good. Those of shards come averaged out of the backward pass."""
+        """Average gradients over processes, by one all-reduce of all adapters, which are small. DistributedDataParallel
+        can't be used, as a forward pass is a pipeline's whole call and not that of one wrapped module. FSDP averages
+        gradients of shards itself."""
         if self._world.num_processes == 1 or self.sharded:
             return
         from accelerate.utils import reduce
@@ -188,11 +186,11 @@ class TrainablePolicy(Policy):
         flat = reduce(torch.cat([has, *rows]), reduction="mean")
         means = flat[len(params) :].split([p.numel() for p in params])
         for p, mean, share in zip(params, means, flat[: len(params)].tolist(), strict=True):
-            p.grad = mean.view_as(p) if share else None  # the expert that nobody used has no gradient, not a zero one
+            p.grad = mean.view_as(p) if share else None  # an expert that no process used keeps None, not zero
 
     def load_base(self) -> Any:
-        """The pipeline as it was before training, apart from this one: its denoisers loaded again from where they came
-        from, or, where that is not known, copied and stripped of their adapters."""
+        """A separate pipeline as before training: its denoisers are loaded again by `source`, or, without it, copied
+        and stripped of adapters. Raises RuntimeError for a sharded policy without `source`."""
         modules = seams.named_networks(self.pipe)
         if self.sharded and self.source is None:
             raise RuntimeError("a sharded policy can't be copied: give it the `source` of its pipeline")
@@ -205,9 +203,8 @@ class TrainablePolicy(Policy):
         return pipe
 
     def state_dict(self) -> dict[str, Any]:
-        """All that an exact resume needs besides the method's own place: adapters and copies, optimiser, loss scaler,
-        counts, random states of torch and Python. Tensors and plain values: torch.load(weights_only=True) reads
-        it."""
+        """The state for an exact resume: adapters and copies, optimiser, loss scaler, counters, random states of torch
+        and Python. Tensors and plain values, readable by torch.load(weights_only=True)."""
         return {
             "lora": asdict(self.adapters.lora),
             "adapters": self.adapters.state_dict(),
@@ -220,7 +217,7 @@ class TrainablePolicy(Policy):
         } | self.learner_state()
 
     def learner_state(self) -> dict[str, Any]:
-        """What of its state is not shared with a policy made by `as_sibling`: optimiser and counts."""
+        """The part of the state that policies made by `as_sibling` don't share: optimiser and counters."""
         optimizer_state = self._optimizer.state_dict() if self._optimizer else self._resumed
         optimizer_state = (
             sharding.gather_full(optimizer_state)
@@ -233,6 +230,7 @@ class TrainablePolicy(Policy):
         }
 
     def load_learner_state(self, state: Mapping[str, Any]) -> None:
+        """Load what `learner_state` returned."""
         optimizer_state, parameters = state["optimizer"], self.adapters.parameters
         if self.sharded and optimizer_state is not None:
             local_state = {
@@ -245,14 +243,14 @@ class TrainablePolicy(Policy):
             setattr(self, key, state["counts"][key])
 
     def reset_optimizer(self) -> None:
-        """Forget the optimiser, gradients that wait for it, and all copies but the average."""
+        """Drop the optimiser, accumulated gradients, and all copies but the average (EMA)."""
         self._optimizer = self._resumed = None
         for p in self.adapters.parameters:
             p.grad = None
         self.adapters.drop_copies({EMA})
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from `state`. Raises BadInput if it is that of another LoRA or another pipeline."""
+        """Resume from `state`. Raises BadInput for the state of another LoRA or another pipeline."""
         if dict(state["lora"]) != asdict(self.adapters.lora):
             raise BadInput(f"this state was trained with {state['lora']}, this policy has {asdict(self.adapters.lora)}")
         self.adapters.load_state_dict(state["adapters"])

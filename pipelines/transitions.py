@@ -1,7 +1,7 @@
-"""Gaussian steps p(x_{i+1} | x_i) in place of a scheduler's own: what steering and policy gradients need.
+"""Kernels: Gaussian steps p(x_{i+1} | x_i) in place of a scheduler's own, for steering and policy gradients.
 
-A kernel is first order and Markov whatever the scheduler is: it replaces the step of a multistep solver
-(DPM-Solver++, UniPC) and does not reproduce it. Levels (a, s) now and (a', s') next are those of schedule.py; the
+A kernel is first order and Markov whatever the scheduler is: it replaces the steps of a multistep solver
+(DPM-Solver++, UniPC) and does not reproduce them. Levels (a, s) now and (a', s') next are those of schedule.py; the
 last step, s' = 0, is deterministic.
 """
 
@@ -53,8 +53,8 @@ class CPS:
 class FlowSDE:
     """Euler-Maruyama on the SDE with the flow's marginals (Flow-GRPO, arXiv:2505.05470, Eq. 9). Flow matching only.
 
-    g = eta sqrt(s / (1 - s)), where s = 1 (or above .99, where some schedules start) is replaced in the denominator
-    by the next level, as its authors do.
+    g = eta sqrt(s / (1 - s)). In the denominator, s > 0.99, where schedules start, is replaced by the next level, as in
+    the authors' code.
     """
 
     eta: float = 0.7
@@ -76,6 +76,7 @@ KERNELS = {kind.name: kind for kind in (Ancestral, CPS, FlowSDE)}
 
 
 def make_kernel(name: str, eta: float | None = None) -> Kernel:
+    """A kernel by its name; eta: None for its default. Raises BadInput for an unknown name."""
     if name not in KERNELS:
         raise BadInput(f"kernel: {name!r} is not known; known: {', '.join(KERNELS)}")
     return KERNELS[name]() if eta is None else KERNELS[name](eta)

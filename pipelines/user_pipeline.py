@@ -1,4 +1,4 @@
-"""A diffusers pipeline that its user has loaded, seen as a Policy, and given back as it was."""
+"""Policies of diffusers pipelines that the user has loaded, which are restored afterwards."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import inspect
 from collections.abc import Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
 import torch
 
@@ -22,10 +22,10 @@ GUIDANCE = ("guidance_scale", "true_cfg_scale", "audio_guidance_scale")  # argum
 
 
 class UserPipeline:
-    """Nothing is copied but the scheduler: the policy works with the weights of `pipe`, where they are and as they are.
+    """A loaded diffusers pipeline. Its policies share its weights; only the scheduler is copied.
 
-    While a policy of it is in use its networks are frozen and in eval mode; `restore` undoes that. The pipeline object
-    itself (its scheduler, progress bar and attention) is never touched.
+    While a policy is in use, networks are frozen and in eval mode; `restore` undoes that. The pipeline object itself
+    (scheduler, progress bar, attention) is never changed.
     """
 
     def __init__(self, pipe: Any, **overrides: Any):
@@ -37,8 +37,8 @@ class UserPipeline:
         self._mended: Any = None
 
     def as_policy(self, *, device: str = "auto", dtype: str = "auto", attention: str = "auto") -> Policy:
-        """A frozen Policy of the pipeline where it is. Raises BadInput for a device, dtype or attention that it doesn't
-        have."""
+        """A frozen Policy of the pipeline on its device. Raises BadInput for another device, dtype or attention than
+        the pipeline's."""
         self._check_placement(device, dtype, attention)
         self._freeze()
         pipe = copy.copy(self.pipe)
@@ -85,13 +85,13 @@ class UserPipeline:
             module.eval().requires_grad_(False)
 
     def save(self, folder: Path) -> None:
-        """Write it as diffusers does, which otherwise adds to the pipeline's own config."""
+        """Write the pipeline by save_pretrained, of a copy, as diffusers would change the pipeline's config."""
         pipe = copy.copy(self.pipe)
         pipe._internal_dict = type(pipe.config)(dict(pipe.config))
         pipe.save_pretrained(folder, safe_serialization=True)
 
     def restore(self) -> None:
-        """Give every network back the mode and the gradients that it had; twice does no more than once."""
+        """Restore every network's training mode and requires_grad. Idempotent."""
         for part, training in self._modes:
             part.training = training
         for parameter, requires_grad in self._gradients:
@@ -102,8 +102,8 @@ class UserPipeline:
 
 
 def describe_pipeline(pipe: Any, modality: str | None = None) -> PipelineConfig:
-    """How to call a loaded pipeline: as the config of configs/pipelines for the same weights says, or by its class's
-    defaults. Raises BadInput for what is no diffusers pipeline, or no policy."""
+    """The config of a loaded pipeline: that of configs/pipelines for the same weights, or its class's defaults. Raises
+    BadInput for what is no diffusers pipeline, or can't be a policy."""
     cls = type(pipe).__name__
     if not callable(getattr(pipe, "from_pretrained", None)) or not seams.find_schedulers(pipe):
         raise BadInput(f"pipeline: expected a name, a folder or a diffusers pipeline with a scheduler, got {cls}")
@@ -142,8 +142,6 @@ def is_source(config: PipelineConfig, source: str) -> bool:
 
 def override_config(config: PipelineConfig, overrides: Mapping[str, Any]) -> PipelineConfig:
     """The config with some of its fields replaced, checked as in a file. Raises BadInput, naming the nearest field."""
-    from typing import get_type_hints
-
     kinds = get_type_hints(PipelineConfig, include_extras=True)
     names = {f.name for f in fields(PipelineConfig)} - {"name", "pipeline"}
     for key in overrides:

@@ -1,6 +1,6 @@
-"""A named pipeline with some of its settings changed: {name: flux-dev, steps: 8, call: {height: 384}}.
+"""Variants: a named pipeline with some settings changed, {name: flux-dev, steps: 8, call: {height: 384}}.
 
-As text, for tables and messages, it is `flux-dev {steps: 8, call: {height: 384}}`, which reads back as the same.
+In tables and messages a variant is a label, `flux-dev {steps: 8, call: {height: 384}}`, which can be read back.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import yaml
 
 from workbench.core.types import BadInput
 
-MERGED = ("call", "text", "components")  # blocks of which a variant changes some keys; any other setting is replaced
-ORDER = ("class", "repo", "steps", "scheduler", "kernel", "components", "call", "text")  # of the settings in a label
+MERGED = ("call", "text", "components")  # settings that a variant changes key by key; others are replaced
+ORDER = ("class", "repo", "steps", "scheduler", "kernel", "components", "call", "text")  # of settings in a label
 TEXT = re.compile(r"(\S.*?) (\{.*\})")
 SMALL, MEDIUM = {"height": 256, "width": 256}, {"height": 512, "width": 512}
 FLOW_MATCHING = "FlowMatchEulerDiscreteScheduler"
 
-# Configs that were files of their own once.
+# Former configs -> the variants that replace them.
 FORMER: dict[str, dict[str, Any]] = {
     "flux-dev-6": {"name": "flux-dev", "steps": 6, "call": MEDIUM},
     "flux-dev-8": {"name": "flux-dev", "steps": 8, "call": {"height": 384, "width": 384}},
@@ -56,8 +56,8 @@ _ANNOUNCED: set[str] = set()
 
 
 def current_source(source: Any, announce: bool = True) -> Any:
-    """What names a pipeline, as it is written today: the text of a variant and a former name become {name: ...,
-    changes}, a variant without changes its name; anything else stays as it is."""
+    """A pipeline's source in its current form: a label and a former name become {name: ..., changes}, a variant without
+    changes its name; anything else is returned as it is. A former name is reported once on stderr if `announce`."""
     if isinstance(source, (str, Path)):
         if variant := FORMER.get(str(source)):
             if announce and str(source) not in _ANNOUNCED:
@@ -82,13 +82,13 @@ def current_source(source: Any, announce: bool = True) -> Any:
 
 
 def merge_variant(source: Any, changes: Mapping) -> dict:
-    """What names a pipeline, with further changes."""
+    """A pipeline's source with further changes."""
     source = current_source(source)
     return merge_changes(source if isinstance(source, Mapping) else {"name": source}, changes)
 
 
 def merge_changes(values: Mapping, changes: Mapping) -> dict:
-    """The settings of a pipeline after some have been changed."""
+    """The settings of a pipeline with some changed."""
     merged = dict(values)
     for key, value in changes.items():
         by_key = key in MERGED and isinstance(merged.get(key), Mapping) and isinstance(value, Mapping)
@@ -106,7 +106,7 @@ def split_variant(source: Mapping) -> tuple[str, dict]:
 
 
 def pipeline_label(source: Any) -> str:
-    """What tables and messages call a pipeline; pipelines.read_config understands it."""
+    """The label of a pipeline's source for tables and messages; pipelines.read_config understands it."""
     source = current_source(source, announce=False)
     if not isinstance(source, Mapping):
         return str(source)
@@ -121,6 +121,7 @@ def _sort_keys(value: Any) -> Any:
 
 
 def yaml_flow(values: Mapping) -> str:
+    """A mapping as one line of YAML."""
     return yaml.safe_dump(
         dict(values), default_flow_style=True, sort_keys=False, width=float("inf"), allow_unicode=True
     ).strip()

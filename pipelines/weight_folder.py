@@ -1,4 +1,4 @@
-"""A folder of weights, checked before anything is loaded from it: standard library only."""
+"""Checks of a folder of weights before anything is loaded from it. Standard library only."""
 
 from __future__ import annotations
 
@@ -25,9 +25,9 @@ def component_class(folder: Path, name: str) -> str | None:
 def check_folder(folder: Path, cls: str, replaced: Collection[str] = (), optional: Collection[str] = ()) -> None:
     """Raises BadInput, naming the file, unless `folder` holds a whole pipeline of class `cls` in safetensors.
 
-    Components in `replaced` come from elsewhere and are not checked; with one that the folder has no place for, it
-    may hold a pipeline of another class (AnimateDiff's is Stable Diffusion and a motion adapter). Those in `optional`
-    the class makes itself where it finds none.
+    Components in `replaced` come from elsewhere and are not checked. If one of them is not in the folder's index, the
+    folder may hold a pipeline of another class (AnimateDiff's is Stable Diffusion, plus a motion adapter). Components
+    in `optional` may be missing: the class makes them itself.
     """
     index = _read_index(folder)
     if index["_class_name"] != cls and not set(replaced) - set(index):
@@ -45,7 +45,7 @@ def check_folder(folder: Path, cls: str, replaced: Collection[str] = (), optiona
 
 
 def check_weights(part: Path) -> None:
-    """Raises BadInput unless the network in folder `part` has its weights, all of them, in intact safetensors files."""
+    """Raises BadInput unless the network in folder `part` has all of its weights in intact safetensors files."""
     files = sorted(part.glob("*.safetensors"))
     if not files:
         pickles = [f.name for f in part.iterdir() if f.suffix in PICKLES]

@@ -160,19 +160,37 @@ def test_an_alignment_saves_itself_once(policy, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("media", "element"),
+    ("media", "element", "suffix"),
     [
-        (Media(torch.rand(2, 5, 3, 16, 16), "video", 8.0), "data:image/apng"),
-        (Media(torch.rand(2, 1, 8000) - 0.5, "audio", 16000.0), "<audio controls"),
+        (Media(torch.rand(2, 5, 3, 16, 16), "video", 8.0), "data:image/apng", ".mp4"),
+        (Media(torch.rand(2, 1, 8000) - 0.5, "audio", 16000.0), "<audio controls", ".flac"),
     ],
     ids=["video", "audio"],
 )
-def test_clips_move_and_sounds_play(media, element, tmp_path):
+def test_clips_move_and_sounds_play(media, element, suffix, tmp_path):
     scores = {"loudness": torch.tensor([-20.0, float("nan")])}
     made = Alignment("fk", "p", media, scores, None, ("one", "<two>"), (1, 2), Cost())
     html = made._repr_html_()
     assert html.count(element) == 2 and "&lt;two&gt;" in html and made._repr_png_().startswith(b"\x89PNG")
-    assert len([*made.save(tmp_path).glob("000*")]) == 2
+    assert len([*made.save(tmp_path / "lossless").glob("000*")]) == 2
+    first, _ = sorted(made.save(tmp_path / "both", compressed=True).glob(f"*{suffix}"))
+    copy = media_files.inspect_media(first)
+    assert copy.media.modality == media.modality and copy.story["prompt"] == "one"
+
+
+def test_without_a_film_library_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    clip = Media(torch.rand(1, 5, 3, 16, 16), "video", 8.0)
+    with pytest.raises(BadInput, match="needs PyAV; run: pip install av"):
+        Alignment("fk", "p", clip, {}, None, ("one",), (1,), Cost()).save(tmp_path / "new", compressed=True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_pictures_have_no_compressed_copy(tmp_path):
+    made = Alignment("fk", "p", Media(torch.rand(1, 3, 8, 8), "image"), {}, None, ("one",), (1,), Cost())
+    with pytest.raises(BadInput, match="pictures are PNG already"):
+        made.save(tmp_path / "new", compressed=True)
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

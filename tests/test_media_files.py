@@ -177,17 +177,3 @@ def test_a_picture_marks_clipping_and_takes_silence_short_sounds_and_stereo():
         assert drawn(audio_view.sound_picture(odd)).shape[2] == 3
     with pytest.raises(ValueError, match="aren't finite"):
         audio_view.sound_picture(Media(torch.full((1, 1, 100), torch.nan), "audio", 8000.0))
-
-
-def test_clips_side_by_side_keep_step_whatever_their_rates_and_sizes(tmp_path):
-    """At a time t every part shows its own frame of time t; the shorter stands still at its end."""
-    ramps = [Media((torch.arange(n) / 20).view(1, n, 1, 1, 1).expand(1, n, 3, s, 8), "video", r)
-             for n, s, r in ((8, 10, 8.0), (4, 6, 4.0), (2, 10, 8.0))]  # fmt: skip
-    both = video.side_by_side(ramps, gap=2)
-    assert both.data.shape == (1, 8, 3, 10, 3 * 8 + 2 * 2) and both.rate == 8.0
-    seen = both.data[0, :, 0, 3]  # [T,W]
-    assert (seen[:, 4] * 20).round().tolist() == list(range(8))
-    assert (seen[:, 14] * 20).round().tolist() == [0, 0, 1, 1, 2, 2, 3, 3]
-    assert (seen[:, 24] * 20).round().tolist() == [0, 1, 1, 1, 1, 1, 1, 1]
-    assert not both.data[0, :, :, 8:, 10:18].any(), "the smaller one stands on black"
-    assert media.read_media(video.write_mp4(both, tmp_path / "ab.mp4")).data.shape[1] == 8

@@ -168,3 +168,15 @@ def test_the_command_tells_each_claim_and_exits_1_for_one_that_fails(holds, code
     assert f"{mark} a claim: a number 0.0" in capsys.readouterr().out
     assert main(["list", "--check", "starter-image", "--json"]) == code
     assert json.loads(capsys.readouterr().out) == [{"claim": "a claim", "holds": holds, "seen": "a number 0.0"}]
+
+
+def test_a_pipeline_whose_own_call_fails_is_one_failed_claim(monkeypatch):
+    policy = tiny.policy("StableDiffusionPipeline")
+
+    def fail(*_, **__):
+        raise AttributeError("the scheduler has no init_noise_sigma")
+
+    monkeypatch.setattr(type(policy.pipe), "__call__", fail)
+    policy.__dict__.pop("structure", None)  # not from an earlier call
+    (result,) = check_pipeline(policy)
+    assert result == ("structure", False, "AttributeError: the scheduler has no init_noise_sigma")

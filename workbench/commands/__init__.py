@@ -1,8 +1,7 @@
-"""The commands, one file each. A file's `add_command` describes its arguments and names the function that carries it
-out.
+"""The commands of the command line, one file each. A file's `add_command` adds the arguments and the function that runs
+the command.
 
-`COMMANDS` is the order in which --help lists them. Heavy imports happen inside the functions, so that --help is
-instant.
+`COMMANDS` is the order in which --help lists them. Heavy imports are inside the functions, so that --help is fast.
 """
 
 COMMANDS = (

@@ -1,4 +1,4 @@
-"""How a command is added to the command line, and the arguments that several of them share."""
+"""Adding commands to the command line, and the arguments that several of them share."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ Commands = Any  # what ArgumentParser.add_subparsers returns: argparse has no pu
 
 
 def add_parser(commands: Commands, name: str, handler: Handler, summary: str, example: str) -> argparse.ArgumentParser:
-    """The parser of one more command, which `handler` carries out."""
+    """Add a command that `handler` runs; returns its parser."""
     parser = commands.add_parser(
         name, help=summary, description=summary, epilog=f"example:\n  {example}", formatter_class=HELP_STYLE
     )

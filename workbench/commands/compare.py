@@ -58,6 +58,7 @@ def add_command(commands: Commands) -> None:
 
 
 def read_compare_request(args: argparse.Namespace) -> RunRequest:
+    """The run of the contestants that the arguments name. Raises BadInput."""
     from workbench.core.schema import build_dataclass
     from workbench.core.types import BadInput
     from workbench.engine import compare

@@ -1,4 +1,4 @@
-"""Where commands write, and how they draw tables."""
+"""Consoles for the output of commands, and tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ err = Console(stderr=True, highlight=False)
 
 
 class Failed(RuntimeError):
-    """The input was good and the work failed. One sentence; the command line exits with 1."""
+    """Raised where the input was valid and the work failed. One sentence; the command line exits with 1."""
 
 
 def build_table(rows: Sequence[Mapping], title: str | None = None) -> Table:
-    """A table of rows; brackets in a prompt or a file's name are no markup."""
+    """A table of rows (column -> value); brackets in prompts and file names are not read as markup."""
     table = Table(box=None, header_style="bold", title=title, title_justify="left", pad_edge=False)
     for column in rows[0] if rows else ():
         table.add_column(Text(str(column)), overflow="fold")

@@ -1,4 +1,4 @@
-"""`workbench demo`: a config of the starter pack, run."""
+"""`workbench demo`: runs one of the starter pack's configs."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def add_command(commands: Commands) -> None:
 
 
 def read_demo_request(args: argparse.Namespace) -> RunRequest:
+    """The run of configs/runs/demo.yaml, or of demo-music or demo-video; smaller with --fast."""
     from workbench.core.paths import CONFIGS
     from workbench.runs import config
 

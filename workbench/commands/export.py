@@ -1,4 +1,4 @@
-"""`workbench export`: the trained weights of a run, again."""
+"""`workbench export`: writes the trained weights of a run again, and may push them to a hub."""
 
 from __future__ import annotations
 

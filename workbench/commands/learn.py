@@ -1,4 +1,4 @@
-"""`workbench learn`: a reward from votes."""
+"""`workbench learn`: fits a reward to votes."""
 
 from __future__ import annotations
 

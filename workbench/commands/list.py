@@ -1,4 +1,4 @@
-"""`workbench list`: what there is, and whether the seam holds on a pipeline."""
+"""`workbench list`: lists pipelines, rewards, methods and configs, and checks the seam on a pipeline."""
 
 from __future__ import annotations
 
@@ -40,6 +40,7 @@ def list_command(args: argparse.Namespace) -> int:
 
 
 def print_seam_check(name: str, as_json: bool) -> int:
+    """Load a pipeline, check the seam on it and print the results; the exit code: 1 if a claim doesn't hold."""
     from rich.markup import escape
 
     import pipelines
@@ -50,9 +51,7 @@ def print_seam_check(name: str, as_json: bool) -> int:
     for claim, holds, detail in check_pipeline(pipelines.load(name)):
         rows.append({"claim": claim, "holds": holds, "seen": detail})
         if not as_json:
-            mark = (
-                "–" if holds is None else "[green]✓[/]" if holds else "[red]✗[/]"
-            )  # –: can't be tried on this pipeline
+            mark = "–" if holds is None else "[green]✓[/]" if holds else "[red]✗[/]"  # –: not applicable
             out.print(f"{mark} {escape(f'{claim}: {detail}')}")
     if as_json:
         print(json.dumps(rows))

@@ -1,4 +1,4 @@
-"""`workbench report`: the pages of a finished run, drawn again, and its table of results for a paper or a program."""
+"""`workbench report`: draws the report of a finished run again, or prints its table of results."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`workbench run`: a config, or a run folder to go on with."""
+"""`workbench run`: runs a config, or resumes a run folder."""
 
 from __future__ import annotations
 
@@ -37,6 +37,7 @@ def add_command(commands: Commands) -> None:
 
 
 def read_run_request(args: argparse.Namespace) -> RunRequest:
+    """The run of the config, or of the run folder, that the arguments name. Raises BadInput."""
     from workbench.core.schema import build_dataclass
     from workbench.core.types import BadInput
     from workbench.runs import config, store

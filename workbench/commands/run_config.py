@@ -1,7 +1,6 @@
-"""What `demo`, `run` and `compare` have in common: a config is checked, planned and executed, and its results are
-printed.
+"""What `demo`, `run` and `compare` share: a config is planned and executed, and its results are printed.
 
-They differ in how `args.read_request` makes a config of the arguments.
+They differ in `args.read_request`, which makes a RunRequest of the arguments.
 """
 
 from __future__ import annotations
@@ -21,14 +20,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class RunRequest:
+    """A run that the command line asks for."""
+
     config: RunConfig
-    command: str  # that makes this run again
+    command: str  # the command line that repeats it
     folder: Path | None = None  # an existing run to go on with
 
 
 def run_config(args: argparse.Namespace) -> int:
-    """The run that `args` ask for; of several processes the first writes and prints, and the others help it to
-    train."""
+    """Execute the run that the arguments ask for and print its results; returns the exit code. Of several processes the
+    first writes and prints, and the others only train."""
     import transformers
 
     from pipelines import processes
@@ -73,8 +74,8 @@ def run_config(args: argparse.Namespace) -> int:
 
 
 def exit_at_once(error: Exception) -> NoReturn:
-    """End this process of several, now: a usual exit waits for threads, and for what the process group's and the GPU's
-    destructors do, and those may wait for the other processes, which wait for this one."""
+    """Print the error and end this process without clean-up: a normal exit waits for threads and destructors, which may
+    wait for other processes, which wait for this one."""
     from workbench.core.types import BadInput
     from workbench.training.contestant_training import ProcessEnded
 

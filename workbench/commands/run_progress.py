@@ -33,8 +33,8 @@ if TYPE_CHECKING:
 
 @contextmanager
 def stop_on_signal() -> Iterator[threading.Event]:
-    """An event that the first SIGINT or SIGTERM sets, so that the batch under way is delivered and a training saves;
-    the second signal interrupts."""
+    """An event that is set by the first SIGINT or SIGTERM, on which a run delivers its batch and a training saves; a
+    second signal interrupts."""
     stop = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield stop
@@ -57,7 +57,7 @@ def stop_on_signal() -> Iterator[threading.Event]:
 
 
 class ProgressBars:
-    """One bar a contestant, and one a training, on stderr: elapsed, remaining, and the reward as it rises."""
+    """A bar for each contestant and each training, on stderr: elapsed and remaining time, and the reward."""
 
     def __init__(self, plan: Plan, quiet: bool = False):
         columns = (
@@ -84,9 +84,11 @@ class ProgressBars:
         self.bars.stop()
 
     def add_bar(self, description: str, total: int) -> TaskID:
+        """Add a bar that has not started."""
         return self.bars.add_task(description, total=total, note="", start=False)
 
     def show(self, progress: run_events.Progress) -> None:
+        """Update the bar of a progress report, or print its message."""
         event, contestant = progress.event, progress.contestant
         self.bars.update(self.loading, visible=False)
         task = self.tasks["sample" if progress.phase == "sample" else "train", contestant]
@@ -106,7 +108,7 @@ class ProgressBars:
 
 
 def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
-    """Checks, denoiser calls, and time and memory from what earlier runs of the same pipeline took on this machine."""
+    """Print a plan: its checks, and each contestant's denoiser calls, time and memory as estimated by earlier runs."""
     from workbench.engine.plan import weights_mb
 
     rows, weights = [estimate_contestant(plan, runs, name) for name in plan.methods], weights_mb(plan)
@@ -147,6 +149,7 @@ def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
 
 
 def estimate_contestant(plan: Plan, runs: Path, name: str) -> dict:
+    """Settings, denoiser calls and estimated seconds of a contestant; of one that trains, samples and memory too."""
     from pipelines.variants import pipeline_label
     from workbench.methods import name_of
     from workbench.runs.store import seconds_per_call

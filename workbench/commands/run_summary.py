@@ -1,4 +1,4 @@
-"""What a finished run prints: a table, its findings, what training took, and where the pictures and the report lie."""
+"""Printing the results of a run: table, findings, cost of training, and the paths of grid.png and report.html."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workbench.report import findings, tables
 
 
 def print_summary(path: Path, summary: Mapping, as_json: bool) -> int:
-    """The exit code: 1 if a contestant failed, else 0."""
+    """Print the results of a run; returns the exit code: 1 if a contestant failed, else 0."""
     failed = [c for c in summary["contestants"] if "failed" in c]
     if as_json:
         print(json.dumps(summary, ensure_ascii=False))
@@ -36,6 +36,7 @@ def print_summary(path: Path, summary: Mapping, as_json: bool) -> int:
 
 
 def training_sentence(name: str, cost: Mapping) -> str:
+    """One sentence, in rich's markup, on the training of contestant `name`; cost: its record in summary.json."""
     sentence = (
         f"{name} was trained for {cost['updates']} rounds on {cost['samples']:,} samples: {cost['seconds'] / 60:.1f} "
         f"minutes, {cost['peak_mb']:,.0f} MB, weights of round {cost['best']}, {cost['distance']:.3g} from the base"

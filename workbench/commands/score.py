@@ -1,4 +1,4 @@
-"""`workbench score`: rewards on media files."""
+"""`workbench score`: scores media files by rewards."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`workbench serve-rewards`: rewards over HTTP."""
+"""`workbench serve-rewards`: serves rewards over HTTP."""
 
 from __future__ import annotations
 

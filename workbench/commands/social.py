@@ -1,4 +1,4 @@
-"""`workbench social`: a reward from what a community took up, in steps."""
+"""`workbench social`: a reward learnt from a community's interactions, in steps."""
 
 from __future__ import annotations
 

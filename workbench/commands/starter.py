@@ -1,4 +1,4 @@
-"""`workbench starter build`: the embedded starter pack from nothing."""
+"""`workbench starter build`: trains the models of the embedded starter pack from scratch."""
 
 from __future__ import annotations
 

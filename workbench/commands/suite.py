@@ -1,4 +1,4 @@
-"""`workbench suite`: pictures for a public benchmark."""
+"""`workbench suite`: makes pictures for a public benchmark."""
 
 from __future__ import annotations
 

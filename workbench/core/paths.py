@@ -1,5 +1,4 @@
-"""Where the files that ship with the workbench lie, and how one is written. Standard library only: anyone may import
-it."""
+"""Locations of the files that ship with the workbench, and atomic writing. Standard library only."""
 
 from __future__ import annotations
 
@@ -13,7 +12,7 @@ STARTER = ROOT / "pipelines" / "starter" / "weights"
 
 
 def resolve_repo(repo: str) -> str:
-    """`starter:image/clip` -> the folder of that part of the embedded pack; anything else (a hub id, a path) unchanged.
+    """The folder of a part of the starter pack (`starter:image/clip`); any other repository is returned as it is.
 
     Raises FileNotFoundError when the pack has no such part.
     """
@@ -26,7 +25,7 @@ def resolve_repo(repo: str) -> str:
 
 
 def write_atomic(path: Path, data: bytes | str) -> None:
-    """Whole or not at all, whoever else writes the same: a temp name of its own, fsync, rename."""
+    """Write a file completely or not at all, also beside other writers: a unique temporary file, fsync, rename."""
     temp = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with open(temp, "xb") as f:

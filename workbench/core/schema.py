@@ -1,5 +1,7 @@
-"""Mappings from files become dataclasses, strictly: an unknown key stops with the nearest valid one, and a value is
-converted by its field's annotation (YAML reads `1e-4` as text). Standard library only.
+"""Strict conversion of mappings (from YAML or JSON) into dataclasses. Standard library only.
+
+An unknown key is an error that names the nearest valid one. Values are converted by their field's annotation (YAML
+reads `1e-4` as text).
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from workbench.core.types import AtLeast, BadInput
 
 
 def suggest_nearest(word: str, names: Iterable[str], former_names: Mapping[str, str] | None = None) -> str:
-    """The tail of an error sentence: the nearest of the names, or all of them when none is near. A word near a former
-    name, old -> new, means the new one."""
+    """The end of an error message: the nearest of `names`, or all of them when none is near. A word near a key of
+    `former_names` (old -> new) suggests the new name."""
     names = sorted(names)
     meanings = {**(former_names or {}), **{name: name for name in names}}
     close = difflib.get_close_matches(word, sorted(meanings), n=1, cutoff=0.5)
@@ -46,10 +48,10 @@ def build_dataclass(cls: type, values: Any, where: str):
 
 
 def with_current_names(cls: type | None, values: Mapping, where: str, announce: bool = True) -> dict:
-    """`values` with every key that `cls` once called otherwise under the name that it has now, in the same order.
+    """`values` with the former names of `cls`'s settings replaced by the current ones, in the same order.
 
-    Each old name is said once on stderr, unless `announce` is off: a record of the past has nothing to mend. Raises
-    BadInput where an old name stands beside its new one.
+    Each replaced name is reported once on stderr, unless `announce` is off: a stored config is not to be edited. Raises
+    BadInput where a setting is given under both names.
     """
     former_names = getattr(cls, "former_names", {})
     current = {}
@@ -67,14 +69,17 @@ _ANNOUNCED: set[tuple[type | None, str]] = set()
 
 
 def announce_rename(cls: type | None, key: str, name: str, where: str) -> None:
-    """Say on stderr, once a process, that the setting `key` of `cls` is called `name` now."""
+    """Report on stderr, once per process, that the setting `key` of `cls` is now called `name`."""
     if (cls, key) not in _ANNOUNCED:
         _ANNOUNCED.add((cls, key))
         print(f"{where + '.' if where else ''}{key} is called {name} now; the old name still works", file=sys.stderr)
 
 
 def convert_value(value: Any, kind: Any, where: str) -> Any:
-    """`value` as `kind` (a scalar type, Literal, Optional, tuple, list, dict or Annotated with AtLeast)."""
+    """`value` converted to `kind`: a scalar type, Literal, Optional, tuple, list, dict or Annotated with AtLeast.
+
+    Raises BadInput, naming `where`, for a value that can't be converted.
+    """
     origin = get_origin(kind)
     if kind is Any:
         return value
@@ -119,7 +124,7 @@ def _convert_union(value: Any, kinds: tuple, where: str) -> Any:
 
 
 def _convert_scalar(value: Any, kind: type, where: str) -> Any:
-    """bool is not a number here, and a number is not a text: silent conversions hide typing errors."""
+    """A bool is no number here and a number is no text: silent conversions would hide typing errors."""
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
     try:
         if kind is bool and isinstance(value, bool):

@@ -1,4 +1,5 @@
-"""The help of a dataclass's settings is the comments beside its fields: read from its source. Standard library only."""
+"""Help texts of a dataclass, read from its source: its docstring and the comments at its fields. Standard library
+only."""
 
 from __future__ import annotations
 
@@ -13,13 +14,13 @@ from typing import Any
 
 
 def summarise_class(cls: type) -> str:
-    """What a class is, in one line: the first paragraph of its docstring; "" without one."""
+    """The first paragraph of a class's docstring, in one line; "" without one."""
     return " ".join((cls.__doc__ or "").strip().split("\n\n")[0].split())
 
 
 def describe_settings(cls: type) -> list[tuple[str, Any, str]]:
-    """(name, default, meaning) of each setting of a method: the comment beside a field, or above it, is its help. A
-    field that a subclass only gives another default keeps its help."""
+    """(name, default, help) of each setting of a dataclass. A setting's help is the comment beside its field, or above
+    it; a subclass that only changes the default inherits the help."""
     help_texts: dict[str, str] = {}
     for c in reversed(cls.__mro__):
         if dataclasses.is_dataclass(c):
@@ -29,7 +30,7 @@ def describe_settings(cls: type) -> list[tuple[str, Any, str]]:
 
 @lru_cache
 def _field_comments(cls: type) -> dict[str, str]:
-    """Field -> the comment on its lines, which are several where the formatter wrapped it, else the one on the line
+    """Field -> the comment on the field's own lines (several where the formatter wrapped it), else on the line
     above."""
     source = textwrap.dedent(inspect.getsource(cls))
     tokens, lines = tokenize.generate_tokens(io.StringIO(source).readline), source.splitlines()

@@ -23,7 +23,7 @@ class BadInput(ValueError):
 
 
 class Stopped(Exception):
-    """Somebody asked a policy at work to stop."""
+    """Raised by a policy before a denoiser call, once its `stop` event is set."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class Media:
 
 @dataclass(frozen=True)
 class Batch:
-    """What a method is asked to make: B prompts, each with the seed of its own noise."""
+    """What a method samples or trains on: B prompts, each with the seed of its noise."""
 
     prompts: tuple[str, ...]  # B
     seeds: tuple[int, ...]  # B
@@ -74,15 +74,14 @@ class Batch:
 
 @dataclass(frozen=True)
 class PairBatch(Batch):
-    """B pairs of media that exist already, one preferred to the other: what a method learns from in place of its own
-    samples."""
+    """B preference pairs of existing media, from which a method learns in place of its own samples."""
 
     winners: Media  # B
     losers: Media  # B
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
-    """A seed for a named part of a seeded whole: the same everywhere, for ever; in [0, 2**31)."""
+    """A seed in [0, 2**31) for the part `path` of a seeded computation: a hash, the same on every machine."""
     text = ":".join(map(str, (seed, *path)))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
@@ -96,7 +95,8 @@ class Transition:
     x0: Tensor  # [B,*latent], the clean latent that this step predicts
 
     def sample(self, generators: Sequence[torch.Generator] | None = None) -> Tensor:
-        """[B,*latent]: one draw a row, each from its own CPU generator, so that a row depends on its own seed alone."""
+        """[B,*latent]: a sample, each row drawn from its own CPU generator, so that it depends on its own seed
+        alone."""
         if not self.std.any():
             return self.mean
         if generators is None:
@@ -105,7 +105,8 @@ class Transition:
         return self.mean + self.std * eps.to(self.mean)
 
     def log_prob(self, x_next: Tensor) -> Tensor:
-        """[B]: log-density, MEAN over latent dimensions (Flow-GRPO's convention); float64 inside. Needs std > 0."""
+        """[B]: log-density, MEAN over latent dimensions (Flow-GRPO's convention), in float64. Raises ValueError for
+        std 0."""
         if not self.std.any():
             raise ValueError("a deterministic step (std 0) has no log-probability; ask only for trajectory.stochastic")
         std = self.std.double()
@@ -129,11 +130,11 @@ class Prediction:
 
 @dataclass(frozen=True)
 class Trajectory:
-    """B denoising chains and what they became."""
+    """B denoising chains and the media decoded from their ends."""
 
     prompts: tuple[str, ...]  # B
     x: Tensor  # [B,S+1,*latent]; x[:,0] noise, x[:,-1] clean, in the pipeline's own layout
-    log_prob: Tensor  # [B,S] under the policy that drew it; 0 on deterministic steps
+    log_prob: Tensor  # [B,S] under the policy that sampled it; 0 on deterministic steps
     stochastic: tuple[int, ...]  # the steps with std > 0: the only ones that a policy gradient may use
     media: Media  # B
     seeds: tuple[int, ...]  # B
@@ -144,79 +145,78 @@ class Policy(Protocol):
 
     modality: Modality
     rate: float
-    nfe: int  # rows that went through the denoiser so far (a CFG pair counts as 2)
-    decodes: int  # rows that were decoded so far
+    nfe: int  # rows through the denoiser so far (a CFG pair counts as 2)
+    decodes: int  # rows decoded so far
 
     @property
     def steps(self) -> int: ...  # S
 
     @property
-    def provides(self) -> frozenset[str]: ...  # of {"latents", "stochastic", "trainable"}
+    def provides(self) -> frozenset[str]: ...  # a subset of {"latents", "stochastic", "trainable"}
 
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
     def start(self, noise: Tensor) -> Tensor: ...  # [B,*latent]: the first state, scaled and packed by the pipeline
 
+    # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph
     def sample(
         self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
-    ) -> Trajectory: ...  # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph
+    ) -> Trajectory: ...
 
     def transition(self, x: Tensor, i: int, prompts: Sequence[str]) -> Transition: ...  # one step from ANY x_i
 
+    # what the denoiser predicts at x_i = x; `guidance` replaces the policy's own scale
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction: ...
 
-    def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # [B,*latent]
+    def noised(self, x0: Tensor, i: int, eps: Tensor) -> Tensor: ...  # x_i [B,*latent] = a_i x0 + s_i eps
 
-    def output_scale(
-        self, i: int
-    ) -> float: ...  # how far x0 moves, at step i, where the denoiser's own output moves by one
+    def output_scale(self, i: int) -> float: ...  # |d x0 / d output| of the denoiser at step i
 
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media: ...  # differentiable
 
-    def encode(self, media: Media) -> Tensor: ...  # [B,*latent], what decode turns into these media; no gradient
+    def encode(self, media: Media) -> Tensor: ...  # [B,*latent], which `decode` turns into these media; no gradient
 
-    def reference(
-        self,
-    ) -> AbstractContextManager: ...  # inside, the weights are those without LoRA, or before any training
+    # inside the context, the policy computes with the weights without LoRA, or before training
+    def reference(self) -> AbstractContextManager: ...
 
-    def noise_correction(
-        self, noise: Tensor, prompts: Sequence[str]
-    ) -> Tensor: ...  # [B,*draw], what a HyperNoise LoRA adds
+    # [B,*draw]: what a HyperNoise LoRA (arXiv:2508.09968) adds to the noise
+    def noise_correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
 
 class TrainablePolicy(Policy, Protocol):
-    """A policy whose weights can be moved; it provides "trainable". Copies of them have names; "train" is as they
-    are."""
+    """A policy whose weights can be trained; it provides "trainable". Copies of the weights have names; "train" are
+    the live ones."""
 
-    @property  # of its media: (height, width) of images, with the frames before them of videos
+    @property  # of one medium: (3,H,W), (T,3,H,W) or (C,L)
     def size(self) -> tuple[int, ...]: ...
 
     def optimizer(self, lr: float, **settings: Any) -> torch.optim.Optimizer: ...
 
-    def backward(self, loss: Tensor) -> None: ...  # gradients add up until update
+    def backward(self, loss: Tensor) -> None: ...  # gradients add up until `update`
 
-    def update(self) -> float: ...  # clip, step, zero; the gradient's norm before it was clipped, 0 if there is none
+    # clip the gradient, step, zero it; its norm before clipping, 0 without a gradient
+    def update(self) -> float: ...
 
-    def use(self, name: str) -> AbstractContextManager: ...  # inside, they are that copy's
+    def use(self, name: str) -> AbstractContextManager: ...  # inside the context, it computes with that copy
 
-    def merged(self) -> AbstractContextManager: ...  # inside, sampling is fast, but for rounding the same; no gradient
+    # inside the context, adapters are merged: faster sampling, the same but for rounding; no gradient
+    def merged(self) -> AbstractContextManager: ...
 
-    def follow(
-        self, name: str, decay: float
-    ) -> None: ...  # copy <- decay copy + (1 - decay) live; at first, the live ones
+    # copy <- decay copy + (1 - decay) live; the first call takes the copy
+    def follow(self, name: str, decay: float) -> None: ...
 
 
 @dataclass(frozen=True)
 class RewardSpec:
-    """What a reward says of itself, before any weight is loaded."""
+    """The metadata of a reward, known before any of its weights load."""
 
     name: str
     version: str
     modalities: frozenset[Modality]
     differentiable: bool
     scope: Literal["sample", "group", "set"] = "sample"  # group: all samples of one prompt; set: a whole batch
-    needs: frozenset[str] = frozenset()  # of {"prompt", "reference", "source"}; see Reward
-    typical: tuple[float, float] | None = None
+    needs: frozenset[str] = frozenset()  # a subset of {"prompt", "reference", "source"}; see Reward
+    typical: tuple[float, float] | None = None  # the usual range of its scores
     paper: str = ""
     weights: str = ""
     licence: str = ""
@@ -224,9 +224,9 @@ class RewardSpec:
 
 @runtime_checkable
 class Reward(Protocol):
-    """Judges media. Its keyword-only call returns float32 [B] (scope sample or group) or [] (set).
+    """Scores media. The keyword-only call returns float32 [B] (scope sample or group) or [] (scope set).
 
-    HIGHER IS BETTER: a distance is negated. What can't be judged is NaN, never 0 or -1. Media come in the ranges of
+    HIGHER IS BETTER: a distance is negated. What can't be scored is NaN, never 0 or -1. Media are in the ranges of
     Media; a differentiable reward keeps the graph to `media.data`; its own weights are frozen. `references` are any
     number of examples for a reward that needs `reference`; for one that needs `source`, what each sample was made from.
     A reward may also have `categories(prompts) -> list[str]`, by which tables break its mean down.
@@ -239,24 +239,25 @@ class Reward(Protocol):
 
 
 class ComposedReward(Reward, Protocol):
-    """Several rewards as one, which also says what each of them gave. That of a training is one (rewards.compose)."""
+    """Several rewards combined into one, with the scores of each component (rewards.compose). Training optimises
+    one."""
 
     @property
     def weights(self) -> Mapping[str, float]: ...  # by component
 
+    # component -> [B], unweighted, graph attached
     def breakdown(
         self, *, media: Media, prompts: Sequence[str], references: Media | None = None
-    ) -> Mapping[str, Tensor]: ...  # component -> [B], unweighted, graph attached
+    ) -> Mapping[str, Tensor]: ...
 
-    def shaped(
-        self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()
-    ) -> Mapping[str, Tensor]: ...  # a breakdown as the combination sees it
+    # a breakdown after the combination's shaping (log-sigmoid, ...)
+    def shaped(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Mapping[str, Tensor]: ...
 
     def total(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Tensor: ...  # [B], of a breakdown
 
 
 class EmbeddingReward(Reward, Protocol):
-    """A reward of whole sets that embeds media once, however many sets of them it is asked about."""
+    """A set reward whose embedding and scoring are separate: media are embedded once for any number of subsets."""
 
     def features(self, media: Media) -> Tensor: ...  # [N,D]
 
@@ -275,7 +276,7 @@ def embeds_media(reward: Reward) -> TypeGuard[EmbeddingReward]:
 
 @dataclass(frozen=True)
 class Event:
-    """What a method says while it works. `final` media are what it delivers for these prompts and seeds."""
+    """A report of a running method. With `final`, `media` are its result for these prompts and seeds."""
 
     step: int
     metrics: Mapping[str, float] = field(default_factory=dict)
@@ -283,42 +284,43 @@ class Event:
     prompts: tuple[str, ...] = ()
     seeds: tuple[int, ...] = ()
     scores: Mapping[str, Tensor] = field(default_factory=dict)  # reward name -> [B]
-    latents: Tensor | None = None  # [B,*latent], the noise that makes these media; None where no noise alone makes them
+    latents: Tensor | None = None  # [B,*latent], noise from which the pipeline makes these media; None if there is none
     final: bool = False
 
 
 class Method(Protocol):
-    """A way to align: a frozen dataclass whose fields are its config and whose docstring is its help.
+    """An alignment method: a frozen dataclass whose fields are its settings and whose docstring is its help.
 
-    `needs` is of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and reward
-    don't provide them is refused before weights load. A method yields; it never logs, saves, evaluates or draws.
+    `needs` is a subset of {"latents", "stochastic", "trainable", "reward", "differentiable"}; a run whose policy and
+    reward don't provide them is refused before weights load. A method yields events; it never logs, saves, evaluates or
+    plots.
 
-    One of your own must have `needs`, `calls` and `__call__`; what else it leaves out is filled with the defaults below
-    when its name is looked up (workbench.methods.find_method).
+    A method from outside this repository must have `needs`, `calls` and `__call__`; for other members that it lacks,
+    the defaults below are set when its name is looked up (workbench.methods.find_method).
     """
 
-    __dataclass_fields__: ClassVar[dict[str, Any]]  # it is a dataclass: `dataclasses.replace` makes variants of it
+    __dataclass_fields__: ClassVar[dict[str, Any]]  # it is a dataclass, so `dataclasses.replace` works on it
 
     needs: frozenset[str]
     scales: str = ""  # the setting that grows with the budget; "" where there is none
     paper: str = ""
-    yields_predictions: bool = False  # media before the final event are predictions of a chain under way, not samples
-    # more of `scales` means more turns, between which a clock can stop it, not larger calls
+    yields_predictions: bool = False  # media before the final event are x0 predictions of unfinished chains
+    # more of `scales` means more iterations, between which a time limit can stop it, not larger batches
     scales_in_turns: bool = False
-    learns_from_pairs: bool = False  # may learn from pairs of media that exist already (PairBatch)
-    optimises_sets: bool = False  # may optimise a reward that judges whole sets
-    delivered_copy: str = ""  # the copy of the weights that a training delivers, if it has one; "": the usual choice
-    group: int = 1  # samples a prompt that are scored together in training
-    optimizer_steps: int = 1  # of a training, per batch
-    advantage: str = "whole"  # how rewards are compared in training; "whole": without groups
+    learns_from_pairs: bool = False  # can learn from pairs of existing media (PairBatch)
+    optimises_sets: bool = False  # can optimise a reward of whole sets
+    delivered_copy: str = ""  # the copy of the weights that a training delivers, if it exists; "": "ema", else "train"
+    group: int = 1  # training: samples per prompt that are scored together
+    optimizer_steps: int = 1  # training: per batch
+    advantage: str = "whole"  # training: how rewards become advantages; "whole": without groups
 
-    def calls(self, steps: int) -> int: ...  # denoiser calls a sample, a guided one counted once
+    def calls(self, steps: int) -> int: ...  # denoiser calls per sample, a guided call counted once
 
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]: ...
 
     def check(self, pipeline: Any, reward: Reward, lora: Any) -> None:
-        """Of one that trains: raises BadInput, before anything loads, where it can't work with these."""
+        """For training methods: raises BadInput, before anything loads, if it can't work with these."""
 
     def sampler(self) -> Method | None:
-        """Of one that trains: the method that samples with the trained weights; None: they sample like any others."""
+        """For training methods: the method that samples with the trained weights; None: plain sampling."""
         return None

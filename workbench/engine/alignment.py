@@ -1,4 +1,4 @@
-"""One contestant's samples in memory: the driver's own loop without a run folder, and what it returns."""
+"""Alignment in memory: the driver's loop for one contestant without a run folder, and its result."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from torch import Tensor
 import pipelines
 from pipelines.variants import pipeline_label
 from workbench.core.io import media as media_files
+from workbench.core.io import video as video_files
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Event, Media
 from workbench.engine.run import metered_events
@@ -25,6 +26,11 @@ from workbench.runs.controls import CountedReward, apply_control
 from workbench.runs.plan import Plan
 from workbench.runs.progress import score_samples
 from workbench.runs.resolve import resolve_dependencies
+
+COMPRESSED_WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {  # modality -> suffix, what writes it
+    "video": (".mp4", video_files.write_mp4),
+    "audio": (".flac", video_files.write_flac),
+}
 
 
 @dataclass(frozen=True)
@@ -45,21 +51,21 @@ class AlignedSample:
 
 @dataclass(frozen=True)
 class Alignment:
-    """What a method made of some prompts: N samples, quantised as a file would hold them, and scored as they are.
+    """The result of a method on some prompts: N samples, quantised as in a file, and the scores of these.
 
-    Printed, it is one line; in a notebook, pictures, clips or sounds with their scores. It has a length and rows;
-    nothing is on disk until `save`.
+    It prints as one line; a notebook shows pictures, clips or sounds with their scores. `len`, indexing and iteration
+    go over the samples. Nothing is on disk until `save`.
     """
 
     method: str
     pipeline: str
     media: Media  # N rows on the CPU: image [N,3,H,W], video [N,T,3,H,W] in [0,1]; audio [N,C,L] in [-1,1]
-    scores: Mapping[str, Tensor]  # reward -> float32 [N], higher is better; what was optimised and what only watched
-    latents: Tensor | None  # [N,*latent], noises that make these media; None where no noise alone makes them
+    scores: Mapping[str, Tensor]  # reward, optimised or held out -> float32 [N], higher is better
+    latents: Tensor | None  # [N,*latent], noise from which the pipeline makes these media; None if there is none
     prompts: tuple[str, ...]  # N
     seeds: tuple[int, ...]  # N, of the first noise of each
-    cost: Cost  # of all N: denoiser rows, samples judged for the method, seconds, peak memory in MB
-    optimised: tuple[str, ...] = ()  # the rewards that the method was paid by; the others were held out
+    cost: Cost  # of all N: denoiser rows, samples scored for the method, seconds, peak memory in MB
+    optimised: tuple[str, ...] = ()  # the rewards that the method optimised; the others were held out
 
     def __len__(self) -> int:
         return len(self.media)
@@ -89,24 +95,34 @@ class Alignment:
         return notebook_view.contact_sheet(self.media, self.prompts, [sample.scores for sample in self])
 
     def table(self) -> list[dict[str, Any]]:
-        """A dict a sample, for pandas: prompt, seed and every score."""
+        """One dict per sample, for pandas: prompt, seed and every score."""
         return [{"prompt": s.prompt, "seed": s.seed, **s.scores} for s in self]
 
-    def save(self, folder: str | Path) -> Path:
-        """Write one file a sample, with its prompt, seed and scores inside (PNG, animated PNG or WAV), `samples.json`,
-        and `latents.safetensors` where there are any; returns the folder. Raises BadInput for a folder that has a
-        `samples.json`."""
+    def save(self, folder: str | Path, *, compressed: bool = False) -> Path:
+        """Write one file per sample (PNG, animated PNG or WAV, with prompt, seed and scores as metadata),
+        `samples.json`, and `latents.safetensors` where there are latents; returns the folder. Raises BadInput for a
+        folder that has a `samples.json`.
+
+        compressed: also write each clip as MP4 and each sound as FLAC, for players that know neither animated PNG nor
+        float32 WAV. That needs PyAV (`pip install av`), and for pictures there is no such copy: BadInput.
+        """
         folder = Path(folder)
         if (folder / "samples.json").exists():
             raise BadInput(f"{folder}: has samples already, and nothing is written over; name another folder")
+        if compressed and self.media.modality not in COMPRESSED_WRITERS:
+            raise BadInput("compressed: pictures are PNG already; leave it out")
+        if compressed:
+            video_files.import_av(folder / f"0000{COMPRESSED_WRITERS[self.media.modality][0]}", "writing")
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.table()
         for n, (sample, row) in enumerate(zip(self, rows, strict=True)):
             meta = {"prompt": sample.prompt, "seed": sample.seed, "contestant": self.method, "pipeline": self.pipeline}
-            path = media_files.write_media(
-                sample.media, folder / f"{n:04d}", meta=meta | {"scores": json_scores(sample.scores)}
-            )
+            meta["scores"] = json_scores(sample.scores)
+            path = media_files.write_media(sample.media, folder / f"{n:04d}", meta=meta)
             row["file"] = path.name
+            if compressed:
+                suffix, write_compressed = COMPRESSED_WRITERS[self.media.modality]
+                write_compressed(sample.media, path.with_suffix(suffix), meta=meta)
         if self.latents is not None:
             write_atomic(folder / "latents.safetensors", safetensors.torch.save({"noise": self.latents.contiguous()}))
         record = {
@@ -120,11 +136,12 @@ class Alignment:
 
 
 def format_scores(scores: Mapping[str, float]) -> str:
+    """Scores as text: clip 0.312, oracle 1.000"""
     return ", ".join(f"{name} {value:.3f}" for name, value in scores.items())
 
 
 def json_scores(row: Mapping[str, Any]) -> dict[str, Any]:
-    """Without what JSON can't keep: a score that is not a number."""
+    """The row with None in place of NaN, which JSON can't hold."""
     return {key: None if isinstance(value, float) and value != value else value for key, value in row.items()}
 
 
@@ -135,9 +152,9 @@ def align_in_memory(
     on_event: Callable[[int, Event], None] = lambda number, event: None,
     stop: threading.Event | None = None,
 ) -> Alignment:
-    """The samples of contestant `name` of a plan, made batch by batch as in a run, judged, and kept in memory.
+    """The samples of contestant `name` of a plan, made batch by batch as in a run, scored, and kept in memory.
 
-    `on_event(batch, event)` is told of every step. What the method raises goes through.
+    `on_event(number of the batch, event)` is called for every event. Exceptions of the method are not caught.
     """
     config = plan.config
     policy = load(plan.pipelines[name], device=config.device, dtype=config.dtype, attention=config.attention)
@@ -170,5 +187,5 @@ def align_in_memory(
 
 
 def join_latents(parts: Sequence[Tensor | None]) -> Tensor | None:
-    """[N,*latent] on the CPU; None where a batch has none."""
+    """The latents of all batches, [N,*latent] on the CPU; None where a batch has none."""
     return None if any(part is None for part in parts) else torch.cat([part.detach().cpu() for part in parts])

@@ -1,9 +1,10 @@
-"""What there is, as rows for tables and JSON. Nothing is constructed or loaded for a list."""
+"""All pipelines, rewards, methods and configs, as rows for tables and JSON. Nothing is constructed or loaded."""
 
 from __future__ import annotations
 
 import yaml
 
+from pipelines import read_config
 from pipelines.variants import pipeline_label
 from workbench.core.paths import CONFIGS
 from workbench.core.setting_help import describe_settings, summarise_class
@@ -13,8 +14,7 @@ from workbench.runs.registry import all_rewards
 
 
 def list_pipelines() -> list[dict]:
-    from pipelines import read_config
-
+    """The configs in configs/pipelines: name, modality, class, steps, repo."""
     rows = []
     for path in sorted((CONFIGS / "pipelines").glob("*.yaml")):
         config = read_config(path.stem)
@@ -31,6 +31,7 @@ def list_pipelines() -> list[dict]:
 
 
 def list_rewards() -> list[dict]:
+    """All rewards: name, modality, scope, gradient, needs, typical range, licence, paper, what it is."""
     rows = []
     for name, cls in all_rewards().items():
         s = cls.spec
@@ -46,6 +47,7 @@ def list_rewards() -> list[dict]:
 
 
 def list_methods() -> list[dict]:
+    """All methods: name, needs, paper, what it is, settings with defaults and help."""
     rows = []
     for name, cls in METHODS.items():
         settings = "; ".join(f"{n}={default} ({help})" for n, default, help in describe_settings(cls))
@@ -55,6 +57,7 @@ def list_methods() -> list[dict]:
 
 
 def list_configs() -> list[dict]:
+    """The configs in configs/runs: name, pipeline, and the comment in the first line."""
     rows = []
     for name, path in bundled_runs():
         text = path.read_text(encoding="utf-8")

@@ -1,9 +1,8 @@
-"""Contestants named on the command line or in Python become one run: same prompts, same seeds, same budget, every
-judge.
+"""Contestants named on the command line or in Python become one run, with the same prompts, seeds, budget and rewards.
 
-A contestant is a pipeline (plain sampling), a method, a method with settings, either of them `@PIPELINE`, or a run
-folder, which stands for what that run aligned or trained. The base is always among them, and so is best-of-n at the
-budget of the largest contestant where that holds two samples.
+A contestant is a pipeline (plain sampling), a method, a method with settings, either of the two with `@PIPELINE`, or a
+run folder, which stands for the contestants of that run or for the weights that it trained. The base is always among
+them, and so is best-of-n at the budget of the largest contestant, if that is enough for two samples.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from workbench.methods.common.method import is_import_path, short_name
 from workbench.runs import config, store
 from workbench.training import training_runs
 
-ENDLESS = 100_000  # denoiser calls: what a contestant that is to be stopped by the clock is made to last for
+ENDLESS = 100_000  # denoiser calls: the effort of contestants that a time limit will stop
 
 
 def contestant_blocks(
@@ -36,11 +35,13 @@ def contestant_blocks(
     timed: bool = False,
     objects: UserObjects | None = None,
 ) -> tuple[str, dict]:
-    """(pipeline of the base, contestant blocks of a RunConfig). `calls` are denoiser calls a sample, a guided one
-    counted once: a method's own measure of effort (particles, iterations, candidates) is set to the most that they
-    allow. Without them, what is `timed` is made to last longer than any clock, where more effort makes it last
-    (`Method.scales_in_turns`). From Python, contestants may be objects, which `objects` then know, and a mapping names
-    them.
+    """(pipeline of the base, contestant blocks of a RunConfig).
+
+    calls: denoiser calls per sample, a guided call counted once; each method's measure of effort (`Method.scales`:
+    particles, iterations, candidates) is set to the largest that they allow. timed: a time limit will stop the
+    contestants, so without `calls` those that it can stop between iterations (`Method.scales_in_turns`) get practically
+    endless effort.
+    From Python, contestants may be objects, which are added to `objects`, and a mapping gives them names.
 
     Raises BadInput for what is neither a pipeline, nor a method, nor a run folder, or can't work within the budget.
     """
@@ -79,14 +80,15 @@ def contestant_blocks(
 
 
 def _method_block(method: Method, objects: UserObjects) -> dict:
-    """A contestant's block; of a method that was named by its import path, by that path again."""
+    """A contestant's block; a method from outside the registries is named by its import path."""
     if type(method) in {*METHODS.values(), *map(type, objects.methods.values())}:
         return objects.method_block(method)
     return {"name": name_of(method)} | {f.name: getattr(method, f.name) for f in fields(method) if f.init}
 
 
 def fit_to_budget(method: Method, steps: int, calls: int, where: str) -> Method:
-    """The method with the largest value of its scaling setting that keeps it within `calls` denoiser calls a sample."""
+    """The method with the largest value of its setting `scales` for which it makes at most `calls` denoiser calls per
+    sample. Raises BadInput where even the smallest makes more."""
     if not method.scales:
         if method.calls(steps) > calls:
             raise BadInput(f"{where}: makes {method.calls(steps)} denoiser calls a sample, the budget has {calls}")
@@ -112,7 +114,7 @@ def _read_item(item: Any, objects: UserObjects, label: str | None = None) -> lis
     """(name, method, pipeline or None) of each contestant that a text or an object stands for. Raises BadInput."""
     if isinstance(item, (str, Path)):
         return _read_contestant(str(item))
-    if hasattr(item, "path") and hasattr(item, "summary"):  # what a run has left
+    if hasattr(item, "path") and hasattr(item, "summary"):  # the result of a run
         return _read_contestant(str(item.path))
     if isinstance(item, tuple) and len(item) == 2:
         (name, method, _), *_ = _read_item(item[0], objects, label)
@@ -131,7 +133,7 @@ def _read_item(item: Any, objects: UserObjects, label: str | None = None) -> lis
 
 def _read_contestant(text: str) -> list[tuple[str, Method, str | None]]:
     """(name, method, pipeline or None) of each contestant that `text` stands for."""
-    if os.path.isfile(Path(text) / "run.json"):  # which unlike Path's takes a text that is no path for no file
+    if os.path.isfile(Path(text) / "run.json"):  # Path.is_file raises for text that can't be a path
         run_config = build_dataclass(
             config.RunConfig, store.RunFolder(Path(text)).read().get("config"), f"{text}/run.json"
         )
@@ -168,7 +170,8 @@ def _read_contestant(text: str) -> list[tuple[str, Method, str | None]]:
 
 
 def _exported_contestants(run: Path, methods: Mapping) -> list[tuple[str, Method, str | None]]:
-    """What a training run has exported."""
+    """(name, sampling method, export folder) of each contestant that a training run exported. Raises BadInput where
+    there is none."""
     folders = {n: run if len(methods) == 1 else run / "export" / n for n in methods}
     exported = [
         n for n, folder in folders.items() if any((p / "export.json").is_file() for p in (folder, folder / "export"))

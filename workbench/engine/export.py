@@ -1,4 +1,4 @@
-"""What a training run leaves for others: its weights again, on demand, and a model card that says what they are."""
+"""Exports of a training run: its best weights, written again on demand, and their model card."""
 
 from __future__ import annotations
 
@@ -22,17 +22,18 @@ from workbench.runs.train_config import TrainConfig
 from workbench.training import training_runs
 
 CARD, GRID = "README.md", "grid.png"
-EXPORTS = "exports.json"  # in the run folder: where its weights were exported to again, and how
+EXPORTS = "exports.json"  # in the run folder: the exports that were made on demand, by folder
 
 
 @dataclass(frozen=True)
 class ExportResult:
-    """What was exported."""
+    """An export and its folder."""
 
     folder: Path
     exported: pipelines.PolicyExport
 
     def to_dict(self) -> dict:
+        """For JSON."""
         e = self.exported
         return {
             "folder": str(self.folder),
@@ -44,6 +45,7 @@ class ExportResult:
         }
 
     def describe(self) -> list[str]:
+        """Lines for the user: files, the Python that loads them, how they were checked, notes."""
         e = self.exported
         checked = f"loaded back: predictions differ by {e.difference:.1g}, where training moved them by {e.effect:.2g}"
         return [*(str(f) for f in e.files), *e.load, checked, *e.notes]
@@ -59,9 +61,11 @@ def export_again(
     reuse: bool = False,
     objects: UserObjects | None = None,
 ) -> ExportResult:
-    """Export the best weights of a training run anew. With `reuse`, what this has exported there before in the same way
-    is taken as it is. `objects` are those that the run's config names. Raises BadInput for a run that trained nothing,
-    or a folder that is there."""
+    """Export the best weights of a training run into the new folder `out`.
+
+    name: the contestant, where several were trained. reuse: return an earlier export into the same folder with the same
+    settings. objects: Python objects that the run's config names. Raises BadInput for a run that trained nothing, or a
+    folder that exists."""
     folder = store.RunFolder(run)
     record = folder.read()
     if not record:
@@ -101,7 +105,7 @@ def export_again(
 
 
 def _recorded_export(out: Path, rows: Mapping) -> ExportResult | None:
-    """An export as it was told of when it was made; None where a file of it is missing."""
+    """An earlier export, by its record in EXPORTS; None where one of its files is missing."""
     files = tuple(out / name for name in rows["files"])
     if not all(f.is_file() for f in files):
         return None
@@ -112,8 +116,8 @@ def _recorded_export(out: Path, rows: Mapping) -> ExportResult | None:
 
 
 def write_model_card(plan: Plan, folder: store.RunFolder, name: str, out: Path) -> None:
-    """README.md and grid.png into the folder of an export: what was trained, on what, judged by whom, and how to repeat
-    it."""
+    """Write README.md and grid.png into the folder of an export: what was trained, on which data, the scores, and how
+    to repeat it."""
     summary, run = folder.read("summary.json"), folder.read()
     training = training_runs.checkpoint_store(plan, folder, name).finished_record
     if (folder.path / GRID).is_file():
@@ -173,7 +177,7 @@ def _describe_test_prompts(run_config: config.RunConfig, summary: Mapping) -> st
 
 
 def _result_lines(plan: Plan, summary: Mapping, name: str) -> list[str]:
-    """Base and trained, under every judge."""
+    """Markdown: a table of the base's and the trained contestant's scores, and sentences about them."""
     contestants = {c["name"]: c for c in summary.get("contestants", ()) if "failed" not in c}
     base = next((c for n, c in contestants.items() if n not in plan.trained_contestants), None)
     if name not in contestants:

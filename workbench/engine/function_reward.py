@@ -15,10 +15,10 @@ ALL: frozenset[Modality] = frozenset({"image", "video", "audio"})
 
 
 class FunctionReward:
-    """A callable `(media, prompts) -> scores` with the spec that planner, driver and tables ask for.
+    """A callable `(media, prompts) -> scores` as a Reward.
 
     It is called with a Media of B rows and a list of B prompts, and returns B numbers, HIGHER IS BETTER: a tensor [B],
-    a NumPy array or a list. What it raises goes through as it is.
+    a NumPy array or a list. Its exceptions are not caught.
     """
 
     def __init__(
@@ -70,7 +70,7 @@ class FunctionReward:
 
 
 def code_digest(function: Callable) -> str:
-    """Eight letters that change with the code of a Python function; the type's name for any other callable."""
+    """Eight hex digits that change with the code of a Python function; the type's name for any other callable."""
     code = getattr(function, "__code__", None)
     if code is None:
         return type(function).__name__

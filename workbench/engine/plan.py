@@ -1,4 +1,5 @@
-"""A run that was asked for becomes a plan, or one sentence that says why it can't work: before any weight loads."""
+"""Planning: a run's config becomes a Plan, or a BadInput that says in one sentence why it can't work. No weight
+loads."""
 
 from __future__ import annotations
 
@@ -30,7 +31,7 @@ FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will wri
 def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects | None = None) -> Plan:
     """The plan of a run, whose config may name Python objects by their labels in `objects`.
 
-    Raises BadInput, in one sentence, for whatever can be known to fail.
+    Raises BadInput, in one sentence, for every fault that can be seen without loading weights.
     """
     objects = objects or UserObjects()
     if config.stages is not None:
@@ -94,7 +95,7 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
 
 
 def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
-    """The plan with what its training needs. Raises BadInput."""
+    """The plan with settings and prompts of its training. Raises BadInput."""
     config, methods = plan.config, {n: plan.methods[n] for n in plan.trained_contestants}
     for name in methods:
         if plan.pipelines[name].lora:
@@ -112,7 +113,7 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
     for name, method in methods.items():
         check_training(replace(plan, train_config=recipe), name, method)
     train, held_out, set_apart = train_config.split_prompts(prompt_list, recipe, config.seed)
-    if plan.pairs is not None:  # which bring prompts of their own: all of these may be watched
+    if plan.pairs is not None:  # pairs have prompts of their own, so any of the run's prompts are held out
         train, held_out, set_apart = (
             (),
             tuple(sorted(prompt_list, key=lambda p: derive_seed(config.seed, "held", p))[: recipe.eval_prompts]),
@@ -135,12 +136,12 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
 
 
 def count_trained_prompts(rows: Sequence[tuple], train: Sequence[str]) -> int:
-    """How many of the prompts that are judged in the end are among those to train on."""
+    """How many of the prompts of the final samples are trained on too."""
     return len({row[1] for row in rows} & set(train))
 
 
 def check_training(plan: Plan, name: str, method: Any) -> None:
-    """Raises BadInput where the pipeline as it trains, its LoRA or the reward are not what the method can work with."""
+    """Raises BadInput where the method can't train with its pipeline, LoRA or reward."""
     pipeline, lora = training_runs.training_pipeline(plan, name), train_config.lora_config(plan.train_config)
     where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
     pipelines.plan_loading(pipeline, **where, train={"lora": lora, "shard": plan.train_config.shard})
@@ -153,7 +154,7 @@ def check_training(plan: Plan, name: str, method: Any) -> None:
 def read_pairs(
     config: configs.RunConfig, methods: Mapping[str, Any], modality: str
 ) -> preference_data.PreferencePairs | None:
-    """The pairs that a run learns from, their labels read. Raises BadInput."""
+    """The preference pairs of a run, with their labels read; None without a `pairs` block. Raises BadInput."""
     if config.pairs is None:
         return None
     trained = {name: method for name, method in methods.items() if trains_weights(method)}
@@ -173,8 +174,8 @@ def read_pairs(
 
 
 def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -> Plan:
-    """The plan of a training in stages: its contestants are the base and what has gone through them all. Raises
-    BadInput."""
+    """The plan of a training in stages, with two contestants: "base", and "staged", which is trained in all stages.
+    Raises BadInput."""
     staged = stages.read_stages(config.stages, dataclasses.asdict(config), config.seed)
     block, tasks = dict(config.train or {}), []
     if unwanted := sorted({"rounds", "best", "accumulate"} & set(block)):
@@ -236,7 +237,7 @@ def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -
 
 
 def describe_weights(pipeline: pipelines.PipelineConfig) -> tuple[str, str]:
-    """(repository, what loads it): where both are the same, one's LoRA fits the other."""
+    """(repository, classes and settings that load it): pipelines for which these are equal can share a LoRA."""
     return pipeline.repo, " ".join(map(str, filter(None, (pipeline.pipeline, pipeline.scheduler, pipeline.components))))
 
 
@@ -259,7 +260,7 @@ def check_requirements(methods: Mapping[str, Any], pipeline_configs: Mapping[str
 def build_rewards(
     config: configs.RunConfig, registry: Mapping[str, Any]
 ) -> tuple[WeightedReward, WeightedReward | None]:
-    """What is optimised, and what is held out. Raises BadInput."""
+    """(the optimised reward, the held-out rewards or None). Raises BadInput."""
     try:
         watch = build_watched(config.watch, registry) if config.watch else None
         return build_reward(config.reward, registry), watch
@@ -269,7 +270,8 @@ def build_rewards(
 
 
 def build_watched(block: Mapping[str, Any] | Sequence[str] | str, registry: Mapping[str, Any]) -> WeightedReward:
-    """Judges of samples and of sets may watch side by side, for nobody adds them up."""
+    """The held-out rewards of a `watch` block. As they are not added up, some may score samples and others sets. Raises
+    BadInput."""
     names = [block] if isinstance(block, str) else [*block]
     if len(names) == 1 or len(set(names)) < len(names) or {"shape", "combine"} & set(names):
         return build_reward(block, registry, where="watch")
@@ -282,7 +284,8 @@ def build_watched(block: Mapping[str, Any] | Sequence[str] | str, registry: Mapp
 
 
 def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], reward: WeightedReward) -> None:
-    """Raises BadInput for a reward of whole sets, unless all that optimise it learn from sets, and a control is one."""
+    """Raises BadInput for a set reward, unless every method that optimises it can, and a shuffled control changes
+    it."""
     if reward.spec.scope != "set":
         return
     if config.control == "shuffled" and "prompt" not in reward.spec.needs:
@@ -300,8 +303,7 @@ def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], rewa
 
 
 def check_modality(part: WeightedReward, repo: str, modality: str) -> None:
-    """Raises BadInput for a reward of another modality, or one that asks for more than a sample and its prompt: no
-    method here makes a prompt's samples in one call, or from a source picture."""
+    """Raises BadInput for a reward of another modality, or one that needs the source picture of an edit."""
     for name, judge in part.rewards.items():
         if modality not in judge.spec.modalities:
             raise BadInput(
@@ -317,8 +319,8 @@ def check_modality(part: WeightedReward, repo: str, modality: str) -> None:
 def check_group_reward(
     config: configs.RunConfig, reward: WeightedReward, watch: WeightedReward | None, methods: Mapping[str, Any]
 ) -> None:
-    """Raises BadInput for a reward that compares the samples of one prompt, unless all that optimise it score a
-    prompt's samples in one call: methods that train on groups."""
+    """Raises BadInput for a reward of scope "group", which compares the samples of one prompt, unless every method that
+    optimises it scores a prompt's samples in one call (methods that train on groups), and for one that is held out."""
     watched_specs = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
     if comparing := [n for n, spec in watched_specs.items() if spec.scope == "group"]:
         raise BadInput(
@@ -356,6 +358,6 @@ def check_disk(plan: Plan, runs: Path) -> None:
 
 
 def weights_mb(plan: Plan) -> float:
-    """What the pipelines' weights take on this disk; 0 when they are on the hub."""
+    """MB of the pipelines' weights in local folders; 0 when they are on the hub."""
     folders = {p.folder for p in plan.pipelines.values() if p.folder}
     return sum(f.stat().st_size for folder in folders for f in folder.rglob("*.safetensors")) / 2**20

@@ -9,17 +9,17 @@ from typing import Any
 
 from workbench.runs.progress import Progress
 
-PATIENCE = 2.0  # seconds of silence
+PATIENCE = 2.0  # seconds before a bar is drawn
 
 
 class DelayedBar:
-    """`update` draws nothing until the work has taken PATIENCE seconds."""
+    """A progress bar that is drawn once the work has taken PATIENCE seconds."""
 
     def __init__(self, enabled: bool = True):
         self.enabled, self.started, self.bars, self.tasks = enabled, time.monotonic(), None, {}
 
     def update(self, name: str, completed: float, total: float | None, note: str = "") -> None:
-        """Progress of one piece of work: `completed` of `total`, and a word on how it stands."""
+        """Show that `completed` of `total` of the task `name` is done, and a note."""
         if not self.enabled or time.monotonic() - self.started < PATIENCE:
             return
         if self.bars is None:
@@ -33,11 +33,13 @@ class DelayedBar:
         self.bars.update(self.tasks[name], completed=completed, total=total, note=note)
 
     def close(self) -> None:
+        """Remove the bar."""
         if self.bars is not None:
             self.bars.stop()
 
 
 def make_bars() -> Any:
+    """A rich.progress.Progress on stderr, not started."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -48,6 +50,7 @@ def make_bars() -> Any:
 
 @contextmanager
 def delayed_bar(enabled: bool = True) -> Iterator[DelayedBar]:
+    """A DelayedBar that is removed afterwards."""
     bar = DelayedBar(enabled)
     try:
         yield bar
@@ -56,7 +59,7 @@ def delayed_bar(enabled: bool = True) -> Iterator[DelayedBar]:
 
 
 def watch_run(stream: Iterable[Progress], rounds: int, enabled: bool = True) -> list[Progress]:
-    """Run a driver to its end under a bar; what failed on the way. `rounds` of a training, 0 without one."""
+    """Consume the progress of a run, showing a bar; returns the reports of failures. rounds: of a training, else 0."""
     failures = []
     with delayed_bar(enabled) as bar:
         for progress in stream:
@@ -71,5 +74,6 @@ def watch_run(stream: Iterable[Progress], rounds: int, enabled: bool = True) -> 
 
 
 def describe_event(progress: Progress) -> str:
+    """Step and reward as text, such as step 3 · reward 0.512; "" without a reward."""
     value = progress.event.metrics.get("reward") if progress.event else None
     return f"step {progress.event.step} · reward {value:.3f}" if value is not None else ""

@@ -1,4 +1,4 @@
-"""A call from Python becomes a plan, and the plan a run: what the functions of workbench.api share."""
+"""Helpers of workbench.api: a call from Python becomes a plan, and a plan becomes a run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from workbench.training import training_runs
 
 
 def read_prompts(prompts: str | Path | Sequence[str]) -> str | list[str]:
-    """As a config has them: the name of a file, or a list. Raises BadInput for a single prompt that is no list."""
+    """Prompts in the form of a config: a file's name or a list. Raises BadInput for a text that names no file."""
     if isinstance(prompts, (str, Path)):
         try:
             prompt_lists.read_prompts(str(prompts))
@@ -37,7 +37,7 @@ def read_prompts(prompts: str | Path | Sequence[str]) -> str | list[str]:
 
 
 def split_settings(method: Any, settings: Mapping[str, Any], objects: UserObjects) -> tuple[dict, dict]:
-    """(those of the method, those of the training). Raises BadInput for one that neither has, naming the nearest."""
+    """(settings of the method, settings of the training). Raises BadInput, naming the nearest, for one of neither."""
     registry = objects.method_registry()
     name = method.get("name") if isinstance(method, Mapping) else method
     cls = find_method(name, registry) if isinstance(name, str) else method if isinstance(method, type) else type(method)
@@ -50,19 +50,19 @@ def split_settings(method: Any, settings: Mapping[str, Any], objects: UserObject
 
 
 def describe_argument(pipeline: Any) -> str:
-    """A pipeline as a sentence about a call repeats it."""
+    """A pipeline argument, as an error message names it."""
     return f"{str(pipeline)!r:.60}" if isinstance(pipeline, (str, Path)) else "pipeline"
 
 
 def check_former_names(settings: Mapping[str, Any], where: str) -> None:
-    """Raises BadInput for an argument of a call by the name that a run's config gave it once."""
+    """Raises BadInput for an argument under a former name of a run's setting."""
     for key in settings:
         if key in configs.RunConfig.former_names:
             raise BadInput(f"{where}: unknown setting {key!r}; did you mean {configs.RunConfig.former_names[key]!r}?")
 
 
 def setting_names(cls: type) -> set[str]:
-    """Fields of a dataclass that can be given, with the names that they had before."""
+    """The settings of a dataclass, by their current and former names."""
     fields = dataclasses.fields(cls) if dataclasses.is_dataclass(cls) else ()
     return {f.name for f in fields if f.init} | set(getattr(cls, "former_names", {}))
 
@@ -81,8 +81,8 @@ def plan_objects(
 
 
 def run_in_folder(plan: Plan, objects: UserObjects, runs: Path, new: bool, progress: bool) -> Run:
-    """Drive a plan to its end in a run folder. Raises RuntimeError where a training broke; other contestants' failures
-    are in the table."""
+    """Execute a plan in a run folder in `runs`, an unfinished one of the same config unless `new`. Raises RuntimeError
+    where a training failed; failures of other contestants are in the result's table."""
     config_values = dataclasses.asdict(plan.config)
     path = training_runs.open_on_leader(
         lambda: store.RunFolder.open(runs, plan.config.name, config_values, new).path, plan.config.device
@@ -99,7 +99,7 @@ def run_in_folder(plan: Plan, objects: UserObjects, runs: Path, new: bool, progr
 
 @contextmanager
 def folder_of_runs(runs: str | Path | None) -> Iterator[Path]:
-    """The folder that was named, or one that is gone afterwards."""
+    """The folder `runs`, or a temporary one that is removed afterwards."""
     if runs is not None:
         yield Path(runs)
         return
@@ -109,7 +109,7 @@ def folder_of_runs(runs: str | Path | None) -> Iterator[Path]:
 
 @contextmanager
 def quiet_libraries() -> Iterator[None]:
-    """Without the loading bars of diffusers and transformers."""
+    """Inside the context, diffusers and transformers show no loading bars."""
     import diffusers
     import transformers
 

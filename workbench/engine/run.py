@@ -1,8 +1,7 @@
 """The driver: the one place where pipelines, rewards and methods meet.
 
-`plan_run` checks everything that can be checked without weights and raises BadInput; `execute_run` trains what is to be
-trained, samples, scores and stores, and yields what happens, so that the command line, the app, Python and tests all
-watch the same stream.
+workbench.engine.plan checks everything that can be checked without weights; `execute_run` trains, samples, scores and
+stores, and yields Progress reports, the same for the command line, the app, Python and tests.
 """
 
 from __future__ import annotations
@@ -42,8 +41,7 @@ from workbench.runs import config, prompts, store
 from workbench.runs.budget import Budget, Cost, Meter
 from workbench.runs.controls import CountedReward, apply_control
 from workbench.runs.plan import Plan
-from workbench.runs.progress import Progress, score_samples
-from workbench.runs.progress import json_number as _number
+from workbench.runs.progress import Progress, json_number, score_samples
 from workbench.runs.resolve import resolve_dependencies
 from workbench.training import contestant_training, training_runs
 
@@ -55,23 +53,24 @@ class DiskFull(OSError):
 def execute_run(
     plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load: Callable | None = None
 ) -> Iterator[Progress]:
-    """Make, judge and store what is not done yet; `summary.json`, `grid.png` and `report.html` at the end.
+    """Train, sample, score and store what is not done yet; then write `summary.json`, `grid.png` and
+    `report.html`.
 
-    Once `stop` is set, what is being made is delivered as it is and nothing else is begun; the same run goes on from
-    there. `load`, in place of pipelines.load, may remember pipelines. Raises BadInput while another process works on
-    the same run.
+    Once `stop` is set, the batch under way is delivered as it is and no other is begun; a later call goes on from
+    there. `load` replaces pipelines.load, for example by one that caches. Raises BadInput while another process works
+    on the same run, or where its prompts or rewards have changed; DiskFull.
     """
     stop, load = stop or threading.Event(), load or pipelines.load
-    if not processes.is_main_process():  # of several processes one writes, and the others only help it to train
+    if not processes.is_main_process():  # one of several processes writes; the others only train
         yield from contestant_training.train_contestants(plan, folder, stop, load)
         return
     with folder.exclusive_lock():
         started, record = folder.read(), describe_run(plan)
-        if started:  # before anything is forgotten: what is refused stays as it was
+        if started:  # before the log is cut: a run that is refused stays as it was
             check_same_prompts(folder, started, record)
             check_same_rewards(folder, started, record)
             record = started
-        with store.open_index(folder.path.parent):  # one that is damaged is said before anything is made
+        with store.open_index(folder.path.parent):  # a damaged index is reported before any work
             pass
         finished = training_runs.rewind_run(plan, folder)
         folder.write("run.json", record | {"status": "running"})
@@ -104,15 +103,15 @@ def execute_run(
             raise
         finally:
             if status:
-                # the index first: a run that is killed in between, or finds the index locked, is not done, and goes on
-                # to it
+                # the index first: a run that is killed in between, or finds the index locked, stays unfinished, and
+                # updates the index when it is resumed
                 store.sync_index(folder.path.parent, folder, status)
                 folder.write("run.json", record | {"status": status})
 
 
 def check_same_prompts(folder: store.RunFolder, before: dict, record: dict) -> None:
-    """Raises BadInput where the prompt files that a run goes on with are not what they were when it began. A run from
-    before the digest was kept goes on."""
+    """Raises BadInput where the prompt files of a resumed run have changed since it began; not for an old run without a
+    digest of its prompts."""
     if before.get("prompts", record["prompts"]) != record["prompts"]:
         raise BadInput(
             f"{folder.path}: its prompts have changed since this run began, so what it has made could not be compared "
@@ -121,7 +120,7 @@ def check_same_prompts(folder: store.RunFolder, before: dict, record: dict) -> N
 
 
 def check_same_rewards(folder: store.RunFolder, before: dict, record: dict) -> None:
-    """Raises BadInput where a run would go on with another version of what has judged a part of it."""
+    """Raises BadInput where a reward of a resumed run has another version than when the run began."""
     for name, old_version in before["rewards"].items():
         if record["rewards"].get(name, old_version) != old_version:
             raise BadInput(
@@ -151,7 +150,7 @@ def _sample_missing(
             meter.cost, meter.cut, judged_at = Cost(), False, 0.0
             try:
                 for event in metered_events(method, policy, optimised, batch, meter, plan.budget, stop):
-                    metrics = {key: _number(value) for key, value in event.metrics.items()}
+                    metrics = {key: json_number(value) for key, value in event.metrics.items()}
                     entry = {"contestant": name, "batch": number, "step": event.step, "metrics": metrics}
                     entry |= {"rows": len(rows), "cost": dataclasses.asdict(meter.cost)}
                     if event.final:
@@ -161,7 +160,7 @@ def _sample_missing(
                     elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
                         judged_at = meter.cost.nfe
                         scores = score_samples(plan, media.quantise_media(event.media.detach()), event.prompts)
-                        entry["curve"] = {reward: [*map(_number, values)] for reward, values in scores.items()}
+                        entry["curve"] = {reward: [*map(json_number, values)] for reward, values in scores.items()}
                     folder.append_event(entry)
                     yield Progress(name, number, plan.batch_count, event, folder.path)
             except (BadInput, OSError):
@@ -185,10 +184,11 @@ def metered_events(
     budget: Budget | None = None,
     stop: threading.Event | None = None,
 ) -> Iterator[Event]:
-    """The method's events for one batch, with only the method's own work on the meter. Global randomness is seeded by
-    the batch, so that a batch comes out the same whatever ran before it. An event after which another like it would not
-    fit into the budget is the last one, and what it carries is delivered; so is the last one before a stop, which comes
-    between two calls of the denoiser. Raises Stopped where there is nothing to deliver."""
+    """The method's events for one batch, with only the method's own work on the meter.
+
+    Global random generators are seeded by the batch, so that its result doesn't depend on what ran before. An event
+    after which another step of the same cost would exceed the budget becomes the final one, and so does the last event
+    with media before a stop, which comes between two denoiser calls. Raises Stopped where there is no such event."""
     seed = derive_seed(batch.seeds[0], "batch")
     torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
     events, cost_before, best = method(policy, reward, [batch]), Cost(), None
@@ -230,7 +230,7 @@ def mark_unfinished(summary: dict, events: Sequence[dict]) -> dict:
 def _store_samples(
     plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Sequence, event: Event
 ) -> list[dict]:
-    """Judge the final media as they will be stored, write them, and return their rows for the log."""
+    """Score the final media as they will be stored, write them, and return their rows for the log."""
     samples_media = media.quantise_media(event.media.detach())
     scores = score_samples(plan, samples_media, event.prompts)
     media_folder, latents_folder = folder.path / "media" / name, folder.path / "latents" / name
@@ -243,7 +243,7 @@ def _store_samples(
     categories = oracle.categories(event.prompts) if oracle else [None] * len(rows)
     samples, repo = [], config.pipeline_labels(plan.config)[name]
     for b, (position, prompt, k, seed) in enumerate(rows):
-        own_scores = {reward: _number(values[b]) for reward, values in scores.items()}
+        own_scores = {reward: json_number(values[b]) for reward, values in scores.items()}
         meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own_scores}
         path = media.write_media(samples_media[b], media_folder / f"{position:04d}-{k}", meta=meta)
         sample = {
@@ -260,7 +260,7 @@ def _store_samples(
 
 
 def describe_run(plan: Plan) -> dict:
-    """What run.json says of a run, but for its status."""
+    """The content of run.json, without the status."""
     config = dataclasses.asdict(plan.config)
     everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
     return {
@@ -280,13 +280,13 @@ def describe_run(plan: Plan) -> dict:
 
 
 def describe_settings(method: Method) -> dict[str, Any]:
-    """A method's fields as JSON keeps them; an object that was put in by hand is described in words."""
+    """A method's settings as JSON values, with the repr of other objects."""
     values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
     return {name: value if is_plain(value) else repr(value) for name, value in values.items()}
 
 
 def digest_prompts(plan: Plan) -> str:
-    """SHA-256 of what a run samples and trains on: its config names prompt files, and files are edited."""
+    """SHA-256 of the prompts and seeds of a run: its config only names prompt files, which may be edited."""
     prompts = {"rows": [*map(list, plan.rows)], "train": [*plan.train_prompts], "held": [*plan.held_out_prompts]}
     prompts |= {"stages": [[*task.train_prompts] for task in plan.tasks]}
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()

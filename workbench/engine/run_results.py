@@ -1,4 +1,4 @@
-"""A run folder as an object: its table, its media, its report, and its weights exported again."""
+"""A run folder as a Python object: its table, samples, media and report, and the export of its weights."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from workbench.runs.store import RunFolder
 
 @dataclass(frozen=True)
 class Run:
-    """What a run has left in its folder. Printed, it is one line; in a notebook, its table and its pictures."""
+    """The results of a run in its folder. It prints as one line; a notebook shows its table and pictures."""
 
     path: Path
-    objects: UserObjects = field(default_factory=UserObjects, repr=False, compare=False)  # that its config names
+    objects: UserObjects = field(default_factory=UserObjects, repr=False, compare=False)  # named by its config
 
     @cached_property
     def summary(self) -> dict[str, Any]:
@@ -42,6 +42,7 @@ class Run:
 
     @property
     def contestants(self) -> list[str]:
+        """Their names, in the order of the config. Raises BadInput for an unfinished run."""
         return [c["name"] for c in self.summary["contestants"]]
 
     @property
@@ -50,11 +51,12 @@ class Run:
         return self.path / "report.html"
 
     def table(self) -> list[dict[str, Any]]:
-        """A dict a contestant, for pandas: means, the ends of their 95 % intervals (`_low`, `_high`), costs."""
+        """One dict per contestant, for pandas: means, the ends of their 95 % intervals (`_low`, `_high`), costs."""
         return table_rows(self.summary)
 
     def samples(self, contestant: str | None = None) -> list[dict[str, Any]]:
-        """A dict a sample, for pandas: contestant, prompt, which of its samples, seed, file, every score."""
+        """One dict per sample, for pandas: contestant, prompt, k (which of the prompt's samples), seed, file,
+        scores."""
         if contestant is not None:
             self._check_name(contestant)
         return [
@@ -72,7 +74,7 @@ class Run:
         ]
 
     def media(self, contestant: str) -> Media:
-        """Everything that a contestant made, N rows in the order of `samples`. Raises BadInput for another name."""
+        """All samples of a contestant, N rows in the order of `samples`. Raises BadInput for an unknown name."""
         self._check_name(contestant)
         rows = self.samples(contestant)
         if not rows:
@@ -87,9 +89,8 @@ class Run:
         comfy: bool = False,
         merged: bool = False,
     ) -> export.ExportResult:
-        """Write the best weights of a training again, as a LoRA that diffusers loads; `comfy` and `merged` add a file
-        for ComfyUI and the whole denoiser. Raises BadInput for a run that trained nothing, or a folder that is there
-        already."""
+        """Export the best weights of a training as a LoRA that diffusers loads; `comfy` adds a file for ComfyUI,
+        `merged` the whole denoiser. Raises BadInput for a run that trained nothing, or a folder that exists."""
         target = None if folder is None else Path(folder)
         return export.export_again(self.path, contestant, target, comfy=comfy, merged=merged, objects=self.objects)
 
@@ -112,12 +113,12 @@ class Run:
 
 
 class Comparison(list):
-    """The rows of a comparison, a dict a contestant: `pandas.DataFrame(comparison)` is its table. In a notebook it
-    shows the table and the same prompts side by side."""
+    """The rows of a comparison, one dict per contestant: `pandas.DataFrame(comparison)` is its table. A notebook shows
+    the table, and samples of the same prompts side by side."""
 
     def __init__(self, summary: Mapping[str, Any], grid: bytes = b"", run: Run | None = None):
         super().__init__(table_rows(summary))
-        self.summary, self.grid, self.run = summary, grid, run  # grid: PNG bytes; run: where a folder was asked for
+        self.summary, self.grid, self.run = summary, grid, run  # grid: PNG bytes; run: None without a folder
 
     def _repr_html_(self) -> str:
         return results_html(self.summary, self.grid)
@@ -127,7 +128,7 @@ class Comparison(list):
 
 
 def read_run_folder(path: str | Path, objects: UserObjects | None = None) -> Run:
-    """Raises BadInput for what is no run folder."""
+    """The run in a folder. Raises BadInput, naming the nearest, where there is no run."""
     path = Path(path)
     if not RunFolder(path).read():
         neighbours = [p.parent.name for p in path.absolute().parent.glob("*/run.json")]
@@ -136,7 +137,7 @@ def read_run_folder(path: str | Path, objects: UserObjects | None = None) -> Run
 
 
 def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """A dict a contestant, unrounded; None where there is no value, `failed` says why there is none at all."""
+    """One dict per contestant, unrounded; None for a value that is missing; `failed` has the reason of a failure."""
     table = build_table(summary, "csv")
     rows = []
     for row in table.rows:
@@ -154,7 +155,7 @@ def table_rows(summary: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def results_html(summary: Mapping[str, Any], grid: bytes, heading: str = "") -> str:
-    """Table, alarm and pictures of a finished run."""
+    """HTML with the table, the alarm and the pictures of a finished run."""
     parts = [notebook_view.paragraph_html(heading)] if heading else []
     parts.append(notebook_view.table_html(shown_rows(summary)))
     if summary.get("alarm"):

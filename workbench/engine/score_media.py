@@ -1,4 +1,4 @@
-"""Scores of anything that holds media: files, folders, PIL pictures, tensors, Media."""
+"""Scores of media from any source: files, folders, PIL pictures, tensors, Media."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from workbench.core.io import media as media_files
 from workbench.core.types import BadInput, Media, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
 
-ROWS = 16  # of equal shape that a reward judges at once
+ROWS = 16  # media of equal shape that a reward scores at once
 ACCEPTED = (
     "a path, a PIL picture, a tensor [3,H,W] or [N,3,H,W] in [0,1], a Media, what align returned, or a list of these"
 )
@@ -23,15 +23,15 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class Item:
-    """One thing to be scored."""
+    """One medium to score, with its file and the prompt stored in it, if any."""
 
     media: Media  # one row
     file: str = ""
-    prompt: str | None = None  # that travels with it
+    prompt: str | None = None
 
 
 def read_items(source: Any) -> Iterator[Item]:
-    """Everything in `source`, one row each. Raises BadInput for what holds no media, or can't be read."""
+    """The media in `source`, one by one. Raises BadInput for a source without media, or one that can't be read."""
     if isinstance(source, (str, Path)):
         for path in media_paths(Path(source)):
             file = media_files.inspect_media(path)
@@ -62,7 +62,8 @@ def read_items(source: Any) -> Iterator[Item]:
 
 
 def media_paths(path: Path) -> list[Path]:
-    """The file, or the media files in a folder and those below it, sorted. Raises BadInput where there is none."""
+    """The file itself, or the media files in a folder and its subfolders, sorted. Raises BadInput where there is
+    none."""
     if not path.is_dir():
         return [path]
     inside = [p for p in path.rglob("*") if p.suffix.lower() in media_files.READABLE_SUFFIXES and p.is_file()]
@@ -75,8 +76,8 @@ def media_paths(path: Path) -> list[Path]:
 
 
 def with_prompts(items: Sequence[Item], prompts: str | Sequence[str] | None) -> list[str | None]:
-    """A prompt for each item: the one given, its own of a list, or what its file carries. Raises BadInput for another
-    length."""
+    """A prompt for each item: the one text, the item's of a list, or, without `prompts`, the one stored with it. Raises
+    BadInput for a list of another length."""
     if prompts is None:
         return [item.prompt for item in items]
     if isinstance(prompts, str):
@@ -87,7 +88,7 @@ def with_prompts(items: Sequence[Item], prompts: str | Sequence[str] | None) -> 
 
 
 def check_rewards(rewards: Mapping[str, Reward], items: Sequence[Item], prompts: Sequence[str | None]) -> None:
-    """Raises BadInput for a reward that needs more than media and prompts, or judges none of what is there."""
+    """Raises BadInput for a reward that needs more than media and prompts, or can't score one of the items."""
     for name, reward in rewards.items():
         spec = reward.spec
         if spec.scope == "group":
@@ -108,8 +109,8 @@ def check_rewards(rewards: Mapping[str, Reward], items: Sequence[Item], prompts:
 def score_items(
     items: Sequence[Item], rewards: Mapping[str, Reward], prompts: Sequence[str | None]
 ) -> list[dict[str, Any]]:
-    """A dict an item: its file or number, its prompt, a float for each reward, NaN where it can't judge. A reward of
-    whole sets gives every row the score of them all."""
+    """One dict per item: its file or number, its prompt, and a float for each reward, NaN where it can't score. With a
+    set reward, every row has the score of all items together. Raises BadInput."""
     check_rewards(rewards, items, prompts)
     rows = [
         {"file": item.file or n, "prompt": prompt} for n, (item, prompt) in enumerate(zip(items, prompts, strict=True))
@@ -127,7 +128,7 @@ def score_items(
 
 
 def score_in_chunks(reward: Reward, items: Sequence[Item], prompts: Sequence[str]) -> list[float]:
-    """A float an item; neighbours of one shape are judged together."""
+    """One float per item; up to ROWS neighbours of equal shape are scored in one call."""
     values: list[float] = []
     while len(values) < len(items):
         first = len(values)
@@ -140,5 +141,5 @@ def score_in_chunks(reward: Reward, items: Sequence[Item], prompts: Sequence[str
 
 
 def is_alike(one: Media, other: Media) -> bool:
-    """Whether both can be rows of one batch."""
+    """Whether both media can be rows of one batch."""
     return (one.modality, one.rate, one.data.shape) == (other.modality, other.rate, other.data.shape)

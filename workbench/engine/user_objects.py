@@ -1,5 +1,4 @@
-"""Python objects in the place of names: pipelines, rewards and methods that no registry has, under labels that a config
-can name."""
+"""Pipelines, rewards and methods that a caller gives as Python objects, under labels that a run's config can name."""
 
 from __future__ import annotations
 
@@ -29,21 +28,21 @@ from workbench.runs.registry import all_rewards
 
 @dataclass
 class UserObjects:
-    """What a caller handed over, by label. `pipelines` are PipelineConfigs, what makes a policy of each is in
-    `loaders`."""
+    """The objects that a caller passed, by label. `pipelines` holds their PipelineConfigs, `loaders` the functions that
+    make policies of them."""
 
     pipelines: dict[str, pipelines.PipelineConfig] = field(default_factory=dict)
     loaders: dict[str, Callable[..., Policy]] = field(default_factory=dict)
     rewards: dict[str, Callable[[], Reward]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
-    borrowed: list[UserPipeline] = field(default_factory=list)  # to be given back as they were
-    labels: dict[int, str] = field(default_factory=dict)  # id of a pipeline or reward that was handed over -> its label
+    borrowed: list[UserPipeline] = field(default_factory=list)  # loaded pipelines, to be restored afterwards
+    labels: dict[int, str] = field(default_factory=dict)  # id of a pipeline or reward that was passed -> its label
 
     # pipelines
 
     def name_pipeline(self, pipeline: Any) -> str:
-        """What a config calls this pipeline: a name as it is, a label for a PipelineConfig, a Policy or a diffusers
-        pipeline. Raises BadInput for anything else."""
+        """The text by which a config names this pipeline: a name as it is, a label for a PipelineConfig, a Policy or a
+        diffusers pipeline. Raises BadInput for anything else."""
         if isinstance(pipeline, (str, Path, Mapping)):
             return pipelines.pipeline_label(pipeline)
         if id(pipeline) in self.labels:
@@ -52,7 +51,7 @@ class UserObjects:
             config, loader = pipeline, pipelines.load
         elif isinstance(pipeline, Policy):
             config, loader = describe_policy(pipeline), lambda _, **where: reuse_policy(pipeline)
-            if config.name == config.pipeline:  # a loaded one, which no name leads to
+            if config.name == config.pipeline:  # made of a pipeline object, so it can't be loaded by name
                 borrowed = UserPipeline(pipeline.pipe, modality=config.modality)
                 borrowed.config = config
                 self.borrowed.append(borrowed)
@@ -72,7 +71,7 @@ class UserObjects:
     def check_pipeline(
         self, name: str, config: pipelines.PipelineConfig, *, device: str, dtype: str, attention: str
     ) -> tuple[torch.device, torch.dtype, str]:
-        """Device, dtype and attention kernels that it will use, as pipelines.plan_loading says. Raises BadInput."""
+        """Device, dtype and attention kernels that the pipeline will use (pipelines.plan_loading). Raises BadInput."""
         if name in self.pipelines and self.loaders[name] is not pipelines.load:
             policy = self.loaders[name](config, device=device, dtype=dtype, attention=attention)
             kind = next(
@@ -82,19 +81,19 @@ class UserObjects:
         return pipelines.plan_loading(config, device=device, dtype=dtype, attention=attention)
 
     def load(self, config: pipelines.PipelineConfig, **settings: Any) -> Policy:
-        """In the place of pipelines.load, for the driver: a loaded pipeline is used as it is."""
+        """The driver's replacement for pipelines.load: a loaded pipeline is used as it is."""
         label = next((n for n, c in self.pipelines.items() if c is config), None)
         loader = pipelines.load if label is None else self.loaders[label]
         return loader(config, **settings)
 
     def restore(self) -> None:
-        """Give every borrowed pipeline back as it was."""
+        """Undo what policies have changed in loaded pipelines."""
         for user_pipeline in self.borrowed:
             user_pipeline.restore()
 
     def save_pipelines(self, folder: Path) -> dict[str, str]:
-        """Label -> YAML file of every pipeline that has no name, its weights beside it where they are in memory alone:
-        what a training starts from must outlast this process. The same weights are written once."""
+        """Write a YAML file for every pipeline, and the weights of loaded ones, so that the base of a training outlasts
+        this process; returns label -> file. Equal weights are written once."""
         saved = {}
         for label, config in self.pipelines.items():
             if self.loaders[label] is not pipelines.load:
@@ -112,13 +111,13 @@ class UserObjects:
     # rewards
 
     def reward_registry(self) -> dict[str, Any]:
-        """Every reward that a config may name: those of the registry, and the caller's."""
+        """Name or label -> reward: all of the registry, and the caller's."""
         return {**all_rewards(), **self.rewards}
 
     def name_rewards(self, block: Any, where: str = "reward") -> Any:
-        """A reward block of a run, as rewards.build_reward reads it, whose callables became labels. `block` is a name,
-        a callable, a mapping {name or callable: weight or settings} or {name: callable}, or a list of names and
-        callables."""
+        """A reward block for rewards.build_reward, with labels in place of callables. `block` is a name, a callable, a
+        mapping {name or callable: weight or settings} or {name: callable}, or a list of names and callables. Raises
+        BadInput."""
         if block is None or isinstance(block, str):
             return block
         if isinstance(block, Mapping):
@@ -195,7 +194,7 @@ class UserObjects:
 
 
 def describe_policy(policy: Policy) -> pipelines.PipelineConfig:
-    """How a Policy was loaded, as far as it knows."""
+    """The config of a Policy: the one that it was loaded by, else one made of its pipeline and settings."""
     if policy.config is not None:
         return policy.config
     steps = {"steps": policy.call["num_inference_steps"]} if "num_inference_steps" in policy.call else {}
@@ -203,12 +202,13 @@ def describe_policy(policy: Policy) -> pipelines.PipelineConfig:
 
 
 def reuse_policy(policy: Policy) -> Policy:
-    policy.stop = None  # of an earlier run
+    """The policy itself, without the stop event of an earlier run."""
+    policy.stop = None
     return policy
 
 
 def is_importable(method: Method) -> bool:
-    """Whether another process finds the method's class by its name."""
+    """Whether another process can import the method's class."""
     name = name_of(method)
     try:
         return not name.startswith("__main__:") and find_method(name) is type(method)
@@ -217,7 +217,7 @@ def is_importable(method: Method) -> bool:
 
 
 def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Settings of a method whose other fields stay as they are. Raises BadInput."""
+    """The settings. Raises BadInput for one that the method's class doesn't have."""
     names = {f.name for f in dataclasses.fields(cls) if f.init}
     for key in settings:
         if key not in names:
@@ -226,12 +226,12 @@ def check_settings(cls: type, settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def is_reward(value: Any) -> bool:
-    """Whether it can be called for scores, or is a class of rewards."""
+    """Whether it is a callable that may return scores, or a reward's class."""
     return callable(value) and not isinstance(value, str)
 
 
 def is_plain(values: Any) -> bool:
-    """Whether a run's record can keep it."""
+    """Whether JSON can hold it."""
     try:
         json.dumps(values, allow_nan=False)
     except (TypeError, ValueError):
@@ -240,13 +240,13 @@ def is_plain(values: Any) -> bool:
 
 
 def free_label(name: str, used: Any) -> str:
-    """A name that a config can have and nothing else has."""
+    """A label made of `name` that a config can name and that is not in `used`."""
     name = re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-.") or "unnamed"
     return next(label for label in (name, *(f"{name}-{n}" for n in range(2, 1000))) if label not in used)
 
 
 def weights_digest(pipe: Any) -> str:
-    """Eight letters that change with the weights of a pipeline."""
+    """Eight hex digits that change with the weights of a pipeline."""
     digest = hashlib.sha256()
     for name, part in sorted(pipe.components.items()):
         for key, value in sorted(part.state_dict().items()) if isinstance(part, torch.nn.Module) else ():
@@ -256,7 +256,7 @@ def weights_digest(pipe: Any) -> str:
 
 
 def write_pipeline_config(config: pipelines.PipelineConfig, folder: Path, label: str) -> Path:
-    """The config as a YAML file that every command can name; its own content names it."""
+    """Write the config to a YAML file that commands can name, with a digest of its content in the file's name."""
     values = {"class" if k == "pipeline" else k: v for k, v in vars(config).items() if k != "name"}
     defaults = {f.name: f.default for f in dataclasses.fields(config)}
     values = {k: v for k, v in values.items() if v not in (defaults.get(k), {}, "")}

@@ -1,4 +1,4 @@
-"""Any files, any rewards, one table."""
+"""Scores of media files by any rewards, as a table."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ NO_MATCH = "judged by none of these rewards"
 
 
 def parse_reward_blocks(texts: Sequence[str]) -> dict:
-    """One reward block of a run: each text is a name, or YAML settings as a run has them: `{clip: {dtype: bfloat16}}`,
-    `{big: {reward: clip, model: ...}}`."""
+    """One reward block, as in a run's config, of several texts: each is a name, or a block in YAML such as
+    `{clip: {dtype: bfloat16}}` or `{big: {reward: clip, model: ...}}`. Raises BadInput."""
     block: dict = {}
     for text in texts:
         try:
@@ -33,7 +33,7 @@ def parse_reward_blocks(texts: Sequence[str]) -> dict:
 
 
 def build_rewards(texts: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
-    """Rewards by label, checked, none loaded. Raises BadInput, naming the nearest name."""
+    """Label -> reward, checked and not loaded, of texts as in `parse_reward_blocks`. Raises BadInput."""
     rewards = {}
     for label, settings in parse_reward_blocks(texts).items():
         if not isinstance(settings, (Mapping, type(None))):
@@ -48,12 +48,12 @@ def build_rewards(texts: Sequence[str], registry: Mapping[str, type]) -> dict[st
 
 
 def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
-    """One row a file: `file`, `prompt`, a score per reward (None where there is none), `note` for what reading changed
-    or what is odd about the file, and `error`, one sentence, empty when every score that was asked for is there.
+    """One row per file: `file`, `prompt`, a score per reward (None where there is none), `note` on what is odd about
+    the file or was converted, and `error`, one sentence, empty when no score is missing.
 
-    Rewards of whole sets have one row more, for all files together. A reward leaves out the files of media that it
-    doesn't judge. Raises BadInput for a reward that can't be, for paths that all lead nowhere, and when no file could
-    be judged because of what was asked: no reward judges it, or one needs a prompt and there is none.
+    With set rewards, a last row has the scores of all files together. A reward skips files of a modality that it can't
+    score. Raises BadInput for an invalid reward, when none of the paths exists, and when no file can be scored because
+    no reward fits its modality or a prompt is missing.
     """
     rewards = build_rewards(names, all_rewards())
     for name, reward in rewards.items():
@@ -98,7 +98,7 @@ def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None)
 def _score_sets(
     rewards: Mapping[str, Reward], set_rewards: Mapping[str, EmbeddingReward], sets: Mapping[str, list[Tensor]]
 ) -> dict:
-    """The row of all files together, from their features."""
+    """The row of all files together: the scores of set rewards by the features of the files."""
     row = {"file": "all together", "prompt": None, **dict.fromkeys(rewards), "note": "", "error": ""}
     problems = []
     for name, parts in sets.items():
@@ -115,7 +115,7 @@ def _score_sets(
 
 
 def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """Files, and those in folders, sorted; with a sentence for what leads to none."""
+    """(file, "") for each file, those in folders sorted; (path, error) for a path without files."""
     for path in files:
         if path.is_dir():
             readable = (p for p in path.rglob("*") if p.suffix.lower() in media.READABLE_SUFFIXES and p.is_file())
@@ -131,13 +131,13 @@ def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
 
 
 def _prompt_in_file(story: dict) -> str | None:
-    """The prompt that the workbench wrote into a file."""
+    """The prompt in the metadata that the workbench wrote into a file."""
     words = story.get("prompt")
     return words if isinstance(words, str) else None
 
 
 def _missing_requirement(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:
-    """Why no score is possible: no reward judges this modality, or one needs a prompt and there is none. Else empty."""
+    """Why a file can't be scored: no reward fits its modality, or one needs a prompt and there is none; else ""."""
     fitting = {name: reward for name, reward in rewards.items() if item.modality in reward.spec.modalities}
     if not fitting:
         modalities = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
@@ -157,7 +157,7 @@ def _score_file(
     path: Path,
     sets: Mapping[str, list[Tensor]],
 ) -> str:
-    """Fills in the row's scores, and the features of `sets`; why one is missing."""
+    """Add the file's scores to `row` and its features to `sets`; returns why a score is missing, else ""."""
     if not item.data.isfinite().all():
         return f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
     problems = []
@@ -175,6 +175,6 @@ def _score_file(
         if value == value and abs(value) != float("inf"):
             row[name] = value
         else:
-            why = getattr(reward, "last_failures", {}).get(0, f"it gave {value}")  # a judge knows
+            why = getattr(reward, "last_failures", {}).get(0, f"it gave {value}")  # VLM judges say why
             problems.append(f"{name} found no score for {path}: {why}")
     return "; ".join(problems)

@@ -1,5 +1,5 @@
-"""The reward as a training sees it: counted, split among processes, and negated or shuffled in a control that must
-fail. And the scores of set rewards, which judge all samples of a contestant together.
+"""The reward of a training: distributed over processes, counted, and negated or shuffled in a control run. And the
+scores of set rewards, which score all samples of a contestant together.
 """
 
 from __future__ import annotations
@@ -19,13 +19,16 @@ from workbench.methods.common.set_scores import can_embed, prepare_set_score
 from workbench.runs.config import RunConfig
 from workbench.runs.plan import Plan
 
-HALF_DRAWS = 100  # random halves of the prompts
-MIN_PROMPTS = 8  # prompts, under which halves of them say nothing
+HALF_DRAWS = 100  # random halves of the prompts, for an interval
+MIN_PROMPTS = 8  # with fewer prompts, halves say nothing, and there is no interval
 
 
 class TrainingReward:
-    """`reward`, a WeightedReward, whose rows are split among the processes of `rows`; rewards that compare the samples
-    of one prompt see all of them. `samples_scored` counts the samples scored by this process."""
+    """A ComposedReward that wraps a WeightedReward for training.
+
+    rows: a DistributedPolicy, whose processes share the samples to score; rewards that compare the samples of one
+    prompt see all of them. `samples_scored` counts the samples scored by this process. A control run negates the total,
+    or scores each sample with another one's prompt."""
 
     def __init__(self, reward: Any, rows: Any, config: RunConfig, prompts: Sequence[str]):
         self.reward, self.rows, self.spec, self.samples_scored = reward, rows, reward.spec, 0
@@ -51,8 +54,9 @@ class TrainingReward:
         return self.rows.score_rows(some, len(media)) if self.scores_alone else some([*range(len(media))])
 
     def prompt_for_reward(self, prompt: str) -> str:
-        """The prompt that the reward gets for this one; a prefix that a method added stays. Raises BadInput where
-        prompts are shuffled and this one isn't in the list: the control would be judged by the truth."""
+        """The prompt with which a sample is scored: another one where prompts are shuffled, after the prefix that a
+        method may have added. Raises BadInput for a prompt that can't be shuffled: the control would be scored
+        correctly."""
         if not self.shuffled_prompts or prompt in self.shuffled_prompts:
             return self.shuffled_prompts.get(prompt, prompt)
         listed_prompt = max((p for p in self.shuffled_prompts if prompt.endswith(p)), key=len, default=None)
@@ -61,7 +65,7 @@ class TrainingReward:
         return prompt.removesuffix(listed_prompt) + self.shuffled_prompts[listed_prompt]
 
     def embed_samples(self, media: Media) -> dict[str, Tensor]:
-        """name -> [N,D], the features from which set rewards score these samples."""
+        """name -> [N,D]: the features of the samples, by which set rewards score them."""
 
         def some(rows: list[int]) -> dict[str, Tensor]:
             self.samples_scored += len(rows)
@@ -78,17 +82,17 @@ class TrainingReward:
 
 @dataclass(frozen=True)
 class SetScore:
-    """A set reward's score of a whole set, and of random halves of its prompts: the same halves for all contestants."""
+    """A set reward's score of all samples, and of those of random halves of the prompts, equal for all contestants."""
 
     value: float
     halves: tuple[float, ...]
     n: int  # samples
 
     def estimate(self, base: SetScore | None = None) -> dict:
-        """{"mean", "ci95", "n"} of the value, or of its difference from the base's. The interval is the delete-half
-        jackknife's (Shao and Wu, Annals of Statistics 1989): the value's own deviation is that of its halves. No prompt
-        counts twice, as it would in a bootstrap, which a distance of sets takes for a smaller spread. None where there
-        are no halves."""
+        """{"mean", "ci95", "n", "set"} of the value, or of its difference from the base's. The interval is that of the
+        delete-half jackknife (Shao and Wu, Annals of Statistics 1989), which takes the standard deviation over halves
+        for that of the value. In a bootstrap prompts would occur twice, which distances of sets mistake for a smaller
+        spread. The interval is None without halves."""
         zero = (0.0,) * len(self.halves)
         value = self.value - (base.value if base else 0.0)
         gaps = np.subtract(self.halves, base.halves if base else zero)
@@ -100,7 +104,7 @@ class SetScore:
 
 
 def set_rewards_of(plan: Plan) -> dict[str, Reward]:
-    """The rewards of a run that judge whole sets."""
+    """The rewards of a run, optimised or held out, of scope "set"."""
     rewards = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
     return {name: reward for name, reward in rewards.items() if reward.spec.scope == "set"}
 
@@ -108,8 +112,8 @@ def set_rewards_of(plan: Plan) -> dict[str, Reward]:
 def score_set(
     reward: Reward, media: Media | Iterable[Media], prompts: Sequence[str], count: int = HALF_DRAWS
 ) -> SetScore:
-    """The score of all media [N]. There are no halves where prompts are few, or where the reward has no features to
-    reuse."""
+    """The score of all media [N], and of `count` random halves of their prompts; none with fewer than MIN_PROMPTS, or
+    where the reward doesn't embed media."""
     score, valid_rows = prepare_set_score(reward, media, prompts)
     names = {p: n for n, p in enumerate(dict.fromkeys(prompts))}
     prompt_index, rng, halves = torch.tensor([names[p] for p in prompts])[valid_rows], np.random.default_rng(0), []
@@ -125,8 +129,8 @@ def add_set_scores(
     base: Mapping[str, SetScore] | None,
     optimised: Mapping[str, float],
 ) -> dict:
-    """A contestant's part of a summary (statistics.summarise_contestant) with the scores of set rewards and their
-    differences from the base's. They have no win rate, for no single sample has a score."""
+    """A contestant's part of a summary (statistics.summarise_contestant), with the scores of set rewards and their
+    differences from the base's. They have no win rate, as single samples have no scores."""
     estimates = {n: w.estimate() | statistics.optimisation_flags(n, optimised) for n, w in set_scores.items()}
     out = {**part, "rewards": part["rewards"] | estimates}
     if "versus_base" in part:

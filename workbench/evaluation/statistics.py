@@ -1,7 +1,7 @@
-"""Scores become a summary: means with intervals, paired differences from the base, diversity, and the hacking alarm.
+"""Statistics of scores: means with intervals, paired differences from the base, diversity, and the hacking alarm.
 
 Intervals are 95 % percentile bootstraps over PROMPTS (samples of one prompt are not independent), seeded, so that equal
-scores give an equal table; of few prompts they are widened, or not given.
+scores give equal tables. With few prompts they are widened, or not given.
 """
 
 from __future__ import annotations
@@ -15,20 +15,21 @@ import numpy as np
 from scipy import special
 
 RESAMPLES = 2000
-# prompts: a bootstrap over so few is too sure of itself; fewer yet can show nothing at 95 %
+# up to FEW_PROMPTS, a bootstrap's intervals are too narrow; fewer than FEWEST_PROMPTS can show nothing at 95 %
 FEW_PROMPTS, FEWEST_PROMPTS = 10, 6
 
 
 def mean_with_interval(values: Sequence[float], clusters: Sequence, strata: Sequence | None = None) -> dict:
-    """{"mean", "ci95": [low, high], "n"} of the values that are not NaN; mean and interval are None when none is left.
+    """{"mean", "ci95": [low, high], "n"} of the values that are not NaN; mean and interval are None when there are
+    none.
 
-    A bootstrap over clusters, which of a few is too narrow: up to ten, it is widened as Student's t is (Hesterberg
-    2015, The American Statistician 69:4, expanded percentiles), and fewer than six show nothing at 95 %: that all of
-    five agree is chance once in sixteen. Then the interval is None.
+    The interval is a bootstrap over clusters. With up to ten clusters that is too narrow, and it is widened as
+    Student's t is (expanded percentiles: Hesterberg 2015, The American Statistician 69:4). With fewer than six it is
+    None: nothing can be shown at 95 %, as five agree by chance once in sixteen times.
 
-    values: one number a sample; clusters: the sample's prompt; strata: the prompt's category, where the list has a set
-    number of prompts of each: then prompts are drawn within their categories, and differences between categories are no
-    uncertainty.
+    values: one number per sample; clusters: the sample's prompt; strata: the prompt's category, where the list has a
+    fixed number of prompts of each category: then prompts are drawn within their categories, so that differences
+    between categories don't count as uncertainty.
     """
     scores = np.asarray(values, dtype=np.float64)
     _, cluster = np.unique(np.asarray(clusters), return_inverse=True)
@@ -67,8 +68,8 @@ def measure_diversity(groups: Iterable[Sequence[np.ndarray]]) -> float | None:
 def summarise_contestant(
     samples: Sequence[Mapping], base: Sequence[Mapping] | None, optimised: Mapping[str, float]
 ) -> dict:
-    """One contestant's part of the summary, from its samples' rows (see the run folder's events); `optimised`: rewards
-    and their weights, of which a negative one pays for less."""
+    """One contestant's part of the summary, by the rows of its samples in the run's log. base: rows of the base, if the
+    contestant is another; optimised: reward -> weight (negative: to be lowered) of what the contestant optimised."""
     prompts = [s["index"] for s in samples]
     rewards, oracle = {}, {}
     for name in samples[0]["scores"]:
@@ -89,7 +90,7 @@ def summarise_contestant(
 
 
 def optimisation_flags(name: str, optimised: Mapping[str, float]) -> dict:
-    """Whether a judge was optimised, and whether it was to fall."""
+    """{"optimised": whether the reward was; "lower": True, if it was to be lowered}."""
     return {"optimised": name in optimised} | ({"lower": True} if optimised.get(name, 1.0) < 0 else {})
 
 
@@ -111,10 +112,10 @@ def compare_paired(samples: Sequence[Mapping], base: Sequence[Mapping], compare:
 
 
 def hacking_alarm(contestants: Sequence[Mapping], base: str, margins: Mapping[str, float]) -> str | None:
-    """A sentence when a contestant's optimised reward went where it was to go while a held-out judge fell or diversity
-    collapsed.
+    """The sentence of the reward-hacking alarm, or None. It is raised when a contestant improved the reward that it
+    optimised, while a held-out reward fell, or diversity to less than half of the base's.
 
-    A judge fell when its whole interval lies further below the base than `margins[judge]`, 0 unless given.
+    A reward fell when the whole interval of its difference from the base lies below -margins[reward] (default 0).
     """
     base_part = next((c for c in contestants if c["name"] == base and "failed" not in c), None)
     sentences = []
@@ -139,5 +140,5 @@ def hacking_alarm(contestants: Sequence[Mapping], base: str, margins: Mapping[st
 
 
 def none_to_nan(value: float | None) -> float:
-    """JSON keeps NaN as null."""
+    """NaN for None, by which JSON files stand for NaN."""
     return float("nan") if value is None else value

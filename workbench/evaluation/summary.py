@@ -1,4 +1,4 @@
-"""A run folder's log becomes its summary, exactly as the files say: a resumed run sums up like any other."""
+"""The summary of a run (summary.json), computed from its folder alone, so that resumed runs are no different."""
 
 from __future__ import annotations
 
@@ -19,11 +19,12 @@ from workbench.runs.stages import TaskScores
 
 
 def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
-    """The summary of what the run folder holds, exactly as the files say: a resumed run sums up like any other."""
+    """The content of summary.json: a part for each contestant (scores, differences from the base and from best-of-n,
+    win rates, diversity, cost, training), interference of stages, and the hacking alarm."""
     events, repos = folder.events(), config.pipeline_labels(plan.config)
-    parts: list[dict] = []  # a contestant's each
+    parts: list[dict] = []  # one per contestant
     samples_of: dict[str, list[dict]] = {}
-    sets: dict[str, dict[str, set_rewards.SetScore]] = {}  # contestant -> what rewards of whole sets say
+    sets: dict[str, dict[str, set_rewards.SetScore]] = {}  # contestant -> set reward -> score
     for name, method in plan.methods.items():
         failed = next((e["failed"] for e in events if e["contestant"] == name and "failed" in e), None)
         finals = [e for e in events if e["contestant"] == name and e.get("final")]
@@ -43,7 +44,7 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
         groups = ([media.read_media(f).data.numpy() for f in group] for group in files.values() if len(group) > 1)
         part |= {"diversity": statistics.measure_diversity(groups)} | dataclasses.asdict(cost)
         if training := folder.read(f"checkpoints/{name}/done.json"):
-            part["training"] = training  # what it took; nfe, seconds and so on are those of the samples alone
+            part["training"] = training  # its cost; `nfe`, `seconds` and so on are of the final samples alone
         if plan.config.curve:
             part["curve"] = budget_curve([e for e in events if e["contestant"] == name], plan.batch_count)
         samples_of[name] = samples
@@ -65,7 +66,7 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
 def score_whole_sets(
     plan: Plan, folder: store.RunFolder, samples: Sequence[Mapping]
 ) -> dict[str, set_rewards.SetScore]:
-    """The scores that the run's set rewards give a contestant's samples, read from their files."""
+    """Set reward -> its score of a contestant's samples, which are read from their files."""
     size, device = plan.config.batch, plan_loading(next(iter(plan.pipelines.values())), device=plan.config.device)[0]
 
     def chunks():
@@ -81,9 +82,9 @@ def score_whole_sets(
 
 
 def stage_interference(plan: Plan, rows: Sequence[Mapping]) -> dict:
-    """What each stage of a training brought each task, and what of it was forgotten: by the tasks' own rewards, and by
-    the first held-out judge of each where all have one. rows: {"after", "tasks": {task: {judge: mean}}}, the base's
-    first."""
+    """How each stage of a training changed the score of each task, and what was forgotten: by the tasks' own rewards,
+    and by the first held-out reward of each task if all have one. rows: {"after", "tasks": {task: {reward: mean}}},
+    that of the base first."""
     names = tuple(stage.name for stage in plan.stages.stages) if plan.stages else ()
     judges = {"reward": ["reward"] * len(names)}
     watches = [task.watch for task in plan.tasks if task.watch]
@@ -99,7 +100,7 @@ def stage_interference(plan: Plan, rows: Sequence[Mapping]) -> dict:
 
 
 def _json_numbers(value):
-    """Without what JSON can't keep."""
+    """Any nesting of numbers, rounded to 6 decimals, with None in place of what isn't finite."""
     if isinstance(value, dict):
         return {key: _json_numbers(v) for key, v in value.items()}
     if isinstance(value, (list, tuple)):
@@ -108,7 +109,7 @@ def _json_numbers(value):
 
 
 def _add_differences_from_best_of_n(parts: Sequence[dict], samples_of: Mapping[str, Sequence[Mapping]]) -> None:
-    """Add the paired differences from the best-of-n of the largest budget."""
+    """Add to the parts the paired differences from the best-of-n with the largest budget."""
     rivals = [p for p in parts if p["method"] == "best_of_n" and "failed" not in p]
     if not rivals:
         return
@@ -119,8 +120,8 @@ def _add_differences_from_best_of_n(parts: Sequence[dict], samples_of: Mapping[s
 
 
 def budget_curve(events: Sequence[Mapping], batches: int) -> list[dict]:
-    """What a contestant's best so far was worth as its budget grew: [{"nfe", "seconds", "rewards": {name: estimate}}],
-    per sample, at the steps at which all its batches were judged, and at the end."""
+    """Scores of a contestant's best so far against its budget: [{"nfe", "seconds", "rewards": {name: estimate}}], costs
+    per sample, at the steps at which all its batches were scored, and at the end."""
     judged_at_step: dict[float, list[tuple[Mapping, list[int], Mapping]]] = {}
     for e in events:
         if e.get("final"):
@@ -148,7 +149,7 @@ def budget_curve(events: Sequence[Mapping], batches: int) -> list[dict]:
 
 
 def alarm_margins(plan: Plan) -> dict[str, float]:
-    """What counts as a fall of a held-out judge: a twentieth of its typical range, so that no trifle rings the
-    alarm."""
+    """Held-out reward -> the fall that the hacking alarm tolerates: a twentieth of its typical range;
+    none for the oracle."""
     ranges = {n: r.spec.typical for n, r in (plan.watch.rewards if plan.watch else {}).items() if n != "oracle"}
     return {name: (typical[1] - typical[0]) / 20 for name, typical in ranges.items() if typical}

@@ -1,5 +1,4 @@
-"""Two media made ready to be judged blind: nothing of where they come from in the files, their names or their
-loudness."""
+"""Blind pairs for voting: copies of two media whose content, names and loudness don't reveal where they come from."""
 
 from __future__ import annotations
 
@@ -18,22 +17,14 @@ from workbench.feedback.votes import Pair
 from workbench.report import audio_view
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
-PIXEL_CHUNKS = (
-    b"IHDR",
-    b"PLTE",
-    b"tRNS",
-    b"acTL",
-    b"fcTL",
-    b"IDAT",
-    b"fdAT",
-    b"IEND",
-)  # all that makes the picture or clip
+# the chunks that make the picture or the clip
+PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")
 MAX_AGE = 3600.0  # seconds after which a shown file is removed
 
 
 @dataclass(frozen=True)
 class BlindPair:
-    """The two files of one battle."""
+    """The files of one battle."""
 
     left: Path
     right: Path
@@ -41,10 +32,10 @@ class BlindPair:
 
 
 def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
-    """Copies in `temp` under random names; None when a file is gone or changed, or both look or sound exactly the same.
+    """Copies in `temp` under random names; None when a file is missing or has changed, or when both are equal.
 
-    Pictures and clips keep every pixel. Sounds are brought to one rate, one number of channels, the length of the
-    shorter and one loudness, for what is louder seems better.
+    Pixels of pictures and clips are not changed. Sounds are converted to equal rate, channels, length (the shorter one)
+    and loudness, as the louder one would seem better.
     """
     originals = [_read_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
     if None in originals:
@@ -60,7 +51,7 @@ def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
     if parts[0] == parts[1]:
         return None
     temp.mkdir(parents=True, exist_ok=True)
-    if secrets.randbelow(100) == 0:  # now and then: looking through thousands of files takes longer than a vote
+    if secrets.randbelow(100) == 0:  # rarely: listing thousands of files takes longer than a vote
         _remove_old_files(temp)
     names = [temp / f"{secrets.token_urlsafe(16)}{Path(pair.left.file).suffix}" for _ in parts]
     for name, data in zip(names, parts, strict=True):
@@ -77,7 +68,7 @@ def _read_original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | N
 
 
 def strip_png(data: bytes, path: Path | str = "") -> bytes:
-    """A PNG or animated PNG without anything that is not its pixels. Raises BadInput for what is not one."""
+    """A PNG or animated PNG without metadata. Raises BadInput for anything else."""
     chunks = [data[:8]]
     for name, chunk in _png_chunks(data, path):
         if name in PIXEL_CHUNKS:
@@ -86,8 +77,7 @@ def strip_png(data: bytes, path: Path | str = "") -> bytes:
 
 
 def _png_chunks(data: bytes, path: Path | str) -> Iterator[tuple[bytes, bytes]]:
-    """(name, the whole chunk) of each, up to the end that the format knows: what is hung on behind it is not looked
-    at."""
+    """(name, bytes) of each chunk up to IEND; bytes after it are ignored. Raises BadInput for what is no whole PNG."""
     at, name = 8, b""
     while data[:8] == SIGNATURE and name != b"IEND" and at + 12 <= len(data):
         (length,), name = struct.unpack(">I", data[at : at + 4]), data[at + 4 : at + 8]
@@ -98,7 +88,7 @@ def _png_chunks(data: bytes, path: Path | str) -> Iterator[tuple[bytes, bytes]]:
 
 
 def _play_seconds(data: bytes) -> float:
-    """Seconds that an animated PNG plays; 0 for a picture."""
+    """The duration of an animated PNG; 0 for a picture."""
     seconds = 0.0
     for name, chunk in _png_chunks(data, ""):
         if name == b"fcTL":
@@ -108,7 +98,7 @@ def _play_seconds(data: bytes) -> float:
 
 
 def _equalise_sounds(*parts: Media) -> tuple[list[bytes], float]:
-    """Two sounds as WAV bytes of equal rate, channels, length and loudness, and how many seconds that is."""
+    """Two sounds as WAV bytes of equal rate, channels, length and loudness, and their duration in seconds."""
     rate, channels = round(max(p.rate for p in parts)), max(p.data.shape[1] for p in parts)
     if any(p.data.shape[1] not in (1, channels) for p in parts):
         raise BadInput("sounds of so many different channels can't be compared")

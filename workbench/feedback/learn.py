@@ -1,4 +1,4 @@
-"""A reward from people's own votes: what `workbench learn` does."""
+"""Rewards fitted to people's votes: the work of `workbench learn`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from workbench.core.types import BadInput
 def learn_from_votes(
     file: Path, out: Path, encoder: str = "starter:image/clip", mixture: bool = False, prototypes: int = 3
 ) -> dict:
-    """Fit a taste to the votes in `file`, JSONL as rewards/people/votes.py reads it, and keep it in the folder `out`.
+    """Fit a reward to the votes in `file`, JSONL as rewards/people/votes.py reads it, and save it in the folder `out`.
 
-    mixture: shared tastes and how much of each is in whom (rewards/people/personal.py), instead of one taste for all.
-    Returns `reward`, the block that names it in a run; `better`, whether held-out votes show that it beats chance;
-    `told`, what they say, in sentences; their `report` in numbers; and with `mixture` its `people`, and the report of
-    one taste for all on the same votes, `shared`. Raises BadInput, also for too few votes to hold any out.
+    mixture: for each person a mixture of `prototypes` shared tastes (rewards/people/personal.py), instead of one reward
+    for all. Returns {"reward": its block in a run's config, "better": whether held-out votes show that it beats chance,
+    "told": sentences on the result, "report": the accuracy on held-out votes}; with `mixture` also {"people": their
+    names, "shared": the report of one reward for all on the same votes}. Raises BadInput, also for too few votes to
+    hold any out.
     """
     device = "cuda" if torch.cuda.is_available() else "cpu"
     image_text.check_encoder(encoder)

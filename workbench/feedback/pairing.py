@@ -1,4 +1,4 @@
-"""Which two media a voter is asked about next, from what the runs have made."""
+"""Choosing the next pair of media to ask a voter about, by the expected information gain of a vote."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from workbench.feedback.votes import (
 )
 from workbench.runs import store
 
-MAX_TRIES = 16  # pairs looked at before it is said that none can be shown
-RECENT_VOTES = 1000  # votes that decide what is asked next: more would cost time and change little
+MAX_TRIES = 16  # pairs that are tried before giving up
+RECENT_VOTES = 1000  # votes that the choice depends on: more would cost time and change little
 
 
 @dataclass(frozen=True)
@@ -45,10 +45,12 @@ class RunContestant:
 
     @property
     def label(self) -> str:
+        """The contestant's identity across runs."""
         return f"{self.contestant} · {self.pipeline}"
 
 
 def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
+    """All contestants of all runs in the index."""
     rows = db.execute(
         "SELECT a.run, a.contestant, MIN(a.file) AS file, runs.folder, runs.config FROM artefacts a "
         "JOIN runs ON runs.id = a.run GROUP BY a.run, a.contestant"
@@ -68,18 +70,18 @@ def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
 
 @dataclass(frozen=True)
 class VotableRun:
-    """A run that has something to vote on."""
+    """A run with at least two contestants to vote on."""
 
     id: int
     folder: str
     modality: str
-    prompts: int
-    first: str  # prompt
+    prompts: int  # how many
+    first: str  # the first prompt
     created: str
 
 
 def votable_runs(runs: Path) -> list[VotableRun]:
-    """The newest first."""
+    """All runs to vote on, the newest first."""
     if not (runs / "workbench.db").is_file():
         return []
     with store.open_index(runs) as db:
@@ -107,13 +109,13 @@ def ask_next_pair(
     run: int = 0,
     rng: np.random.Generator | None = None,
 ) -> tuple[str, Pair, Any] | None:
-    """(battle, pair, what `present` made of it) of the next battle for a rater; None when there is nothing to vote on.
+    """(id of a new battle, pair, what `present` returned for it) for a rater; None when there is nothing to vote on.
 
-    Two contestants of one run on the same prompt and seed: label pairs are drawn in proportion to what another vote
-    would tell (ratings.expected_gain), a pair of media that this rater has not met before one that they have skipped.
-    One that they have voted on is never asked again, even when the vote was taken back: they have seen the names.
-    `present` returns None for a pair that can't be shown. modality, run (its number, 0 for all): only of these. Raises
-    BadInput.
+    A pair is of two contestants of one run on the same prompt and seed. Pairs of contestants are drawn in proportion to
+    the information that another vote would give (ratings.expected_gain); pairs of media that the rater has not seen
+    come before those that they have skipped. A pair that they have voted on is never asked again, even if the vote was
+    taken back, because its answer gave the names away. `present` returns None for a pair that can't be shown. modality,
+    run (its number, 0 for all): restrict the choice. Raises BadInput.
     """
     asker, rng = pseudonym_of(rater), rng or np.random.default_rng()
     if modality not in ("", *MODALITY_BY_SUFFIX.values()):
@@ -137,7 +139,7 @@ def ask_next_pair(
 
 
 def _candidate_pairs(runs: Path, asker: str, modality: str, run: int, rng: np.random.Generator) -> list[Pair]:
-    """At most TRIES, the best first."""
+    """At most MAX_TRIES pairs to try, in order."""
     with open_for_writing(runs) as db:
         if run and not db.execute("SELECT 1 FROM runs WHERE id = ?", (run,)).fetchone():
             raise BadInput(f"run: there is no run {run} here; 0 asks for any")
@@ -158,7 +160,8 @@ def _candidate_pairs(runs: Path, asker: str, modality: str, run: int, rng: np.ra
 
 
 def _expected_gains(db: sqlite3.Connection, meetings: Sequence[tuple[RunContestant, RunContestant]]) -> np.ndarray:
-    """float64 [M]: what a vote on each would tell, shared by the runs in which the two contestants meet."""
+    """float64 [M]: the information gain of a vote on each pair of contestants, divided by the runs that have the
+    pair."""
     pairs = [(a.label, b.label) for a, b in meetings]
     names = {name: n for n, name in enumerate(dict.fromkeys(x for pair in pairs for x in pair))}
     label = {(e.run, e.contestant): names[e.label] for pair in meetings for e in pair}
@@ -184,8 +187,8 @@ def _pairs_of_media(
     already_shown: bool,
     rng: np.random.Generator,
 ) -> list[Pair]:
-    """A few pairs of media of two contestants that this rater has, or has not, been shown, in random order; equal files
-    tell nothing and are left out, and so is what this rater has voted on."""
+    """A few pairs of media of two contestants that this rater has (`already_shown`) or has not been shown, in random
+    order, without equal files and without pairs that this rater has voted on."""
     met = "SELECT 1 FROM battles WHERE asker = :who AND left_artefact = {} AND right_artefact = {}"
     rows = db.execute(
         "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS "

@@ -1,12 +1,12 @@
-"""Votes become ratings: Bradley-Terry by maximum likelihood, and what can be trusted of it. Arrays in, arrays out.
+"""Ratings by votes: Bradley-Terry strengths with intervals, and checks of the votes. Pure functions of arrays.
 
     P(i beats j) = sigmoid(theta_i - theta_j)                                                (Bradley and Terry 1952)
 
 A tie is half a win for each; "both bad" says nothing about who is better and is left out. Every strength has a Gaussian
-prior of standard deviation 3 log-odds around 0, worth about as much as half a vote: it gives the undefeated a finite
-rating, draws a contestant of thirty votes to the middle by one or two hundredths of the way, and makes the sum of the
-strengths zero. Shown on the scale of chess: 1000 + 400 log10(odds). Intervals are bootstraps of the votes, but for who
-never lost or never won, whom no resample could tell anything new of: theirs come from the posterior.
+prior of standard deviation 3 log-odds around 0, worth about half a vote: it gives undefeated contestants a finite
+rating, shrinks a rating after thirty votes by one or two percent, and makes the strengths sum to zero. Ratings are on
+the Elo scale, 1000 + 400 log10(odds). Intervals are bootstraps over votes; for a contestant that never lost or never
+won, whose resamples are all alike, they are those of the posterior.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ MIN_LISTED_VOTES = 30  # votes below which a rating is only a first guess
 def count_wins(lefts: np.ndarray, rights: np.ndarray, score: np.ndarray, n: int) -> np.ndarray:
     """float64 [n,n]: how often row beat column, a tie counting half for each.
 
-    left, right: int [N] contestants; score: [N] 1 where the left one won, 0 the right one, 1/2 for a tie, NaN for
-    neither.
+    lefts, rights: int [N] contestants; score: [N], 1 where the left one won, 0 where the right one did, 1/2 for a tie,
+    NaN for "both bad".
     """
     return _wins_by_group(lefts, rights, score, np.zeros(len(score), int), 1, n)[0]
 
@@ -48,7 +48,8 @@ def _wins_by_group(
 
 
 def fit_strengths(won: np.ndarray, prior: float = PRIOR) -> np.ndarray:
-    """float64 [...,n] log-odds that maximise the posterior of wins [...,n,n]: Newton's method, all problems at once."""
+    """float64 [...,n]: the log-odds that maximise the posterior of wins [...,n,n], by Newton's method. Raises
+    RuntimeError where it doesn't converge."""
     theta = np.zeros(won.shape[:-1])
     met = won + np.swapaxes(won, -1, -2)
     eye = prior * np.eye(won.shape[-1])
@@ -72,14 +73,14 @@ def _sigmoid(x: np.ndarray) -> np.ndarray:
 
 
 def fit_posterior(won: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Strengths [n] and their covariance [n,n] by Laplace's approximation: the inverse of the curvature there."""
+    """Strengths [n] and their covariance [n,n] by Laplace's approximation, the inverse of the Hessian."""
     theta, met = fit_strengths(won), won + won.T
     p = _sigmoid(theta[:, None] - theta[None, :])
     return theta, np.linalg.inv(_laplacian(met * p * (1 - p)) + PRIOR * np.eye(len(won)))
 
 
 def expected_gain(won: np.ndarray) -> np.ndarray:
-    """float64 [n,n]: what one more vote between two contestants is expected to tell about their difference, in nats:
+    """float64 [n,n]: the expected information, in nats, of one more vote on the difference of two contestants:
     log(1 + p (1 - p) Var(theta_i - theta_j)) / 2. Zero on the diagonal.
     """
     theta, cov = fit_posterior(won)
@@ -91,9 +92,9 @@ def expected_gain(won: np.ndarray) -> np.ndarray:
 def bootstrap_strengths(
     lefts: np.ndarray, rights: np.ndarray, score: np.ndarray, prompts: Sequence, n: int, resamples: int = RESAMPLES
 ) -> np.ndarray:
-    """float64 [resamples,n] strengths of resampled votes, seeded: whole prompts where there are at least `FEW`, for
-    votes on one prompt are not independent; else single votes. Rows of equal votes are drawn as counts, so cost does
-    not grow with their number.
+    """float64 [resamples,n]: strengths of resampled votes, seeded. Prompts are resampled where there are at least
+    FEW_PROMPTS, as votes on one prompt are not independent; else single votes. Equal votes are drawn as counts, so the
+    cost does not grow with their number.
     """
     is_known = np.isfinite(score)
     lefts, rights, score = lefts[is_known], rights[is_known], score[is_known]
@@ -115,14 +116,14 @@ def bootstrap_strengths(
 
 
 def find_islands(won: np.ndarray) -> list[list[int]]:
-    """The groups of contestants that battles connect; ratings of different groups can't be compared."""
+    """The connected groups of contestants; ratings of different groups can't be compared."""
     count, where = connected_components((won + won.T) > 0, directed=False)
     return [np.flatnonzero(where == c).tolist() for c in range(count)]
 
 
 @dataclass(frozen=True)
 class Rating:
-    """One contestant's line."""
+    """One row of the leaderboard."""
 
     name: str
     rating: float
@@ -137,7 +138,8 @@ class Rating:
 
 @dataclass(frozen=True)
 class Bias:
-    """How often the left side won among votes without a tie. Sides are drawn by lot, so without a bias it is a coin."""
+    """Position bias: how often the left side won among votes without a tie. As sides are random, half without a
+    bias."""
 
     left_wins: int
     votes: int
@@ -150,6 +152,7 @@ class Bias:
 
     @property
     def is_shown(self) -> bool:
+        """Whether the interval excludes one half."""
         return self.votes > 0 and not self.low <= 0.5 <= self.high
 
     def __str__(self) -> str:
@@ -164,7 +167,7 @@ class Bias:
 
 
 def position_bias(score: np.ndarray) -> Bias:
-    """score: [N] as in `count_wins`. One test at 5 %: of honest sets of votes at most one in twenty is called
+    """The position bias of votes; score: [N] as in `count_wins`. At most 5 % of unbiased sets of votes are called
     biased."""
     decided = score[np.isfinite(score) & (score != 0.5)]
     k, n = int(decided.sum()), len(decided)
@@ -173,31 +176,31 @@ def position_bias(score: np.ndarray) -> Bias:
 
 @dataclass(frozen=True, eq=False)
 class Leaderboard:
-    """Everything that the leaderboard shows."""
+    """Ratings of contestants, and statistics of the votes that they are based on."""
 
     rows: tuple[Rating, ...]  # the best first
     won: np.ndarray  # [n,n] in the order of rows: how often row beat column
     bias: Bias
-    islands: tuple[tuple[str, ...], ...]  # groups of contestants that met; more than one: a warning
-    one_sided: tuple[str, ...]  # never lost or never won: their ratings lean on the prior
-    prompts: int
-    by: str  # what the bootstrap drew: prompts or votes
+    islands: tuple[tuple[str, ...], ...]  # connected groups of contestants; more than one: a warning
+    one_sided: tuple[str, ...]  # contestants that never lost or never won: the prior decides their ratings
+    prompts: int  # of votes other than "both bad"
+    by: str  # what the bootstrap resampled: "prompts" or "votes"
 
     @property
     def met(self) -> np.ndarray:
-        """[n,n]: how often row and column met."""
+        """[n,n]: how many votes row and column had against each other."""
         return self.won + self.won.T
 
     @property
     def rates(self) -> np.ndarray:
-        """[n,n]: the share of its battles with column that row won; NaN where they never met."""
+        """[n,n]: the share of their votes that row won against column; NaN without any."""
         return np.divide(self.won, self.met, out=np.full_like(self.won, np.nan), where=self.met > 0)
 
 
 def build_leaderboard(
     lefts: Sequence[str], rights: Sequence[str], choices: Sequence[str], prompts: Sequence[str]
 ) -> Leaderboard:
-    """The leaderboard of N votes: contestants left and right, what was chosen, and of which prompt."""
+    """The leaderboard of N votes: labels of the left and right contestants, choices (SCORE_OF_CHOICE), prompts."""
     names = sorted({*lefts, *rights})
     number = {name: n for n, name in enumerate(names)}
     i, j = (np.array([number[x] for x in side], dtype=int) for side in (lefts, rights))

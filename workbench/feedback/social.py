@@ -1,4 +1,5 @@
-"""Social popularity end to end: a log becomes pairs, pairs a reward, and the reward is held against others."""
+"""Rewards by social popularity, end to end: curate pairs from an interaction log, train a reward, compare it with
+others."""
 
 from __future__ import annotations
 
@@ -31,8 +32,8 @@ MIN_SCALE = 1e-3  # bounds of the calibrating scale, in units of one over the ma
 MAX_SCALE = 1e3
 
 
-def parse_settings(cls: type, overrides: Sequence[str], where: str):
-    """A Curation or Training from `key=value` overrides. Raises BadInput."""
+def parse_settings(cls: type, overrides: Sequence[str], where: str) -> Any:
+    """An instance of the settings dataclass `cls` from `key=value` overrides. Raises BadInput."""
     values: dict[str, Any] = {}
     for text in overrides:
         config.apply_override(values, text)
@@ -43,7 +44,8 @@ def parse_settings(cls: type, overrides: Sequence[str], where: str):
 
 
 def simulate_community(out: Path, overrides: Sequence[str] = ()) -> Path:
-    """A simulated community's log, pictures and true taste in `out`; returns the log's path."""
+    """Write a simulated community's log, pictures and true taste into `out`; returns the log's path. Raises
+    BadInput."""
     from pipelines.starter.image.community import Community, write_community
 
     c = parse_settings(Community, overrides, "community")
@@ -53,7 +55,8 @@ def simulate_community(out: Path, overrides: Sequence[str] = ()) -> Path:
 
 
 def curate_log(log: Path, out: Path, overrides: Sequence[str] = (), form: str = "jsonl") -> dict:
-    """train, val and test pairs of the log as .jsonl or .csv in `out`, with card.json and card.md; returns the card.
+    """Write train, val and test pairs of the log to `out` as .jsonl or .csv, with card.json and card.md; returns the
+    card.
 
     The pairs' paths are relative to `out`. Raises BadInput.
     """
@@ -68,7 +71,7 @@ def curate_log(log: Path, out: Path, overrides: Sequence[str] = (), form: str = 
 
 
 def write_pairs(curated: curation.Curated, folder: Path, out: Path, form: str = "jsonl") -> None:
-    """One file a split. `folder` is what the log's paths are relative to."""
+    """Write one file per split. The log's paths are relative to `folder`. Raises BadInput for an unknown form."""
     out.mkdir(parents=True, exist_ok=True)
     if form not in ("jsonl", "csv"):
         raise BadInput(f"pairs are written as jsonl or csv, not {form!r}")
@@ -89,7 +92,7 @@ def _relative_path(path: str, folder: Path, out: Path) -> str:
 
 
 def card_as_markdown(card: Mapping[str, Any]) -> str:
-    """The data card as a page."""
+    """The data card as Markdown."""
     log, prior = card["log"], card["prior"]
     events = ", ".join(f"{n:,} {e}" for e, n in log["events"].items())
     lines = [
@@ -120,8 +123,8 @@ def card_as_markdown(card: Mapping[str, Any]) -> str:
 
 
 def train_reward(pairs: Path, out: Path, overrides: Sequence[str] = (), val: Path | None = None) -> Iterator[dict]:
-    """Train on the pairs in a file, or on train.* of a folder that `curate_log` wrote (val.* is used where it has
-    pairs)."""
+    """Train a reward on the pairs in a file, or on train.* of a folder that `curate_log` wrote (with val.*, if it has
+    pairs), and save it in `out`; yields a record per epoch. Raises BadInput."""
     s = parse_settings(social_training.SocialTraining, overrides, "training")
     if pairs.is_dir():
         val = val or next((f for f in _split_files(pairs, "val") if _has_pairs(f)), None)
@@ -147,11 +150,11 @@ def compare_rewards(
     embeddings: str = "",
     head: str = "",
 ) -> list[dict]:
-    """How often each reward prefers what the community preferred: a row a reward (see `measure_agreement`).
+    """How often each reward prefers what the community preferred: one row per reward (see `measure_agreement`).
 
-    `rewards`: names, or a reward block. `models`: folders that `train_reward` wrote, each a row under the folder's
-    name. With `head` and `embeddings`, the head's own scores are a row too. A folder of pairs stands for its test.*.
-    Raises BadInput.
+    rewards: names, or a reward block. models: folders that `train_reward` wrote, each compared under its name. head,
+    embeddings: files of a trained head and of embeddings, which add a row with the head's scores. pairs: a file, or a
+    folder with test.*. Raises BadInput.
     """
     if pairs.is_dir():
         pairs = next(iter(_split_files(pairs, "test")), pairs / "test.jsonl")
@@ -177,7 +180,7 @@ def compare_rewards(
 
 @torch.no_grad()
 def score_margins(pairs: Sequence[social.Pair], rewards: WeightedReward, batch: int = 32) -> dict[str, np.ndarray]:
-    """Score of pos minus score of neg: reward name -> [N], NaN where it can't judge. Each picture is judged once."""
+    """Reward name -> [N]: score of pos minus score of neg, NaN where it can't score. Each picture is scored once."""
     questions = [*dict.fromkeys((path, p.prompt) for p in pairs for path in (p.pos_path, p.neg_path))]
     position = {key: n for n, key in enumerate(questions)}
     scores = {name: np.full(len(questions), np.nan) for name in rewards.rewards}
@@ -196,11 +199,11 @@ def score_margins(pairs: Sequence[social.Pair], rewards: WeightedReward, batch: 
 
 @torch.no_grad()
 def head_margins(pairs: Sequence[social.Pair], embeddings: str, head: str) -> np.ndarray:
-    """[N] margins of a trained head on the embeddings in a file."""
+    """[N]: score of pos minus score of neg, by a trained head on the embeddings in a file. Raises BadInput."""
     features, scorer = social.read_embeddings(embeddings), social.read_head(head)
     keys = {"pos": [p.pos_item for p in pairs], "neg": [p.neg_item for p in pairs], "text": [p.prompt for p in pairs]}
     if not scorer.prompted:
-        keys["text"] = keys["pos"]  # not looked at
+        keys["text"] = keys["pos"]  # not used
     for key in (k for part in keys.values() for k in part):
         if key not in features:
             raise BadInput(f"{embeddings}: no embedding has the key {key!r}, which a pair names")
@@ -211,7 +214,8 @@ def head_margins(pairs: Sequence[social.Pair], embeddings: str, head: str) -> np
 
 
 def measure_agreement(pairs: Sequence[social.Pair], margin: np.ndarray) -> dict:
-    """`accuracy` (a tie is a half) with `ci95` from a bootstrap over prompts, `ece`, `pairs` judged, and `topics`."""
+    """{"accuracy" (a tie counts half), "ci95" by a bootstrap over prompts, "ece" (calibration_error), "pairs" that were
+    scored, "topics": topic -> mean_with_interval}; margin: [N], as from `score_margins`."""
     prompts = [p.prompt for p in pairs]
     is_correct = np.where(np.isnan(margin), np.nan, 0.5 + 0.5 * np.sign(margin))
     accuracy = statistics.mean_with_interval(is_correct, prompts)
@@ -232,8 +236,8 @@ def measure_agreement(pairs: Sequence[social.Pair], margin: np.ndarray) -> dict:
 def calibration_error(margin: np.ndarray, prompts: Sequence[str]) -> float | None:
     """Expected calibration error (Guo et al., arXiv:1706.04599) of sigmoid(scale * margin) as P(pos is preferred).
 
-    The scale is the most likely one on half of the prompts and is tried on the other half, both ways. None where there
-    are fewer than two prompts.
+    The scale is fitted on half of the prompts by maximum likelihood and applied to the other half, and vice versa. None
+    where one half is empty.
     """
     keep = np.isfinite(margin)
     margin, half = (
@@ -251,7 +255,7 @@ def calibration_error(margin: np.ndarray, prompts: Sequence[str]) -> float | Non
 
 
 def _fit_scale(margin: np.ndarray) -> float:
-    """The scale under which the preferences are most likely."""
+    """The scale that maximises the likelihood of the preferences."""
     unit = np.sqrt(np.square(margin).mean()) or 1.0
     solution = minimize_scalar(
         lambda log: np.logaddexp(0, -np.exp(log) * margin / unit).mean(),

@@ -1,4 +1,4 @@
-"""Votes put to use: which rewards agree with people, and files of preferences that rewards and DPO learn from."""
+"""Uses of votes: the agreement of rewards with people, and preference files for training rewards and for DPO."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ from workbench.feedback.blinding import strip_png
 from workbench.feedback.votes import Vote
 from workbench.runs import store
 
-WINNER_OF_CHOICE = {"left": "a", "right": "b", "tie": "tie"}  # as rewards/people/votes.py reads it
-ROWS_PER_WRITE = 100  # of a Parquet file that are in memory at once
-LABELS = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.5, 0.5)}  # as Pick-a-Pic has it
+WINNER_OF_CHOICE = {"left": "a", "right": "b", "tie": "tie"}  # in the format of rewards/people/votes.py
+ROWS_PER_WRITE = 100  # rows of a Parquet file that are in memory at once
+LABELS = {"left": (1.0, 0.0), "right": (0.0, 1.0), "tie": (0.5, 0.5)}  # (label_0, label_1) of Pick-a-Pic
 
 
 @dataclass(frozen=True)
 class RewardAgreement:
-    """How often a reward scores higher what people preferred."""
+    """How often a reward scores the preferred sample higher."""
 
     reward: str
     version: str
@@ -33,6 +33,7 @@ class RewardAgreement:
 
     @property
     def verdict(self) -> str:
+        """In words, whether the agreement differs from chance."""
         if self.report.low > 0.5:
             return "better than chance"
         if self.report.high < 0.5:
@@ -41,10 +42,10 @@ class RewardAgreement:
 
 
 def measure_agreement(runs: Path, votes: Sequence[Vote]) -> list[RewardAgreement]:
-    """Of every reward that scored both sides, over votes without a tie; equal scores count half. The most agreeing
+    """The agreement of every reward that scored both sides, over votes without a tie; equal scores count half. The best
     first.
 
-    The interval takes the votes on one prompt for one cluster (rewards.people.votes.make_report).
+    Intervals treat the votes on one prompt as a cluster (rewards.people.votes.make_report).
     """
     decided = [v for v in votes if v.choice in ("left", "right")]
     if not decided:
@@ -75,8 +76,8 @@ def measure_agreement(runs: Path, votes: Sequence[Vote]) -> list[RewardAgreement
 
 
 def majority_votes(votes: Iterable[Vote]) -> list[Vote]:
-    """One decided vote for each two media, as most of their votes have it and by nobody in particular: the pairs that
-    DPO trains on. Media that won equally often make no pair; a tie or "both bad" moves nothing.
+    """One vote for each pair of media, by majority and without a rater: the pairs that DPO trains on. A pair without a
+    majority is left out; ties and "both bad" don't count.
     """
     lead: dict[frozenset, tuple[Vote, list[float]]] = {}
     for v in votes:
@@ -91,8 +92,8 @@ def majority_votes(votes: Iterable[Vote]) -> list[Vote]:
 
 
 def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
-    """The file that `workbench learn` and a run's `pairs` read (rewards/people/votes.py), paths relative to it; how
-    many votes it holds. "Both bad" prefers nothing and is left out. Raises BadInput when nothing is left.
+    """Write the votes to a JSONL file for `workbench learn` and a run's `pairs` (rewards/people/votes.py), with paths
+    relative to it; returns the number of rows. "Both bad" is left out. Raises BadInput when nothing is left.
     """
     rows = []
     for v in _preferring_votes(votes):
@@ -107,12 +108,11 @@ def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
 
 
 def write_parquet(votes: Iterable[Vote], runs: Path, file: Path) -> int:
-    """Votes in the columns of Pick-a-Pic (arXiv:2305.01569), to be taken anywhere: `caption`, `jpg_0` and `jpg_1` (a
-    picture's bytes, empty for other media), `label_0`, `label_1` (1 and 0, 1/2 each for a tie), `has_label`, `user_id`;
-    and `image_0`, `image_1`, the media's paths from the file, whose they are, and what they are. Returns the number of
-    rows.
+    """Write the votes to a Parquet file in the columns of Pick-a-Pic (arXiv:2305.01569); returns the number of rows.
 
-    Raises BadInput when nothing is left, or without pyarrow.
+    `caption`, `jpg_0` and `jpg_1` (a picture's bytes, empty for other media), `label_0` and `label_1` (1 and 0, 1/2
+    each for a tie), `has_label`, `user_id`; besides, `image_0` and `image_1` (paths relative to the file), `model_0`
+    and `model_1` (contestants), `modality`, `created_at`. Raises BadInput when nothing is left, or without pyarrow.
     """
     try:
         import pyarrow as pa

@@ -1,7 +1,7 @@
-"""Votes on pairs of media, in the index of the runs; pairing.py decides which pair is asked next.
+"""Votes on pairs of media, stored in the index of the runs. pairing.py chooses the pairs.
 
-A vote is appended and never changed: taking one back is a row of its own. What counts is worked out from the rows each
-time (`standing_votes`), and so are the ratings (ratings.py).
+Votes are appended and never changed: taking one back adds a row. The valid ones (`standing_votes`) and the ratings
+(ratings.py) are computed from the rows each time.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ from workbench.runs import config as run_config
 from workbench.runs import store
 
 CHOICES = ("left", "right", "tie", "bad")
-MODALITY_BY_SUFFIX = {".png": "image", ".apng": "video", ".wav": "audio"}  # by what a run writes
+MODALITY_BY_SUFFIX = {".png": "image", ".apng": "video", ".wav": "audio"}  # of files that runs write
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,100}")
-MAX_REASON, MAX_RATER, MAX_DWELL = 2000, 200, 24 * 3600.0  # characters, characters, seconds: the most that is taken
+MAX_REASON, MAX_RATER, MAX_DWELL = 2000, 200, 24 * 3600.0  # upper limits: characters, characters, seconds
 
-# What of the rows counts: not taken back, and about media that are still the ones that were seen.
+# SQL of the valid votes: not taken back, and on media that have not changed since.
 STANDING_VOTES = """
     votes v JOIN battles b ON b.id = v.battle JOIN artefacts l ON l.id = b.left_artefact
     JOIN artefacts r ON r.id = b.right_artefact JOIN runs ON runs.id = l.run
     WHERE v.undoes IS NULL AND NOT EXISTS (SELECT 1 FROM votes u WHERE u.undoes = v.id)
     AND l.sha256 = b.left_sha256 AND r.sha256 = b.right_sha256"""
 
-_write_lock = threading.Lock()  # voters of one process queue here, not in SQLite's waiting loop
+_write_lock = threading.Lock()  # faster than SQLite's polling for threads of one process
 
 
 @dataclass(frozen=True)
@@ -50,13 +50,13 @@ class Side:
 
     @property
     def label(self) -> str:
-        """Who a contestant is across runs."""
+        """The contestant's identity across runs."""
         return f"{self.contestant} · {self.pipeline}"
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Two media of one prompt and seed, the sides drawn by lot."""
+    """Two media of one prompt and seed, on random sides."""
 
     left: Side
     right: Side
@@ -70,29 +70,30 @@ class Pair:
 
 @dataclass(frozen=True)
 class Vote(Pair):
-    """A vote that stands."""
+    """A valid vote."""
 
     id: int
     battle: str
     choice: str
     rater: str
     reason: str
-    dwell: tuple[float, float]
+    dwell: tuple[float, float]  # seconds spent on the left and on the right
     created: str
 
 
 def modality_of(file: str) -> str:
+    """By a file's suffix; "" for an unknown one."""
     return MODALITY_BY_SUFFIX.get(Path(file).suffix, "")
 
 
 def pipeline_of(config: Mapping, contestant: str) -> str:
-    """The run's own, unless the contestant's block names another."""
+    """The label of a contestant's pipeline: the run's own, unless its block names another."""
     block = (config.get("contestants") or {}).get(contestant)
     return run_config.pipeline_of(block, config["pipeline"])
 
 
 def pseudonym_of(rater: str) -> str:
-    """What is kept of who voted. Raises BadInput."""
+    """The hash that is stored in place of a rater's name. Raises BadInput for an invalid name."""
     if not isinstance(rater, str) or not 0 < len(rater) <= MAX_RATER:
         raise BadInput(f"rater: give a text of 1 to {MAX_RATER} characters that stays the same for the same person")
     return hashlib.blake2b(_clean_text(rater, "rater").encode(), person=b"workbench-rater", digest_size=8).hexdigest()
@@ -108,6 +109,7 @@ def _clean_text(value: str, where: str) -> str:
 
 @contextmanager
 def open_for_writing(runs: Path) -> Iterator[sqlite3.Connection]:
+    """The index of the runs, in a transaction; one writer per process at a time."""
     with _write_lock, store.open_index(runs) as db:
         _stay_connected(runs.resolve() / "workbench.db")
         yield db
@@ -115,7 +117,7 @@ def open_for_writing(runs: Path) -> Iterator[sqlite3.Connection]:
 
 @lru_cache(maxsize=4)
 def _stay_connected(file: Path) -> sqlite3.Connection:
-    """A connection that only stays: whoever closes the last one moves the whole log into the file, 20 ms a vote."""
+    """A connection that is kept open: closing the last one would checkpoint SQLite's log, 20 ms per vote."""
     db = sqlite3.connect(file, check_same_thread=False)
     db.execute("PRAGMA user_version").fetchone()
     return db
@@ -124,10 +126,11 @@ def _stay_connected(file: Path) -> sqlite3.Connection:
 def record_vote(
     runs: Path, battle: str, choice: str, key: str, reason: str = "", dwell: Sequence[float] = (0, 0)
 ) -> dict:
-    """Append one vote and, once it is safely on disk, tell who the two were (see `_reveal_names`).
+    """Append one vote and, once it is safely on disk, return it with the names of both sides (`_reveal_names`).
 
-    key: chosen by whoever asks, the same when it asks again: the same key is one vote and one answer. A battle takes
-    one vote, for its answer gives the names away, and so do two media one vote of a rater. Raises BadInput.
+    key: an idempotency key of the client's choice: repeated calls with the same key are one vote with one answer. As
+    the answer reveals the names, a battle takes one vote, and a rater votes only once on the same two media. Raises
+    BadInput.
     """
     if choice not in CHOICES:
         raise BadInput(f"choice: {str(choice)[:40]!r} is none of {', '.join(CHOICES)}")
@@ -157,7 +160,7 @@ def record_vote(
 
 
 def undo_vote(runs: Path, battle: str, key: str) -> dict:
-    """Take the vote of a battle back, by a new row. Idempotent by key, as `record_vote`. Raises BadInput."""
+    """Take back the vote of a battle, by a new row. Idempotent by key, as `record_vote`. Raises BadInput."""
     _check_key(key)
     with open_for_writing(runs) as db:
         battle_row = _read_battle(db, battle)
@@ -177,8 +180,8 @@ def undo_vote(runs: Path, battle: str, key: str) -> dict:
 
 
 def sql_has_voted(asker: str, one: str, other: str) -> str:
-    """SQL: whether a rater has voted on two artefacts, either way round; a vote that was taken back is one too, for it
-    was answered with the names."""
+    """SQL: whether a rater has voted on two artefacts, on either sides. Votes that were taken back count, because their
+    answers revealed the names."""
     rows = (
         "EXISTS (SELECT 1 FROM battles past JOIN votes said ON said.battle = past.id AND said.undoes IS NULL "
         f"WHERE past.asker = {asker} AND past.left_artefact = {a} AND past.right_artefact = {b})"
@@ -200,7 +203,7 @@ def _read_battle(db: sqlite3.Connection, battle: str) -> sqlite3.Row:
 
 
 def _row_of_key(db: sqlite3.Connection, key: str, battle: str, choice: str | None) -> int | None:
-    """The row that this key made. Raises BadInput when it made another one than is asked for."""
+    """The id of the vote that was recorded with this key, or None. Raises BadInput if it was another vote."""
     row = db.execute("SELECT id, battle, choice FROM votes WHERE key = ?", (key,)).fetchone()
     if row and (row["battle"], row["choice"]) != (battle, choice):
         raise BadInput("key: it belongs to another vote; use a new one for each")
@@ -208,7 +211,7 @@ def _row_of_key(db: sqlite3.Connection, key: str, battle: str, choice: str | Non
 
 
 def _reveal_names(db: sqlite3.Connection, battle_row: sqlite3.Row) -> dict:
-    """{left, right: {contestant, pipeline, run, seed, scores: {reward: value}}}."""
+    """{"left", "right": {"contestant", "pipeline", "run", "seed", "scores": {reward: value}}} of a battle."""
     names = {}
     for side in ("left", "right"):
         row = db.execute(
@@ -227,9 +230,9 @@ def _reveal_names(db: sqlite3.Connection, battle_row: sqlite3.Row) -> dict:
 
 
 def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = "") -> list[Vote]:
-    """The votes that stand, oldest first: not taken back, and about media that have not been made anew since.
+    """The valid votes, oldest first: not taken back, and on media that have not changed since.
 
-    modality, run (0: all): only of these; rater: a name as it was given, or as it is kept.
+    modality, run (0: all), rater (a name, or its pseudonym): only votes of these.
     """
     if not (runs / "workbench.db").is_file():
         return []
@@ -268,7 +271,7 @@ def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = ""
 
 
 def rate_contestants(votes: Sequence[Vote]) -> ratings.Leaderboard:
-    """The leaderboard of these votes, a contestant of a pipeline being the same one in every run."""
+    """The leaderboard of these votes; contestants of the same name and pipeline are one across runs."""
     return ratings.build_leaderboard(
         [v.left.label for v in votes],
         [v.right.label for v in votes],
@@ -278,4 +281,5 @@ def rate_contestants(votes: Sequence[Vote]) -> ratings.Leaderboard:
 
 
 def current_time() -> str:
+    """ISO 8601, to seconds, with the time zone."""
     return time.strftime("%Y-%m-%dT%H:%M:%S%z")

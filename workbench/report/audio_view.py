@@ -1,7 +1,7 @@
-"""Sounds to look at and to compare by ear: waveforms and log-mel spectrograms, and equal loudness, for listening only.
+"""Sounds in reports: waveforms, log-mel spectrograms, and copies of equal loudness for listening tests.
 
-The louder of two sounds seems the better one, so a comparison plays both at one loudness (ITU-R BS.1770). What is
-stored and scored is the untouched sound.
+The louder of two sounds seems the better one, so a comparison plays both at one loudness (ITU-R BS.1770). The sounds
+that are stored and scored are not changed.
 """
 
 from __future__ import annotations
@@ -28,10 +28,10 @@ RANGE = 80.0  # decibels from the loudest band down to black
 
 
 def match_loudness(sounds: Sequence[Media], target: float = -16.0, ceiling: float = -1.0) -> list[tuple[Media, float]]:
-    """Copies at one loudness, and the gain of each in decibels.
+    """Copies of equal loudness, and the gain of each in decibels.
 
-    All at `target` LUFS, or as much under it as keeps every true peak below `ceiling` dBTP: nothing is limited or
-    clipped. A silent sound, or one under 0.4 s, keeps its level: gain 0.
+    The loudness is `target` LUFS, or less where a true peak would exceed `ceiling` dBTP: nothing is limited or clipped.
+    A silent sound, or one under 0.4 s, keeps its level: gain 0. Raises ValueError for anything but one row of audio.
     """
     levels = [_single_value(s, integrated_loudness(s.data, s.rate)) for s in sounds]
     peaks = [20 * math.log10(max(_single_value(s, true_peak(s.data, s.rate)), 1e-9)) for s in sounds]
@@ -57,10 +57,8 @@ def _check_finite(sound: Media) -> None:
 
 
 def sound_picture(sound: Media, width: int = 600) -> bytes:
-    """PNG bytes: the waveform of one sound [1,C,L], red where it reaches full scale, over its log-mel spectrogram from
-    its own loudest band down to black.
-
-    Raises ValueError for values that aren't finite."""
+    """PNG bytes: the waveform of one sound [1,C,L], red at full scale, above its log-mel spectrogram, RANGE decibels
+    from its loudest band down to black. Raises ValueError for values that aren't finite."""
     _check_finite(sound)
     x = sound.data[0].detach().float().cpu().mean(0)
     mel = _log_mel(x[None], round(sound.rate))
@@ -95,8 +93,8 @@ def _draw_waveform(pen: ImageDraw.ImageDraw, x: Tensor, x0: int, top: int, acros
 
 
 def still_picture(sample: Media) -> Media:
-    """A picture [1,3,H,W] that stands for one sample: itself; nine frames of a clip, three by three; a sound's log-mel
-    spectrogram, from its own loudest band down to black. Raises ValueError for sounds that aren't finite."""
+    """A picture [1,3,H,W] of one sample: the picture itself, nine frames of a clip (three by three), or the log-mel
+    spectrogram of a sound. Raises ValueError for sounds that aren't finite."""
     if sample.modality == "audio":
         _check_finite(sample)
         mel = _log_mel(sample.data[0].float().cpu().mean(0)[None], round(sample.rate))

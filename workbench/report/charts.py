@@ -1,4 +1,4 @@
-"""What the report draws: axes with round ticks, and the summary's numbers laid out on them."""
+"""The charts of the report as data: axes with round ticks, and the summary's numbers on them."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from workbench.report.estimates import (
 )
 from workbench.report.formatting import decimals_for
 
-MAX_LABEL_LETTERS = 28  # letters beside each other along the narrowest axis
+MAX_LABEL_LETTERS = 28  # letters that fit along the narrowest axis
 
 
 @dataclass(frozen=True)
 class Axis:
-    """A scale with round ticks, which ends at ticks or (tight: of whole numbers) at the data; `at` is in percent."""
+    """A linear scale with round ticks."""
 
     low: float
     high: float
@@ -32,6 +32,8 @@ class Axis:
     def over(
         values: Iterable[float], bounds: tuple[float, float] | None = None, *, count: int = 3, tight: bool = False
     ) -> Axis:
+        """The axis of these values, or of `bounds`, with about `count` steps. It ends at ticks; a tight one, with ticks
+        at whole numbers, ends at the data."""
         values = [v for v in values if math.isfinite(v)]
         low, high = bounds or (min(values), max(values))
         if high - low < 1e-9 * max(1.0, abs(high)):
@@ -48,9 +50,11 @@ class Axis:
         return Axis(ticks[0], ticks[-1], ticks)
 
     def at(self, x: float) -> float:
+        """The position of x in percent."""
         return round(100 * (x - self.low) / (self.high - self.low), 3)
 
     def labels(self) -> list[tuple[float, str]]:
+        """(position in percent, text) of the ticks, or of every other one where they would not fit."""
         step = self.ticks[1] - self.ticks[0] if len(self.ticks) > 1 else 1
         places = max(0, -math.floor(math.log10(step) + 1e-9))
         places += round(step, places) != round(step, 9)  # steps of 0.25
@@ -61,7 +65,7 @@ class Axis:
 
 @dataclass(frozen=True)
 class Doublings:
-    """A log2 axis of counts, with a tick at every power of two, or at every so many when there are more than `most`."""
+    """A log2 axis of counts, with a tick at every `every`-th power of two."""
 
     low: int  # powers of two
     high: int
@@ -69,15 +73,17 @@ class Doublings:
 
     @staticmethod
     def over(values: Iterable[float], max_ticks: int = 7) -> Doublings:
+        """The axis of these positive values, with at most `max_ticks` ticks."""
         powers = [math.log2(v) for v in values]
         low, high = math.floor(min(powers) + 1e-9), math.ceil(max(powers) - 1e-9)
         return Doublings(low, max(high, low + 1), max(1, math.ceil((high - low) / (max_ticks - 1))))
 
     def at(self, x: float) -> float:
-        """In percent; the ends lie a little inside, where a marker has room."""
+        """The position of x in percent; the ends lie a little inside, so that markers fit."""
         return round(4 + 92 * (math.log2(x) - self.low) / (self.high - self.low), 3)
 
     def labels(self) -> list[tuple[float, str]]:
+        """(position in percent, text) of the ticks."""
         return [(self.at(2.0**p), f"{2.0**p:,g}") for p in range(self.low, self.high + 1, self.every)]
 
 
@@ -86,7 +92,7 @@ def _axis_values(estimates: Iterable[Mapping]) -> list[float]:
 
 
 def metric_panels(summary: Mapping) -> list[dict]:
-    """One dot-and-whisker panel for each metric."""
+    """A dot-and-whisker panel for each metric: the contestants' means and intervals on a common axis."""
     out = []
     for name, estimates in estimates_by_metric(summary).items():
         unit = name == "oracle" and all(0 <= x <= 1 for x in _axis_values(estimates.values()))
@@ -97,6 +103,7 @@ def metric_panels(summary: Mapping) -> list[dict]:
 
 
 def difference_panel(summary: Mapping) -> dict | None:
+    """The panel of the paired differences from the base on the first metric; None without any."""
     judge = next(iter(estimates_by_metric(summary)), None)
     pairs = [(c["name"], read_estimate(c.get("versus_base", {}).get(judge, {}))) for c in finished_contestants(summary)]
     pairs = [(name, e) for name, e in pairs if e]
@@ -107,6 +114,7 @@ def difference_panel(summary: Mapping) -> dict | None:
 
 
 def category_panels(summary: Mapping) -> list[dict]:
+    """A panel of the oracle's means for each category of prompts; "few" marks categories of few prompts."""
     names = dict.fromkeys(k for c in finished_contestants(summary) for k in c.get("oracle", {}) if k != "overall")
     out = []
     for name in names:
@@ -119,8 +127,8 @@ def category_panels(summary: Mapping) -> list[dict]:
 
 
 def progress_charts(events: Iterable[Mapping], limit: int = 2) -> list[dict]:
-    """`reward`, or else what the methods report first, against the step; a line for each contestant: the mean over its
-    batches, at the steps that all of them reached (fewer batches at later steps would bend the line)."""
+    """Up to `limit` charts of metrics that methods report against the step, `reward` first. A contestant's line is the
+    mean over its batches, at the steps that all of them reached (fewer batches at later steps would bend the line)."""
     values: dict[str, dict[str, dict[int, dict[int, float]]]] = {}
     for e in events:
         for metric, value in e.get("metrics", {}).items():
@@ -149,9 +157,9 @@ def progress_charts(events: Iterable[Mapping], limit: int = 2) -> list[dict]:
 
 
 def scaling_charts(summary: Mapping) -> list[dict]:
-    """What more budget buys: the judge, then what was optimised, against denoiser rows per sample; a line for each
-    contestant that has a curve, a point for one that has none, and a level line for the base. Nothing without a
-    curve."""
+    """Scores against the budget in denoiser rows per sample: a chart for the first metric and one for the first
+    optimised one. A contestant with a curve is a line, one without a point, the base a horizontal line. Empty where no
+    contestant has a curve."""
     if not any(len(c.get("curve", ())) > 1 for c in finished_contestants(summary)):
         return []
     table = estimates_by_metric(summary)
@@ -194,7 +202,7 @@ def _drawable_points(points: Iterable[tuple[float | None, Mapping | None]]) -> l
 
 
 def _marker_shifts(names: Iterable[str], base: str | None) -> dict[str, float]:
-    """Pixels to either side, so that whiskers at the same budget stand beside each other."""
+    """Horizontal shifts in pixels, so that whiskers at the same budget don't overlap."""
     shifted_names = [n for n in names if n != base]
     step = min(12.0, 42 / max(1, len(shifted_names)))
     return {n: round(step * (k - (len(shifted_names) - 1) / 2), 1) for k, n in enumerate(shifted_names)}

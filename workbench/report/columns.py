@@ -1,4 +1,4 @@
-"""The columns of the table of results: what each one is, in one place.
+"""The columns of the table of results, all defined in one place.
 
 `COLUMNS` lists them in order. Every view (the console, the two tables of report.html, the app, CSV, LaTeX and Markdown)
 is drawn from it, so a new column is one entry here:
@@ -48,14 +48,14 @@ to_tenth = partial(format_number, digits=1)
 
 
 class Results:
-    """A summary, and what columns need of it, worked out once."""
+    """A summary, and values derived from it that columns need, computed once."""
 
     def __init__(self, summary: Mapping):
         self.summary = summary
 
     @cached_property
     def metrics(self) -> dict[str, dict[str, dict]]:
-        """metric -> contestant -> estimate; the judge that nobody optimised first."""
+        """metric -> contestant -> estimate, in the order of `estimates_by_metric`."""
         return estimates_by_metric(self.summary)
 
     @cached_property
@@ -66,6 +66,7 @@ class Results:
 
     @cached_property
     def costs(self) -> dict[str, dict]:
+        """contestant -> costs per sample."""
         return costs_per_sample(self.summary)
 
     @cached_property
@@ -80,6 +81,7 @@ class Results:
 
     @cached_property
     def noun(self) -> str:
+        """The word for a sample: picture, clip or sound."""
         return MEDIA_NOUNS[self.summary["modality"]]
 
 
@@ -89,14 +91,14 @@ class Cell:
 
     value: float | None
     interval: tuple[float, float] | None = None  # 95 %
-    optimised: bool = False  # the contestant was itself paid for it
-    warning: str = ""  # in a word, beside the value
-    note: str = ""  # small print under the value, where a view has room
+    optimised: bool = False  # the contestant itself optimised it
+    warning: str = ""  # a word next to the value
+    note: str = ""  # small print under the value, in views that have room
     help: str = ""  # a tooltip
 
     @property
     def estimate(self) -> dict:
-        """As findings take it."""
+        """The value as an estimate, as in summary.json."""
         return {"mean": self.value, "ci95": self.interval}
 
 
@@ -104,16 +106,16 @@ class Cell:
 class Column:
     """A column of the table of results."""
 
-    key: str  # of CSV
-    heading: str  # "\n" may break it into lines
-    read: Callable[[Results, Mapping], Cell | None]
-    format: Callable[[float | None], str] = format_number  # of a value that was scaled
-    scale: float = 1.0  # from what summary.json has to what is shown; CSV keeps the former
-    unit: str = ""  # follows a value; the console leaves it to the heading
+    key: str  # its name in CSV
+    heading: str  # may have "\n"
+    read: Callable[[Results, Mapping], Cell | None]  # (results, contestant of summary.json) -> cell
+    format: Callable[[float | None], str] = format_number  # of a scaled value
+    scale: float = 1.0  # factor on the value of summary.json in all views but CSV
+    unit: str = ""  # after a value, except in the console
     help: str = ""  # a tooltip of the heading
     views: frozenset[View] = EVERYWHERE
-    headings: Mapping[View, str] = field(default_factory=dict)  # where a view has another heading
-    optional: frozenset[View] = frozenset()  # the views that leave it out when it is empty
+    headings: Mapping[View, str] = field(default_factory=dict)  # other headings for some views
+    optional: frozenset[View] = frozenset()  # views that leave the column out when it is empty
     align: Literal["left", "right"] = "right"
     better: Literal[-1, 0, 1] = 0  # 1: higher is better, -1: lower is, 0: neither, so that none is the best
     held_out: bool | None = None  # a metric that no contestant optimised; None: no metric
@@ -122,15 +124,16 @@ class Column:
         return self.headings.get(view, self.heading)
 
     def format_number(self, value: float | None) -> str:
+        """The scaled value without its unit."""
         return self.format(None if value is None else self.scale * value)
 
     def format_value(self, cell: Cell | None) -> str:
-        """The value with its unit; a dash for none."""
+        """The scaled value with its unit; a dash for none."""
         text = self.format_number(cell.value if cell else None)
         return text if text == "–" else text + self.unit
 
     def format_interval(self, cell: Cell | None, pattern: str = "[{}, {}]") -> str:
-        """The interval; empty for none. The pattern may have {unit}."""
+        """The scaled interval by a pattern, which may have {unit}; "" for none."""
         if cell is None or cell.interval is None:
             return ""
         return pattern.format(*map(self.format_number, cell.interval), unit=self.unit)
@@ -138,8 +141,10 @@ class Column:
 
 @dataclass(frozen=True)
 class Row:
+    """A contestant in the table."""
+
     contestant: Mapping  # of summary.json
-    cells: tuple[Cell | None, ...]  # one a column; none where it failed
+    cells: tuple[Cell | None, ...]  # one per column; empty where it failed
 
     @property
     def name(self) -> str:
@@ -153,19 +158,19 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    """The results as one view shows them."""
+    """The results in one view: its columns, and a row for each contestant."""
 
     results: Results
     columns: tuple[Column, ...]
     rows: tuple[Row, ...]
 
     def cells_of(self, k: int) -> dict[str, Cell | None]:
-        """contestant -> cell of column k, of those that finished."""
+        """contestant -> cell of column k, without failed contestants."""
         return {row.name: row.cells[k] for row in self.rows if not row.failed}
 
 
 def build_table(summary: Mapping, view: View) -> Table:
-    """All columns of a view, and a row for each contestant, the failed ones too."""
+    """The table of a view, with a row for each contestant, failed ones included."""
     results = Results(summary)
     columns = tuple(c for c in expand_columns(results) if view in c.views and not _left_out(c, results, view))
     rows = (
@@ -176,7 +181,7 @@ def build_table(summary: Mapping, view: View) -> Table:
 
 
 def expand_columns(results: Results) -> Iterator[Column]:
-    """COLUMNS, with those that depend on the run."""
+    """COLUMNS, with the columns of functions that depend on the run in their place."""
     for entry in COLUMNS:
         yield from (entry,) if isinstance(entry, Column) else entry(results)
 
@@ -194,7 +199,7 @@ def _as_cell(estimate: Mapping | None, **more) -> Cell | None:
 
 
 def metric_column(name: str, estimates: Mapping[str, Mapping]) -> Column:
-    """The column of a reward: `estimates` are by contestant."""
+    """The column of a reward; estimates: by contestant."""
 
     def read_metric(results: Results, contestant: Mapping) -> Cell | None:
         return _as_cell(estimates.get(contestant["name"]))
@@ -215,19 +220,23 @@ def metric_column(name: str, estimates: Mapping[str, Mapping]) -> Column:
 
 
 def first_metric(results: Results) -> list[Column]:
+    """The column of the first metric."""
     return [metric_column(name, estimates) for name, estimates in [*results.metrics.items()][:1]]
 
 
 def other_metrics(results: Results) -> list[Column]:
+    """The columns of all other metrics."""
     return [metric_column(name, estimates) for name, estimates in [*results.metrics.items()][1:]]
 
 
 def read_wins(results: Results, contestant: Mapping) -> Cell | None:
+    """The win rate against the base, by the first metric."""
     estimate = results.wins.get(contestant["name"])
     return estimate and _as_cell(estimate, help=f"of {estimate['n']} {results.noun}s that {results.judge} judged")
 
 
 def wins_column(results: Results, views: frozenset[View]) -> list[Column]:
+    """The column of win rates against the base."""
     meaning = (
         f"Wins: the share of {results.noun}s that {results.judge} likes better than {results.base}’s with the same "
         "prompt and seed, a tie counting half; 50\u00a0% is no better."
@@ -241,26 +250,29 @@ def wins_column(results: Results, views: frozenset[View]) -> list[Column]:
 
 
 def read_total(key: str) -> Callable[[Results, Mapping], Cell]:
-    """What summary.json has of a contestant under `key`."""
+    """A reader of a contestant's value under `key` in summary.json."""
     return lambda results, contestant: Cell(contestant.get(key))
 
 
 def read_per_sample(key: str) -> Callable[[Results, Mapping], Cell]:
+    """A reader of a contestant's cost per sample under `key`."""
     return lambda results, contestant: Cell(results.costs[contestant["name"]][key])
 
 
 def read_rows_in_all(results: Results, contestant: Mapping) -> Cell:
+    """Denoiser rows in all, with those per sample as a note."""
     return Cell(contestant.get("nfe"), note=f"{format_count(results.costs[contestant['name']]['nfe'])} a sample")
 
 
 def read_share(results: Results, contestant: Mapping) -> Cell:
+    """The share of the largest budget, with a warning where it is not equal."""
     share = results.costs[contestant["name"]]["share"]
     return Cell(share, warning="fell short" if share is not None and share < EQUAL_BUDGET_SHARE else "")
 
 
 COLUMNS: tuple[Column | Callable[[Results], list[Column]], ...] = (
     first_metric,
-    partial(wins_column, views=EVERYWHERE - {"console"}),  # beside the metric that they are counted by
+    partial(wins_column, views=EVERYWHERE - {"console"}),  # next to the metric by which they are counted
     other_metrics,
     partial(wins_column, views=frozenset({"console"})),
     Column(

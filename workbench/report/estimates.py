@@ -1,4 +1,4 @@
-"""What a summary.json holds, read for reports: estimates by metric, differences from the base, win rates, costs.
+"""Reading summary.json for reports: estimates by metric, differences from the base, win rates, costs.
 
 An estimate is {"mean", "ci95": [low, high] or None, "n", "optimised"}; `versus_base` and the like are paired
 differences.
@@ -12,7 +12,7 @@ from workbench.report.formatting import is_finite
 
 EQUAL_BUDGET_SHARE = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
 PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
-BEST_OF_N = "best_of_n"  # what any cleverer search has to beat
+BEST_OF_N = "best_of_n"  # the baseline of any search
 
 
 def read_estimate(part: Mapping) -> dict | None:
@@ -24,9 +24,9 @@ def read_estimate(part: Mapping) -> dict | None:
 
 
 def estimates_by_metric(summary: Mapping) -> dict[str, dict[str, dict]]:
-    """metric -> contestant -> estimate: the oracle first, then what nobody optimised, then what was optimised.
+    """metric -> contestant -> estimate: the oracle first, then held-out rewards, then optimised ones.
 
-    A contestant that never asked for a reward, nor was trained by one, has not optimised it, whatever the run did.
+    "optimised" is false for a contestant that neither called the reward nor was trained.
     """
     table: dict[str, dict[str, dict]] = {}
     for c in finished_contestants(summary):
@@ -41,7 +41,7 @@ def estimates_by_metric(summary: Mapping) -> dict[str, dict[str, dict]]:
 
 
 def set_metrics(summary: Mapping) -> list[str]:
-    """The judges that have one score for all samples of a contestant."""
+    """The metrics with one score for all samples of a contestant."""
     return [
         name
         for name, estimates in estimates_by_metric(summary).items()
@@ -50,22 +50,24 @@ def set_metrics(summary: Mapping) -> list[str]:
 
 
 def is_optimised(estimates: Mapping[str, Mapping]) -> bool:
+    """Whether a contestant optimised the metric; estimates: by contestant."""
     return any(e.get("optimised") for e in estimates.values())
 
 
 def finished_contestants(summary: Mapping) -> list[Mapping]:
+    """The contestants that did not fail."""
     return [c for c in summary["contestants"] if "failed" not in c]
 
 
 def base_contestant(summary: Mapping) -> Mapping | None:
-    """What the others are compared with: the first finished contestant that isn't itself compared with another."""
+    """The base, with which others are compared: the first finished contestant without differences from another."""
     return next((c for c in finished_contestants(summary) if "versus_base" not in c), None)
 
 
 def difference_from_base(summary: Mapping, name: str, metric: str) -> tuple[int, Mapping | None]:
-    """(-1 lower, 0 not shown, +1 higher than the base; the paired difference where the summary has one).
+    """(-1: lower, 0: no difference shown, +1: higher than the base; the paired difference, if the summary has one).
 
-    Paired when it can be; otherwise the two intervals must not overlap.
+    Without a paired difference, the two intervals must not overlap.
     """
     c = next(c for c in finished_contestants(summary) if c["name"] == name)
     paired = c.get("versus_base", {}).get(metric)
@@ -81,14 +83,14 @@ def difference_from_base(summary: Mapping, name: str, metric: str) -> tuple[int,
 
 
 def compare_intervals(a: Mapping, b: Mapping) -> int:
-    """+1 when a's interval lies above b's, -1 below, 0 when they overlap or one is unknown."""
+    """+1 where a's interval lies above b's, -1 below, 0 where they overlap or one is unknown."""
     if not a.get("ci95") or not b.get("ci95"):
         return 0
     return (a["ci95"][0] > b["ci95"][1]) - (a["ci95"][1] < b["ci95"][0])
 
 
 def best_of_n_contestant(summary: Mapping) -> Mapping | None:
-    """Best-of-n with the largest budget."""
+    """The best-of-n with the largest budget, unless it is the base."""
     candidates = [
         c for c in finished_contestants(summary) if c.get("method") == BEST_OF_N and c is not base_contestant(summary)
     ]
@@ -96,9 +98,9 @@ def best_of_n_contestant(summary: Mapping) -> Mapping | None:
 
 
 def costs_per_sample(summary: Mapping) -> dict[str, dict]:
-    """contestant -> {nfe, reward_calls, decodes, seconds: per sample, peak_mb, share of the largest budget in rows}.
+    """contestant -> {nfe, reward_calls, decodes, seconds: per sample; peak_mb; share: of the largest budget in rows}.
 
-    None is what was not counted; plain sampling has no budget to fall short of, so it has no share.
+    None for what was not counted, and for the share of plain sampling, which has no budget.
     """
     out = {}
     for c in finished_contestants(summary):
@@ -115,8 +117,8 @@ def costs_per_sample(summary: Mapping) -> dict[str, dict]:
 
 
 def win_rates(summary: Mapping) -> tuple[str, dict[str, dict]] | None:
-    """(judge, contestant -> share of samples that the judge likes better than the base's with the same prompt and seed,
-    a tie counting half). None when the summary has none."""
+    """(first metric, contestant -> estimate of its win rate: the share of samples that score higher than the base's
+    with the same prompt and seed, a tie counting half). None when the summary has none."""
     judge = next(iter(estimates_by_metric(summary)), None)
     rates = {c["name"]: read_estimate(c.get("wins", {}).get(judge, {})) for c in finished_contestants(summary)}
     rates = {name: e for name, e in rates.items() if e}
@@ -124,7 +126,7 @@ def win_rates(summary: Mapping) -> tuple[str, dict[str, dict]] | None:
 
 
 def contestants_by_pipeline(summary: Mapping) -> dict[str, list[str]]:
-    """pipeline -> its finished contestants, when there is more than one pipeline; else nothing."""
+    """pipeline -> its finished contestants; empty unless there are several pipelines."""
     groups: dict[str, list[str]] = {}
     for c in finished_contestants(summary):
         if c.get("pipeline"):

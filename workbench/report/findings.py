@@ -1,7 +1,7 @@
-"""What a summary's numbers say, in words that they bear.
+"""Findings of a run: sentences that its summary's numbers support.
 
-A difference is claimed only when its 95 % interval leaves zero out, and what an optimised reward says about itself is
-never called an improvement.
+A difference is claimed only where its 95 % interval excludes zero, and a rise of an optimised reward is never called an
+improvement.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ CONTROL_SENTENCES = {
 
 
 def headline_sentences(summary: Mapping) -> list[str]:
-    """What happened, then what was compared and how far it can be believed: sentences true to the numbers."""
+    """All findings of a run: the outcome, then what was compared, and how reliable it is."""
     table, base = estimates_by_metric(summary), base_contestant(summary)
     others = [c["name"] for c in finished_contestants(summary) if c is not base]
     if not table or base is None:
@@ -85,7 +85,7 @@ def headline_sentences(summary: Mapping) -> list[str]:
 
 
 def unjudged_sentences(summary: Mapping) -> list[str]:
-    """What judges left out: means of different contestants may then be of different samples."""
+    """A sentence per metric that could not score some samples: means are then of different samples."""
     gaps: dict[str, list[str]] = {}
     for c in finished_contestants(summary):
         for name, part in c.get("rewards", {}).items():
@@ -150,8 +150,7 @@ def _difference_sentences(summary: Mapping, judge: str) -> list[str]:
 
 
 def _best_two_sentence(summary: Mapping, judge: str) -> list[str]:
-    """The two best that are neither the base nor best-of-n, against each other, and whether they had the same
-    budget."""
+    """A sentence on the two best contestants besides base and best-of-n, and on their budgets; or none."""
     base, estimates, rows = (
         base_contestant(summary)["name"],
         estimates_by_metric(summary)[judge],
@@ -159,9 +158,7 @@ def _best_two_sentence(summary: Mapping, judge: str) -> list[str]:
     )
     best = sorted((n for n in estimates if n != base and estimates[n]["ci95"]), key=lambda n: -estimates[n]["mean"])
     rival = best_of_n_contestant(summary)
-    if (
-        len(best) < 2 or rival and rival["name"] in best[:2]
-    ):  # that one has a sentence of its own: see `best_of_n_sentences`
+    if len(best) < 2 or rival and rival["name"] in best[:2]:  # see `best_of_n_sentences`
         return []
     first, second = best[:2]
     sentence = f"Between {first} and {second} no difference is shown: their intervals overlap"
@@ -177,7 +174,7 @@ def _best_two_sentence(summary: Mapping, judge: str) -> list[str]:
 
 
 def best_of_n_sentences(summary: Mapping, judge: str) -> list[str]:
-    """For each contestant whether it beats best-of-n on the judge, and at which budget: a sentence for each budget.
+    """Sentences, one per budget, on which contestants beat best-of-n by the metric `judge`.
 
     Paired, sample by sample, where the summary has `versus_best_of_n` and the whole budgets are compared; otherwise the
     two intervals must lie apart.
@@ -218,7 +215,8 @@ def _budget_sentence(budget: str, other: str, sides: Mapping[int, Sequence[str]]
 
 
 def _match_budget(summary: Mapping, c: Mapping, other: Mapping, judge: str) -> tuple[str, Mapping, Mapping | None]:
-    """(the budget at which c meets best-of-n, best-of-n's estimate there, the paired difference if it is known).
+    """(words on the budget at which contestant c and best-of-n are compared, best-of-n's estimate there, the paired
+    difference if it is known).
 
     A smaller budget is looked up on best-of-n's curve. Rows of different pipelines don't cost the same.
     """
@@ -246,7 +244,7 @@ def _are_equal_budgets(a: float | None, b: float | None) -> bool:
 
 
 def shortfall_sentences(summary: Mapping) -> list[str]:
-    """Who used less than the largest budget: a comparison with them is not at equal budget."""
+    """A sentence on the contestants that used less than the largest budget, with which comparisons aren't fair."""
     costs = {n: p for n, p in costs_per_sample(summary).items() if p["share"] is not None}
     short = [(n, format_count(p["nfe"])) for n, p in costs.items() if p["share"] < EQUAL_BUDGET_SHARE]
     if not short:
@@ -264,15 +262,14 @@ def _pipeline_sentences(summary: Mapping) -> list[str]:
 
 
 def failure_sentences(summary: Mapping) -> list[str]:
+    """A sentence for each contestant that failed, or whose samples are predictions of chains cut by the budget."""
     failed = [f"{c['name']} failed: {c['failed'].rstrip('.')}." for c in summary["contestants"] if "failed" in c]
-    return failed + [
-        c["predicted"] for c in finished_contestants(summary) if "predicted" in c
-    ]  # cut before it was a sample
+    return failed + [c["predicted"] for c in finished_contestants(summary) if "predicted" in c]
 
 
 def interference_sentences(summary: Mapping) -> list[str]:
-    """What each stage of a training brought each task, by held-out judges where there are any, and what was
-    forgotten."""
+    """Sentences on how each stage of a training changed each task's score, by held-out rewards where there are any, and
+    on what was forgotten."""
     stages = summary.get("stages")
     if not stages:
         return []

@@ -1,4 +1,4 @@
-"""Media with their scores, as a notebook shows them: HTML that carries everything in itself."""
+"""Media with their scores for notebooks: self-contained HTML, and PNG."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workbench.core.io import media as media_files
 from workbench.core.types import Media
 from workbench.report import audio_view
 
-SIDE = 256  # pixels of a picture on the page
-MAX_SAMPLES = 24  # samples at most; the others are counted
+SIDE = 256  # width of a picture on the page, in pixels
+MAX_SAMPLES = 24  # that are shown; the others are counted
 
 
 def media_html(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]], heading: str = "") -> str:
-    """A figure a sample: the picture, the playing clip, or a player under the sound's spectrogram; prompt and scores
-    below."""
+    """HTML with a figure for each sample: the picture, the playing clip, or the sound's spectrogram with a player;
+    prompt and scores below."""
     figures = []
     for n in range(min(len(media), MAX_SAMPLES)):
         caption = "<br>".join(f"{html.escape(name)} <b>{format_cell(value)}</b>" for name, value in scores[n].items())
@@ -49,7 +49,7 @@ def media_element(row: Media) -> str:
 
 
 def picture_png(row: Media) -> bytes:
-    """A picture [1,3,H,W] as PNG, no larger than twice its place on the page."""
+    """A picture [1,3,H,W] as PNG, scaled down to at most twice its size on the page."""
     data = media_files.encode_png(row)
     if max(row.data.shape[-2:]) <= 2 * SIDE:
         return data
@@ -60,12 +60,12 @@ def picture_png(row: Media) -> bytes:
 
 
 def data_uri(data: bytes, kind: str) -> str:
+    """The data: URI of a file's bytes; kind: its MIME type."""
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def contact_sheet(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]]) -> bytes:
-    """PNG bytes: a row a prompt, its samples beside one another; clips as nine of their frames, sounds as
-    spectrograms."""
+    """PNG bytes: a row of samples for each prompt; clips as nine of their frames, sounds as spectrograms."""
     rows: dict[str, list[media_files.Cell]] = {}
     for n in range(min(len(media), MAX_SAMPLES)):
         note = next((f"{name} {format_cell(value)}" for name, value in scores[n].items()), "")
@@ -76,7 +76,7 @@ def contact_sheet(media: Media, prompts: Sequence[str], scores: Sequence[Mapping
 
 
 def table_html(rows: Sequence[Mapping[str, object]]) -> str:
-    """Rows of one table as HTML; numbers to three places."""
+    """Rows (column -> value) as an HTML table, with numbers to three places."""
     if not rows:
         return "<p>nothing</p>"
     columns = list(dict.fromkeys(key for row in rows for key in row))
@@ -89,11 +89,12 @@ def table_html(rows: Sequence[Mapping[str, object]]) -> str:
 
 
 def format_cell(value: object) -> str:
-    """A number to three places, a dash for none."""
+    """A value as text: floats to three places, a dash for None and NaN."""
     if value is None or value != value:
         return "–"
     return f"{value:,.3f}" if isinstance(value, float) else str(value)
 
 
 def paragraph_html(text: str) -> str:
+    """The text, escaped, as a paragraph."""
     return f'<p style="font-size:12px">{html.escape(text)}</p>'

@@ -1,4 +1,4 @@
-"""A run folder becomes something that a person reads: `report.html` and `grid.png`."""
+"""The pages of a run: `report.html` and `grid.png`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MIME_BY_SUFFIX = {".png": "image/png", ".apng": "image/apng", ".wav": "audio/wav
 
 
 def collect_samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mapping]]:
-    """contestant -> (prompt's position, which of its samples) -> sample; a sample logged twice counts once."""
+    """contestant -> (position of the prompt, k) -> sample; of a sample logged twice, the last."""
     out: dict[str, dict[tuple[int, int], Mapping]] = {}
     for e in events:
         if e.get("final"):
@@ -44,7 +44,7 @@ def collect_samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int]
 
 
 def select_samples(samples_of: Mapping[str, Mapping], names: Sequence[str]) -> list[tuple[int, int]]:
-    """Which samples are shown, decided without looking at a score or a picture: each prompt's first sample that every
+    """The samples to show, selected without regard to scores or pictures: each prompt's first sample that every
     contestant has made, taking one prompt of each category in turn, in the order of the prompt list."""
     have = [set(samples_of[n]) for n in names if n in samples_of]
     if not have:
@@ -61,7 +61,7 @@ def select_samples(samples_of: Mapping[str, Mapping], names: Sequence[str]) -> l
 
 
 def _sample_file(run: Path, sample: Mapping) -> Path | None:
-    """The sample's file, if it lies in the run folder and is what the log says it is."""
+    """The sample's file, if it lies in the run folder and its digest is the logged one; else None."""
     path = (run / sample["file"]).resolve()
     if not path.is_relative_to(run.resolve()) or not path.is_file():
         return None
@@ -74,7 +74,7 @@ def _is_right(sample: Mapping) -> bool | None:
 
 
 def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
-    """Rows of inlined media, as many whole rows as the limits allow."""
+    """Rows of media as data URIs, as many complete rows as the limits allow."""
     rows, bytes_left = [], MAX_INLINE_BYTES
     for key in keys[:MAX_INLINE_ROWS]:
         cells = []

@@ -1,4 +1,4 @@
-"""The table of results as text: for a terminal, and as LaTeX, Markdown and CSV. Its columns are those of columns.py."""
+"""The table of results for a terminal, and as LaTeX, Markdown and CSV. Columns are defined in columns.py."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ ESCAPES = str.maketrans(
 
 
 def console_table(summary: Mapping) -> ConsoleTable:
-    """The comparison for a terminal. An asterisk marks a mean of what the contestant itself optimised."""
+    """The table for a terminal. An asterisk marks a mean of what the contestant itself optimised."""
     table = build_table(summary, "console")
     notes = "\n".join([INTERVALS, *explain_columns(table, "wins %"), *failure_sentences(summary)])
     out = ConsoleTable(title=Text(summary["run"]), caption=Text(notes), caption_justify="left")
@@ -41,7 +41,7 @@ def console_table(summary: Mapping) -> ConsoleTable:
 
 
 def _console_cell(column: Column, cell: Cell | None) -> str:
-    """The heading has the unit."""
+    """The value and its interval, without the unit, which is in the heading."""
     if cell is None:
         return "–"
     interval = cell.interval and " [{}, {}]".format(*map(column.format_number, cell.interval))
@@ -49,7 +49,7 @@ def _console_cell(column: Column, cell: Cell | None) -> str:
 
 
 def explain_columns(table: Table, wins_heading: str) -> list[str]:
-    """What a reader can't guess of the columns: a line each. `wins_heading`: the heading of the win rate."""
+    """Notes on win rates and set rewards, one line each. wins_heading: the heading of the win rate."""
     lines = []
     if any(column.key == "wins" for column in table.columns):
         judge = table.results.judge
@@ -62,9 +62,8 @@ def explain_columns(table: Table, wins_heading: str) -> list[str]:
 
 
 def latex_table(summary: Mapping) -> str:
-    """A booktabs tabular, to be put into a table: intervals in brackets, a dagger at what nobody optimised, an asterisk
-    at what the contestant itself optimised, and in bold the best of a column whose interval lies apart from the
-    base's."""
+    """A booktabs tabular: intervals in brackets, a dagger at metrics that nobody optimised, an asterisk at means that
+    the contestant itself optimised, and the best of a column in bold if its interval lies apart from the base's."""
     table = build_table(summary, "text")
     best = [find_best(table, k) for k in range(len(table.columns))]
     heads = [escape_latex(c.heading_in("text")) + r"$^{\dagger}$" * bool(c.held_out) for c in table.columns]
@@ -91,6 +90,7 @@ def latex_table(summary: Mapping) -> str:
 
 
 def escape_latex(text: str) -> str:
+    """The text with LaTeX's special characters escaped."""
     return text.translate(ESCAPES)
 
 
@@ -106,7 +106,7 @@ def find_best(table: Table, k: int) -> str | None:
 
 
 def markdown_table(summary: Mapping) -> str:
-    """A pipe table with intervals; what nobody optimised is marked as held out."""
+    """A pipe table with intervals; metrics that nobody optimised are marked as held out."""
     table = build_table(summary, "text")
     heads = [escape_markdown(c.heading_in("text")) + " (held out)" * bool(c.held_out) for c in table.columns]
     rules = ["---:" if column.align == "right" else "---" for column in table.columns]
@@ -129,6 +129,7 @@ def _pipes(cells: Sequence[str]) -> str:
 
 
 def escape_markdown(text: str) -> str:
+    """The text in one line, with Markdown's special characters escaped."""
     text = " ".join(text.split()).replace("\\", "\\\\")
     for character in "|*_`<>[]":
         text = text.replace(character, f"\\{character}")
@@ -146,8 +147,8 @@ def _text_notes(table: Table, held_out: str) -> list[str]:
 
 
 def csv_table(summary: Mapping) -> str:
-    """All columns with unrounded values; `NAME_low` and `NAME_high` are the ends of an interval, `optimised` names what
-    the contestant was itself paid for. A contestant that failed has its reason alone."""
+    """All columns with unrounded values; `NAME_low` and `NAME_high` are the ends of an interval, `optimised` names the
+    metrics that the contestant itself optimised. A failed contestant only has the reason of its failure."""
     table = build_table(summary, "csv")
     fixed = {"contestant", "method", "pipeline", "optimised", "failed"}
     fixed |= {column.key for column in table.columns if column.held_out is None}

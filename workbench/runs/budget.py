@@ -1,4 +1,4 @@
-"""What a piece of work costs: denoiser rows, rows judged, seconds, peak memory. Comparisons are made at equal cost."""
+"""Costs and budgets: denoiser rows, samples scored, seconds, peak memory. Comparisons are made at equal cost."""
 
 from __future__ import annotations
 
@@ -15,10 +15,12 @@ from workbench.core.types import BadInput, NonNegative
 
 @dataclass
 class Cost:
-    nfe: int = 0  # rows that went through the denoiser; a CFG pair counts as 2, a backward pass is not counted
-    reward_calls: int = 0  # samples that the optimised reward judged for the method
-    decodes: int = 0  # rows that were decoded
-    seconds: float = 0.0  # of the method itself: loading, held-out judges and writing files are not in it
+    """What a method used. Costs add up, but for the peak memory, of which the larger one stays."""
+
+    nfe: int = 0  # rows through the denoiser; a CFG pair counts as 2, a backward pass is not counted
+    reward_calls: int = 0  # samples that the optimised reward scored for the method
+    decodes: int = 0  # rows decoded
+    seconds: float = 0.0  # of the method itself: without loading, held-out rewards and writing files
     peak_mb: float = 0.0  # GPU memory allocated, or this process's resident memory where there is no GPU
 
     def __add__(self, other: Cost) -> Cost:
@@ -33,18 +35,19 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What a contestant may spend on one sample. Seconds are those of its batch, shared out."""
+    """The most that a contestant may use per sample. Seconds are those of a batch, divided by its rows."""
 
     nfe: NonNegative | None = None  # rows through the denoiser, a CFG pair counting as 2
     seconds: NonNegative | None = None
 
     def check_limits(self) -> Budget:
+        """The budget itself. Raises BadInput unless at least one limit is positive."""
         if not (self.nfe or self.seconds):
             raise BadInput("budget: give nfe or seconds, greater than 0")
         return self
 
     def would_exceed(self, before: Cost, after: Cost, rows: int) -> bool:
-        """Whether another step like the last one, from `before` to `now`, would exceed it for a batch of `rows`."""
+        """Whether another step like the last one, from cost `before` to `after`, would exceed the budget of `rows`."""
         return any(
             limit is not None and 2 * getattr(after, unit) - getattr(before, unit) > limit * rows
             for unit, limit in (("nfe", self.nfe), ("seconds", self.seconds))
@@ -55,11 +58,11 @@ class Budget:
 
 
 class Meter:
-    """Accumulates the cost of the code inside its `with` blocks."""
+    """Adds up the cost of the code in its `with` blocks, as counted by a policy and a CountedReward."""
 
     def __init__(self, policy, reward):
         self.policy, self.reward, self.cost = policy, reward, Cost()
-        self.cut = False  # whether the budget ended the work, and not the method
+        self.cut = False  # whether the budget ended the method early
         self.gpu = policy.device.type == "cuda"
 
     def __enter__(self):

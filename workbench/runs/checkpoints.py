@@ -1,4 +1,4 @@
-"""Everything that a training is, on disk: whole or not at all, checked when it is read, the last few and the best."""
+"""Checkpoints of a training: written atomically, verified by a digest when read; the last few and the best stay."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class CheckpointStore:
         self.folder, self.keep_last = folder, keep_last
 
     def save(self, update: int, state: Mapping[str, Any], **about: Any) -> None:
-        """Returns once it is on disk; older ones than the last `keep`, and than the best, are removed afterwards."""
+        """Write a checkpoint with the record `about`; returns once it is on disk. Then all but the last `keep_last` and
+        the best are removed."""
         self.folder.mkdir(parents=True, exist_ok=True)
         temp = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
@@ -43,25 +44,26 @@ class CheckpointStore:
         self._prune_old()
 
     def mark_best(self, update: int, **about: Any) -> None:
-        """Call this checkpoint the best from now on."""
+        """Record that this checkpoint is the best."""
         write_atomic(self.folder / BEST, dump_json({"update": update, **about}))
         self._prune_old()
 
     @property
     def best_record(self) -> dict[str, Any]:
+        """What `mark_best` recorded, {"update": ..., ...}; {} before."""
         return json.loads((self.folder / BEST).read_text()) if (self.folder / BEST).is_file() else {}
 
     def mark_finished(self, about: Mapping[str, Any]) -> None:
-        """This training is over, and exported."""
+        """Record that the training is over and exported."""
         write_atomic(self.folder / FINISHED, dump_json(about))
 
     @property
     def finished_record(self) -> dict[str, Any]:
-        """What `finish` was told; {} while the training is not over."""
+        """What `mark_finished` recorded; {} while the training is not over."""
         return json.loads((self.folder / FINISHED).read_text()) if (self.folder / FINISHED).is_file() else {}
 
     def discard(self, updates: Sequence[int]) -> None:
-        """Remove these, and what a writer that was killed has left."""
+        """Remove these checkpoints, and temporary files of writers that were killed."""
         for temp_file in self.folder.glob(".*.tmp"):
             temp_file.unlink(missing_ok=True)
         for update in updates:
@@ -69,8 +71,8 @@ class CheckpointStore:
             self._checkpoint_path(update, "pt").unlink(missing_ok=True)
 
     def load(self, update: int) -> dict[str, Any] | None:
-        """The state, or None where it is missing or damaged. Its tensors are read where they are used: processes that
-        take their parts of them share one copy in memory."""
+        """The state, or None where it is missing or damaged. Its tensors are mapped from the file, so that several
+        processes share one copy in memory."""
         try:
             about = json.loads(self._checkpoint_path(update, "json").read_text(encoding="utf-8"))
             if _file_digest(self._checkpoint_path(update, "pt")) != about["sha256"]:
@@ -80,7 +82,7 @@ class CheckpointStore:
             return None
 
     def load_newest(self) -> tuple[int, dict[str, Any] | None, list[int]]:
-        """(update, state, the newer ones that were damaged); update 0 and None where none can be read."""
+        """(update, state, updates of newer checkpoints that are damaged); (0, None, ...) where none can be read."""
         damaged: list[int] = []
         for update in sorted(self, reverse=True):
             if (state := self.load(update)) is not None:
@@ -89,12 +91,12 @@ class CheckpointStore:
         return 0, None, damaged
 
     def newest_round(self) -> int:
-        """The newest update that can be read; -1 where none can."""
+        """The update of the newest checkpoint that can be read; -1 where none can."""
         update, state, _ = self.load_newest()
         return update if state is not None else -1
 
     def __iter__(self) -> Iterator[int]:
-        """The updates that there are checkpoints of, damaged ones too."""
+        """The updates of all checkpoints, damaged ones too, in order."""
         return iter(sorted(int(p.stem) for p in self.folder.glob("*.pt") if p.stem.isdigit()))
 
     def _checkpoint_path(self, update: int, suffix: str) -> Path:

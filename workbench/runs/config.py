@@ -1,4 +1,4 @@
-"""A run is one YAML file of 10-20 lines: it becomes a RunConfig, strictly. Defaults live in the dataclasses alone."""
+"""The config of a run: one YAML file of 10-20 lines, read strictly into a RunConfig, which defines the defaults."""
 
 from __future__ import annotations
 
@@ -31,23 +31,19 @@ class RunConfig:
     pipeline: str | dict  # a name in configs/pipelines, a local folder, or a hub id; or {name: one, settings of it}
     reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
     prompts: str | list  # a .txt or .jsonl file, or a list
-    test: str | list | None = (
-        None  # what a trained contestant is judged on; not given: `prompts`, which it was trained on
-    )
+    # prompts that trained contestants are evaluated on; not given: `prompts`, which they were trained on
+    test: str | list | None = None
     method: dict | str | None = None  # shorthand for `contestants`: the base and this method
-    contestants: dict | None = (
-        None  # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
-    )
-    pairs: dict | None = (
-        None  # what is learnt from in place of samples: the fields of workbench.runs.preference_data.PreferencePairs
-    )
-    stages: list | None = (
-        None  # trainings one after the other, each of workbench.runs.stages.Stage; see docs/training.md
-    )
-    train: dict | None = None  # how methods that train do it: the fields of workbench.runs.train_config.TrainConfig
-    watch: dict | list | str | None = None  # held out: never optimised, always reported
-    budget: dict | None = None  # what a contestant may spend on a sample: {nfe: 400} or {seconds: 60}
-    curve: bool = False  # judge the best so far each time that a contestant has doubled its denoiser calls
+    # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
+    contestants: dict | None = None
+    # preference pairs to learn from in place of samples: fields of workbench.runs.preference_data.PreferencePairs
+    pairs: dict | None = None
+    # trainings one after the other, each with the fields of workbench.runs.stages.Stage; see docs/training.md
+    stages: list | None = None
+    train: dict | None = None  # settings of training: the fields of workbench.runs.train_config.TrainConfig
+    watch: dict | list | str | None = None  # held-out rewards: never optimised, always reported
+    budget: dict | None = None  # the most that a contestant may use per sample: {nfe: 400} or {seconds: 60}
+    curve: bool = False  # score the best so far each time that a contestant has doubled its denoiser calls
     control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
     name: str = ""  # of the run folder; the file's name when not given
     seed: Natural = 0  # everything random follows from it
@@ -84,6 +80,7 @@ def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
 
 
 def find_config(path: str | Path) -> Path:
+    """The file of a run config, by its path or its name in configs/runs. Raises BadInput, naming the nearest."""
     bundled = CONFIGS / "runs"
     for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
         if is_file(candidate, "config"):
@@ -101,7 +98,7 @@ def bundled_runs() -> list[tuple[str, Path]]:
 
 
 def is_file(path: str | Path, where: str) -> bool:
-    """Whether there is this file. Raises BadInput for what the system can't even look for, such as a name of over 255
+    """Whether the file exists. Raises BadInput for a path that the system can't look up, such as a name of over 255
     letters."""
     try:
         return Path(path).is_file()
@@ -111,8 +108,8 @@ def is_file(path: str | Path, where: str) -> bool:
 
 
 def apply_override(values: dict, text: str) -> None:
-    """Set one dotted key in place. `method=reno` on a mapping replaces it; the value is read as YAML. Keys, those that
-    are there and this one, get their present names."""
+    """Set one dotted key in place; the value is read as YAML. `method=reno` on a mapping replaces it. Former names of
+    keys, present ones and this one, become current ones. Raises BadInput."""
     key, equals, value = text.partition("=")
     if not equals or not key:
         raise BadInput(f"override {text!r}: write key=value, for example samples_per_prompt=4 or method.lr=2")
@@ -156,8 +153,8 @@ def settings_class(values: Mapping, path: tuple[str, ...]) -> type | None:
 
 
 def current_config(values: Mapping, announce: bool = True) -> dict:
-    """A run's config with every key, and every pipeline, under its present name. Raises BadInput where a key is given
-    under both."""
+    """A run's config with all keys and pipelines under their current names. Raises BadInput where a key is given under
+    both its former and its current name."""
     values = with_current_names(settings_class(values, ()), values, "", announce)
 
     def rename_block(path: tuple, where: str, block: Any) -> Any:
@@ -188,7 +185,7 @@ def current_config(values: Mapping, announce: bool = True) -> dict:
 
 
 def current_key(values: Mapping, path: tuple[str, ...], key: str) -> str:
-    """What the setting `key` of the block at `path` is called now; says so where that is another name."""
+    """The current name of the setting `key` of the block at `path`; a former name is reported on stderr."""
     cls = settings_class(values, path)
     name = getattr(cls, "former_names", {}).get(key, key)
     if name != key:
@@ -197,6 +194,7 @@ def current_key(values: Mapping, path: tuple[str, ...], key: str) -> str:
 
 
 def check_config(config: RunConfig) -> RunConfig:
+    """The config itself. Raises BadInput for settings that exclude each other."""
     if not NAME.fullmatch(config.name):
         raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
     if isinstance(config.watch, list) and (not_names := [name for name in config.watch if not isinstance(name, str)]):
@@ -215,8 +213,8 @@ def check_config(config: RunConfig) -> RunConfig:
 
 
 def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, Any]:
-    """Name -> method object, in the order of the table; `method: X` is short for the base and X. `methods`: name ->
-    class, or an instance that somebody made."""
+    """Contestant -> method, in the order of the config; `method: X` is short for the base and X. `methods`: name ->
+    class or instance. Raises BadInput."""
     blocks = _contestant_blocks(config)
     if not blocks:
         raise BadInput("contestants: name at least one")
@@ -225,10 +223,10 @@ def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, An
         where = f"contestants.{name}" if config.contestants is not None else "method"
         if not NAME.fullmatch(str(name)):
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
-        if not isinstance(block, (Mapping, str, type(None))):  # dict() would take a list of pairs, looked at by nobody
+        if not isinstance(block, (Mapping, str, type(None))):  # dict() would accept a list of pairs
             raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
-        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see `repos` and `loras`
+        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # read elsewhere
         if not isinstance(repo, (str, Mapping)):
             raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
         method = settings.pop("name", name)
@@ -245,13 +243,13 @@ def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, An
 
 
 def pipeline_labels(config: RunConfig) -> dict[str, str]:
-    """Name -> pipeline of each contestant, as text that pipelines.read_config understands: the run's own, unless its
-    block says `pipeline: X`; the run's own with changes where it says `pipeline: {steps: 8}`."""
+    """Contestant -> label of its pipeline, which pipelines.read_config understands: the run's own; X where its block
+    has `pipeline: X`; the run's own with changes where it has `pipeline: {steps: 8}`."""
     return {str(n): pipeline_of(b, config.pipeline) for n, b in _contestant_blocks(config).items()}
 
 
 def pipeline_of(block: Any, pipeline: str | Mapping) -> str:
-    """The label of the pipeline of a contestant, whose run has this one."""
+    """The label of the pipeline that a contestant's block asks for; `pipeline` is the run's own."""
     source = block.get("pipeline", pipeline) if isinstance(block, Mapping) else pipeline
     if isinstance(source, Mapping) and "name" not in source:
         source = merge_variant(pipeline, source)
@@ -259,7 +257,7 @@ def pipeline_of(block: Any, pipeline: str | Mapping) -> str:
 
 
 def contestant_loras(config: RunConfig) -> dict[str, str]:
-    """Name -> LoRA file of the contestants whose block names one."""
+    """Contestant -> LoRA file, for those whose block names one."""
     blocks = config.contestants or {}
     return {str(n): str(b["lora"]) for n, b in blocks.items() if isinstance(b, Mapping) and b.get("lora")}
 

@@ -1,4 +1,4 @@
-"""Rewards as a run hands them to its methods: counted, and, in a control that must fail, negated or shuffled."""
+"""Rewards as methods of a run get them: with a count of samples, and negated or shuffled in a control run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.runs.config import RunConfig
 
 
 class CountedReward:
-    """A reward that counts the samples it judges."""
+    """A reward that counts the samples it scores."""
 
     def __init__(self, reward: Reward):
         self.reward, self.spec, self.samples_scored = reward, reward.spec, 0
@@ -23,7 +23,7 @@ class CountedReward:
 
 @dataclass(frozen=True)
 class NegatedReward:
-    """A control that must fail: the method is paid for what the reward dislikes."""
+    """A control: the method optimises the negated reward, so the reward must not rise."""
 
     reward: Reward
     spec: Any = field(init=False)
@@ -37,7 +37,7 @@ class NegatedReward:
 
 @dataclass(frozen=True)
 class ShuffledReward(NegatedReward):
-    """A control that must fail: each sample is judged against another sample's prompt."""
+    """A control: each sample is scored with another sample's prompt, so the reward must not rise."""
 
     other: Mapping[str, str] = field(default_factory=dict)
 
@@ -46,11 +46,11 @@ class ShuffledReward(NegatedReward):
 
 
 def apply_control(reward: Reward, config: RunConfig, prompts: Sequence[str]) -> Reward:
+    """The reward that a run's methods get: itself, or the control of it that the config asks for."""
     if config.control == "negated":
         return NegatedReward(reward)
     if config.control == "shuffled":
         ring = sorted(set(prompts), key=lambda p: derive_seed(config.seed, "shuffle", p))
-        return ShuffledReward(
-            reward, other=dict(zip(ring, ring[1:] + ring[:1], strict=True))
-        )  # no prompt keeps its own
+        other = dict(zip(ring, ring[1:] + ring[:1], strict=True))  # no prompt is its own
+        return ShuffledReward(reward, other=other)
     return reward

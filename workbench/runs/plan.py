@@ -1,5 +1,4 @@
-"""What a run is once it has passed every check that needs no weights: made by workbench.engine.plan, read by all that
-follow."""
+"""The plan of a run: its config, methods, pipelines, rewards and prompts, checked. Made by workbench.engine.plan."""
 
 from __future__ import annotations
 
@@ -26,20 +25,20 @@ class Plan:
     pipelines: Mapping[str, PipelineConfig]  # of each contestant
     reward: WeightedReward  # optimised
     watch: WeightedReward | None  # held out
-    rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one a sample
-    checks: Sequence[str]
-    command: str = ""  # what repeats it
+    rows: Sequence[tuple[int, str, int, int]]  # (position, prompt, k, noise seed), one per sample
+    checks: Sequence[str]  # sentences for the user on what was checked
+    command: str = ""  # the command line that repeats the run
     budget: Budget | None = None
     train_config: TrainConfig | None = None  # of the methods that train
     train_prompts: Sequence[str] = ()  # prompts that they train on
-    held_out_prompts: Sequence[str] = ()  # prompts that are watched meanwhile
-    pairs: PreferencePairs | None = None  # what they learn from in place of samples
-    stages: Stages | None = None  # trainings one after the other,
-    tasks: Sequence[Plan] = ()  # and a plan for each, whose held_out_prompts it is judged on
+    held_out_prompts: Sequence[str] = ()  # prompts of the evaluations during training
+    pairs: PreferencePairs | None = None  # preference pairs to learn from in place of samples
+    stages: Stages | None = None  # of a training in stages
+    tasks: Sequence[Plan] = ()  # a plan for each stage; its task is evaluated on its held_out_prompts
 
     @property
     def trained_contestants(self) -> list[str]:
-        """The contestants that are trained first."""
+        """The contestants whose methods train weights."""
         return [name for name, method in self.methods.items() if trains_weights(method)]
 
     @property
@@ -48,10 +47,11 @@ class Plan:
 
     @property
     def batch_count(self) -> int:
+        """Batches per contestant."""
         return -(-len(self.rows) // self.config.batch)
 
     def denoiser_calls(self, name: str) -> int:
-        """Denoiser calls that contestant `name` will make, CFG pairs counted once."""
+        """Denoiser calls that contestant `name` will make, a guided call counted once."""
         method, steps = self.methods[name], self.pipelines[name].steps
         if not trains_weights(method):
             return method.calls(steps) * len(self.rows)

@@ -1,12 +1,11 @@
-"""Pairs of media of which people preferred one, from files, in an order that a seed and a position tell.
+"""Preference pairs of media, read from files in an order that seed and position determine.
 
 .parquet  as Pick-a-Pic's (arXiv:2305.01569): caption, jpg_0, jpg_1 (bytes), label_0, label_1; a row whose has_label is
           false is left out; or as HPDv2's (arXiv:2306.09341): prompt, image_path and human_preference, two lists, of
           which each pair with different preferences counts
 .jsonl    votes as rewards.people.votes reads them: prompt, a_path, b_path, winner
 
-Paths are relative to their file. Labels are read at once, media when they are asked for. Rows count from 0, lines from
-1.
+Paths are relative to their file. Labels are read at once, media on access. Rows are counted from 0, lines from 1.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ BLOCK = 1000  # votes that are shuffled together; of a Parquet file, a row group
 
 @dataclass(frozen=True)
 class Comparison:
-    """One comparison: where it stands, and which of its two media won."""
+    """One comparison of two media: its place in the file, and which one won."""
 
     row: int  # in its block
     sides: tuple[int, int]  # the two media
@@ -48,7 +47,7 @@ PairReader = Callable[[Comparison], tuple[str, Media, Media]]  # a comparison's 
 
 @dataclass(frozen=True)
 class Block:
-    """Comparisons that are read together."""
+    """Comparisons whose media are read from the same part of a file."""
 
     choices: tuple[Comparison, ...]
     load: Callable[[], PairReader]
@@ -63,11 +62,12 @@ class PreferencePairs:
     """
 
     files: str | list  # .parquet or .jsonl, or folders of them
-    ties: Literal["drop", "keep"] = "drop"  # kept ones have a winner by a coin, and teach only to stay
+    ties: Literal["drop", "keep"] = "drop"  # kept ones get a random winner: they only pull towards the reference
     seed: Natural = 0
 
     def check(self) -> int:
-        """Pairs an epoch. Raises BadInput, naming file and row, for whatever can be seen without reading media."""
+        """The number of pairs per epoch. Raises BadInput, naming file and row, for faults visible without reading
+        media."""
         return len(self)
 
     def __len__(self) -> int:
@@ -88,8 +88,7 @@ class PreferencePairs:
         return (prompt, b, a) if winner else (prompt, a, b)
 
     def batch(self, position: int, count: int, size: Sequence[int]) -> PairBatch:
-        """The `count` pairs from `position` on, each medium brought to `size`: a policy's, (3,H,W), (T,3,H,W) or
-        (C,L)."""
+        """The `count` pairs from `position` on, with media fitted to a policy's `size`: (3,H,W), (T,3,H,W) or (C,L)."""
         pairs = [self[n] for n in range(position, position + count)]
         winners = Media.cat([fit_to_size(winner, size) for _, winner, _ in pairs])
         losers = Media.cat([fit_to_size(loser, size) for _, _, loser in pairs])
@@ -97,6 +96,7 @@ class PreferencePairs:
         return PairBatch(tuple(prompt for prompt, *_ in pairs), seeds, winners, losers)
 
     def batches(self, count: int, size: Sequence[int], position: int = 0) -> Iterator[PairBatch]:
+        """Batches of `count` pairs from `position` on, without end."""
         while True:
             yield self.batch(position, count, size)
             position += count
@@ -121,8 +121,8 @@ class PreferencePairs:
 
 
 def fit_to_size(media: Media, size: Sequence[int]) -> Media:
-    """Media brought to a policy's size, (3,H,W) or (T,3,H,W): scaled to cover it and cut to its middle; of a clip the
-    first T frames. Or (C,L): the first L samples, silence after a shorter sound; channels copied, or averaged.
+    """Media fitted to a policy's size. (3,H,W) or (T,3,H,W): scaled to cover it and centre-cropped, the first T frames
+    of a clip. (C,L): the first L samples, zero-padded; channels copied, or averaged.
 
     Raises BadInput for media of another kind than is wanted, and for a clip that is too short.
     """
@@ -148,7 +148,8 @@ def fit_to_size(media: Media, size: Sequence[int]) -> Media:
 
 
 def read_references(folder: str) -> Callable[[Sequence[int]], Media]:
-    """The pictures of a folder, by name: size -> N rows of it. Raises BadInput where there are none."""
+    """The pictures of a folder, by name, as a function: size (3,H,W) -> Media [N,3,H,W]. Raises BadInput where there
+    are none."""
     paths = sorted(p for p in Path(folder).expanduser().glob("*") if p.suffix.lower() in pictures.SUFFIXES)
     if not paths:
         raise BadInput(f"references: {folder} is no folder with pictures in it")

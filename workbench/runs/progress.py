@@ -1,4 +1,4 @@
-"""What whoever watches a run is told, and how finished media are judged: shared by sampling and training."""
+"""Progress reports of a run, and the scores of finished media: shared by sampling and training."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from workbench.runs.plan import Plan
 
 @dataclass(frozen=True)
 class Progress:
-    """What just happened, for whoever watches."""
+    """One report on a run, for the command line, the app and notebooks."""
 
     contestant: str
-    batch: int  # or, in training, the updates that are done
-    batches: int  # or, in training, the updates that were asked for
+    batch: int  # in training: rounds done
+    batches: int  # in training: rounds in all
     event: Event | None = None  # None: the batch was finished earlier
     folder: Path | None = None
-    failed: str = ""
-    phase: str = "sample"  # or "train", "watch" (an evaluation under way), "told" (`note` has something to say)
-    note: str = ""
+    failed: str = ""  # why the contestant failed
+    phase: str = "sample"  # or "train", "watch" (results of an evaluation in training), "told" (a message)
+    note: str = ""  # the results or the message
 
 
 @torch.no_grad()
@@ -35,6 +35,6 @@ def score_samples(plan: Plan, samples: Media, prompts: Sequence[str]) -> dict[st
 
 
 def json_number(value: torch.Tensor | float) -> float | None:
-    """As a JSON file keeps it."""
+    """A number for a JSON file: rounded to 6 decimals; None if it isn't finite."""
     value = float(value)
     return round(value, 6) if np.isfinite(value) else None

@@ -1,7 +1,7 @@
-"""Who says prompts in other words: rules that need nothing, and a language model behind any OpenAI-compatible endpoint.
+"""Prompt expanders: rewordings of prompts, by fixed rules or by a language model behind an OpenAI-compatible endpoint.
 
-expander: details                                              what pictures, clips and sounds are praised with
-expander: closed                                               the prompt's own words in another order
+expander: details                                              appends phrases such as "sharp focus"
+expander: closed                                               rearranges the prompt's own words
 expander: {url: "http://127.0.0.1:8000/v1", model: Qwen/Qwen3-8B}
 """
 
@@ -57,12 +57,12 @@ NOUN = re.compile(r"(an?) (?:(.+) )?(\w+)")  # article, adjectives, noun
 
 @dataclass(frozen=True)
 class Details:
-    """Two words of praise after the prompt, others in each wording. The prompt itself stays as it is."""
+    """Appends two phrases about quality to the prompt, another two in each wording."""
 
     seed: Natural = 0
 
     def expand(self, prompts: Sequence[str], n: int, modality: Modality) -> list[list[str]]:
-        """[B][<= n]; the same for a prompt whatever the others are."""
+        """[B][<= n] wordings; those of a prompt don't depend on the other prompts."""
         words = DETAILS[modality]
 
         def wordings(prompt: str) -> Iterator[str]:
@@ -75,23 +75,23 @@ class Details:
 
 @dataclass(frozen=True)
 class Closed:
-    """The same said with words that the prompt has, for models that know a few words only: "a above b" as "b below a",
-    a joint the other way round, without articles, with an adjective or the whole said twice.
+    """Rewords a prompt with its own words, for models with a small vocabulary: "a above b" becomes "b below a",
+    articles are dropped, adjectives or the whole prompt repeated.
 
-    Only "left of", "right of", "above" and "below" may come in without being in the prompt, each for its opposite.
+    The only new words are "left of", "right of", "above" and "below", each in place of its opposite.
     """
 
     longest: Natural = 14  # words that the model's text encoder reads
 
     def expand(self, prompts: Sequence[str], n: int, modality: Modality) -> list[list[str]]:
-        """[B][<= n]; fewer for short prompts, which can't be said in many ways."""
+        """[B][<= n] wordings; fewer for short prompts."""
         return [
             first_distinct(p, (w for w in generate_rewordings(p) if len(w.split()) <= self.longest), n) for p in prompts
         ]
 
 
 def generate_rewordings(prompt: str) -> Iterator[str]:
-    """What keeps the meaning first, what only stresses it last."""
+    """The rewordings of a prompt: rearranged ones first, then those that only repeat words."""
     joined = JOINT.fullmatch(prompt)
     if joined:
         first, joint, second = joined.groups()
@@ -106,7 +106,7 @@ def generate_rewordings(prompt: str) -> Iterator[str]:
 
 
 def first_distinct(prompt: str, wordings: Iterator[str], n: int) -> list[str]:
-    """The first n that are neither the prompt nor said before."""
+    """The first n distinct wordings that are not the prompt itself."""
     fresh = dict.fromkeys(text for w in wordings if (text := " ".join(w.split())) and text != prompt)
     return list(islice(fresh, n))
 
@@ -122,10 +122,10 @@ MEDIUM = {"image": "pictures", "video": "video clips", "audio": "sound"}
 
 @dataclass(frozen=True)
 class Chat:
-    """A language model's wordings, by any OpenAI-compatible chat endpoint; sampling as PromptEnhancer
+    """Rewords prompts by a language model behind an OpenAI-compatible chat endpoint; sampled as in PromptEnhancer
     (arXiv:2509.04545).
 
-    After a call, `last_failures` says of each question without a usable answer why, (prompt, k) -> sentence.
+    After a call, `last_failures` has the reason for each question without a usable answer: (prompt, k) -> sentence.
     """
 
     url: str  # the endpoint, such as http://127.0.0.1:8000/v1
@@ -159,7 +159,7 @@ class Chat:
         self._client.check(self.model)
 
     def expand(self, prompts: Sequence[str], n: int, modality: Modality) -> list[list[str]]:
-        """[B][<= n]: fewer where answers failed or were alike. Raises BadInput when there was no answer at all."""
+        """[B][<= n] wordings: fewer where answers failed or were equal. Raises BadInput when there was none at all."""
         questions = [(p, k) for p in prompts for k in range(n)]
         answers = self._client.ask([self._make_job(p, k, modality) for p, k in questions], self.cost)
         self.last_failures.clear()
@@ -181,8 +181,8 @@ class Chat:
 
 
 def parse_wording(reply: Reply) -> tuple[str, ...]:
-    """What stands between the answer's marks, or else all but the thoughts. Raises Failed for none, or one cut
-    short."""
+    """The text in the last <answer> tags, or else all but the <think> block. Raises JudgeError for an answer that is
+    empty or cut short."""
     marked = re.findall(r"<answer>(.*?)</answer>", reply.content, re.S)
     if not marked and (reply.finish == "length" or "<answer>" in reply.content):
         raise JudgeError("the wording was cut short; raise `max_tokens`")
@@ -197,8 +197,8 @@ RULES: dict[str, Callable[[], Any]] = {"details": Details, "closed": Closed}
 
 
 def make_expander(value: str | Mapping | Any):
-    """What `expander:` in a config stands for: a name of RULES, or the settings of Chat. Others are returned as they
-    are.
+    """The expander that a config's `expander` names: one of RULES, or Chat with these settings. Any other object is
+    returned as it is.
 
     Raises BadInput for an unknown name or setting.
     """

@@ -1,4 +1,4 @@
-"""Prompt lists: read, checked, paired with seeds, batched."""
+"""Prompt lists: reading and checking them, seeds for their samples, and batches."""
 
 from __future__ import annotations
 
@@ -64,12 +64,13 @@ def _read_prompt_file(path: Path, where: str) -> list[str]:
 
 
 def sample_rows(prompts: Sequence[str], seed: int, samples_per_prompt: int) -> list[tuple[int, str, int, int]]:
-    """(position of the prompt, prompt, k, seed of the noise) for k in 0..seeds-1. The noise seed depends on the run's
-    seed, the prompt and k alone: a shorter or reordered list makes the same media."""
+    """(position of the prompt, prompt, k, noise seed) for k in 0..samples_per_prompt-1. The noise seed depends on the
+    run's seed, the prompt and k alone: a shorter or reordered list makes the same media."""
     return [(n, p, k, derive_seed(seed, p, k)) for n, p in enumerate(prompts) for k in range(samples_per_prompt)]
 
 
 def iterate_batches(rows: Sequence[tuple[int, str, int, int]], size: int) -> Iterator[tuple[Sequence[tuple], Batch]]:
+    """(rows, Batch of their prompts and noise seeds) for every `size` rows of `sample_rows`."""
     for at in range(0, len(rows), size):
         part = rows[at : at + size]
         yield part, Batch(tuple(r[1] for r in part), tuple(r[3] for r in part))

@@ -1,4 +1,7 @@
-"""What a method's text settings stand for: methods import neither judges nor clients, so the driver hands them over."""
+"""Objects that methods depend on but don't import: prompt expanders, reward models, references, stored noise.
+
+A method's setting names such an object by text; the driver builds the object and puts it into the setting.
+"""
 
 from __future__ import annotations
 
@@ -23,8 +26,8 @@ DEPENDENCIES: dict[type, tuple[str, Callable[[Any], Any]]] = {
 
 
 def resolve_dependencies(method):
-    """The method with what its settings name. Raises BadInput for a name that stands for nothing, or a server that does
-    not answer."""
+    """The method with the object that its setting names in place of the name. Raises BadInput for an unknown name, or a
+    server that does not answer."""
     setting, make = DEPENDENCIES.get(type(method), ("", None))
     value = getattr(method, setting, None)
     if make is None or not isinstance(value, (str, dict)):

@@ -14,7 +14,7 @@ from workbench.core.types import BadInput
 
 
 class RunNoise:
-    """The noise under RUN_FOLDER/CONTESTANT, by prompt and seed. Raises BadInput where there is none."""
+    """The noise of RUN_FOLDER/CONTESTANT, by prompt and seed. Raises BadInput where there is none."""
 
     def __init__(self, path: str):
         self.path = path
@@ -39,7 +39,7 @@ class RunNoise:
 
 
 def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Path, int]]:
-    """(prompt, seed) -> the file in which its noise lies, and the row; none where this can't be read."""
+    """(prompt, seed) -> (file of its noise, row in the file); empty where the run's log can't be read."""
     try:
         lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
         events = [json.loads(line) for line in lines]

@@ -1,15 +1,15 @@
-"""Training in stages, each on a task of its own, every task watched after each: PDTR, Skywork UniPic 2.0
+"""Training in stages, each on a task of its own; all tasks are evaluated after each stage. PDTR, Skywork UniPic 2.0
 (arXiv:2509.04548).
 
 stages:
   - {name: edit, pipeline: kontext, prompts: edits.txt, reward: {clip: 1.0}, method: {name: grpo}, rounds: 200}
   - {name: draw, prompts: prompts.txt, reward: {oracle: 1.0}, method: nft, rounds: 100, rehearse: 0.2}
 
-The weights go on from stage to stage. What a stage leaves out it takes from the run. `rehearse` is the share of its
-batches that are those of earlier stages, each with its own reward and method. What a task loses while another is
-trained is `Matrix.forgotten`.
+The weights go on from stage to stage. Settings that a stage leaves out are the run's. `rehearse` is the share of a
+stage's batches that are batches of earlier stages, each with its own reward and method. How much of a task is forgotten
+while others are trained is `TaskScores.forgetting_by_task`.
 
-This file is only the order of things: it loads, trains and judges nothing.
+This file only defines the order of the steps: workbench.training.staged_trainer takes them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ INHERITED = ("pipeline", "prompts", "test", "reward", "watch", "method")
 
 @dataclass(frozen=True)
 class Stage:
-    """A task, and how it is trained. None: as in the run."""
+    """A task and how it is trained. Settings that are None are the run's."""
 
     former_names: ClassVar[Mapping[str, str]] = {"updates": "rounds"}
 
@@ -38,7 +38,7 @@ class Stage:
     rounds: Count
     pipeline: str | dict | None = None
     prompts: str | list | None = None
-    test: str | list | None = None  # prompts that the task is judged on; not given: `prompts`
+    test: str | list | None = None  # prompts that the task is evaluated on; not given: `prompts`
     reward: dict | str | None = None
     watch: dict | list | str | None = None
     method: dict | str | None = None
@@ -47,8 +47,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Step:
-    """What happens at one point: batch `number` of stage `stage` is trained, as the `turn`-th of `task`'s own batches;
-    or, where `task` is None, all tasks are judged."""
+    """One step: batch `number` of stage `stage` is trained, as the `turn`-th of `task`'s own batches; or, where `task`
+    is None, all tasks are evaluated."""
 
     stage: int
     number: int
@@ -58,7 +58,7 @@ class Step:
 
 @dataclass(frozen=True)
 class Stages:
-    """The checked list. Positions 0, 1, ... count its steps: a position is all that a resumed run needs."""
+    """The checked stages. Their steps are counted 0, 1, ...: a position is all that a resumed run needs."""
 
     stages: tuple[Stage, ...]
     seed: int = 0
@@ -67,7 +67,7 @@ class Stages:
         return sum(stage.rounds for stage in self.stages) + len(self.stages) + 1
 
     def iterate_steps(self, position: int = 0) -> Iterator[Step]:
-        """From a position on: all tasks judged, then each stage's batches and all tasks judged again."""
+        """The steps from a position on: an evaluation, then each stage's batches and another evaluation."""
         turns = [0] * len(self.stages)
         for n, step in enumerate(self._all_steps()):
             if (task := step.task) is not None:
@@ -84,15 +84,15 @@ class Stages:
             yield Step(s, stage.rounds)
 
     def _task_of_round(self, s: int, k: int) -> int:
-        """Earlier stages take their share evenly: the j-th batch that is theirs comes as soon as k * share
-        reaches j."""
+        """The stage whose batch is trained in round k of stage s. Rehearsals are spread evenly: the j-th comes as soon
+        as k * share reaches j."""
         share = self.stages[s].rehearse if s else 0.0
         before, after = (math.floor(n * share + 1e-9) for n in (k, k + 1))
         return derive_seed(self.seed, "rehearse", s, after) % s if after > before else s
 
 
 def read_stages(block: Any, run: Mapping[str, Any], seed: int = 0) -> Stages:
-    """The `stages` block, with what it leaves out taken from the run's own settings. Nothing is loaded.
+    """The stages of a `stages` block; settings that they leave out are the run's. Nothing is loaded.
 
     Raises BadInput, naming the stage: for an unknown or missing key, two of one name, a task without reward, prompts,
     method or pipeline, and a share of rehearsal outside [0, 1) or in the first stage.
@@ -113,7 +113,7 @@ def read_stages(block: Any, run: Mapping[str, Any], seed: int = 0) -> Stages:
             )
         settings = {k: getattr(stage, k) for k in INHERITED if getattr(stage, k) is not None}
         if "prompts" in settings and "test" not in settings:
-            settings["test"] = settings["prompts"]  # not the run's, which is of other prompts
+            settings["test"] = settings["prompts"]  # not the run's, which belong to other prompts
         filled = {k: run.get(k) for k in INHERITED} | settings
         filled["test"] = filled["test"] if filled["test"] is not None else filled["prompts"]
         if missing_keys := [k for k in ("pipeline", "prompts", "reward", "method") if filled[k] is None]:
@@ -123,7 +123,7 @@ def read_stages(block: Any, run: Mapping[str, Any], seed: int = 0) -> Stages:
 
 
 def check_same_weights(stages: Stages, weights: Mapping[str, tuple[str, str]]) -> None:
-    """weights: stage -> (repository, what loads it). Raises BadInput for stages whose weights are not each other's."""
+    """Raises BadInput for stages that don't share their weights. weights: stage -> (repository, how it is loaded)."""
     first = stages.stages[0]
     for stage in stages.stages[1:]:
         if weights[stage.name] != weights[first.name]:
@@ -135,17 +135,17 @@ def check_same_weights(stages: Stages, weights: Mapping[str, tuple[str, str]]) -
 
 @dataclass(frozen=True)
 class TaskScores:
-    """What every task scored before training and after each stage: [1 + stages, tasks] of one judge's means."""
+    """The mean score of every task before training and after each stage, [1 + stages, tasks], by one reward."""
 
     names: tuple[str, ...]
     scores: tuple[tuple[float, ...], ...]
 
     def stage_gains(self) -> list[list[float]]:
-        """[stages, tasks]: what each stage brought each task; off the diagonal it is interference."""
+        """[stages, tasks]: how much each stage raised each task's score; off the diagonal, interference."""
         return [[b - a for a, b in zip(*pair, strict=True)] for pair in zip(self.scores, self.scores[1:], strict=False)]
 
     def forgetting_by_task(self) -> dict[str, float]:
-        """Of each task: its score right after its own stage, or a later one that was better, less the last."""
+        """Task -> its best score from the end of its own stage on, less its last score."""
         return {
             name: max(row[t] for row in self.scores[t + 1 :]) - self.scores[-1][t]
             for t, name in enumerate(self.names)

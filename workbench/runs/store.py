@@ -1,7 +1,7 @@
-"""What runs leave behind: a folder each, and one SQLite index over all of them.
+"""Storage of runs: a folder for each, and one SQLite index over all of them.
 
-The folder is the truth, the index follows: `events.jsonl` is appended to and synced only after the media that it names
-lie safely on disk, so a run that was killed at any moment goes on from its last finished batch.
+A run's folder is authoritative, and the index is updated from it. `events.jsonl` is appended to and synced only after
+the media that it names are safely on disk, so a run that was killed at any moment goes on from its last finished batch.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from pipelines.variants import pipeline_label
 from workbench.core.paths import write_atomic
@@ -83,8 +84,8 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _explain_error(path: Path, error: sqlite3.DatabaseError) -> Exception:
-    """What to do about an index that is damaged or held by another program; any other error is a bug, and stays as it
-    is."""
+    """A BadInput for an index that is damaged or locked by another program; any other error is a bug, and returned as
+    it is."""
     message = str(error)
     if "not a database" in message or "malformed" in message:
         return BadInput(
@@ -96,19 +97,20 @@ def _explain_error(path: Path, error: sqlite3.DatabaseError) -> Exception:
     return error
 
 
-def dump_json(value) -> str:
+def dump_json(value: Any) -> str:
+    """The text of a JSON file. Raises ValueError for NaN and infinity."""
     return json.dumps(value, indent=1, ensure_ascii=False, allow_nan=False) + "\n"
 
 
 class RunFolder:
-    """One run on disk."""
+    """The folder of one run: run.json, events.jsonl (the log), summary.json, media/ and latents/."""
 
     def __init__(self, path: Path):
         self.path = path
 
     @staticmethod
     def open(runs: Path, name: str, config: Mapping, fresh: bool = False) -> RunFolder:
-        """The newest unfinished run of this very config, or a new folder `<date-time>-<name>`.
+        """The newest unfinished run of the same name and config, or a new folder `<date-time>-<name>`.
 
         Raises BadInput when nothing can be written there.
         """
@@ -133,16 +135,16 @@ class RunFolder:
         raise BadInput(f"can't make a run folder in {runs}: it is not a folder; choose another with --runs")
 
     def matches(self, name: str, config: Mapping) -> bool:
-        """Whether this is an unfinished run of that name and config, tuples being lists as JSON has them."""
+        """Whether this is an unfinished run of that name and config, compared as JSON."""
         run = self.read()
         config = current_config(json.loads(dump_json(config)), announce=False)
         return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """Raises BadInput while another process works in this folder; a process that dies gives it back.
+        """A lock on the folder, released also when the process dies. Raises BadInput while another process holds it.
 
-        The lock is SQLite's, which every platform has; a run that a server drives may change threads under it.
+        The lock is SQLite's, which works on every platform and may be released by another thread.
         """
         db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None, check_same_thread=False)
         try:
@@ -158,8 +160,8 @@ class RunFolder:
             db.close()
 
     def read(self, file: str = "run.json") -> dict:
-        """A JSON file of the run, or {} when it isn't there yet. A config in it has the names of today, whenever it
-        began."""
+        """A JSON file of the run, or {} when it isn't there yet; a config in it is returned under current names. Raises
+        BadInput for a file that is damaged or can't be read."""
         path = self.path / file
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
@@ -176,10 +178,12 @@ class RunFolder:
         return content
 
     def write(self, file: str, value: Mapping) -> None:
+        """Write a JSON file of the run, atomically."""
         write_atomic(self.path / file, dump_json(value))
 
     def events(self) -> list[dict]:
-        """Every whole line of the log; a last line torn by a crash is not one."""
+        """The complete lines of the log, without a last one that a crash cut short. Raises BadInput for a damaged
+        log."""
         try:
             text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
@@ -190,16 +194,18 @@ class RunFolder:
             raise BadInput(f"{self.path / 'events.jsonl'} is damaged; start anew with --new") from None
 
     def drop_unfinished(self) -> set[tuple[str, int]]:
-        """Forget what unfinished batches logged, and a failure that may now be mended; returns the finished batches."""
+        """Remove from the log the events of unfinished batches, and failures; returns the finished ones, (contestant,
+        batch)."""
         finished = {(e["contestant"], e["batch"]) for e in self.events() if e.get("final") and not e.get("stopped")}
         self.keep_events(lambda event: (event["contestant"], event.get("batch")) in finished)
         return finished
 
     def keep_events(self, is_wanted: Callable[[dict], bool]) -> None:
-        """Forget all other events."""
+        """Remove all other events from the log."""
         write_atomic(self.path / "events.jsonl", "".join(json_line(e) for e in self.events() if is_wanted(e)))
 
     def append_event(self, event: Mapping) -> None:
+        """Append to the log; a batch's final event is synced to disk."""
         with open(self.path / "events.jsonl", "a", encoding="utf-8") as f:
             f.write(json_line(event))
             f.flush()
@@ -218,7 +224,7 @@ def list_run_folders(runs: Path) -> list[RunFolder]:
 
 
 def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
-    """Bring the index up to what the run folder says, or will say of its `status`; safe to repeat."""
+    """Update the index from a run folder; `status` is the one that the folder is about to get. Safe to repeat."""
     run, summary = folder.read(), folder.read("summary.json")
     versions = run.get("rewards", {})
     pipeline = pipeline_label(run["config"]["pipeline"])
@@ -252,8 +258,7 @@ def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
 
 
 def seconds_per_call(runs: Path, pipeline: str) -> dict[str, float]:
-    """Method -> seconds per denoiser row in the finished runs of this pipeline, by its label; empty when there were
-    none."""
+    """Method -> seconds per denoiser row in the finished runs of a pipeline, given by its label."""
     if not (runs / "workbench.db").is_file():
         return {}
     with open_index(runs) as db:

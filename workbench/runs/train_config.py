@@ -1,4 +1,4 @@
-"""How a run trains: the `train` block of its config, checked before any weight loads."""
+"""Settings of training: the `train` block of a run's config, checked before any weight loads."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
+from pipelines import Lora, processes
 from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.core.types import BadInput, Batch, Count, Natural, NonNegative, derive_seed
 from workbench.runs.preference_data import PreferencePairs
@@ -17,7 +18,7 @@ TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """Everything about a training that is not the method's own."""
+    """The settings of a training that are not its method's own."""
 
     former_names: ClassVar[Mapping[str, str]] = {
         "updates": "rounds",
@@ -30,42 +31,42 @@ class TrainConfig:
     }
 
     rounds: Count = 100  # rounds of the method; each is as many optimiser steps as its own `optimizer_steps` says
-    prompts_per_round: Count = 8  # of a round
-    accumulate: Count = 1  # such rounds whose gradients gather into one optimiser step
-    lora: dict = field(
-        default_factory=dict
-    )  # {rank, alpha, targets, seed}; targets: weights trains the weights themselves
-    policy: dict = field(
-        default_factory=dict
-    )  # of the pipeline while it trains: {kernel: {name: flow-sde}, call: {...}}
-    shard: bool = False  # weights that are trained themselves, in shards: each process holds and steps its part
+    prompts_per_round: Count = 8  # prompts per batch
+    accumulate: Count = 1  # batches per round: their gradients add up to one optimiser step
+    # {rank, alpha, targets, seed}; targets: weights trains the weights themselves
+    lora: dict = field(default_factory=dict)
+    # changes to the pipeline while it trains: {kernel: {name: flow-sde}, call: {...}}
+    policy: dict = field(default_factory=dict)
+    shard: bool = False  # for targets: weights; each process holds and steps a part of the weights (FSDP)
     optimizer: Literal["adamw", "adamw8bit"] = "adamw"
     weight_decay: NonNegative = 1e-4
     betas: tuple[float, ...] = (0.9, 0.999)
-    warmup: Natural = 0  # updates over which the learning rate rises to the method's
+    warmup: Natural = 0  # rounds over which the learning rate rises to the method's
     decay: NonNegative = 0.0  # share of the rounds, at the end, over which it falls to a tenth
     max_grad_norm: NonNegative = 1.0  # largest norm of the gradient; 0: no limit
-    ema: NonNegative = 0.0  # decay of the average that is evaluated and exported in place of the weights; 0: none
-    micro: Natural = 0  # rows that go through the denoiser at once; 0: all, until a GPU's memory is full
+    ema: NonNegative = 0.0  # decay of the weights' average, evaluated and exported in their place; 0: none
+    micro: Natural = 0  # rows through the denoiser at once; 0: all, halved when a GPU's memory is full
     checkpointing: bool = False  # the denoiser's blocks recompute their activations: less memory, more time
     save_every: Count = 20  # rounds between checkpoints
     keep_last: Count = 2  # checkpoints, besides the best
     eval_every: Natural = 20  # rounds between evaluations; 0: only before and after
-    eval_prompts: Count = 12  # prompts set apart for them: never trained on
-    best: str = ""  # what picks the weights that are kept: a judge's name, reward, or last; "" the first of `watch`
+    eval_prompts: Count = 12  # prompts of the evaluations, held out from training if the list is long enough
+    best: str = ""  # selects the weights to keep: a reward's name, "reward", or "last"; "": the first of `watch`
     minutes: NonNegative = 0.0  # of training at most; 0: no limit
-    on_alarm: Literal["warn", "stop"] = "warn"  # when the optimised reward rises while a held-out judge falls
+    on_alarm: Literal["warn", "stop"] = "warn"  # when the optimised reward rises while a held-out one falls
     report_to: tuple[str, ...] | None = None  # of tensorboard, wandb, trackio; not given: tensorboard where installed
 
     @property
     def total_batches(self) -> int:
+        """Batches that the method gets in the whole training."""
         return self.rounds * self.accumulate
 
 
 def read_train_config(
     block: Mapping | None, methods: Mapping[str, Any], watch: Sequence[str], reward: Sequence[str]
 ) -> TrainConfig:
-    """The checked block. Raises BadInput."""
+    """The checked `train` block. methods: contestant -> method; watch, reward: names of the held-out and of the
+    optimised rewards. Raises BadInput."""
     config = build_dataclass(TrainConfig, block or {}, "train")
     if config.report_to is not None:
         for name in config.report_to:
@@ -96,24 +97,20 @@ def read_train_config(
     return config
 
 
-def lora_config(config: TrainConfig):
-    """The pipelines.Lora that the block asks for. Raises BadInput."""
-    from pipelines import Lora
-
+def lora_config(config: TrainConfig) -> Lora:
+    """The Lora of the block's `lora`. Raises BadInput."""
     return build_dataclass(Lora, config.lora, "train.lora")
 
 
 def describe_sharding() -> str:
-    """What becomes of `train.shard` in this process."""
-    from pipelines import processes
-
+    """What `train.shard` means with as many processes as there are, for a sentence."""
     if processes.count_processes() > 1:
         return f"in shards over {processes.count_processes()} processes"
     return "and nothing is sharded: this is one process (accelerate launch --num_processes N starts several)"
 
 
 def policy_overrides(config: TrainConfig) -> dict[str, dict]:
-    """What differs while the pipeline trains: its kernel, and arguments of its call. Raises BadInput."""
+    """The changes to the pipeline while it trains: "kernel", and "call" arguments. Raises BadInput."""
     keys = ("kernel", "call")
     for key, value in config.policy.items():
         if key not in keys:
@@ -136,9 +133,9 @@ def _check_method(name: str, method, config: TrainConfig) -> None:
 
 
 def split_prompts(prompts: Sequence[str], config: TrainConfig, seed: int) -> tuple[list[str], list[str], bool]:
-    """(prompts to train on, prompts to watch, whether those are truly apart), by a seeded draw.
+    """(prompts to train on, prompts for evaluation, whether the latter are held out), by a seeded draw.
 
-    A list too short to spare them is trained on whole, and watched with other noise.
+    Of a list of fewer than three times `eval_prompts` all are trained on, and evaluations use other noise.
     """
     order = sorted(prompts, key=lambda p: derive_seed(seed, "held", p))
     if len(order) >= 3 * config.eval_prompts:
@@ -148,8 +145,7 @@ def split_prompts(prompts: Sequence[str], config: TrainConfig, seed: int) -> tup
 
 
 def training_batch(prompts: Sequence[str], config: TrainConfig, seed: int, number: int) -> Batch:
-    """Batch `number` of a training, 0 the first: the prompts pass in shuffled epochs, each batch with seeds of its
-    own."""
+    """Batch `number` of a training, from 0: prompts in shuffled epochs, and seeds of the batch's own."""
     rows, size = [], config.prompts_per_round
     for position in range(number * size, (number + 1) * size):
         epoch, at = divmod(position, len(prompts))
@@ -163,7 +159,8 @@ def _shuffle_prompts(prompts: tuple[str, ...], seed: int) -> list[str]:
 
 
 def learning_rate_factor(config: TrainConfig, number: int) -> float:
-    """Of the learning rate in batch `number`: up linearly over `warmup` updates, level, down linearly to a tenth."""
+    """The factor on the learning rate in batch `number`: a linear rise over `warmup` rounds, 1, a linear fall to
+    0.1."""
     up = min(1.0, (number // config.accumulate + 1) / config.warmup) if config.warmup else 1.0
     fall = config.decay * config.total_batches
     remaining = config.total_batches - number
@@ -173,7 +170,7 @@ def learning_rate_factor(config: TrainConfig, number: int) -> float:
 def describe_training(
     config: TrainConfig, held_out: Sequence[str], is_set_apart: bool, train: Sequence[str] | PreferencePairs
 ) -> list[str]:
-    """What the plan says of it."""
+    """Sentences about the training for the plan's checks."""
     pairs = isinstance(train, PreferencePairs)
     lora = lora_config(config)
     what = (

@@ -64,10 +64,10 @@ def check_devices(runs: Path) -> Iterator[tuple]:
 
 
 def check_attention(runs: Path) -> Iterator[tuple]:
-    from pipelines.loading import attention_problem
+    from pipelines.attention import find_backend_problem
 
     for backend in ("sdpa", "xformers", "flash"):
-        problem = attention_problem(backend)
+        problem = find_backend_problem(backend)
         yield f"attention {backend}", "missing" if problem else "ok", problem or "works"
 
 

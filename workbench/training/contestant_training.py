@@ -1,5 +1,5 @@
-"""Training as a part of a run: a contestant whose method trains weights is trained first, then exported, and then
-samples like any other."""
+"""Training as a part of a run: contestants whose methods train weights are trained and exported before samples are
+made."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ from workbench.training.training_runs import checkpoint_store
 
 
 class ProcessEnded(RuntimeError):  # noqa: N818
-    """This process of several failed. The others wait for it until it has exited; then their launcher ends them."""
+    """One of several processes failed. The others wait for it until it exits; then the launcher ends them."""
 
 
 def train_contestants(
     plan: Plan, folder: store.RunFolder, stop: threading.Event, load: Callable[..., Any]
 ) -> Iterator[Progress]:
-    """Train and export what is not trained yet, one contestant after the other. One that fails is reported in the run's
-    log, and the others go on; but of several processes none can go on without the others. Then this raises
-    ProcessEnded."""
+    """Train and export the contestants that are not trained yet, one after the other. A failure is written to the run's
+    log, and the next contestant is trained; with several processes it raises ProcessEnded, as none can go on without
+    the others."""
     for name in plan.trained_contestants:
         if stop.is_set():
             return
@@ -55,4 +55,4 @@ def train_contestants(
                     f"{name} failed in process {rank} of {processes.count_processes()}: {reason} (see {path})"
                 ) from error
             yield Progress(name, 0, plan.train_config.rounds, failed=reason, phase="train")
-        gc.collect()  # the modules of some pipelines refer to each other, and the next one needs their place
+        gc.collect()  # the modules of some pipelines refer to each other, and the next one needs their memory

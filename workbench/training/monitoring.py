@@ -1,5 +1,4 @@
-"""Checks of a training: evaluation on held-out prompts by rewards that are not optimised, the hacking alarm, finite
-numbers."""
+"""Monitoring of a training: evaluation on held-out prompts, the reward-hacking alarm, and checks for finite numbers."""
 
 from __future__ import annotations
 
@@ -29,9 +28,11 @@ class TrainingHalted(RuntimeError):  # noqa: N818
 
 
 def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None) -> list[dict]:
-    """Samples of the held-out prompts at fixed seeds, made by `method` and scored by every reward: the rows of a table.
-    A few are written into `folder`. A set reward has the same score in every row, and in each the score of one random
-    half."""
+    """Sample the held-out prompts with fixed seeds by `method`, and score them by every reward of the plan.
+
+    One row per sample: {"index", "k", "prompt", "category", "reward", "diversity", "scores": {name: score}, "halves"}.
+    The score of a set reward is the same in every row, and "halves" has its score of one random half per row. The first
+    samples are written into `folder`, unless it is None."""
     rows = [(n, p, k) for n, p in enumerate(plan.held_out_prompts) for k in range(SAMPLES_PER_PROMPT)]
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     samples, scores, size = [], {}, max(1, plan.config.batch // SAMPLES_PER_PROMPT) * SAMPLES_PER_PROMPT
@@ -79,6 +80,7 @@ def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None
 def write_samples(
     folder: Path, rows: Sequence[tuple[int, str, int]], samples: Media, scores: Mapping[str, torch.Tensor]
 ) -> None:
+    """Write the first sample of each of the first MAX_WRITTEN prompts, with prompt and scores as metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     for b, (n, prompt, k) in enumerate(rows):
         if k == 0 and n < MAX_WRITTEN:
@@ -89,8 +91,8 @@ def write_samples(
 def compare_to_base(
     plan: Plan, name: str, base: Sequence[Mapping], current: Sequence[Mapping]
 ) -> tuple[dict[str, float], str | None]:
-    """(metrics of the held-out prompts, the hacking alarm's sentence or None), against the same rows of the base
-    model."""
+    """(mean scores on the held-out prompts, the hacking alarm's sentence or None): `current` rows against the same rows
+    of the base model."""
     optimised, sets = plan.reward.weights, {n: set_scores(plan, rows) for n, rows in (("base", base), (name, current))}
     parts = []
     for n, rows in (("base", base), (name, current)):
@@ -103,7 +105,7 @@ def compare_to_base(
 
 
 def set_scores(plan: Plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.SetScore]:
-    """The scores that the set rewards gave these rows."""
+    """Set reward -> its score of these rows, and of random halves of them."""
     halves = {
         n: [statistics.none_to_nan(r["halves"][n]) for r in rows if n in r.get("halves", {})]
         for n in set_rewards.set_rewards_of(plan)
@@ -115,9 +117,9 @@ def set_scores(plan: Plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.Set
 
 
 def selection_score(plan: Plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
-    """The number by which the best weights are picked: the mean of `train.best`, else of the first reward of `watch`,
-    else of the reward. A control run, whose reward is spoilt on purpose, keeps its last weights. -inf where less than
-    half as many samples could be scored as of the base."""
+    """The score by which the best weights are selected: the mean of `train.best`, else of the first reward of `watch`,
+    else of the reward. A control run, whose reward is spoilt on purpose, keeps the last weights. -inf where less than
+    half as many samples could be scored as of the base. Raises BadInput where none of the base's could."""
     metric = plan.train_config.best or (
         "last" if plan.config.control != "none" else next(iter(plan.watch.rewards), "") if plan.watch else "reward"
     )
@@ -138,11 +140,13 @@ def selection_score(plan: Plan, rows: Sequence[Mapping], base: Sequence[Mapping]
 
 
 def mean_of(rows: Sequence[Mapping], key: str) -> float:
+    """The mean of row[key], without None; 0 where there is no value."""
     values = [r[key] for r in rows if r[key] is not None]
     return sum(values) / len(values) if values else 0.0
 
 
 def mean_saturation(rows: Sequence[Mapping]) -> float:
+    """The mean of the score saturated_pixels."""
     return sum(r["scores"]["saturated_pixels"] for r in rows) / len(rows)
 
 
@@ -150,8 +154,8 @@ def mean_saturation(rows: Sequence[Mapping]) -> float:
 
 
 def check_first_round(event: Event, method: Any) -> None:
-    """The first round must have rewards that differ, and log-ratios of 0. Raises BadInput or TrainingHalted."""
-    r = event.scores.get("reward", torch.zeros(0)).double()  # pairs are not judged
+    """Raises BadInput or TrainingHalted unless the rewards of the first round differ and its log-ratios are 0."""
+    r = event.scores.get("reward", torch.zeros(0)).double()  # pairs have no rewards
     finite_scores = r[r.isfinite()]
     if len(r) and not len(finite_scores):
         raise BadInput("reward: none of the first samples could be judged, so there is nothing to learn from")
@@ -169,9 +173,9 @@ def check_first_round(event: Event, method: Any) -> None:
 
 @torch.no_grad()
 def check_replay(policy: Any, prompts: Sequence[str]) -> float:
-    """The largest log-ratio between stochastic steps as they were drawn and as they are replayed with the same weights;
-    0 if all is well. Raises TrainingHalted where it is more than rounding: the loss would be that of steps that were
-    never taken."""
+    """The largest absolute log-ratio between stochastic steps as sampled and as scored again with the same weights: 0
+    but for rounding. Raises TrainingHalted where it is larger: policy gradients would be of other steps than were
+    taken."""
     path, largest = policy.sample(prompts, seeds=range(len(prompts))), 0.0
     for i in path.stochastic:
         log_prob = policy.transition(path.x[:, i], i, prompts).log_prob(path.x[:, i + 1])

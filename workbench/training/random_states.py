@@ -11,6 +11,7 @@ import torch
 
 
 def random_states() -> dict[str, Any]:
+    """The states of the generators of torch, CUDA, Python and NumPy: tensors and plain values."""
     kind, keys, *others = np.random.get_state()
     cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() else None
     return {
@@ -22,6 +23,7 @@ def random_states() -> dict[str, Any]:
 
 
 def set_random_states(state: Mapping[str, Any]) -> None:
+    """Set all generators to the states that `random_states` returned."""
     torch.set_rng_state(state["torch"])
     if state["cuda"] is not None and torch.cuda.is_available():
         torch.cuda.set_rng_state(state["cuda"])

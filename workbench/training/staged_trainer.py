@@ -1,8 +1,8 @@
-"""A training in stages (workbench.runs.stages): one set of weights, trained on one task after the other; all are
-evaluated after each.
+"""Training in stages (workbench.runs.stages): one set of weights is trained on one task after the other, and all tasks
+are evaluated after each.
 
-Each task has a pipeline, a reward, prompts, a method and an optimiser of its own, and the same adapters. A stage begins
-with fresh optimisers and without the copies that the methods of earlier ones have left, but for the average.
+Each task has its own pipeline, reward, prompts, method and optimiser, and shares the adapters. A stage begins with
+fresh optimisers, and without the copies of weights that methods of earlier stages have made, except the average (EMA).
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workbench.training.trainer import Batches, Trainer
 
 
 class StagedTrainer(Trainer):
-    """Trains one set of weights stage by stage. `batches_done` counts the steps of the plan's stages: rounds and
+    """Trains one set of weights stage by stage. `batches_done` counts the steps of the stages: rounds and
     evaluations."""
 
     def __init__(self, plan: Plan, folder: store.RunFolder, name: str, load: Callable[..., Any]):
@@ -33,19 +33,14 @@ class StagedTrainer(Trainer):
         self.names = [stage.name for stage in plan.stages.stages]
         self.tasks = [Trainer(task, folder, task.trained_contestants[0], self.as_sibling) for task in plan.tasks]
         self.running_methods: dict[int, Iterator[Event]] = {}  # task -> the events of its method
-        self.matrix: list[dict] = []  # {"after": stage, "step": n, "tasks": {task: {judge: mean}}}
+        self.matrix: list[dict] = []  # {"after": stage, "step": n, "tasks": {task: {reward: mean}}}
 
     def as_sibling(self, config: pipelines.PipelineConfig, **_: Any) -> pipelines.TrainablePolicy:
         """The weights of this training as another task's pipeline."""
         return pipelines.as_sibling(self.policy, config)
 
-    @property
-    def rounds_done(self) -> int:
-        return sum(
-            step.task is not None for step in itertools.islice(self.plan.stages.iterate_steps(), self.batches_done)
-        )
-
     def train_rounds(self, stop: threading.Event) -> Iterator[Progress]:
+        """Take the steps of the stages, rounds and evaluations, until the training ends."""
         for step in self.plan.stages.iterate_steps(self.batches_done):
             if self.should_stop(stop):
                 return
@@ -60,12 +55,12 @@ class StagedTrainer(Trainer):
                 metrics = {f"{self.names[step.task]} {k}": v for k, v in event.metrics.items()}
                 optimizer = self.tasks[step.task].distributed.current_optimizer
                 self.log_metrics("train", metrics | {"lr": optimizer.param_groups[0]["lr"]})
-                yield self.make_progress("train", event=replace(event, step=self.updates_done))
+                yield self.make_progress("train", event=replace(event, step=self.rounds_done))
             if step.task is None or self.batches_done % self.train_config.save_every == 0 or self.should_stop(stop):
                 self.save_checkpoint()
 
     def train_turn(self, step: Step) -> Event | None:
-        """A round of one task; None where its method has nothing left to do."""
+        """Train a round of one task; its event, or None where the method has nothing left to do."""
         if step.number == 0:
             self.reset_optimizer()
         task = self.tasks[step.task]
@@ -88,25 +83,25 @@ class StagedTrainer(Trainer):
 
     def evaluate(self) -> Iterator[Progress]:
         """Evaluate every task on its own prompts; the first evaluation is that of the base model."""
-        self.evaluated_at = self.updates_done
+        self.evaluated_at = self.rounds_done
         after = (
             self.names[next(self.plan.stages.iterate_steps(self.batches_done - 1)).stage] if self.batches_done else ""
         )
-        folder = self.folder.path / "samples" / self.name / f"{self.updates_done:06d}"
-        with self.policy.use(self.weights_name) if self.updates_done else self.policy.reference():
+        folder = self.folder.path / "samples" / self.name / f"{self.rounds_done:06d}"
+        with self.policy.use(self.weights_name) if self.rounds_done else self.policy.reference():
             rows_by_task = [
                 task.score_held_out(folder / name if self.is_leader else None)
                 for name, task in zip(self.names, self.tasks, strict=True)
             ]
-            metrics = {"distance": self.policy.adapters.distance_from_base() if self.updates_done else 0.0}
+            metrics = {"distance": self.policy.adapters.distance_from_base() if self.rounds_done else 0.0}
         self.base = self.base or rows_by_task
         means_by_task, alarms = {}, []
         for name, task, base, rows in zip(self.names, self.tasks, self.base, rows_by_task, strict=True):
             means, alarm = monitoring.compare_to_base(task.plan, self.name, base, rows)
             means_by_task[name] = {key.removeprefix("held "): value for key, value in means.items()}
             alarms += [f"{name}: {alarm}"] if alarm else []
-        self.matrix.append({"after": after, "step": self.updates_done, "tasks": means_by_task})
-        self.best = {"update": self.updates_done, "score": float(self.updates_done)}
+        self.matrix.append({"after": after, "step": self.rounds_done, "tasks": means_by_task})
+        self.best = {"update": self.rounds_done, "score": float(self.rounds_done)}
         metrics |= {f"{name} {key}": value for name, means in means_by_task.items() for key, value in means.items()}
         self.log_metrics("watch", metrics)
         yield self.make_progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
@@ -130,4 +125,6 @@ class StagedTrainer(Trainer):
             task.distributed.micro = self.distributed.micro
 
     def summarise_training(self) -> dict[str, Any]:
-        return super().summarise_training() | {"stages": self.matrix}
+        steps = itertools.islice(self.plan.stages.iterate_steps(), self.batches_done)
+        rounds = sum(step.task is not None for step in steps)  # without the evaluations
+        return super().summarise_training() | {"updates": rounds, "stages": self.matrix}

@@ -1,8 +1,7 @@
-"""Where the numbers of a training go besides the run's own log: accelerate's trackers for TensorBoard, wandb and
-trackio.
+"""Trackers of a training's metrics, besides the run's own log: TensorBoard, wandb and trackio, by accelerate.
 
-A resumed training goes on in the same curves: TensorBoard's are purged of what was logged beyond the checkpoint, and
-wandb goes on with the run of the same `id`.
+A resumed training continues the same curves: TensorBoard's are purged of points beyond the checkpoint, and wandb
+resumes the run of the same `id`.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ PROJECT = "media-alignment-workbench"
 def open_trackers(
     recipe: TrainConfig, folder: Path, name: str, config: Mapping[str, Any], start: int
 ) -> list[GeneralTracker]:
-    """The trackers that the recipe names, or TensorBoard where it is installed; `start` updates have been logged
+    """The trackers that the recipe names, or TensorBoard where it is installed; `start` rounds have been logged
     before."""
     names = recipe.report_to
     if names is None:
@@ -35,19 +34,20 @@ def open_trackers(
 
 
 def create_tracker(tracker: str, folder: Path, name: str, config: Mapping[str, Any], start: int) -> GeneralTracker:
+    """A tracker ("tensorboard", "wandb" or "trackio") of the training of contestant `name` in a run folder."""
     if tracker == "tensorboard":
         return TensorBoardTracker(name, str(folder / "tensorboard"), purge_step=start + 1)
     run_name = f"{folder.name}-{name}"
     if tracker == "wandb":
         settings = {"dir": str(folder), "id": run_name, "resume": "allow"}
         return WandBTracker(PROJECT, name=run_name, config=dict(config), **settings)
-    from accelerate.tracking import TrackioTracker  # the youngest of them
+    from accelerate.tracking import TrackioTracker  # only in newer versions of accelerate
 
     return TrackioTracker(PROJECT, name=run_name, config=dict(config))
 
 
 def log_metrics(trackers: list[GeneralTracker], step: int, metrics: Mapping[str, float]) -> None:
-    """`held oracle` becomes `held/oracle` for TensorBoard, which draws what has a prefix in common side by side."""
+    """Log to all trackers. `held oracle` becomes `held/oracle` for TensorBoard, which groups metrics by prefix."""
     for tracker in trackers:
         grouped = isinstance(tracker, TensorBoardTracker)
         tracker.log({key.replace(" ", "/", 1) if grouped else key: v for key, v in metrics.items()}, step=step)

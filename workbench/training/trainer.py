@@ -1,6 +1,6 @@
-"""The training of one contestant. A method yields after each round; between two rounds the trainer logs, evaluates,
-saves, and may stop. The newest checkpoint holds the whole state of a training, so it can be killed at any moment and
-resumes bit for bit.
+"""The training of one contestant: a loop over the events of its method, one per batch, that logs, evaluates, saves and
+stops. The newest checkpoint holds the whole state of a training, so it can be killed at any moment and resumes bit for
+bit.
 """
 
 from __future__ import annotations
@@ -41,16 +41,13 @@ from workbench.training.training_runs import (
     load_trainable,
 )
 
-SAVED_FIELDS = {
-    "alarm": "alarm",
-    "ended": "ended",
-    "looked": "evaluated_at",
-}  # key in a checkpoint -> attribute of Trainer
+# key in a checkpoint -> attribute of Trainer
+SAVED_FIELDS = {"alarm": "alarm", "ended": "ended", "looked": "evaluated_at"}
 
 
 class Batches:
-    """The batches of a training from number `first` on. A batch's number seeds the global random generators, on every
-    device. `memory` holds what the method wants to find again after a resume: plain values."""
+    """The batches of a training from number `first` on. Global random generators are seeded by a batch's number, on
+    every device. `memory` is the method's own state: plain values, saved in checkpoints."""
 
     def __init__(self, trainer: Trainer):
         self.trainer, self.first, self.memory = trainer, trainer.batches_done, trainer.memory
@@ -68,8 +65,7 @@ class Batches:
             )
 
     def pair_batch(self, n: int) -> PairBatch:
-        """Pairs instead of prompts. In a control run winner and loser are swapped, or pairs have each other's
-        prompts."""
+        """Batch n of preference pairs. In a control run winners and losers are swapped, or prompts shuffled."""
         plan, size = self.trainer.plan, self.trainer.train_config.prompts_per_round
         batch = plan.pairs.batch(n * size, size, self.trainer.distributed.size)
         if plan.config.control == "negated":
@@ -80,7 +76,7 @@ class Batches:
 
 
 class Trainer:
-    """Trains contestant `name` of a plan; `load` has the signature of pipelines.load."""
+    """Trains contestant `name` of a plan. `load` has the signature of pipelines.load."""
 
     def __init__(self, plan: Plan, folder: store.RunFolder, name: str, load: Callable[..., Any]):
         self.plan, self.folder, self.name, self.train_config = plan, folder, name, plan.train_config
@@ -98,29 +94,26 @@ class Trainer:
         self.sampler = pipelines.DistributedPolicy(pipelines.sampling_view(self.policy, plan.pipelines[name]))
         self.training_reward = TrainingReward(plan.reward, self.distributed, plan.config, plan.train_prompts)
         self.trackers: list[GeneralTracker] = []
-        self.batches_done, self.cost, self.samples = 0, Cost(), 0  # what they took, samples drawn
-        self.memory: dict[str, Any] = {}  # the method's own
-        self.base: list[dict] = []  # rows of the held-out prompts before training
-        self.best: dict[str, Any] = {}
+        self.batches_done, self.cost, self.samples = 0, Cost(), 0  # samples: drawn for training
+        self.memory: dict[str, Any] = {}  # see Batches
+        self.base: list[dict] = []  # scores of the held-out prompts before training
+        self.best: dict[str, Any] = {}  # {"update": round, "score"}
         self.alarm, self.ended, self.evaluated_at = "", "", -1
 
     @property
-    def updates_done(self) -> int:
+    def rounds_done(self) -> int:
+        """Rounds that are done, by which logs and checkpoints are numbered; of a training in stages, its steps."""
         return self.batches_done // self.train_config.accumulate
 
     @property
-    def rounds_done(self) -> int:
-        """Rounds of training done."""
-        return self.updates_done
-
-    @property
     def weights_name(self) -> str:
-        """Which copy of the weights is evaluated and exported."""
+        """The copy of the weights that is evaluated and exported."""
         return delivered_copy(self.method, self.policy.adapters.copies)
 
     # --- the loop ----------------------------------------------------------------------------------------------------
 
     def run(self, stop: threading.Event) -> Iterator[Progress]:
+        """Train from the newest checkpoint to the end, then export; saves and returns once `stop` is set."""
         yield from self.restore_checkpoint()
         self.check_same_weights("at the start")
         if self.train_config.shard:
@@ -128,7 +121,7 @@ class Trainer:
         config = dataclasses.asdict(self.plan.config)
         if self.is_leader:
             self.trackers = trackers.open_trackers(
-                self.train_config, self.folder.path, self.name, config, self.updates_done
+                self.train_config, self.folder.path, self.name, config, self.rounds_done
             )
         try:
             if not self.batches_done and not self.base:
@@ -158,7 +151,7 @@ class Trainer:
                 tracker.finish()
 
     def train_rounds(self, stop: threading.Event) -> Iterator[Progress]:
-        """Rounds until the training ends, or memory runs out."""
+        """Train rounds until the training ends. Raises torch.OutOfMemoryError."""
         events = self.method(self.distributed, self.training_reward, Batches(self))
         while not self.should_stop(stop):
             with (meter := Meter(self.distributed, self.training_reward)):
@@ -170,8 +163,8 @@ class Trainer:
             if self.batches_done % self.train_config.accumulate:
                 continue
             self.log_metrics("train", event.metrics | {"lr": self.distributed.current_optimizer.param_groups[0]["lr"]})
-            yield self.make_progress("train", event=replace(event, step=self.updates_done))
-            k, config = self.updates_done, self.train_config
+            yield self.make_progress("train", event=replace(event, step=self.rounds_done))
+            k, config = self.rounds_done, self.train_config
             is_last = k == config.rounds
             if is_last or (config.eval_every and k % config.eval_every == 0):
                 yield from self.evaluate()
@@ -180,7 +173,7 @@ class Trainer:
         events.close()
 
     def record_round(self, event: Event | None, meter: Meter) -> None:
-        """Count what a round took, and check what it yielded, if the method had anything left to do. Raises
+        """Count a batch and its cost, and check its event (None: the method is at its end). Raises BadInput and
         TrainingHalted."""
         self.add_cost(meter)
         if event is None:
@@ -192,7 +185,7 @@ class Trainer:
         monitoring.check_finite(self.policy, self.policy.has_loss_scaler)
 
     def should_stop(self, stop: threading.Event) -> bool:
-        """Whether to stop here, agreed on by all processes; only between two optimiser steps."""
+        """Whether to stop now, agreed on by all processes; never between the batches of one optimiser step."""
         if self.batches_done % self.train_config.accumulate and not self.ended:
             return False
         late = self.train_config.minutes and self.cost.seconds >= 60 * self.train_config.minutes
@@ -200,10 +193,10 @@ class Trainer:
             stop.set()
         if any(self.gather_values(bool(late))):
             self.ended = self.ended or f"the {self.train_config.minutes:g} minutes were over"
-        return stop.is_set() or bool(self.ended) or self.updates_done >= self.train_config.rounds
+        return stop.is_set() or bool(self.ended) or self.rounds_done >= self.train_config.rounds
 
     def gather_values(self, value: Any) -> list[Any]:
-        """The value of every process, in the order of their ranks."""
+        """The values of all processes, in the order of their ranks."""
         if self.distributed.world.num_processes == 1:
             return [value]
         from accelerate.utils import gather_object
@@ -211,21 +204,20 @@ class Trainer:
         return gather_object([value])
 
     def add_cost(self, meter: Meter) -> None:
-        """Add what the last round took: work of all processes, time and memory of the slowest and largest."""
+        """Add the cost of a round: the sum of work over processes, the maximum of time and memory."""
         costs = self.gather_values(dataclasses.asdict(meter.cost))
         largest = {key: max(c[key] for c in costs) for key in ("seconds", "peak_mb")}
         self.cost += Cost(**({key: sum(c[key] for c in costs) for key in costs[0]} | largest))
 
     def check_same_weights(self, when: str) -> None:
-        """Raises TrainingHalted unless all processes have the same weights, bit for bit; or, of shards, parts of the
-        same."""
+        """Raises TrainingHalted unless all processes have the same weights, or shards of the same, bit for bit."""
         if len(set(self.gather_values((self.policy.adapters.content_hash(), self.policy.updates)))) > 1:
             raise TrainingHalted(f"the processes have different weights {when}; they no longer train one model")
 
     def halve_micro_batch(self) -> Progress:
         """Halve the rows that go through the denoiser at once, and go back to the newest checkpoint."""
         rows = self.distributed.micro or 2 * self.train_config.prompts_per_round * self.method.group
-        if self.distributed.world.num_processes > 1:  # the others are in the round still, and wait for this one's part
+        if self.distributed.world.num_processes > 1:  # the others are still in the round and wait for this one
             raise TrainingHalted(
                 "the GPU's memory is full, and several processes can't go on with fewer rows by themselves; "
                 "set train.micro to fewer rows, or checkpointing: true"
@@ -249,17 +241,17 @@ class Trainer:
 
     def evaluate(self) -> Iterator[Progress]:
         """Evaluate on the held-out prompts; the first evaluation is that of the base model."""
-        self.evaluated_at = self.updates_done
-        folder = self.folder.path / "samples" / self.name / f"{self.updates_done:06d}" if self.is_leader else None
-        with self.policy.use(self.weights_name) if self.updates_done else self.policy.reference():
+        self.evaluated_at = self.rounds_done
+        folder = self.folder.path / "samples" / self.name / f"{self.rounds_done:06d}" if self.is_leader else None
+        with self.policy.use(self.weights_name) if self.rounds_done else self.policy.reference():
             rows = self.score_held_out(folder)
-            distance = self.policy.adapters.distance_from_base() if self.updates_done else 0.0
+            distance = self.policy.adapters.distance_from_base() if self.rounds_done else 0.0
         self.base = self.base or rows
         metrics, alarm = monitoring.compare_to_base(self.plan, self.name, self.base, rows)
-        score = monitoring.selection_score(self.plan, rows, self.base, self.updates_done)
+        score = monitoring.selection_score(self.plan, rows, self.base, self.rounds_done)
         (alarm, score), *_ = self.gather_values((alarm, score))  # judges elsewhere may fail one process alone
         if not self.best or score > self.best["score"]:
-            self.best = {"update": self.updates_done, "score": score}
+            self.best = {"update": self.rounds_done, "score": score}
         metrics["distance"] = distance
         if "saturated_pixels" in rows[0]["scores"]:
             metrics["saturated"] = monitoring.mean_saturation(rows)
@@ -268,8 +260,8 @@ class Trainer:
         yield from self.report_alarm(alarm or "")
 
     def score_held_out(self, folder: Path | None) -> list[dict]:
-        """Held-out prompts sampled and scored as they would be after an export of the present weights. The adapters are
-        merged for that, but not where they are a branch that the sampler reads (HyperNoise)."""
+        """Rows of the held-out prompts (monitoring.evaluate_held_out), sampled as after an export of the live weights,
+        with merged adapters, unless the sampler reads the adapters as a branch (HyperNoise)."""
         method = delivery_method(self.method)
         with nullcontext() if self.method.sampler() else self.policy.merged():
             try:
@@ -281,41 +273,43 @@ class Trainer:
                 ) from None
 
     def report_alarm(self, alarm: str) -> Iterator[Progress]:
+        """Log and report a new alarm; end the training where `on_alarm` says so."""
         if alarm and alarm != self.alarm:
             if self.is_leader:
-                self.folder.append_event({"contestant": self.name, "step": self.updates_done, "alarm": alarm})
+                self.folder.append_event({"contestant": self.name, "step": self.rounds_done, "alarm": alarm})
             yield self.make_progress("told", note=f"alarm: {alarm}")
         self.alarm = alarm
         if alarm and self.train_config.on_alarm == "stop":
             self.ended = f"the alarm was raised: {alarm}"
 
     def log_metrics(self, phase: str, metrics: Mapping[str, float]) -> None:
+        """Write metrics of a round ("train") or an evaluation ("watch") to the run's log and to the trackers."""
         if not self.is_leader:
             return
         metrics = {key: json_number(value) for key, value in metrics.items()}
         cost = dataclasses.asdict(self.cost)
         self.folder.append_event(
-            {"contestant": self.name, "phase": phase, "step": self.updates_done, "metrics": metrics, "cost": cost}
+            {"contestant": self.name, "phase": phase, "step": self.rounds_done, "metrics": metrics, "cost": cost}
         )
-        trackers.log_metrics(self.trackers, self.updates_done, {k: v for k, v in metrics.items() if v is not None})
+        trackers.log_metrics(self.trackers, self.rounds_done, {k: v for k, v in metrics.items() if v is not None})
 
     def make_progress(self, phase: str, **details: Any) -> Progress:
         return Progress(
-            self.name, self.updates_done, self.train_config.rounds, folder=self.folder.path, phase=phase, **details
+            self.name, self.rounds_done, self.train_config.rounds, folder=self.folder.path, phase=phase, **details
         )
 
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
-        self.check_same_weights(f"at update {self.updates_done}")
+        self.check_same_weights(f"at update {self.rounds_done}")
         state = self.state_dict()
         if self.is_leader:
-            self.checkpoints.save(self.updates_done, state)
-            if self.best.get("update") == self.updates_done:
+            self.checkpoints.save(self.rounds_done, state)
+            if self.best.get("update") == self.rounds_done:
                 self.checkpoints.mark_best(**self.best)
 
     def state_dict(self) -> dict[str, Any]:
-        """The whole state of the training; every process must call this, as it gathers theirs."""
+        """The whole state of the training, gathered from all processes, which must all call this."""
         return {
             "number": self.batches_done,
             "policy": self.policy.state_dict(),
@@ -330,7 +324,7 @@ class Trainer:
         }
 
     def restore_checkpoint(self) -> Iterator[Progress]:
-        """Go on from the newest checkpoint that is whole, if there is one."""
+        """Resume from the newest intact checkpoint, if there is one."""
         update, state, damaged = self.checkpoints.load_newest()
         (update, damaged), *_ = self.gather_values((update, damaged))
         for checkpoint in damaged:
@@ -359,16 +353,16 @@ class Trainer:
     # --- the end -----------------------------------------------------------------------------------------------------
 
     def export_best(self) -> Iterator[Progress]:
-        """Export the best weights and record what the training took. The other processes return early, unless they hold
-        shards."""
-        if self.evaluated_at != self.updates_done:  # the training ended early
+        """Evaluate, save, export the best weights and mark the training as finished. Processes other than the first
+        return early, unless they hold shards."""
+        if self.evaluated_at != self.rounds_done:  # the training ended early
             yield from self.evaluate()
         self.save_checkpoint()
         folder = export_folder(self.plan, self.folder, self.name)
-        (is_exported, *_) = self.gather_values(folder.exists())  # and what was saved is on disk
+        (is_exported, *_) = self.gather_values(folder.exists())  # also waits until the checkpoint is on disk
         if not self.is_leader and not self.policy.adapters.sharded:
             return
-        self.reset_optimizer()  # exporting asks for memory of its own
+        self.reset_optimizer()  # exporting needs memory
         weights, best = load_best_weights(self.policy, self.checkpoints, self.method)
         self.policy.adapters.drop_copies({weights})
         if self.is_leader:
@@ -388,11 +382,11 @@ class Trainer:
         yield self.make_progress("told", note=f"exported the weights of update {best} to {folder}")
 
     def reset_optimizer(self) -> None:
-        """Free what only training needs; a checkpoint holds it."""
+        """Drop the optimiser with its state; a checkpoint holds it."""
         self.policy.reset_optimizer()
         self.distributed.current_optimizer = None
 
     def summarise_training(self) -> dict[str, Any]:
-        """What the training took and how it ended."""
+        """Rounds ("updates"), samples and cost of the training, its alarm and why it ended."""
         totals = {"updates": self.rounds_done, "samples": self.samples, **dataclasses.asdict(self.cost)}
         return totals | {"alarm": self.alarm, "ended": self.ended, "micro": self.distributed.micro}

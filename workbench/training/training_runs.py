@@ -1,5 +1,4 @@
-"""Trainings as a run folder holds them: which are finished, where checkpoints and exports lie, what a training would
-take."""
+"""Trainings in a run folder: which are finished, where checkpoints and exports are, and how long one will take."""
 
 from __future__ import annotations
 
@@ -10,6 +9,7 @@ from typing import Any
 
 import pipelines
 from pipelines import processes
+from pipelines.loading import resolve_device
 from pipelines.trainable_policy import EMA
 from workbench.core.types import BadInput
 from workbench.methods import Sample, name_of
@@ -20,12 +20,10 @@ from workbench.training.monitoring import TrainingHalted
 
 
 def open_on_leader(open_folder: Callable[[], Path], device: str) -> Path:
-    """The folder that the main process opens, made known to all processes. Raises its BadInput in all of them."""
+    """The folder that the main process opens, sent to all processes. Its BadInput is raised in all of them."""
     if processes.count_processes() == 1:
         return open_folder()
     from accelerate.utils import broadcast_object_list
-
-    from pipelines.loading import resolve_device
 
     processes.join_processes(resolve_device(device))
     messages = [None]
@@ -41,18 +39,19 @@ def open_on_leader(open_folder: Callable[[], Path], device: str) -> Path:
 
 
 def checkpoint_store(plan: Plan, folder: store.RunFolder, name: str) -> CheckpointStore:
+    """The checkpoints of contestant `name`."""
     return CheckpointStore(folder.path / "checkpoints" / name, plan.train_config.keep_last)
 
 
 def export_folder(plan: Plan, folder: store.RunFolder, name: str) -> Path:
-    """Where the trained weights of a contestant are exported to."""
+    """The folder to which the trained weights of a contestant are exported."""
     exports = folder.path / "export"
     return exports if len(plan.trained_contestants) == 1 else exports / name
 
 
 def plan_with_exports(plan: Plan, folder: store.RunFolder) -> Plan:
-    """The plan of the final samples: trained contestants with their exported weights, without those whose training
-    failed."""
+    """The plan for the final samples: trained contestants use their exported weights; those whose training failed are
+    left out."""
     names = {
         n
         for n in plan.methods
@@ -75,7 +74,8 @@ def delivery_method(method: Any) -> Any:
 
 
 def rewind_run(plan: Plan, folder: store.RunFolder) -> set[tuple[str, int]]:
-    """Forget what unfinished batches and rounds beyond the newest checkpoint logged; returns the finished batches."""
+    """Remove from the log unfinished batches and rounds beyond the newest checkpoint; returns the finished batches,
+    (contestant, batch)."""
     if not plan.trained_contestants:
         return folder.drop_unfinished()
     events = folder.events()
@@ -96,7 +96,7 @@ def rewind_run(plan: Plan, folder: store.RunFolder) -> set[tuple[str, int]]:
 
 
 def training_samples(plan: Plan, name: str) -> int:
-    """Samples that the training of contestant `name` draws, or media of the pairs that it is given."""
+    """How many samples the training of contestant `name` draws, or media of pairs it uses."""
     if plan.tasks:
         return sum(training_samples(task, task.trained_contestants[0]) for task in plan.tasks)
     each = plan.methods[name].group if plan.pairs is None else 2
@@ -104,8 +104,8 @@ def training_samples(plan: Plan, name: str) -> int:
 
 
 def estimate_training(plan: Plan, runs: Path, name: str) -> dict[str, Any]:
-    """Samples, seconds and memory that a training will take, by the newest finished training of the same method on the
-    same pipeline in the folder `runs`, at its seconds per sample."""
+    """{"samples", "seconds", "peak_mb"} of a training, estimated by the newest finished training of the same method on
+    the same pipeline in the folder `runs`; None without one."""
     samples, earlier = training_samples(plan, name), {}
     for folder in store.list_run_folders(runs):
         run = folder.read()
@@ -139,13 +139,14 @@ def load_trainable(plan: Plan, name: str, load: Callable[..., Any], **changes: s
 
 
 def delivered_copy(method: Any, copies: Collection[str]) -> str:
-    """Which weights are evaluated and exported: the copy that the method names, else the average (EMA), else
-    "train"."""
+    """The copy of the weights that is evaluated and exported: the one that the method names, else the average (EMA),
+    else "train"."""
     return next((name for name in (method.delivered_copy, EMA) if name in copies), "train")
 
 
 def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: CheckpointStore, method: Any) -> tuple[str, int]:
-    """Load the best weights of a training into a policy; (name of that copy, update after which it was taken)."""
+    """Load the best weights of a training into a policy; returns (name of the copy to use, its round). Raises
+    TrainingHalted for a damaged checkpoint."""
     update = checkpoints.best_record["update"]
     state = checkpoints.load(update)
     if state is None:
@@ -155,9 +156,7 @@ def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: Checkpoint
 
 
 def load_best_policy(plan: Plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
-    """(policy, name of its best copy, update after which it was taken) of a finished training."""
-    changes = (
-        {"dtype": "fp32"} if plan.train_config.shard else {}
-    )  # shards are trained in fp32; one process holds no shards
+    """(policy, name of the copy to use, its round) with the best weights of a finished training."""
+    changes = {"dtype": "fp32"} if plan.train_config.shard else {}  # as shards are trained; here is one process
     policy = load_trainable(plan, name, load, **changes)
     return policy, *load_best_weights(policy, checkpoint_store(plan, folder, name), plan.methods[name])

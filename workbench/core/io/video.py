@@ -1,5 +1,4 @@
-"""Films and compressed sounds, by PyAV where it is installed (`pip install av`): reading, MP4 and FLAC, films side by
-side.
+"""Films and compressed sounds, by PyAV where it is installed (`pip install av`): reading, and writing MP4 and FLAC.
 
 An MP4 is what browsers, phones and slides play: h264, yuv420p, its index first (faststart), AAC beside it. It is lossy:
 the record of a clip is the animated PNG that media.write makes. FLAC keeps 24 bits of a sound.
@@ -10,7 +9,7 @@ from __future__ import annotations
 import io
 import json
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from fractions import Fraction
 from pathlib import Path
@@ -51,7 +50,7 @@ def read_sound(path: Path) -> tuple[Tensor, float, dict]:
 
 @contextmanager
 def _open_stream(path: Path, kind: str) -> Iterator[tuple]:
-    av = _import_av(path, "reading")
+    av = import_av(path, "reading")
     try:
         with av.open(str(path)) as file:
             if not (streams := getattr(file.streams, kind)):
@@ -61,7 +60,8 @@ def _open_stream(path: Path, kind: str) -> Iterator[tuple]:
         raise ValueError(str(error)) from error
 
 
-def _import_av(path: Path, doing: str) -> Any:
+def import_av(path: Path, doing: str) -> Any:
+    """The module of PyAV. Raises BadInput where it is not installed, naming the file that needs it."""
     try:
         import av
     except ImportError:
@@ -91,7 +91,7 @@ def write_mp4(
     path = Path(path)
     if path.suffix.lower() != ".mp4":
         raise BadInput(f"{path}: films are written as .mp4; change the file's suffix")
-    av, frames = _import_av(path, "writing"), _single_row(clip, "video")
+    av, frames = import_av(path, "writing"), _single_row(clip, "video")
     frames = F.pad(frames, (0, frames.shape[-1] % 2, 0, frames.shape[-2] % 2), mode="replicate")
     with tempfile.TemporaryDirectory() as folder:  # faststart needs a second pass over a file of its own
         draft = Path(folder) / "draft.mp4"
@@ -117,7 +117,7 @@ def write_flac(sound: Media, path: str | Path, *, meta: Mapping | None = None) -
     path = Path(path)
     if path.suffix.lower() != ".flac":
         raise BadInput(f"{path}: this writes .flac; change the file's suffix")
-    av, data, out = _import_av(path, "writing"), _single_row(sound, "audio"), io.BytesIO()
+    av, data, out = import_av(path, "writing"), _single_row(sound, "audio"), io.BytesIO()
     if len(data) > 2:
         raise BadInput(f"{path}: {len(data)} channels; FLAC is written with one or two here, WAV with any number")
     with av.open(out, "w", format="flac") as file:
@@ -187,17 +187,3 @@ def _encode_samples(file: Any, stream: Any, samples: np.ndarray, kind: str, rate
     for part in [*change.resample(frame), *change.resample(None)]:
         file.mux(stream.encode(part))
     file.mux(stream.encode())
-
-
-def side_by_side(clips: Sequence[Media], gap: int = 4) -> Media:
-    """Clips [1,T,3,H,W] in one, left to right, in step: at the highest of their frame rates, as high as the highest of
-    them (the smaller on black), and each that is shorter than the longest stands still on its last frame."""
-    if not clips or any(c.modality != "video" or len(c) != 1 or c.rate <= 0 for c in clips):
-        raise ValueError("expected clips of one row each, with a frame rate")
-    rate, high = max(c.rate for c in clips), max(c.data.shape[-2] for c in clips)
-    length = max(round(c.data.shape[1] * rate / c.rate) for c in clips)
-    parts = []
-    for c in clips:
-        at = (torch.arange(length) * c.rate / rate).floor().long().clamp(max=c.data.shape[1] - 1)
-        parts.append(F.pad(c.data[:, at], (0, gap, 0, high - c.data.shape[-2])))
-    return Media(torch.cat(parts, -1)[..., :-gap] if gap else torch.cat(parts, -1), "video", rate)

@@ -1,4 +1,4 @@
-"""Methods on the forward process that weigh samples by their advantage."""
+"""Methods on the forward process that weigh samples by their advantages."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workbench.methods.common.rollout import Advantage
 
 @dataclass(frozen=True)
 class AdvantageMethod(ForwardProcessMethod):
-    """One that lets its user choose how rewards become advantages."""
+    """A ForwardProcessMethod with a setting for how rewards become advantages."""
 
     # A: r - group's mean, over std of batch or group, or bare (centre, leave-one-out); whole: no groups; gdpo: by part
     advantage: Advantage = "batch"

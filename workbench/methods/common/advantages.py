@@ -1,8 +1,8 @@
 """From rewards to advantages: pure functions of tensors, shared by the methods.
 
-Scores are [B] with the samples of one prompt as neighbours, `group` of them. NaN, a sample that could not be judged,
-takes no part and stays NaN. Shaping (log-sigmoid, ensembles) comes before any of this: a z-score undoes a reward's
-scale and keeps its shape.
+Scores are [B], with the `group` samples of each prompt as neighbours. NaN, a sample that could not be scored, is left
+out of all statistics and stays NaN. Rewards are shaped (log-sigmoid, ensembles) before this: a z-score removes a
+reward's scale and keeps its shape.
 """
 
 from __future__ import annotations
@@ -16,29 +16,29 @@ from torch import Tensor
 
 
 def zscore(scores: Tensor, group: int, spread: Literal["group", "batch"] = "group") -> Tensor:
-    """[B]: each group less its mean, over its standard deviation; equal scores become 0.
+    """[B]: (score - mean of its group) / standard deviation of the group; 0 for a group of equal scores.
 
-    spread `batch` divides by the standard deviation of all B scores (Flow-GRPO, arXiv:2505.05470): a group whose scores
-    hardly differ is then not blown up. Raises ValueError unless B is a multiple of `group`.
+    spread "batch" divides by the standard deviation of all B scores (Flow-GRPO, arXiv:2505.05470), which doesn't
+    amplify a group whose scores hardly differ. Raises ValueError unless B is a multiple of `group`.
     """
     x, valid = _split_groups(scores, group)
     centred = x - x.nanmean(1, keepdim=True)
     deviation = _row_std(x if spread == "group" else x.view(1, -1))
-    # Below float32's own resolution a spread is rounding, and dividing by it would make noise into an advantage.
+    # A spread below float32's resolution is rounding; divided by it, noise would become an advantage.
     level = x.nan_to_num(0).abs().amax(1, keepdim=True) * torch.finfo(torch.float32).eps
     flat = _row_std(x) <= level
     return (centred / deviation).masked_fill(flat & valid, 0.0).flatten().to(scores.dtype)
 
 
 def centre_groups(scores: Tensor, group: int) -> Tensor:
-    """[B]: each group less its mean and on its own scale (Dr. GRPO, arXiv:2503.20783). Raises as `zscore`."""
+    """[B]: score - mean of its group, not normalised (Dr. GRPO, arXiv:2503.20783). Raises ValueError as `zscore`."""
     x, _ = _split_groups(scores, group)
     return (x - x.nanmean(1, keepdim=True)).flatten().to(scores.dtype)
 
 
 def leave_one_out(scores: Tensor, group: int) -> Tensor:
-    """[B]: each score less the mean of the others of its group, an unbiased baseline (RLOO, arXiv:2402.14740); 0 for a
-    sample without others. Raises ValueError as `zscore`."""
+    """[B]: score - mean of the other scores of its group, an unbiased baseline (RLOO, arXiv:2402.14740); 0 for a sample
+    without others. Raises ValueError as `zscore`."""
     x, valid = _split_groups(scores, group)
     others = valid.sum(1, keepdim=True) - 1
     mean = (x.nansum(1, keepdim=True) - x) / others.clamp(min=1)
@@ -46,11 +46,11 @@ def leave_one_out(scores: Tensor, group: int) -> Tensor:
 
 
 def gdpo_advantages(scores: Mapping[str, Tensor], weights: Mapping[str, float], group: int) -> Tensor:
-    """[B]: each reward z-scored in its prompt's group, weighted, summed,
-    and the batch z-scored (GDPO, arXiv:2601.05242).
+    """[B]: each reward z-scored in its prompt's group, then the weighted sum z-scored over the batch (GDPO,
+    arXiv:2601.05242).
 
-    A large-scaled reward no longer drowns the others. A sample that one reward could not judge takes no part in any,
-    and a group that is equal in all stays 0, wherever the batch's mean lies.
+    So the scale of a reward doesn't matter. A sample that one reward could not score is NaN in all, and a group with
+    equal scores in all rewards stays 0, whatever the batch's mean.
     """
     unjudged = torch.stack([values.isnan() for values in scores.values()]).any(0)
     parts = (weights[name] * zscore(values.masked_fill(unjudged, math.nan), group) for name, values in scores.items())
@@ -60,7 +60,7 @@ def gdpo_advantages(scores: Mapping[str, Tensor], weights: Mapping[str, float], 
 
 
 def _split_groups(scores: Tensor, group: int) -> tuple[Tensor, Tensor]:
-    """float64 [B/group, group], and where it is not NaN."""
+    """Scores float64 [B/group, group], and where they are not NaN. Raises ValueError as `zscore`."""
     if scores.dim() != 1 or scores.shape[0] % group:
         raise ValueError(f"{list(scores.shape)} scores are not whole groups of {group}")
     x = scores.double().view(-1, group)
@@ -68,6 +68,6 @@ def _split_groups(scores: Tensor, group: int) -> tuple[Tensor, Tensor]:
 
 
 def _row_std(x: Tensor) -> Tensor:
-    """[N,1]: population standard deviation of each row, without its NaN."""
+    """[N,1]: population standard deviation of each row, without NaN."""
     centred = (x - x.nanmean(1, keepdim=True)).nan_to_num(0)
     return (centred.square().sum(1, keepdim=True) / (~x.isnan()).sum(1, keepdim=True).clamp(min=1)).sqrt()

@@ -1,4 +1,4 @@
-"""The best known sample of each row: what every search here keeps, and delivers whenever it is stopped."""
+"""The best sample of each row so far: the state and the result of every search."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from workbench.core.types import Batch, Event, Media, derive_seed
 
 
 class BestSample:
-    """The best known sample of each row. A judged sample beats an unjudged (NaN) one; on a tie the earlier stays."""
+    """The best sample of each row so far. A score beats NaN; on a tie the earlier sample stays."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -23,8 +23,8 @@ class BestSample:
 
     @torch.no_grad()
     def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> Tensor:
-        """Consider one candidate a row; [B]: where it is kept. Every tensor kept is a copy.
-        Noise must be given always or never."""
+        """Consider one candidate per row, with its reward [B]; returns bool [B], where it is the best so far. Tensors
+        are copied. latents: noise [B,*latent], given always or never."""
         if self.media is None:
             self.media, self.reward, self.latents = media.detach(), torch.full_like(reward, math.nan), latents
             wins = torch.ones_like(reward, dtype=torch.bool)
@@ -37,6 +37,7 @@ class BestSample:
         return wins
 
     def event(self, step: int, final: bool, **metrics: float) -> Event:
+        """An Event with the best samples."""
         return Event(
             step=step,
             metrics={"reward": self.reward.nanmean().item(), **metrics},
@@ -50,7 +51,7 @@ class BestSample:
 
 
 def seeded_normal(seeds: Sequence[int], shape: Sequence[int], *path: int | str) -> Tensor:
-    """[B,*shape] standard normal on the CPU: row b from its own generator, seeded by the part `path` of seeds[b]."""
+    """[B,*shape] standard normal on the CPU; row b is drawn by a generator with derive_seed(seeds[b], *path)."""
     generators = [torch.Generator().manual_seed(derive_seed(seed, *path)) for seed in seeds]
     return torch.stack([torch.randn(tuple(shape), generator=g) for g in generators])
 

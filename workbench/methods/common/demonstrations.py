@@ -1,5 +1,4 @@
-"""What DRAGON learns from: its own samples, drawn in fewer steps where that will do,
-and parted into good and bad (set_splits.py)."""
+"""DRAGON's demonstrations: own samples, possibly drawn in fewer steps, split into good and bad (set_splits.py)."""
 
 from __future__ import annotations
 
@@ -23,13 +22,13 @@ from workbench.methods.common.set_splits import (
 
 
 class DemonstrationSettings(Protocol):
-    """How a method wants its demonstrations."""
+    """The settings of a method that learns from demonstrations."""
 
     @property
-    def group(self) -> int: ...  # samples a prompt
+    def group(self) -> int: ...  # samples per prompt
 
     @property
-    def sampling_steps(self) -> int: ...  # that they are drawn in; 0: the policy's own
+    def sampling_steps(self) -> int: ...  # of the sampler; 0: the policy's own
 
     @property
     def prompts_per_pass(self) -> int: ...  # prompts drawn together; 0: all
@@ -38,7 +37,7 @@ class DemonstrationSettings(Protocol):
     def build(self) -> str: ...  # "swap" or "credit", for rewards of whole sets
 
     @property
-    def paired(self) -> bool: ...  # D+ and D- have each prompt alike
+    def paired(self) -> bool: ...  # D+ and D- have equally many samples of each prompt
 
     @property
     def contrast(self) -> float: ...
@@ -51,15 +50,15 @@ class DemonstrationSettings(Protocol):
 
 
 def check_group_size(method: DemonstrationSettings) -> None:
-    """Raises BadInput where the samples of a prompt must be, and aren't, so many that they make pairs."""
+    """Raises BadInput where pairs are made within prompts and a prompt has an odd number of samples."""
     if method.paired and method.group % 2:
         raise BadInput(f"method.group: {method.group} samples of a prompt don't make pairs; give an even number")
 
 
 @torch.no_grad()
 def draw_samples(method: DemonstrationSettings, policy: TrainablePolicy, batch: Batch) -> Trajectory:
-    """`group` samples a prompt and of their chains the clean ends [N,1,*latent], by the policy's own sampler or in
-    fewer steps of the deterministic first-order one. Raises BadInput for more steps than the policy has."""
+    """`group` samples per prompt, with the clean ends [N,1,*latent] of their chains, by the policy's own sampler or in
+    `sampling_steps` first-order ODE steps. Raises BadInput for more steps than the policy has."""
     if method.sampling_steps > policy.steps:
         raise BadInput(
             f"method.sampling_steps: the pipeline makes a sample in {policy.steps} steps; set {policy.steps} or fewer"
@@ -75,7 +74,7 @@ def draw_samples(method: DemonstrationSettings, policy: TrainablePolicy, batch: 
         texts, x = prompts[low : low + size], policy.start(policy.noise(seeds[low : low + size]))
         with policy.merged():
             for i, j in pairwise(levels):
-                x = ode_step(policy, j - 1, policy.predict(x, i, texts))  # from level i to level j at once
+                x = ode_step(policy, j - 1, policy.predict(x, i, texts))  # from level i to level j in one step
         ends.append(x)
         media.append(policy.decode(x, texts))
     x = torch.cat(ends)[:, None]
@@ -85,8 +84,8 @@ def draw_samples(method: DemonstrationSettings, policy: TrainablePolicy, batch: 
 def build_demonstrations(
     method: DemonstrationSettings, reward: Reward, path: Trajectory, seed: int
 ) -> tuple[Demonstrations, Tensor, dict[str, float]]:
-    """The demonstrations among these samples; what each sample is worth [N], NaN for what takes no part; and F of all,
-    D+ and D- (of a reward of samples: the means)."""
+    """(the demonstrations among these samples; the value of each sample [N], NaN for those left out; metrics: "swaps",
+    and the reward F of all samples, of D+ ("good") and of D- ("bad"), for a reward of samples their means)."""
     n, g = len(path.seeds), torch.Generator().manual_seed(derive_seed(seed, "demonstrations"))
     group, everyone = method.group if method.paired else n, torch.arange(n)
     if reward.spec.scope != "set":

@@ -1,4 +1,4 @@
-"""What methods share that learn from the densities of a random denoising chain."""
+"""The base of methods that learn from the log-densities of a stochastic denoising chain."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from workbench.methods.common.windows import sample_from_branch
 
 @dataclass(frozen=True)
 class ChainMethod(MethodDefaults):
-    """The settings and the sampling that such methods share."""
+    """The settings and the sampling that these methods share."""
 
     group: Count = 24  # samples a prompt
     clip_range: NonNegative = 1e-4  # of ratios of densities that are means over dimensions
@@ -23,7 +23,7 @@ class ChainMethod(MethodDefaults):
     prompts_per_pass: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
 
     needs = NEEDS
-    window = "all"  # which steps are random
+    window = "all"  # which steps are stochastic
     window_size = 4
     same_noise = False
     advantage = "centre"
@@ -34,13 +34,13 @@ class ChainMethod(MethodDefaults):
             check_random_kernel(pipeline, reward, lora)
 
     def sample_chains(self, policy: TrainablePolicy, batch: Batch, k: int) -> Trajectory:
-        """`group` chains a prompt of batch k, random by the policy's kernel,
-        or for a few steps from a branch point on."""
+        """`group` chains per prompt of batch k, stochastic by the policy's kernel, in all steps or (window "fast") in a
+        few steps after a branch point."""
         if self.window == "fast":
             return sample_from_branch(policy, batch, self.group, self.window_size, self.prompts_per_pass)
         return sample_groups(policy, batch, self.group, self.prompts_per_pass, self.same_noise)
 
 
 def predict_step(policy: Policy, path: Trajectory, i: int, rows: Tensor) -> Transition:
-    """p(x_{i+1} | x_i) of the rows [n] of `path`, by the weights that the policy has now."""
+    """p(x_{i+1} | x_i) of rows [n] of `path`, by the policy's current weights."""
     return policy.transition(path.x[rows, i], i, [path.prompts[n] for n in rows.tolist()])

@@ -1,11 +1,11 @@
-"""The forward process: what was sampled is noised again, predicted, and its error weighed. One loop for many losses.
+"""The base of methods on the forward process: samples are noised again, denoised, and the errors weighted.
 
-    a batch   G samples a prompt by any solver; only the clean latents x0 and the advantages A are kept
-    an update for some levels i: x_i = a_i x0 + s_i eps, and the method's loss on what live, old and reference
-              weights predict
+    a batch   G samples per prompt by any solver; only the clean latents x0 and the advantages A are used
+    an update for some levels i: x_i = a_i x0 + s_i eps, and the method's loss of the predictions by live, old and
+              reference weights
 
-A prompt's samples meet the same levels, prompts different ones. Pairs of media (PairBatch) are groups of two with
-rewards 1, 0.
+The samples of a prompt are noised to the same levels, those of different prompts to different ones. Pairs of media
+(PairBatch) are groups of two with rewards 1 and 0.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from workbench.methods.common.training_data import collect_batch, using_weights
 
 @dataclass(frozen=True)
 class ForwardProcessMethod(MethodDefaults):
-    """The settings and the loop that such methods share. Each has a `loss` of its own, and says what differs."""
+    """The settings and the training loop that these methods share. Each defines `loss`, and overrides what differs."""
 
     group: Count = 24  # samples a prompt
     lr: NonNegative = 3e-4  # step size of AdamW
@@ -40,7 +40,7 @@ class ForwardProcessMethod(MethodDefaults):
 
     needs = NEEDS
     samples = "train"  # "train", "old" or "reference": which weights sample
-    same_eps = False  # whether the samples of a prompt meet the same noise
+    same_eps = False  # whether the samples of a prompt get the same noise
     advantage = "centre"
     former_names = {
         "updates": "optimizer_steps",
@@ -52,33 +52,33 @@ class ForwardProcessMethod(MethodDefaults):
     def loss(self, batch: NoisedBatch) -> Tensor:  # [n]
         raise NotImplementedError
 
-    def weigh(self, advantage: Tensor) -> Tensor:  # [N] -> [N]; NaN takes no part
+    def weigh(self, advantage: Tensor) -> Tensor:  # [N] -> weights [N]; NaN leaves a sample out
         return advantage
 
-    def copies(self) -> dict[str, float | None]:  # which of old and reference predict, and with what guidance
+    def copies(self) -> dict[str, float | None]:  # which weights besides the live ones predict, and their guidance
         return {"reference": self.guidance}
 
     def decay(self, k: int) -> float:  # of the old copy after batch k
         return 1.0
 
-    def count_levels(self, steps: int) -> tuple[int, int]:  # that are trained; that a sample meets in an update
+    def count_levels(self, steps: int) -> tuple[int, int]:  # (trained levels, levels per sample and update)
         count = max(1, int(self.schedule_fraction * steps))
         return count, min(self.levels_per_sample or count, count)
 
-    def calls(self, steps: int) -> int:  # at most: in an update, what takes no part costs nothing
+    def calls(self, steps: int) -> int:  # at most: samples left out of an update cost nothing
         times = self.count_levels(steps)[1]
         return self.group * (steps + self.optimizer_steps * times * (1 + len(self.copies())))
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
         if "old" in self.copies():
-            policy.follow("old", 1.0)  # begins at the live weights, unless a resumed run brings it along
+            policy.follow("old", 1.0)  # starts at the live weights, unless a resumed run has a copy
         for k, batch in count_batches(batches):
             scored = collect_batch(policy, reward, batch, self.group, self.samples, self.prompts_per_pass)
             method = self if scored.group == self.group else replace(self, group=scored.group)
             weight = method.weigh(scored.advantage(self.advantage))  # [N]
             n = int((~weight.isnan()).sum())
-            for u in range(self.optimizer_steps):  # also without a weight: what other batches gathered may be due
+            for u in range(self.optimizer_steps):  # even if all weights are NaN: gradients of other batches may be due
                 metrics = defaultdict[str, float](float, loss=0.0)
                 for i, rows, share in method.level_batches(weight, batch, policy.steps, u):
                     noised = method.predict_noised(policy, scored.path, weight, batch, i, rows, u)
@@ -92,7 +92,7 @@ class ForwardProcessMethod(MethodDefaults):
             yield scored.event(k, weight, norm, **metrics)
 
     def level_batches(self, weight: Tensor, batch: Batch, steps: int, u: int) -> Iterator[tuple[int, Tensor, float]]:
-        """Level, rows [n] and share of the update, so that a row meets as many levels, of its prompt's own choice."""
+        """(level, rows [n], their share of the update): each row at as many levels, which its prompt's seed selects."""
         count, times = self.count_levels(steps)
         for i, prompts in sorted(draw_levels(batch.seeds, count, times, u).items()):
             for part in torch.tensor(prompts).split(self.prompts_per_pass or len(batch)):
@@ -103,6 +103,7 @@ class ForwardProcessMethod(MethodDefaults):
     def predict_noised(
         self, policy: TrainablePolicy, path: Trajectory, weight: Tensor, batch: Batch, i: int, rows: Tensor, u: int
     ) -> NoisedBatch:
+        """Rows [n] of `path` noised to level i in update u, and denoised by the live weights and those of `copies`."""
         x0, group = path.x[rows, -1].detach().float(), rows // self.group
         prompts = [path.prompts[n] for n in rows]
         seeds = [batch.seeds[b] if self.same_eps else path.seeds[n] for n, b in zip(rows, group, strict=True)]

@@ -1,8 +1,7 @@
-"""Pure functions of tensors that two or more training methods share. Rows are samples; nothing here knows a model.
+"""Losses that several training methods share: pure functions of tensors, whose rows are samples.
 
-What a denoiser gets wrong is measured in its own output, as it was trained: the state x = a x0 + s eps is given, so x0
-moves by a `unit` where the output moves by one. That is s for a velocity (v = eps - x0, or VP's v = a eps - s x0), s/a
-for eps, 1 for x0.
+Errors of a denoiser are measured in its own output, as in pre-training. At a given state x = a x0 + s eps, x0 moves by
+`unit` when the output moves by one: s for a velocity (v = eps - x0, or VP's v = a eps - s x0), s/a for eps, 1 for x0.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ from torch.nn import functional as F
 
 
 def denoising_distance(ours: Tensor, theirs: Tensor, unit: float) -> Tensor:
-    """[B] float64: mean over latent dimensions of the squared difference of two outputs of a denoiser, from the clean
-    latents [B,*latent] that they stand for, seen from one state. Against the true x0 it is the denoising loss."""
+    """[B] float64: mean over latent dimensions of the squared difference of two denoiser outputs at one state, given by
+    their x0 predictions [B,*latent]. With the true x0 as the second, the denoising loss."""
     return ((ours.double() - theirs.double()) / unit).square().flatten(1).mean(1)
 
 
 def self_normalised_error(ours: Tensor, clean: Tensor, floor: float = 1e-5) -> Tensor:
-    """[B] float64: mean |x0 - x0'|^2 over the mean |x0 - x0'|, the latter without gradient: the self-normalised error
-    of DiffusionNFT (arXiv:2509.16117) and CRD (arXiv:2603.14128). The same on x0 and, but for a factor s, on v."""
+    """[B] float64: mean |x0 - x0'|^2 / mean |x0 - x0'|, the denominator without gradient: the self-normalised error of
+    DiffusionNFT (arXiv:2509.16117) and CRD (arXiv:2603.14128). On v it is the same but for a factor s."""
     gap = (ours.double() - clean.double()).flatten(1)
     return gap.square().mean(1) / gap.detach().abs().mean(1).clamp(min=floor)
 
@@ -32,27 +31,29 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip: float) -> Tens
 
 
 def guard_log_ratio(mean: Tensor, old_mean: Tensor, std: Tensor, x_next: Tensor) -> Tensor:
-    """[B] float64: GRPO-Guard's normalised log-ratio (arXiv:2510.22319), mean over dimensions of eps (mu - mu_old) with
-    the noise eps = (x' - mu_old) / std that was drawn. Unlike log p - log p_old its mean is 0 at every noise level, so
-    that the clip treats good and bad samples alike."""
+    """[B] float64: GRPO-Guard's normalised log-ratio (arXiv:2510.22319), the mean over dimensions of eps (mu - mu_old)
+    with the noise eps = (x' - mu_old) / std that was drawn. Unlike log p - log p_old it has mean 0 at every noise
+    level, so clipping treats good and bad samples alike."""
     eps = (x_next.double() - old_mean.double()) / std.double()
     return (eps * (mean.double() - old_mean.double())).flatten(1).mean(1)
 
 
 def preference_loss(margin: Tensor) -> Tensor:
-    """[B]: -log sigmoid(margin): Bradley-Terry's loss, log 2 where nothing is preferred yet."""
+    """[B]: -log sigmoid(margin), the Bradley-Terry loss; log 2 at margin 0."""
     return F.softplus(-margin)
 
 
 def optimality_probability(advantage: Tensor, bound: float) -> Tensor:
-    """[B] in [0,1]: the share of good in a sample, clip(A, -bound, bound) / (2 bound) + 1/2 (2509.16117, Eq. 5)."""
+    """[B] in [0,1]: clip(A, -bound, bound) / (2 bound) + 1/2, the probability that a sample is optimal
+    (DiffusionNFT, arXiv:2509.16117, Eq. 5)."""
     return advantage.clamp(-bound, bound) / (2 * bound) + 0.5
 
 
 def group_sum(values: Tensor, group: Tensor) -> Tensor:
-    """[B]: for each row the sum of values [B] over the rows of its group; group: [B] of whole numbers."""
+    """[B]: for each row the sum of values [B] over the rows of its group; group: int [B]."""
     return (group[:, None] == group[None]).to(values.dtype) @ values
 
 
 def group_mean(values: Tensor, group: Tensor) -> Tensor:
+    """[B]: for each row the mean of values [B] over the rows of its group; group: int [B]."""
     return group_sum(values, group) / group_sum(torch.ones_like(values), group)

@@ -1,5 +1,5 @@
-"""What the driver asks of every method, with the answer that most of them give. Ours inherit it; one from outside the
-tree that lacks an attribute gets it from here (`complete_method`)."""
+"""Defaults for the members of a method. Our methods inherit them; one from outside this repository that lacks a member
+gets it by `complete_method`."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from workbench.core.types import BadInput, Method
 
 
 class MethodDefaults:
-    """The members of workbench.core.types.Method that have a usual value."""
+    """The members of workbench.core.types.Method that have a default."""
 
     scales: str = ""
     paper: str = ""
@@ -24,9 +24,9 @@ class MethodDefaults:
     group: int = 1
     optimizer_steps: int = 1
     advantage: str = "whole"
-    former_names: Mapping[str, str] = {}  # a setting's name in old configs -> its name now
+    former_names: Mapping[str, str] = {}  # a setting's former name -> its current one
 
-    def check(self, pipeline, reward, lora) -> None:
+    def check(self, pipeline: Any, reward: Any, lora: Any) -> None:
         return None
 
     def sampler(self) -> Method | None:
@@ -38,7 +38,7 @@ DEFAULTS = {name: value for name, value in vars(MethodDefaults).items() if not n
 
 
 def check_method(cls: Any, name: str, where: str) -> None:
-    """Raises BadInput for what is no method, saying what it lacks."""
+    """Raises BadInput, saying what is missing, unless `cls` is a method's class."""
     if not isinstance(cls, type) or not is_dataclass(cls):
         raise BadInput(f"{where}: {name!r} is no method: it must be a frozen dataclass, see docs/extending.md")
     if absent := [member for member in REQUIRED if not any(member in vars(c) for c in cls.__mro__)]:
@@ -46,7 +46,7 @@ def check_method(cls: Any, name: str, where: str) -> None:
 
 
 def complete_method(cls: type) -> type:
-    """The class itself, with the default of each member that it leaves out."""
+    """The class itself, after its missing members have been set to defaults."""
     for name, value in DEFAULTS.items():
         if not hasattr(cls, name):
             setattr(cls, name, value)
@@ -54,10 +54,10 @@ def complete_method(cls: type) -> type:
 
 
 def is_import_path(name: Any) -> bool:
-    """Whether a text is written `package.module:Class`."""
+    """Whether it is a text of the form `package.module:Class`."""
     return isinstance(name, str) and re.fullmatch(r"[A-Za-z_]\w*(\.\w+)*:[A-Za-z_]\w*(\.\w+)*", name) is not None
 
 
 def short_name(name: str) -> str:
-    """A method's name as a contestant may bear it: of an import path the class."""
+    """A method's name as a contestant's name: of an import path, the class."""
     return name.rpartition(":")[2].rpartition(".")[2] if ":" in name else name

@@ -1,5 +1,5 @@
-"""How plausible a tensor is as Gaussian noise, by concentration inequalities
-(Tang et al., arXiv:2405.18881, section 3)."""
+"""How plausible a tensor is as Gaussian noise, by concentration inequalities (DNO: Tang et al., arXiv:2405.18881,
+section 3)."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def noise_implausibility(z: Tensor, k: int, permutations: int = 0, seed: int = 0) -> Tensor:
-    """[B]: -log min(p1, 1) - log min(p2, 1) of z [B,m] as it lies, plus the mean of the same over random orders of its
-    numbers, the same orders for every row. 0 for noise that nothing speaks against. The last m mod k numbers are left
-    out."""
+    """[B]: -log min(p1, 1) - log min(p2, 1) of z [B,m], split into m // k vectors of k numbers, plus the mean of the
+    same over `permutations` random orders of the numbers, equal for all rows. 0 for plausible noise. The last m mod k
+    numbers are left out."""
     n, shuffle = z.shape[1] // k, torch.Generator().manual_seed(seed)
 
     def deviation_of(z: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""What methods share that climb a reward by its gradient: the update, and what an event says of it."""
+"""The base of methods that fine-tune by the reward's gradient: loss, update and event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ NEEDS = frozenset({"trainable", "latents", "reward", "differentiable"})
 
 @dataclass(frozen=True)
 class GradientMethod(MethodDefaults):
-    """One that sends the reward's gradient into the weights."""
+    """A method that backpropagates the reward into the weights."""
 
     lr: NonNegative = 1e-5  # step size of AdamW
 
@@ -30,7 +30,8 @@ def ascend_reward(
     threshold: float = torch.inf,
     share: float = 1.0,
 ) -> Tensor:
-    """[B], detached: the rewards of media, whose mean, up to `threshold`, has been sent backward. NaN takes no part."""
+    """Backpropagate -`share` times the mean of the finite rewards of media, those of `threshold` or more without
+    gradient; returns the rewards [B], detached, NaN where not finite."""
     r = reward(media=media, prompts=batch.prompts)
     finite = r.detach().isfinite()
     if (rows := finite & (r.detach() < threshold)).any():
@@ -39,6 +40,6 @@ def ascend_reward(
 
 
 def update_event(policy: TrainablePolicy, k: int, batch: Batch, media: Media, r: Tensor, **metrics: float) -> Event:
-    """The update, and the event of batch k."""
+    """Make the optimiser step of batch k; returns its event."""
     metrics = {"reward": r.nanmean().item(), "grad_norm": policy.update(), **metrics}
     return Event(k, metrics, media.detach(), batch.prompts, batch.seeds, {"reward": r})

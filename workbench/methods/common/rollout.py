@@ -1,7 +1,7 @@
-"""What the methods that train share: samples in groups, what they are worth, and what an event says of an update.
+"""Rollouts of methods that train: samples in groups, their rewards and advantages, and the event of an update.
 
-A batch is one round: B prompts, G samples of each side by side. NaN means "takes no part": a sample that could not be
-judged, a group whose rewards are equal, and what a method leaves out.
+A batch has B prompts, with the G samples of each side by side. NaN means "left out": a sample that could not be scored,
+a group whose rewards are equal, or one that the method leaves out.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ DETERMINISTIC = (
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
 SampledBy = Literal["train", "reference"]
 ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
-    "batch": lambda r, group: zscore(r, group, "batch"),  # over the batch's deviation (Flow-GRPO)
-    "group": zscore,  # over each group's own (DanceGRPO): tiny differences count in full
-    # over none (Dr. GRPO, RLOO); differences that are rounding count for nothing, as in a z-score
+    "batch": lambda r, group: zscore(r, group, "batch"),  # over the batch's standard deviation (Flow-GRPO)
+    "group": zscore,  # over that of each group (DanceGRPO): tiny differences count in full
+    # not normalised (Dr. GRPO, RLOO); differences by rounding become 0, as in a z-score
     "centre": lambda r, group: centre_groups(r, group) * (zscore(r, group) != 0),
     "leave-one-out": lambda r, group: leave_one_out(r, group) * (zscore(r, group) != 0),
     "whole": lambda r, group: zscore(r, len(r)),  # no groups at all (DDPO)
@@ -39,13 +39,13 @@ class ScoredSamples:
 
     path: Trajectory
     reward: Tensor
-    parts: dict[str, Tensor]  # each component's own, shaped as its combination takes it; empty if there is only a total
-    weights: dict[str, float]
+    parts: dict[str, Tensor]  # component -> shaped scores [N]; empty for a reward without components
+    weights: dict[str, float]  # of the components
     group: int
-    from_policy: bool = True  # the policy's own samples; the rewards of pairs from elsewhere say who won, and no more
+    from_policy: bool = True  # False: preference pairs, whose rewards 1 and 0 only mark the winner
 
     def advantage(self, how: str) -> Tensor:
-        """[N] float64, by one of Advantage; NaN in groups whose rewards are equal, which teach nothing."""
+        """[N] float64 advantages, `how` as in Advantage; NaN in groups whose rewards are equal. Raises BadInput."""
         if how != "gdpo":
             a = ADVANTAGES[how](self.reward, self.group)
         elif self.parts:
@@ -56,7 +56,7 @@ class ScoredSamples:
         return a.masked_fill(flat.expand(-1, self.group).reshape(-1), torch.nan)
 
     def event(self, step: int, advantage: Tensor, grad_norm: float, **metrics: float) -> Event:
-        """taught: share of the samples that the update learnt from; flat: of the groups whose rewards are equal."""
+        """taught: fraction of samples that the update used; flat: fraction of groups with equal rewards."""
         values = {"reward": self.reward.nanmean().item()} if self.from_policy else {}
         values |= {"grad_norm": grad_norm, "taught": (~advantage.isnan()).double().mean().item()}
         if self.group > 1:
@@ -66,12 +66,12 @@ class ScoredSamples:
 
 
 def count_batches(batches: Iterable[Batch]) -> Iterator[tuple[int, Batch]]:
-    """The batches and their numbers, which go on from `batches.first` where a training is resumed."""
+    """(number, batch), numbered from `batches.first` where a training is resumed."""
     return enumerate(batches, getattr(batches, "first", 0))
 
 
 def expand_groups(batch: Batch, group: int) -> tuple[tuple[str, ...], tuple[int, ...]]:
-    """Prompts and seeds [B*G] of `group` samples a prompt, side by side."""
+    """Prompts and seeds [B*G] of `group` samples per prompt, side by side."""
     rows = [
         (p, derive_seed(s, "group", g)) for p, s in zip(batch.prompts, batch.seeds, strict=True) for g in range(group)
     ]
@@ -82,8 +82,7 @@ def expand_groups(batch: Batch, group: int) -> tuple[tuple[str, ...], tuple[int,
 def sample_groups(
     policy: Policy, batch: Batch, group: int, prompts_per_pass: int = 0, same_noise: bool = False
 ) -> Trajectory:
-    """`group` samples a prompt, by `prompts_per_pass` prompts at a time (0: all);
-    same_noise: a prompt's samples share their first noise."""
+    """`group` samples per prompt, `prompts_per_pass` prompts at a time (0: all), with one first noise if same_noise."""
     prompts, seeds = expand_groups(batch, group)
     size, paths = (prompts_per_pass or len(batch)) * group, []
     for low in range(0, len(seeds), size):
@@ -96,6 +95,7 @@ def sample_groups(
 
 @torch.no_grad()
 def score_samples(reward: Reward, path: Trajectory, group: int) -> ScoredSamples:
+    """The samples of a trajectory with their rewards, and the scores of its components if it has any."""
     parts: dict[str, Tensor] = {}
     if is_composed(reward):
         scores = reward.breakdown(media=path.media, prompts=path.prompts)
@@ -108,13 +108,13 @@ def score_samples(reward: Reward, path: Trajectory, group: int) -> ScoredSamples
 
 
 def stochastic_steps(path: Trajectory) -> tuple[int, ...]:
-    """The steps that have a density. Raises BadInput where there is none."""
+    """The steps with std > 0, which have a density. Raises BadInput where there is none."""
     if not path.stochastic:
         raise BadInput(DETERMINISTIC)
     return path.stochastic
 
 
 def check_random_kernel(pipeline, reward, lora) -> None:
-    """The check of methods that learn from all random steps of the sampler. Raises BadInput."""
+    """Raises BadInput for a pipeline without a stochastic kernel; `check` of methods that need log-densities."""
     if not pipeline.kernel:
         raise BadInput(DETERMINISTIC)

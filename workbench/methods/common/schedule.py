@@ -1,4 +1,4 @@
-"""Levels and deterministic steps of a policy's chain, from what it offers: what several methods walk with."""
+"""Noise levels and deterministic steps of a policy's chain, by the methods of the Policy protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from workbench.core.types import Policy, Prediction
 
 
 def alpha_sigma(policy: Policy, i: int) -> tuple[float, float]:
-    """a and s of x_i = a x0 + s eps; 1 and 0 after the last step."""
+    """a and s of x_i = a x0 + s eps; 1 and 0 for i = S, after the last step."""
     if i == policy.steps:
         return 1.0, 0.0
     one, none = torch.ones((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
@@ -19,17 +19,18 @@ def alpha_sigma(policy: Policy, i: int) -> tuple[float, float]:
 
 
 def ode_step(policy: Policy, i: int, prediction: Prediction) -> Tensor:
-    """x_{i+1} [B,*latent] by the deterministic first-order step; the last one ends in the clean latent."""
+    """x_{i+1} [B,*latent] by the first-order ODE step (DDIM, Euler) from a prediction at step i; x0 at the last
+    step."""
     return prediction.x0 if i + 1 == policy.steps else policy.noised(prediction.x0, i + 1, prediction.eps)
 
 
 def ode_step_from(policy: Policy, x: Tensor, i: int, prompts: Sequence[str]) -> Tensor:
-    """The same from x_i = x [B,*latent]."""
+    """x_{i+1} [B,*latent] by the first-order ODE step from x_i = x [B,*latent], with one denoiser call."""
     return ode_step(policy, i, policy.predict(x, i, prompts))
 
 
 def advanced_generators(seeds: Sequence[int], noise: Tensor) -> list[torch.Generator]:
-    """One generator a row for the draws that follow its noise [B,*draw], which is the first draw of its seed."""
+    """A generator per row, advanced past the row's noise [B,*draw], which is the first draw of its seed."""
     generators = [torch.Generator().manual_seed(s) for s in seeds]
     for g in generators:
         torch.randn(noise.shape[1:], generator=g)
@@ -37,5 +38,5 @@ def advanced_generators(seeds: Sequence[int], noise: Tensor) -> list[torch.Gener
 
 
 def mix_predictions(one: Prediction, other: Prediction, share: float) -> Prediction:
-    """(1 - share) of the one and share of the other, in all three forms, which are affine in each other."""
+    """(1 - share) one + share other, in all three forms, which are affine in each other."""
     return Prediction(*(torch.lerp(getattr(one, k), getattr(other, k), share) for k in ("x0", "eps", "v")))

@@ -1,4 +1,4 @@
-"""A reward of whole sets as a function of rows, so that many sets of the same media can be tried."""
+"""A set reward as a function of rows, so that many subsets of the same media can be scored."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from workbench.methods.common.set_splits import SetScore
 def prepare_set_score(
     reward: Reward, media: Media | Iterable[Media], prompts: Sequence[str]
 ) -> tuple[SetScore, Tensor]:
-    """F of any rows of these media, whole or in parts, and the rows that can be judged.
+    """(the score F of any rows of these media, the rows that can be scored).
 
-    A set reward that offers `features` and `of` (and a combination whose `rewards` all do) embeds the media once, so
-    that a set costs its statistics alone; another is called for each set. `embed_samples(media)` of a reward, name ->
-    [N,D], does that for all of them: where there are several processes, each its own share.
+    media: [N], or in chunks. An EmbeddingReward (or a combination whose `rewards` are all of this kind) embeds the
+    media once, so that a subset only costs its statistics; another reward is called for each subset. A reward's
+    `embed_samples(media)`, name -> [N,D], embeds for all components, distributed over processes.
     """
     chunks = [media] if isinstance(media, Media) else media
     parts, total = getattr(reward, "rewards", {"": reward}), getattr(reward, "total", lambda scores, _: scores[""])
@@ -45,5 +45,5 @@ def prepare_set_score(
 
 
 def can_embed(reward: Reward) -> bool:
-    """Whether a set reward embeds media once, however many sets of them it is asked about."""
+    """Whether a reward, or each of its components, embeds media once for any number of subsets."""
     return all(embeds_media(r) for r in getattr(reward, "rewards", {"": reward}).values())

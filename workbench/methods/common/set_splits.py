@@ -1,13 +1,14 @@
-"""D+ and D-: which of one's own samples stand as good and which as bad. Bai et al., TMLR 2025, arXiv:2504.15217.
+"""Splitting own samples into good and bad ones, D+ and D- (DRAGON: Bai et al., TMLR 2025, arXiv:2504.15217).
 
-Rewards r of single samples rank: of a prompt's samples the best is set against the worst, the second best against the
-second worst. A reward F of whole sets needs sets: from random halves on, a pair changes sides wherever that raises
+By rewards r of single samples, the best of a prompt's samples is paired with the worst, the second best with the second
+worst, and so on. By a reward F of whole sets, the split starts from random halves, and a pair is swapped wherever that
+raises
 
     F(D+) - contrast F(D-),
 
-until none does. No score of single samples does the same, for what a set lacks depends on what else is in it. `credit`
-is the nearest: n (F(all) - F(all but one)), which can be ranked. The paper tells that sets are built for the reward,
-not how; this is the greedy way.
+until no swap does. No score of single samples is equivalent, since what a set lacks depends on its other samples; the
+nearest is the leave-one-out credit n (F(all) - F(all but one)), which can be ranked. The paper says that sets are built
+for the reward but not how; the greedy search is ours.
 """
 
 from __future__ import annotations
@@ -23,22 +24,22 @@ SetScore = Callable[[Tensor], float]  # rows of a batch [n] -> F of those sample
 
 @dataclass(frozen=True)
 class Demonstrations:
-    """P pairs of rows of a batch, one of each in D+ and the other in D-."""
+    """P pairs of rows of a batch, with one row of each pair in D+ and the other in D-."""
 
     up: Tensor  # [P]
     down: Tensor  # [P]
-    gain: Tensor  # [P] float64, what the reward would lose if the two changed sides
-    swaps: int = 0  # pairs that changed sides
+    gain: Tensor  # [P] float64, what the reward would lose if the two were swapped
+    swaps: int = 0  # how many were swapped
 
     def select_pairs(self, share: float) -> Demonstrations:
-        """The pairs that differ, and of all pairs at most this share: those that differ most. In their order."""
+        """The pairs with the largest gains, at most this share of all and all above 0, in their order."""
         order = self.gain.nan_to_num(-1).argsort(descending=True, stable=True)[: round(share * len(self.gain))]
         rows = order[self.gain[order] > 0].sort().values
         return Demonstrations(self.up[rows], self.down[rows], self.gain[rows], self.swaps)
 
 
 def rank_pairs(r: Tensor, group: int) -> Demonstrations:
-    """Best against worst within each `group` neighbours of r [N], and so on inwards; NaN takes no part."""
+    """Best with worst in each group of `group` neighbours of r [N], second best with second worst, ...; without NaN."""
     pairs = []
     for rows in torch.arange(len(r)).split(group):
         scored = rows[~r[rows].isnan()]
@@ -52,12 +53,11 @@ def rank_pairs(r: Tensor, group: int) -> Demonstrations:
 def swap_pairs(
     score: SetScore, pairs: Tensor, generator: torch.Generator, sweeps: int, contrast: float = 0.0, across: bool = False
 ) -> Demonstrations:
-    """Greedy swaps of pairs [P,2] of rows, the first of each in D+ to begin with;
-    at most `sweeps` times through all of them.
+    """Greedy swaps of pairs [P,2] of rows, the first of each in D+ at the start, in at most `sweeps` passes.
 
-    `across` pairs D+ with D- anew in every sweep: then a sample may take the place of another prompt's. F(D+) -
-    contrast F(D-) never falls, and a pair's gain is what its other standing would have lost when it was last tried; a
-    set that can't be judged (NaN) is never preferred. Costs P evaluations of F a sweep, twice that with contrast.
+    across: pair D+ with D- at random before each pass, so that samples of different prompts can be swapped. F(D+) -
+    contrast F(D-) never falls. A pair's gain is the change by its swap when it was last tried; a set that can't be
+    scored (NaN) is never preferred. Costs P evaluations of F per pass, twice that with contrast.
     """
 
     def worth(sides: Tensor) -> float:
@@ -83,7 +83,7 @@ def swap_pairs(
 
 
 def random_halves(rows: Tensor, group: int, generator: torch.Generator) -> Tensor:
-    """[P,2]: rows [n] of the same `group` neighbours, paired at random; an odd one of a group is left out."""
+    """[P,2]: rows [n] paired at random within groups of `group` neighbours; an odd row of a group is left out."""
     pairs = []
     for g in (rows // group).unique():
         mates = rows[rows // group == g]

@@ -1,5 +1,4 @@
-"""What RPO compares: pictures of a subject with what the untrained model makes of a prompt,
-and how a reward labels the two."""
+"""RPO's pairs: a reference picture of a subject and a sample of the untrained model, with a label by rewards."""
 
 from __future__ import annotations
 
@@ -14,10 +13,10 @@ from workbench.methods.common.best_sample import seeded_normal
 
 
 class ReferencePairs:
-    """References and the untrained model's samples as latents, with the rewards that label them; each made once.
+    """References and the untrained model's samples as latents, with rewards for their labels; computed once each.
 
-    caption: what the references are denoised under; token: the subject's name, without which rewards are asked;
-    label_reward: the part of the reward that labels, "" the whole; samples_per_prompt: of the untrained model.
+    caption: the prompt with which references are denoised; token: the subject's name, removed from prompts for rewards;
+    label_reward: the component of the reward that labels, "" for the total; samples_per_prompt: of the untrained model.
     """
 
     def __init__(
@@ -40,7 +39,7 @@ class ReferencePairs:
 
     @torch.no_grad()
     def __call__(self, batch: Batch) -> tuple[Tensor, Tensor, list[str]]:
-        """x0 [2B,*latent], labels [B] float64, prompts [2B]."""
+        """x0 [2B,*latent] (references, then samples), labels [B] float64 (1: the reference wins), prompts [2B]."""
         references, samples, labels = [], [], []
         for prompt, seed in zip(batch.prompts, batch.seeds, strict=True):
             n, j = (
@@ -65,12 +64,13 @@ class ReferencePairs:
         return self.samples[prompt, j]
 
     def reference_reward(self, prompt: str, n: int) -> float:
+        """The reward of reference n for a prompt."""
         if (prompt, n) not in self.reference_rewards:
             self.reference_rewards[prompt, n] = self.score(self.references[n], prompt)
         return self.reference_rewards[prompt, n]
 
     def score(self, media: Media, prompt: str) -> float:
-        """Raises BadInput for a label that can't be had."""
+        """The reward of one medium. Raises BadInput where there is none."""
         prompts, name = [remove_token(prompt, self.token)], self.label_reward
         if name:
             parts: Mapping[str, Tensor] = {}
@@ -89,8 +89,8 @@ class ReferencePairs:
 def denoising_errors(
     policy: TrainablePolicy, x0: Tensor, prompts: Sequence[str], seeds: Sequence[int], guidance: float | None
 ) -> tuple[Tensor, Tensor]:
-    """[N] float64 each: denoising losses of the live and of the untrained weights,
-    each row of x0 at a level of its own."""
+    """[N] float64 each: denoising losses of the live and of the untrained weights, each row of x0 at a level drawn by
+    its seed."""
     levels = torch.tensor([derive_seed(s, "level") % policy.steps for s in seeds])
     eps, errors = seeded_normal(seeds, x0.shape[1:], "eps").to(x0), dict[int, list[Tensor]]()
     for i in sorted(set(levels.tolist())):

@@ -1,4 +1,4 @@
-"""What a batch brings to learn from: the policy's own samples and their rewards, or pairs of media of which one won."""
+"""Training data of a batch: the policy's own samples with rewards, or preference pairs."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from workbench.methods.common.rollout import ScoredSamples, expand_groups, sampl
 
 
 def using_weights(policy: TrainablePolicy, name: str) -> AbstractContextManager:
-    """Within it the policy has these weights: the untrained ones ("reference"), or a copy of the adapter."""
+    """Inside the context the policy has these weights: the untrained ones ("reference"), or a named copy."""
     return policy.reference() if name == "reference" else policy.use(name)
 
 
 def collect_batch(
     policy: TrainablePolicy, reward: Reward, batch: Batch, group: int, weights: str = "train", prompts_per_pass: int = 0
 ) -> ScoredSamples:
-    """A batch as groups: `group` samples a prompt by these weights and their rewards;
-    or each pair as a group of two with rewards 1 and 0."""
+    """A batch in groups: `group` samples per prompt by the named weights, with rewards; or of a PairBatch each pair, as
+    a group of two with rewards 1 and 0."""
     if isinstance(batch, PairBatch):
         return encode_pairs(policy, batch)
-    with using_weights(policy, weights), policy.merged():  # no density of these chains is asked for
+    with using_weights(policy, weights), policy.merged():  # no log-densities of these chains are needed
         path = sample_groups(policy, batch, group, prompts_per_pass)
     path = replace(path, x=path.x[:, -1:].clone())  # the chains themselves are not needed
     return score_samples(reward, path, group)

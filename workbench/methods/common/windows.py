@@ -1,4 +1,4 @@
-"""Chains that are random in a window of their steps alone, and what a step's length is."""
+"""Chains that are stochastic only in a window of steps (Flow-GRPO-Fast, MixGRPO), and relative lengths of steps."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from workbench.methods.common.schedule import advanced_generators, alpha_sigma, 
 
 
 def sample_from_branch(policy: Policy, batch: Batch, group: int, width: int, prompts_per_pass: int = 0) -> Trajectory:
-    """`group` samples a prompt that are one up to a step of the first half, drawn a batch, and random for `width` steps
-    from there on (Flow-GRPO-Fast)."""
-    last = max(0, policy.steps - 1 - width)  # where the window ends before the last step, which is not random
+    """`group` samples per prompt that share one chain up to a branch step, drawn per batch from the first half, and are
+    stochastic for `width` steps from there (Flow-GRPO-Fast)."""
+    last = max(0, policy.steps - 1 - width)  # the window ends before the last step, which is deterministic
     first = derive_seed(batch.seeds[0], "branch") % (last // 2 + 1)
     return sample_in_window(
         policy, batch, group, range(first, min(first + width, policy.steps)), True, prompts_per_pass
@@ -26,10 +26,9 @@ def sample_from_branch(policy: Policy, batch: Batch, group: int, width: int, pro
 def sample_in_window(
     policy: Policy, batch: Batch, group: int, window: range, same_noise: bool = False, prompts_per_pass: int = 0
 ) -> Trajectory:
-    """`group` samples a prompt, by the policy's kernel inside the window and
-    by the deterministic first-order step outside.
+    """`group` samples per prompt, by the policy's kernel inside the window of steps, by first-order ODE steps outside.
 
-    With same_noise a prompt's samples are one up to the window, which is then computed once. The clean end is decoded.
+    same_noise: a prompt's samples share one chain before the window, which is computed once.
     """
     size, paths = prompts_per_pass or len(batch), []
     for low in range(0, len(batch), size):
@@ -70,6 +69,6 @@ def _sample_in_window(policy: Policy, batch: Batch, group: int, window: range, s
 
 
 def inverse_step_length(policy: Policy, i: int, steps: Sequence[int]) -> float:
-    """One over the length s_i - s_{i+1} of step i in noise level, over the mean of the same of all `steps`."""
+    """1 / (s_i - s_{i+1}), the inverse length of step i in noise level, divided by its mean over `steps`."""
     inverse = {j: 1 / max(alpha_sigma(policy, j)[1] - alpha_sigma(policy, j + 1)[1], 1e-6) for j in steps}
     return inverse[i] * len(inverse) / sum(inverse.values())
