@@ -33,7 +33,7 @@ class Lora:
 
     rank: Count = 32
     alpha: float = 64.0
-    # attention projections, fused ones too; all linear layers; all: convolutions too; weights: no LoRA, all weights
+    # attention: its projections, fused ones too; linear: all linear layers; all: convolutions too; weights: no LoRA
     targets: Literal["attention", "linear", "all", "weights"] = "attention"
     seed: int = 0  # of A
 

@@ -31,7 +31,7 @@ FIXED = {  # pipelines whose denoisers always call torch's attention, whatever b
     "MusicLDMPipeline",
     "StableAudioPipeline",
 }
-MASKED = {  # those whose denoisers mask attention, some only where prompts differ in length
+MASKED = {  # pipelines whose denoisers mask attention, some only if prompts differ in length
     "QwenImagePipeline",
     "ZImagePipeline",
     "LTXPipeline",
@@ -94,7 +94,7 @@ def _enable_flash(part: Any, pipeline: str) -> None:
     try:
         with attention_backend():  # puts the default back
             part.set_attention_backend("flash")
-    except RuntimeError as error:  # an older flash-attn than it asks for
+    except RuntimeError as error:  # flash-attn is too old
         raise BadInput(f"attention: flash can't work here: {_first_line(error)}; use: auto") from error
     processors = [getattr(module, "processor", None) for module in part.modules()]
     if not any(getattr(p, "_attention_backend", None) == AttentionBackendName.FLASH for p in processors):
@@ -106,7 +106,7 @@ def _try_xformers() -> str:
         return "xformers is not installed"
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # its complaint about a foreign torch is what we are about to find out
+            warnings.simplefilter("ignore")  # a torch that doesn't fit is reported below
             import xformers.ops as ops
     except (ImportError, OSError, RuntimeError, AttributeError) as error:
         return f"xformers does not import ({_first_line(error)})"

@@ -18,7 +18,7 @@ from workbench.core.types import BadInput, Count, Modality
 from .schedule import FAMILIES
 
 FOLDER = CONFIGS / "pipelines"
-MAX_SOURCE_LENGTH = 1000  # letters of a source; Linux can't look for paths of over 4,096, macOS for those of over 1,024
+MAX_SOURCE_LENGTH = 1000  # letters; paths are limited to 4,096 on Linux, 1,024 on macOS
 
 # Pipeline classes that can't be policies, and why.
 REFUSED = {
@@ -153,7 +153,7 @@ def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig
         return change_config(read_config(name), changes)
     source = current
     if len(str(source)) > MAX_SOURCE_LENGTH or any(len(part) > 255 for part in Path(source).parts):
-        letters = len(str(source))  # a file system can't even look for it
+        letters = len(str(source))  # looking it up would raise OSError
         raise BadInput(f"no pipeline {str(source)[:60]!r}… ({letters} letters); see: workbench list pipelines")
     if exported := _read_exported(Path(source).expanduser()):
         return exported

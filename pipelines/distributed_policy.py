@@ -173,7 +173,7 @@ class DistributedPolicy:
 
         shares = [len(s) for s in torch.arange(n).tensor_split(self.world.num_processes)]
         max_rows = max(shares)
-        sent = local_rows.detach().to(self.world.device)  # NCCL takes nothing from the CPU
+        sent = local_rows.detach().to(self.world.device)  # NCCL can't gather CPU tensors
         if len(sent) < max_rows:
             sent = torch.cat([sent, sent[-1:].expand(max_rows - len(sent), *sent.shape[1:])])
         everyone = gather(sent.contiguous()).to(local_rows.device)
@@ -211,7 +211,7 @@ class DistributedPolicy:
 
     def backward(self, loss: Tensor) -> None:
         """Scaled by the number of processes: each has the gradient of its own rows, and `update` averages them."""
-        if loss.requires_grad:  # not where none of the rows are this process's
+        if loss.requires_grad:  # false if no row is this process's
             self.policy.backward(loss * self.world.num_processes / self.accumulate)
 
     def update(self) -> float:

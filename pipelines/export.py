@@ -29,7 +29,7 @@ from .config import PipelineConfig
 from .policy import Policy
 
 PROMPT, SEED = "a red circle and a blue square", 0
-EXPERT = "transformer_2"  # the second expert of Wan 2.2 and its like: loaded from a file of its own
+EXPERT = "transformer_2"  # the second expert, of Wan 2.2 for example, has a file of its own
 
 # ComfyUI's names (comfy/lora.py) of a denoiser's layers: prefix, replacement for dots, and renamed parts in order.
 WAN = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_out.0": "o", "to_q": "q", "to_k": "k", "to_v": "v"} | {

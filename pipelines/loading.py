@@ -68,7 +68,7 @@ def load(
     )
     policy.config = config
     if "stochastic" not in policy.provides and kernel is not None:
-        schedule.noise_levels(pipe.scheduler)  # says which schedulers are known
+        schedule.noise_levels(pipe.scheduler)  # raises TypeError, naming the known ones
     return policy
 
 

@@ -301,7 +301,7 @@ class Policy:
         eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
         x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype).contiguous()
         ret = seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
-        x_next = self.structure.group_rows(seams.prev_sample(ret)).detach()  # as rounded on its way to the next step
+        x_next = self.structure.group_rows(seams.prev_sample(ret)).detach()  # as rounded in the pipeline's dtype
         scores.append(law.log_prob(x_next))
         stochastic.append(step.index)
         return ret
@@ -344,9 +344,9 @@ class Policy:
         """The cache of these prompts: encodings by batch, as pipelines pad to the longest prompt of a batch, and
         stand-ins by shape. Where processes must run the denoiser equally often, `prompts` are those of all processes
         (distributed_policy.py), so that all have the same entries in their caches."""
-        key, shape = (prompts, guidance), (tree_map(type, prompts), guidance)  # the words taken out
+        key, shape = (prompts, guidance), (tree_map(type, prompts), guidance)  # without the texts
         if key in self._prompt_caches and seams.any_requires_grad(self.pipe, but=self.structure.denoisers):
-            self._prompt_caches.clear()  # encodings change with the weights that make them
+            self._prompt_caches.clear()  # trained encoders change the encodings
         if key not in self._prompt_caches:
             total_bytes = sum(cache.bytes for cache in self._prompt_caches.values())
             while len(self._prompt_caches) >= max(self.cached_batches, 1) and total_bytes > self.cache_bytes:

@@ -21,7 +21,7 @@ class PromptCache:
     """
 
     def __init__(self) -> None:
-        self.answers: list[tuple[str, Any]] | None = None  # what ran before the denoiser, in order
+        self.answers: list[tuple[str, Any]] | None = None  # (name, result) of calls before the denoiser, in order
         self.bytes = ENTRY_BYTES
         self.stand_ins: dict[tuple[int, int], Any] = {}  # by (index of the call in its step, rows)
 

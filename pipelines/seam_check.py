@@ -36,8 +36,8 @@ FIRST_ORDER = {"FlowMatchEulerDiscrete", "CogVideoXDDIM"}
 
 class CheckResult(NamedTuple):
     claim: str
-    holds: bool | None  # None: it can't be tried on this pipeline
-    evidence: str
+    holds: bool | None  # None: it can't be tested on this pipeline
+    evidence: str  # the numbers in words
 
 
 class NotApplicable(Exception):  # noqa: N818

@@ -76,7 +76,7 @@ class UserPipeline:
             raise BadInput("attention: is set on the pipeline itself; leave it at auto")
 
     def _freeze(self) -> None:
-        if self._modes:  # by another policy of it
+        if self._modes:  # frozen already
             return
         modules = seams.named_networks(self.pipe).values()
         self._modes = [(part, part.training) for module in modules for part in module.modules()]

@@ -45,7 +45,7 @@ def run_config(args: argparse.Namespace) -> int:
     config, runs = request.config, request.folder.parent if request.folder else args.runs
     plan = plan_run(config, request.command)
     check_disk(plan, runs)
-    transformers.utils.logging.disable_progress_bar()  # our own bars are enough
+    transformers.utils.logging.disable_progress_bar()  # only ours are shown
     if args.dry_run:
         return print_plan(plan, runs, args.json)
 

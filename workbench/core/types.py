@@ -58,6 +58,7 @@ class Media:
 
     @staticmethod
     def cat(parts: Sequence[Media]) -> Media:
+        """The rows of all parts, which have equal shapes, modality and rate."""
         return replace(parts[0], data=torch.cat([p.data for p in parts]))
 
 
@@ -267,10 +268,12 @@ class EmbeddingReward(Reward, Protocol):
 
 
 def is_composed(reward: Reward) -> TypeGuard[ComposedReward]:
+    """Whether a reward has components."""
     return hasattr(reward, "breakdown")
 
 
 def embeds_media(reward: Reward) -> TypeGuard[EmbeddingReward]:
+    """Whether a set reward embeds media separately from scoring sets."""
     return hasattr(reward, "features") and hasattr(reward, "score_rows")
 
 

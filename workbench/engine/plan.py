@@ -25,7 +25,7 @@ from workbench.runs.resolve import resolve_dependencies
 from workbench.training import training_runs
 
 EXAMPLES = "python benchmarks/dragon.py --references data --made-by starter-music-good"  # makes data/music
-FREE_MB = 64  # kept free on the disk of the runs, on top of what a run will write
+FREE_MB = 64  # that must be free on the disk of the runs
 
 
 def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects | None = None) -> Plan:

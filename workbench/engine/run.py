@@ -47,7 +47,7 @@ from workbench.training import contestant_training, training_runs
 
 
 class DiskFull(OSError):
-    """The disk filled up in the middle of a run; nothing is half-written, and the run can go on."""
+    """The disk filled up during a run; no file is half-written, and the run can be resumed."""
 
 
 def execute_run(

@@ -68,7 +68,7 @@ def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None)
                 f"--reward {name}: compares with examples; write --reward '{{{name}: {{reference: FOLDER}}}}'"
             )
     set_rewards = {n: reward for n, reward in rewards.items() if reward.spec.scope == "set" and embeds_media(reward)}
-    sets: dict[str, list[Tensor]] = {name: [] for name in set_rewards}  # features, a file each
+    sets: dict[str, list[Tensor]] = {name: [] for name in set_rewards}  # name -> features of each file
     rows, refusals, paths = [], [], [*_expand_folders(files)]
     if all(problem for _, problem in paths):
         raise BadInput(paths[0][1])

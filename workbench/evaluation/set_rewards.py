@@ -20,7 +20,7 @@ from workbench.runs.config import RunConfig
 from workbench.runs.plan import Plan
 
 HALF_DRAWS = 100  # random halves of the prompts, for an interval
-MIN_PROMPTS = 8  # with fewer prompts, halves say nothing, and there is no interval
+MIN_PROMPTS = 8  # with fewer prompts there is no interval
 
 
 class TrainingReward:
@@ -45,6 +45,7 @@ class TrainingReward:
         return self.total(self.breakdown(media=media, prompts=prompts), prompts)
 
     def breakdown(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> dict[str, Tensor]:
+        """Component -> scores [B] of all samples, not negated in a control run."""
         reward_prompts = [self.prompt_for_reward(p) for p in prompts]
 
         def some(rows: list[int]) -> dict[str, Tensor]:
@@ -74,9 +75,11 @@ class TrainingReward:
         return self.rows.score_rows(some, len(media))
 
     def total(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> Tensor:
+        """[B]: the combination of a breakdown, negated in a negated control."""
         return self.sign * self.reward.total(scores, prompts)
 
     def shaped(self, scores: Mapping[str, Tensor], prompts: Sequence[str] = ()) -> dict[str, Tensor]:
+        """Component -> shaped scores [B], negated in a negated control."""
         return {name: self.sign * values for name, values in self.reward.shaped(scores, prompts).items()}
 
 

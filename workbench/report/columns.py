@@ -121,6 +121,7 @@ class Column:
     held_out: bool | None = None  # a metric that no contestant optimised; None: no metric
 
     def heading_in(self, view: View) -> str:
+        """The heading in a view."""
         return self.headings.get(view, self.heading)
 
     def format_number(self, value: float | None) -> str:

@@ -31,12 +31,12 @@ class CheckpointStore:
         self.folder.mkdir(parents=True, exist_ok=True)
         temp = self.folder / f".{uuid.uuid4().hex}.tmp"
         try:
-            with temp.open("xb") as file:  # straight to disk: all weights and their optimiser may be most of the memory
+            with temp.open("xb") as file:  # straight to disk: the state may be as large as the free memory
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
             record = {"update": update, "sha256": _file_digest(temp), "bytes": temp.stat().st_size, **about}
-            self._checkpoint_path(update, "json").unlink(missing_ok=True)  # no digest may vouch for other bytes
+            self._checkpoint_path(update, "json").unlink(missing_ok=True)  # it belongs to the old bytes
             os.replace(temp, self._checkpoint_path(update, "pt"))
         finally:
             temp.unlink(missing_ok=True)

@@ -46,13 +46,13 @@ class RunConfig:
     curve: bool = False  # score the best so far each time that a contestant has doubled its denoiser calls
     control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
     name: str = ""  # of the run folder; the file's name when not given
-    seed: Natural = 0  # everything random follows from it
+    seed: Natural = 0  # of all random numbers
     samples_per_prompt: Count = 1  # noises per prompt
     limit: Natural = 0  # only the first prompts of the list; 0 for all
-    batch: Count = 16  # samples made at once
+    batch: Count = 16  # samples per batch
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
-    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"  # auto: fp32 on a CPU, the pipeline's own or bf16 on a GPU
+    attention: Literal["auto", "sdpa", "xformers", "flash"] = "auto"  # kernels; auto: torch's choice
 
 
 def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfig:
@@ -226,12 +226,12 @@ def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, An
         if not isinstance(block, (Mapping, str, type(None))):  # dict() would accept a list of pairs
             raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
-        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # read elsewhere
+        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see contestant_loras
         if not isinstance(repo, (str, Mapping)):
             raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
         method = settings.pop("name", name)
         cls = find_method(method, methods, where)
-        if not isinstance(cls, type):  # an instance, which has its settings
+        if not isinstance(cls, type):  # an instance, with settings
             if settings:
                 raise BadInput(
                     f"{where}: {method} has its settings already, so there is no {next(iter(settings))!r} to set"

@@ -55,7 +55,7 @@ class Block:
 
 @dataclass(frozen=True)
 class PreferencePairs:
-    """Preference pairs of a file, a folder of them or a list: position 0, 1, ... without end, each epoch shuffled anew.
+    """Preference pairs of a file, a folder of them or a list: positions 0, 1, ... without end, in shuffled epochs.
 
     The same files, seed and position give the same pair, so a position is all that a resumed run needs. Epochs are
     shuffled by blocks, and inside them: what is read from a large file lies together.
@@ -280,7 +280,7 @@ def _check_prompt(text: Any, choice: Comparison) -> str:
 def _decode_picture(value: Any, column: str, choice: Comparison) -> Media:
     from PIL import Image
 
-    value = value.get("bytes") if isinstance(value, dict) else value  # as the datasets library writes pictures
+    value = value.get("bytes") if isinstance(value, dict) else value  # the datasets library's form of pictures
     try:
         with Image.open(io.BytesIO(value)) as image:
             return Media(pictures.image_to_tensor(image)[0][None], "image")

@@ -129,18 +129,18 @@ class Chat:
     """
 
     url: str  # the endpoint, such as http://127.0.0.1:8000/v1
-    model: str  # its name there
+    model: str  # the model's name at the endpoint
     key: str = ""  # the NAME of the environment variable that holds the API key, where one is needed
-    instruction: str = INSTRUCTION  # what is asked; {prompt} and {medium} are filled in
+    instruction: str = INSTRUCTION  # the request; {prompt} and {medium} are filled in
     temperature: NonNegative = 0.7
     top_p: NonNegative = 0.9
     max_tokens: Count = 256  # of an answer
-    seed: Natural = 42  # wording k is asked for with seed + k
+    seed: Natural = 42  # wording k is sampled with seed + k
     concurrency: Count = 16  # requests at a time
     timeout: Annotated[float, AtLeast(0.01)] = 60.0  # seconds for one answer
     retries: Natural = 4  # after 429, 5xx, timeouts and lost connections
     backoff: NonNegative = 0.5  # seconds before the first retry
-    cache: str = ""  # the folder where answers are kept; without it they last as long as the process
+    cache: str = ""  # a folder for answers; without it they are cached in memory
 
     cost: Cost = field(default_factory=Cost, init=False, compare=False, repr=False)
     last_failures: dict[tuple[str, int], str] = field(default_factory=dict, init=False, compare=False, repr=False)

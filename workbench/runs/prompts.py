@@ -55,7 +55,7 @@ def _read_prompt_file(path: Path, where: str) -> list[str]:
     if path.suffix != ".jsonl":
         return [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
     lines = []
-    for number, line in enumerate(text.split("\n"), 1):  # JSON may hold U+2028, which splitlines() takes for an end
+    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028 inside JSON
         try:
             lines += [json.loads(line)["prompt"].strip()] if line.strip() else []
         except (ValueError, KeyError, TypeError, AttributeError):

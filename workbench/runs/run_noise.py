@@ -41,7 +41,7 @@ class RunNoise:
 def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Path, int]]:
     """(prompt, seed) -> (file of its noise, row in the file); empty where the run's log can't be read."""
     try:
-        lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be torn
+        lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut short
         events = [json.loads(line) for line in lines]
     except (OSError, ValueError):
         return {}

@@ -58,7 +58,7 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
     db.row_factory = sqlite3.Row
     try:
         db.execute("PRAGMA journal_mode=WAL")
-        db.execute("PRAGMA synchronous=FULL")  # what was committed survives a power cut, whatever SQLite was built with
+        db.execute("PRAGMA synchronous=FULL")  # commits survive a power cut, whatever SQLite's default
         db.execute("PRAGMA foreign_keys=ON")
         db.execute("BEGIN IMMEDIATE")
         version = db.execute("PRAGMA user_version").fetchone()[0]
@@ -67,7 +67,7 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
         for step in SCHEMA[version:]:
             for statement in filter(str.strip, step.split(";")):
                 db.execute(statement)
-        if version < len(SCHEMA):  # setting it is a write, which reading should not cost
+        if version < len(SCHEMA):  # a write, which reading should not cost
             db.execute(f"PRAGMA user_version={len(SCHEMA)}")
         yield db
         db.execute("COMMIT")
@@ -214,6 +214,7 @@ class RunFolder:
 
 
 def json_line(event: Mapping) -> str:
+    """A line of events.jsonl. Raises ValueError for NaN and infinity."""
     return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
 
 

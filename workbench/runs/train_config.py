@@ -38,9 +38,9 @@ class TrainConfig:
     # changes to the pipeline while it trains: {kernel: {name: flow-sde}, call: {...}}
     policy: dict = field(default_factory=dict)
     shard: bool = False  # for targets: weights; each process holds and steps a part of the weights (FSDP)
-    optimizer: Literal["adamw", "adamw8bit"] = "adamw"
-    weight_decay: NonNegative = 1e-4
-    betas: tuple[float, ...] = (0.9, 0.999)
+    optimizer: Literal["adamw", "adamw8bit"] = "adamw"  # adamw8bit needs bitsandbytes
+    weight_decay: NonNegative = 1e-4  # of AdamW
+    betas: tuple[float, ...] = (0.9, 0.999)  # of AdamW
     warmup: Natural = 0  # rounds over which the learning rate rises to the method's
     decay: NonNegative = 0.0  # share of the rounds, at the end, over which it falls to a tenth
     max_grad_norm: NonNegative = 1.0  # largest norm of the gradient; 0: no limit

@@ -17,9 +17,9 @@ from workbench.evaluation.summary import alarm_margins
 from workbench.runs.plan import Plan
 from workbench.runs.progress import json_number, score_samples
 
-SAMPLES_PER_PROMPT = 2  # of a held-out prompt: two, so that diversity can be measured
-MAX_WRITTEN = 8  # prompts of which a sample is written at each evaluation
-ROUNDING = 1e-3  # of a log-density, mean over dimensions
+SAMPLES_PER_PROMPT = 2  # of a held-out prompt; two, to measure diversity
+MAX_WRITTEN = 8  # prompts with a sample on disk at each evaluation
+ROUNDING = 1e-3  # tolerance of log-ratios, means over dimensions
 PATIENCE = 20  # gradients in a row that may overflow while a loss scaler finds its scale
 
 
@@ -150,7 +150,7 @@ def mean_saturation(rows: Sequence[Mapping]) -> float:
     return sum(r["scores"]["saturated_pixels"] for r in rows) / len(rows)
 
 
-# --- checks ----------------------------------------------------------------------------------
+# --- checks ----------------------------------------------------------------------------------------------------------
 
 
 def check_first_round(event: Event, method: Any) -> None:

@@ -125,6 +125,7 @@ class StagedTrainer(Trainer):
             task.distributed.micro = self.distributed.micro
 
     def summarise_training(self) -> dict[str, Any]:
+        """As of any training, with the scores of all tasks after each stage."""
         steps = itertools.islice(self.plan.stages.iterate_steps(), self.batches_done)
         rounds = sum(step.task is not None for step in steps)  # without the evaluations
         return super().summarise_training() | {"updates": rounds, "stages": self.matrix}

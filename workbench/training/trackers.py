@@ -28,7 +28,7 @@ def open_trackers(
         names = ("tensorboard",) if importlib.util.find_spec("tensorboard") else ()
     trackers = [create_tracker(tracker, folder, name, config, start) for tracker in names]
     for tracker in trackers:
-        if hasattr(tracker, "start"):  # those of older versions start when they are made
+        if hasattr(tracker, "start"):  # older versions start in the constructor
             tracker.start()
     return trackers
 

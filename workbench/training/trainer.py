@@ -140,7 +140,7 @@ class Trainer:
                 try:
                     yield from self.train_rounds(stop)
                 except torch.OutOfMemoryError:
-                    out_of_memory = True  # handled outside: in here the traceback still holds the round's activations
+                    out_of_memory = True  # handled below: here the traceback keeps the round's activations
                 if out_of_memory:
                     yield self.halve_micro_batch()
             if stop.is_set():
@@ -249,7 +249,7 @@ class Trainer:
         self.base = self.base or rows
         metrics, alarm = monitoring.compare_to_base(self.plan, self.name, self.base, rows)
         score = monitoring.selection_score(self.plan, rows, self.base, self.rounds_done)
-        (alarm, score), *_ = self.gather_values((alarm, score))  # judges elsewhere may fail one process alone
+        (alarm, score), *_ = self.gather_values((alarm, score))  # remote rewards may fail in one process only
         if not self.best or score > self.best["score"]:
             self.best = {"update": self.rounds_done, "score": score}
         metrics["distance"] = distance
@@ -294,6 +294,7 @@ class Trainer:
         trackers.log_metrics(self.trackers, self.rounds_done, {k: v for k, v in metrics.items() if v is not None})
 
     def make_progress(self, phase: str, **details: Any) -> Progress:
+        """A Progress report of this training at its current round."""
         return Progress(
             self.name, self.rounds_done, self.train_config.rounds, folder=self.folder.path, phase=phase, **details
         )
@@ -301,6 +302,7 @@ class Trainer:
     # --- checkpoints -------------------------------------------------------------------------------------------------
 
     def save_checkpoint(self) -> None:
+        """Write a checkpoint of the current round. Raises TrainingHalted where processes have different weights."""
         self.check_same_weights(f"at update {self.rounds_done}")
         state = self.state_dict()
         if self.is_leader:
@@ -340,6 +342,7 @@ class Trainer:
                 self.checkpoints.mark_best(**self.best)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Resume from a state that `state_dict` returned."""
         self.reset_optimizer()
         self.policy.load_state_dict(state["policy"])
         self.distributed.rounds_gathered = 0

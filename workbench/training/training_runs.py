@@ -157,6 +157,6 @@ def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: Checkpoint
 
 def load_best_policy(plan: Plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
     """(policy, name of the copy to use, its round) with the best weights of a finished training."""
-    changes = {"dtype": "fp32"} if plan.train_config.shard else {}  # as shards are trained; here is one process
+    changes = {"dtype": "fp32"} if plan.train_config.shard else {}  # the dtype of shards; this is one process
     policy = load_trainable(plan, name, load, **changes)
     return policy, *load_best_weights(policy, checkpoint_store(plan, folder, name), plan.methods[name])

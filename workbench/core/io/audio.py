@@ -1,4 +1,4 @@
-"""A sound file as it sounds: every channel as float32, and the story that travels in it. Anyone may import it."""
+"""Reading sound files: all channels as float32, and the metadata that the workbench wrote."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ SUFFIXES = COMPRESSED | {".wav"}
 
 
 def read_sound(path: str | Path) -> tuple[Tensor, float, dict]:
-    """Samples [C,L] (in [-1,1] unless the file is louder than full scale), how many a second, and the story.
+    """(samples [C,L], in [-1,1] unless the file exceeds full scale; sample rate in Hz; metadata by the workbench).
 
     Raises BadInput, naming the file, for one that is missing, broken or without a sound.
     """
@@ -40,7 +40,7 @@ def _read_wav(path: Path) -> tuple[Tensor, float, dict]:
     from scipy.io import wavfile
 
     with warnings.catch_warnings():
-        warnings.simplefilter("error", wavfile.WavFileWarning)  # a file cut short is only a warning there
+        warnings.simplefilter("error", wavfile.WavFileWarning)  # scipy only warns of a truncated file
         try:
             rate, samples = wavfile.read(path)
         except wavfile.WavFileWarning as error:
@@ -53,7 +53,7 @@ def _read_wav(path: Path) -> tuple[Tensor, float, dict]:
     at = content.rfind(b"INFOICMT")
     try:
         story = json.loads(content[at + 12 :].rstrip(b"\0")) if at > 0 else {}
-    except ValueError:  # a comment of somebody else's
+    except ValueError:  # a comment that is not ours
         story = {}
     story = story if isinstance(story, dict) else {}
     samples = samples[:, None] if samples.ndim == 1 else samples

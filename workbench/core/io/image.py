@@ -1,4 +1,4 @@
-"""A picture file as it looks: upright, on white, grey as three channels, 16 bits kept. Anyone may import it."""
+"""Reading picture files: turned upright, on white, grey as three channels, 16 bits preserved."""
 
 from __future__ import annotations
 
@@ -38,18 +38,16 @@ def read_image(path: str | Path) -> Tensor:
 
 
 def image_to_tensor(image: Image.Image) -> tuple[Tensor, list[str]]:
-    """float32 [3,H,W] in [0,1], and in words what was changed on the way.
+    """(float32 [3,H,W] in [0,1], notes on what was converted).
 
-    Turned upright (EXIF), transparency laid on white; 16-bit greyscale keeps its precision. Raises BadInput for pixels
-    without a known range, and what PIL raises for broken ones.
+    The picture is turned upright (EXIF), transparency is laid on white, and 16-bit greyscale keeps its precision.
+    Raises BadInput for pixels without a known range, and the exceptions of PIL (BROKEN) for broken pictures.
     """
     from PIL import Image, ImageOps
 
     name, notes = getattr(image, "filename", ""), []
     image = ImageOps.exif_transpose(image)
-    has_many_bits = (
-        image.mode.startswith("I") or image.mode == "F"
-    )  # more than 8 bits; PIL's own conversion would clip it
+    has_many_bits = image.mode.startswith("I") or image.mode == "F"  # PIL's own conversion would clip these
     if has_many_bits or image.mode in ("1", "L", "LA"):
         notes.append("greyscale, made three equal channels")
     if has_many_bits:

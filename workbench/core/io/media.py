@@ -1,7 +1,7 @@
-"""Media files: lossless writing with their story embedded, strict reading, fingerprints, contact sheets.
+"""Media files: lossless writing with embedded metadata, strict reading, digests, thumbnails and contact sheets.
 
-Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32): nothing is lost, and PIL and scipy do
-it all. Films and compressed sounds are read too, where PyAV is installed.
+Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32), by PIL and scipy alone. Video files and
+compressed sounds are read too, where PyAV is installed.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from workbench.core.io import image as pictures
 from workbench.core.paths import write_atomic
 from workbench.core.types import BadInput, Media
 
-SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # what `write` makes of each modality
+SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # that `write_media` writes
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
 READABLE_SUFFIXES = pictures.SUFFIXES | VIDEO_SUFFIXES | audio.SUFFIXES
 
@@ -42,7 +42,7 @@ def file_digest(path: str | Path) -> str:
 def quantise_media(media: Media) -> Media:
     """The media as a file will hold them: pictures and clips in steps of 1/255, sounds as float32; both clamped.
 
-    Judge this, not the raw output, and a score can be had again from the file.
+    Scores of these, unlike scores of the raw output, can be reproduced from the file.
     """
     data = media.data.float()
     if media.modality == "audio":
@@ -51,9 +51,9 @@ def quantise_media(media: Media) -> Media:
 
 
 def write_media(media: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
-    """Write one row of media; `meta` (prompt, seed, scores: anything JSON can say) travels inside the file.
+    """Write one row of media, with `meta` (prompt, seed, scores: any JSON) embedded in the file; returns its path.
 
-    A path without a suffix gets the one that fits; the path written is returned. The same input gives the same bytes.
+    A path without a suffix gets the modality's. The same input gives the same bytes.
     Raises BadInput for a suffix that doesn't fit the modality; ValueError for several rows or values that aren't
     finite.
     """
@@ -80,23 +80,22 @@ def _encode_meta(meta: Mapping) -> str:
 
 
 def encode_png(media: Media, meta: Mapping | None = None) -> bytes:
-    """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` is a text chunk that any viewer shows; the chunk
-    `workbench` repeats them as JSON, for `read_meta` to give back exactly. None embeds nothing (for blind votes).
+    """One picture [1,3,H,W] as PNG bytes. Every entry of `meta` becomes a text chunk that viewers show, and the chunk
+    `workbench` has all of them as JSON, for `read_meta`. None embeds nothing (for blind votes).
     """
     return _save_png(_eight_bit(_single_row(media, "image", 4)), meta)
 
 
 def encode_apng(media: Media, meta: Mapping | None = None) -> bytes:
-    """One clip [1,T,3,H,W] as animated PNG bytes, which browsers play; `meta` as in `png`.
+    """One clip [1,T,3,H,W] as animated PNG bytes, which browsers play; `meta` as in `encode_png`.
 
     A single frame reads back as a picture.
     """
     if media.rate <= 0:
         raise ValueError("a clip without a frame rate can't be written")
     first, *later_frames = map(_eight_bit, _single_row(media, "video", 5))
-    blend_modes = [
-        k % 2 for k in range(media.data.shape[1])
-    ]  # of opaque frames both blends make the same; equal ones stay two
+    # both blend modes are the same for opaque frames; alternating, PIL doesn't join equal frames
+    blend_modes = [k % 2 for k in range(media.data.shape[1])]
     return _save_png(
         first, meta, save_all=True, append_images=later_frames, duration=1000 / media.rate, blend=blend_modes
     )
@@ -134,12 +133,12 @@ def encode_wav(media: Media, meta: Mapping | None = None) -> bytes:
 
 @dataclass(frozen=True)
 class MediaFile:
-    """What is in one media file."""
+    """The content of one media file."""
 
     media: Media  # one row
-    # what `write` embedded, exactly; {} for a file from elsewhere: what others call a prompt may be a whole graph
+    # the metadata that `write_media` embedded; {} for files from elsewhere, whose "prompt" may be a whole graph
     story: dict
-    notes: tuple[str, ...] = ()  # what reading changed, or what is odd about it, in words
+    notes: tuple[str, ...] = ()  # on what reading converted, or what is odd about the file
 
 
 def read_media(path: str | Path) -> Media:
@@ -151,12 +150,12 @@ def read_media(path: str | Path) -> Media:
 
 
 def read_meta(path: str | Path) -> dict:
-    """The story that travels in a file. Raises BadInput for a file that can't be read."""
+    """The metadata that `write_media` embedded in a file. Raises BadInput for a file that can't be read."""
     return inspect_media(path).story
 
 
 def inspect_media(path: str | Path) -> MediaFile:
-    """A media file and what there is to say of it.
+    """A media file with its metadata, and notes on what is odd about it.
 
     Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
     16-bit greyscale keeps its precision; several frames are a clip. Raises BadInput, naming the file, when it is
@@ -187,7 +186,7 @@ def inspect_media(path: str | Path) -> MediaFile:
 
 def _read_picture(path: Path) -> MediaFile:
     with Image.open(path) as image:
-        pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no moments of a clip
+        pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no frames of a clip
         frames: list[torch.Tensor] = []
         notes: dict[str, None] = {}
         durations: list[float] = []
@@ -210,7 +209,7 @@ def _read_picture(path: Path) -> MediaFile:
 
 
 def _inspect_sound(data: torch.Tensor, rate: float, story: dict) -> MediaFile:
-    """A sound [C,L], looked over."""
+    """A sound [C,L] as MediaFile, with notes on clipping and the like."""
     finite = data[data.isfinite()]
     notes = {
         "silent: every sample is the same": bool((data == data.flatten()[0]).all()),
@@ -226,7 +225,7 @@ def encode_thumbnail(path: str | Path, side: int = 256) -> bytes:
 
 
 def _fit_square(image: Image.Image, side: int) -> Image.Image:
-    """Tiny pictures grow by whole steps, so that every pixel stays what it was; the rest is resampled smoothly."""
+    """Scaled to fit a square: small pictures by whole factors, which keeps every pixel; others resampled smoothly."""
     if (factor := side // max(image.size)) > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
     return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
@@ -241,7 +240,7 @@ def _middle_frame(media: Media) -> Image.Image:
 
 @dataclass(frozen=True)
 class Cell:
-    """One picture of a contact sheet; `media` None leaves a labelled gap, `right` None means nobody judged it."""
+    """One picture of a contact sheet; `media` None leaves a labelled gap; `is_right` None: not known."""
 
     media: Media | None
     is_right: bool | None = None
@@ -249,7 +248,7 @@ class Cell:
 
 
 INK, FAINT, RULE, PAPER, GAP = "#1c1e21", "#6b7078", "#e3e5e8", "#ffffff", "#f2f3f5"
-VERDICT = {True: "#1a7f4b", False: "#c8372d", None: "#c9ccd1"}  # doubled by a tick or a cross: never colour alone
+VERDICT = {True: "#1a7f4b", False: "#c8372d", None: "#c9ccd1"}  # with a tick or a cross, so that colour is not needed
 
 
 def draw_contact_sheet(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], columns: Sequence[str], title: str = "",
@@ -265,7 +264,7 @@ def draw_contact_sheet(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], 
 
 
 def _load_font(size: int, words: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """PIL's own typeface, the same on every machine, knows ASCII; other scripts ask for one that the system has."""
+    """A font for these words: PIL's own for ASCII, the same on every machine; for other scripts one of the system's."""
     if not words.replace("…", "").isascii():
         for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
             with contextlib.suppress(OSError):  # not installed here: the next
@@ -274,7 +273,7 @@ def _load_font(size: int, words: str) -> ImageFont.FreeTypeFont | ImageFont.Imag
 
 
 class _Sheet:
-    """Geometry in units of `scale` pixels."""
+    """Draws a contact sheet; lengths are in units of `scale` pixels."""
 
     margin, gap, caption, foot = 24, 14, 148, 24
 
@@ -288,7 +287,7 @@ class _Sheet:
         self.pen.text((x * self.scale, y * self.scale), words, font=font, fill=fill, anchor=anchor)
 
     def wrap_text(self, words, size, width, lines):
-        """`words` broken into at most `lines` lines of `width`, a word wider than that inside itself; what doesn't fit
+        """`words` broken into at most `lines` lines of `width`; longer words are split, and a text that doesn't fit
         ends in an ellipsis."""
         length, max_length, out = _load_font(size * self.scale, words).getlength, width * self.scale, [""]
         for word in words.split():
@@ -310,7 +309,7 @@ class _Sheet:
         return out
 
     def shorten_note(self, note, size, width):
-        """`note` on one line; where it is too long what it names is cut, and the number at its end stays."""
+        """`note` on one line; if it is too long, its name is shortened and the number at its end stays."""
         length, (name, _, number) = _load_font(size * self.scale, note).getlength, note.rpartition(" ")
         while name and length(note) > width * self.scale:
             name = name[:-1]

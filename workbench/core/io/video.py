@@ -1,7 +1,7 @@
-"""Films and compressed sounds, by PyAV where it is installed (`pip install av`): reading, and writing MP4 and FLAC.
+"""Video files and compressed sounds by PyAV, where installed (`pip install av`): reading, and writing MP4 and FLAC.
 
-An MP4 is what browsers, phones and slides play: h264, yuv420p, its index first (faststart), AAC beside it. It is lossy:
-the record of a clip is the animated PNG that media.write makes. FLAC keeps 24 bits of a sound.
+MP4s are h264 and AAC, yuv420p, with the index first (faststart), which browsers, phones and slides play. They are
+lossy: the lossless file of a clip is the animated PNG of media.write_media. FLAC has 24 bits.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # rates th
 
 
 def read_video(path: Path) -> tuple[Tensor, float, dict]:
-    """Every frame [1,T,3,H,W] in [0,1], how many a second, and the story that `mp4` embedded. Raises BadInput."""
+    """(all frames [1,T,3,H,W] in [0,1], frames per second, metadata by `write_mp4`). Raises BadInput."""
     with _open_stream(path, "video") as (file, stream):
         frames = [torch.from_numpy(frame.to_ndarray(format="rgb24")) for frame in file.decode(stream)]
         rate, story = stream.average_rate, _decode_meta(file.metadata)
@@ -37,8 +37,7 @@ def read_video(path: Path) -> tuple[Tensor, float, dict]:
 
 
 def read_sound(path: Path) -> tuple[Tensor, float, dict]:
-    """Every sample [C,L] as float32, how many a second, and the story that `flac` or `mp4` embedded. Raises
-    BadInput."""
+    """(all samples [C,L] as float32, sample rate in Hz, metadata by `write_flac` or `write_mp4`). Raises BadInput."""
     import av
 
     with _open_stream(path, "audio") as (file, stream):
@@ -70,7 +69,7 @@ def import_av(path: Path, doing: str) -> Any:
 
 
 def _decode_meta(metadata: Mapping[str, str]) -> dict:
-    """The story in a file's comment; {} for a comment of somebody else's."""
+    """The metadata in a file's comment; {} for a comment that is not ours."""
     words = next((value for key, value in metadata.items() if key.lower() == "comment"), "")
     try:
         story = json.loads(words)
@@ -82,11 +81,11 @@ def _decode_meta(metadata: Mapping[str, str]) -> dict:
 def write_mp4(
     clip: Media, path: str | Path, *, sound: Media | None = None, meta: Mapping | None = None, crf: int = 18
 ) -> Path:
-    """Write one clip [1,T,3,H,W] as MP4, with one sound [1,C,L] beside it; `meta` travels in the comment.
+    """Write one clip [1,T,3,H,W] as MP4, with one sound [1,C,L] if given, and `meta` in the comment.
 
-    An odd side is made even by repeating its last line, which yuv420p needs. `crf`: 0 is the finest, 18 hardly differs
-    from it. The file is there whole or not at all. Raises BadInput for another suffix or no PyAV, and ValueError for
-    several rows, no rate, no frames or values that aren't finite.
+    Odd sides are made even, as yuv420p needs, by repeating the last line. crf: 0 is best, 18 hardly visibly worse.
+    The file is written atomically. Raises BadInput for another suffix or no PyAV, and ValueError for several rows, no
+    rate, no frames or values that aren't finite.
     """
     path = Path(path)
     if path.suffix.lower() != ".mp4":
@@ -112,8 +111,8 @@ def write_mp4(
 
 
 def write_flac(sound: Media, path: str | Path, *, meta: Mapping | None = None) -> Path:
-    """Write one sound [1,C,L] as FLAC of 24 bits, clipped at full scale; `meta` travels in the comment. Raises as
-    `mp4`."""
+    """Write one sound [1,C,L] as FLAC of 24 bits, clipped at full scale, with `meta` in the comment. Raises as
+    `write_mp4`."""
     path = Path(path)
     if path.suffix.lower() != ".flac":
         raise BadInput(f"{path}: this writes .flac; change the file's suffix")
@@ -177,7 +176,7 @@ def _encode_sound(file: Any, stream: Any, data: Tensor, rate: int) -> None:
 
 
 def _encode_samples(file: Any, stream: Any, samples: np.ndarray, kind: str, rate: int) -> None:
-    """Samples as `kind` lays them out, brought to the encoder's format, rate and frame size, into the file."""
+    """Encode samples in PyAV's layout `kind` into the file, converted to the encoder's format, rate and frame size."""
     import av
 
     frame = av.AudioFrame.from_ndarray(samples, format=kind, layout=stream.codec_context.layout.name)

@@ -16,8 +16,8 @@ from workbench.methods.common.windows import sample_from_branch
 class ChainMethod(MethodDefaults):
     """The settings and the sampling that these methods share."""
 
-    group: Count = 24  # samples a prompt
-    clip_range: NonNegative = 1e-4  # of ratios of densities that are means over dimensions
+    group: Count = 24  # samples per prompt
+    clip_range: NonNegative = 1e-4  # of density ratios, whose logs are means over dimensions
     lr: NonNegative = 3e-4  # step size of AdamW
     optimizer_steps: Count = 1  # per batch
     prompts_per_pass: Natural = 0  # prompts whose groups go through the denoiser together; 0: all

@@ -30,12 +30,12 @@ from workbench.methods.common.training_data import collect_batch, using_weights
 class ForwardProcessMethod(MethodDefaults):
     """The settings and the training loop that these methods share. Each defines `loss`, and overrides what differs."""
 
-    group: Count = 24  # samples a prompt
+    group: Count = 24  # samples per prompt
     lr: NonNegative = 3e-4  # step size of AdamW
     optimizer_steps: Count = 1  # per batch
-    levels_per_sample: Natural = 0  # noise levels a sample meets in an update; 0: all
-    schedule_fraction: NonNegative = 1.0  # of the schedule that is trained, from its noisy end
-    guidance: float | None = None  # of the denoiser in training; not given: as in sampling
+    levels_per_sample: Natural = 0  # noise levels per sample in an update; 0: all
+    schedule_fraction: NonNegative = 1.0  # share of the schedule to train on, from its noisy end
+    guidance: float | None = None  # guidance scale in training; not given: as in sampling
     prompts_per_pass: Natural = 0  # prompts whose groups go through the denoiser together; 0: all
 
     needs = NEEDS
