@@ -17,9 +17,13 @@ def add_command(commands: Commands) -> None:
         "workbench app --port 7860\n  workbench app --host 0.0.0.0 --auth users.txt",
     )
     parser.add_argument("--port", type=int, default=7860)
-    parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1: this machine only]; others need --auth")
-    parser.add_argument("--auth", type=Path, metavar="FILE", help="who may enter: a line name:password each")
-    parser.add_argument("--share", action="store_true", help="through a public address of gradio's; needs --auth")
+    parser.add_argument(
+        "--host",
+        default="127.0.0.1",
+        help="address to listen on [127.0.0.1: this machine only]; any other needs --auth",
+    )
+    parser.add_argument("--auth", type=Path, metavar="FILE", help="who may log in: one name:password per line")
+    parser.add_argument("--share", action="store_true", help="open a public gradio address; needs --auth")
     add_runs_folder(parser)
 
 

@@ -22,7 +22,9 @@ def add_parser(commands: Commands, name: str, handler: Handler, summary: str, ex
 
 
 def add_runs_folder(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder of the runs [runs]")
+    parser.add_argument(
+        "--runs", type=Path, default=Path("runs"), metavar="DIR", help="folder that holds the runs [runs]"
+    )
 
 
 def add_json_flag(parser: argparse.ArgumentParser) -> None:
@@ -36,7 +38,9 @@ def add_new_flag(
 
 
 def add_dry_run_flag(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--dry-run", action="store_true", help="check everything, print the plan, make nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="check everything and print the plan; sample and train nothing"
+    )
 
 
 def add_reward_names(parser: argparse.ArgumentParser) -> None:

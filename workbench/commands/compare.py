@@ -34,23 +34,39 @@ def add_command(commands: Commands) -> None:
         metavar="CONTESTANT",
         help="a pipeline, a method, '{method: {setting: value}}', either of them @PIPELINE, or a run folder",
     )
-    parser.add_argument("--pipeline", help="of the base and of methods that name none [the first pipeline named]")
+    parser.add_argument(
+        "--pipeline", help="pipeline of the base, and of methods that name none [the first pipeline named]"
+    )
     parser.add_argument(
         "--prompts", required=True, metavar="FILE", help="a .txt or .jsonl file, or a name in configs/prompts"
     )
-    parser.add_argument("--reward", action="append", required=True, metavar="NAME", help="optimised; as in `score`")
-    parser.add_argument("--watch", action="append", default=[], metavar="NAME", help="held out; as in `score`")
-    parser.add_argument("--calls", type=int, metavar="N", help="denoiser calls a sample, a guided call counted once")
+    parser.add_argument(
+        "--reward", action="append", required=True, metavar="NAME", help="reward to optimise; written as in `score`"
+    )
+    parser.add_argument(
+        "--watch",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="held-out reward: measured, never optimised; written as in `score`",
+    )
+    parser.add_argument(
+        "--calls", type=int, metavar="N", help="budget: denoiser calls per sample; a guided call counts once"
+    )
     parser.add_argument(
         "--seconds",
         type=float,
         metavar="S",
-        help="seconds a sample; what is cut delivers its best so far, and particles stay as many as they are",
+        help="budget: seconds per sample; a method that is cut delivers its best so far, with all its particles",
     )
-    parser.add_argument("--samples-per-prompt", "--seeds", type=int, default=1, metavar="N", help="as in a config [1]")
-    for name, default in {"limit": 0, "batch": 16, "seed": 0}.items():
-        parser.add_argument(f"--{name}", type=int, default=default, help=f"as in a config [{default}]")
-    parser.add_argument("--name", default="compare", help="of the run folder [compare]")
+    for flags, default, meaning in (
+        (("--samples-per-prompt", "--seeds"), 1, "samples of each prompt, each from noise of its own"),
+        (("--limit",), 0, "only the first N prompts; 0: all"),
+        (("--batch",), 16, "samples made at once"),
+        (("--seed",), 0, "from which all random numbers follow"),
+    ):
+        parser.add_argument(*flags, type=int, default=default, metavar="N", help=f"{meaning} [{default}]")
+    parser.add_argument("--name", default="compare", help="name of the run folder [compare]")
     add_dry_run_flag(parser)
     add_new_flag(parser, "start afresh even if an unfinished comparison could go on")
     add_runs_folder(parser)

@@ -18,7 +18,9 @@ def add_command(commands: Commands) -> None:
         "workbench demo --fast\n  workbench demo --modality music",
     )
     parser.set_defaults(read_request=read_demo_request, dry_run=False)
-    parser.add_argument("--modality", choices=["image", "music", "video"], default="image", help="what is made [image]")
+    parser.add_argument(
+        "--modality", choices=["image", "music", "video"], default="image", help="which starter pack [image]"
+    )
     parser.add_argument("--fast", action="store_true", help="few prompts, one seed, little training: a first look")
     add_new_flag(parser)
     add_runs_folder(parser)

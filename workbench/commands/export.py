@@ -18,11 +18,21 @@ def add_command(commands: Commands) -> None:
         "workbench export runs/20260101-120000-nft --out my-lora --merged",
     )
     parser.add_argument("run", type=Path, help="the folder of a run that trained")
-    parser.add_argument("--contestant", metavar="NAME", help="which one, where several were trained")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="a folder that is not there yet [RUN/export-NAME]")
-    parser.add_argument("--comfy", action="store_true", help="with a file for ComfyUI, where it knows the model")
-    parser.add_argument("--merged", action="store_true", help="with the whole denoiser, the LoRA in its weights")
-    parser.add_argument("--push", metavar="REPO", help="upload it to this hub repository; again, if it did not arrive")
+    parser.add_argument("--contestant", metavar="NAME", help="which contestant, if several were trained")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="folder to write; it must not exist yet [RUN/export-NAME]"
+    )
+    parser.add_argument(
+        "--comfy", action="store_true", help="also write a LoRA file for ComfyUI, if ComfyUI knows the model"
+    )
+    parser.add_argument(
+        "--merged", action="store_true", help="also write the whole denoiser with the LoRA merged into its weights"
+    )
+    parser.add_argument(
+        "--push",
+        metavar="REPO",
+        help="upload the export to this hub repository; repeat the command if an upload failed",
+    )
     parser.add_argument("--private", action="store_true", help="with --push: the repository is private")
     add_json_flag(parser)
 

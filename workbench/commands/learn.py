@@ -17,16 +17,20 @@ def add_command(commands: Commands) -> None:
         "A reward from your own votes, and whether votes that it did not see show that it beats chance.",
         "workbench learn votes.jsonl --out my-taste",
     )
-    parser.add_argument("votes", type=Path, help="JSON lines; docs/rewards.md says of what")
+    parser.add_argument("votes", type=Path, help="file of votes, JSON lines; docs/rewards.md describes the format")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument(
         "--encoder",
         default="starter:image/clip",
         metavar="MODEL",
-        help="through which pictures are seen [starter:image/clip]",
+        help="image encoder whose features the reward is fitted on [starter:image/clip]",
     )
-    parser.add_argument("--personal", action="store_true", help="several people's tastes, as mixtures of shared ones")
-    parser.add_argument("--prototypes", type=int, default=3, metavar="K", help="shared tastes, with --personal [3]")
+    parser.add_argument(
+        "--personal", action="store_true", help="fit several people's tastes, each a mixture of shared prototypes"
+    )
+    parser.add_argument(
+        "--prototypes", type=int, default=3, metavar="K", help="number of shared prototypes, with --personal [3]"
+    )
     add_json_flag(parser)
 
 

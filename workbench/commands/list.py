@@ -18,8 +18,8 @@ def add_command(commands: Commands) -> None:
         "What there is: pipelines, rewards, methods, configs.",
         "workbench list rewards",
     )
-    parser.add_argument("kind", nargs="?", choices=KINDS, help="one kind [all]")
-    parser.add_argument("--check", metavar="NAME", help="load pipeline NAME and verify the seam on it")
+    parser.add_argument("kind", nargs="?", choices=KINDS, help="list this kind only [all]")
+    parser.add_argument("--check", metavar="NAME", help="load pipeline NAME and check that methods can work with it")
     add_json_flag(parser)
 
 

@@ -22,7 +22,7 @@ def add_command(commands: Commands) -> None:
         "--format",
         choices=("html", "latex", "markdown", "csv"),
         default="html",
-        help="of the report; all but html are printed [html]",
+        help="format of the report; all but html are printed [html]",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page or the table to this file")
     add_json_flag(parser)

@@ -21,7 +21,7 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("files", nargs="+", type=Path, help="media files or folders of them")
     add_reward_names(parser)
-    parser.add_argument("--prompt", help="the prompt of all files")
+    parser.add_argument("--prompt", help="one prompt for all files")
     parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     add_json_flag(parser)
 

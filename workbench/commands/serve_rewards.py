@@ -16,10 +16,10 @@ def add_command(commands: Commands) -> None:
         "workbench serve-rewards --reward clip --reward '{pickscore: {dtype: bfloat16}}'",
     )
     add_reward_names(parser)
-    parser.add_argument("--host", default="127.0.0.1", help="[127.0.0.1: this machine only]")
+    parser.add_argument("--host", default="127.0.0.1", help="address to listen on [127.0.0.1: this machine only]")
     parser.add_argument("--port", type=int, default=8765)
-    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1")
-    parser.add_argument("--max-mb", type=int, default=256, help="largest request [256]")
+    parser.add_argument("--device", default="auto", help="device of the rewards: auto, cpu, cuda, cuda:1 [auto]")
+    parser.add_argument("--max-mb", type=int, default=256, help="largest request in MB [256]")
 
 
 def serve_rewards_command(args: argparse.Namespace) -> int:

@@ -37,7 +37,9 @@ def add_command(commands: Commands) -> None:
         add_json_flag(step)
     step = steps.add_parser("eval", help="how often rewards prefer what the community preferred")
     step.add_argument("source", type=Path, help="pairs, or the folder that curate wrote (its test pairs)")
-    step.add_argument("--reward", action="append", default=[], metavar="NAME", help="may be given several times")
+    step.add_argument(
+        "--reward", action="append", default=[], metavar="NAME", help="reward to evaluate; may be given several times"
+    )
     step.add_argument(
         "--model", action="append", default=[], type=Path, metavar="DIR", help="a folder that train wrote"
     )

@@ -20,15 +20,20 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("action", choices=("build",))
     parser.add_argument(
-        "--modality", choices=("image", "music", "video"), default="image", help="which part of it [image]"
+        "--modality", choices=("image", "music", "video"), default="image", help="which starter pack [image]"
     )
     parser.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
     parser.add_argument(
-        "--work", type=Path, default=Path("starter-build"), help="checkpoints; an interrupted build goes on"
+        "--work",
+        type=Path,
+        default=Path("starter-build"),
+        help="folder of checkpoints, from which an interrupted build goes on [starter-build]",
     )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument(
-        "--fast", action="store_true", help="a smoke build of a minute: the recipe runs, the models are bad"
+        "--fast",
+        action="store_true",
+        help="a build of a minute that only shows that the recipe runs; its models are useless",
     )
 
 

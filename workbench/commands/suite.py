@@ -26,17 +26,21 @@ def add_command(commands: Commands) -> None:
     parser.add_argument(
         "override", nargs="*", help="key=value of the run, right after the name: batch=8 seed=1 device=cuda"
     )
-    parser.add_argument("--prompts", type=Path, required=True, metavar="FILE", help="your copy of its prompt file")
+    parser.add_argument(
+        "--prompts", type=Path, required=True, metavar="FILE", help="your copy of the benchmark's prompt file"
+    )
     parser.add_argument("--pipeline", required=True, help="a name in configs/pipelines, a local folder, or a hub id")
-    parser.add_argument("--method", default="sample", help="a name, or YAML: {name: {setting: value}} [sample]")
-    parser.add_argument("--reward", help="what the method optimises: a name, or YAML as a run has it")
+    parser.add_argument(
+        "--method", default="sample", help="a method's name, or YAML: {name: {setting: value}} [sample]"
+    )
+    parser.add_argument("--reward", help="reward that the method optimises: a name, or YAML as in a run's config")
     parser.add_argument(
         "--samples-per-prompt",
         "--seeds",
         dest="seeds",
         type=int,
         metavar="N",
-        help="pictures a prompt [as many as the benchmark asks for]",
+        help="pictures per prompt [as many as the benchmark asks for]",
     )
     parser.add_argument(
         "--limit", type=int, default=0, metavar="N", help="only the first prompts, for a first look [all]"

@@ -268,7 +268,7 @@ def describe_run(plan: Plan) -> dict:
         "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
         "command": plan.command,
         "config": config,
-        "methods": {n: {"name": name_of(m)} | describe_settings(m) for n, m in plan.methods.items()},
+        "methods": {n: {"name": name_of(m)} | settings_as_json(m) for n, m in plan.methods.items()},
         "rewards": {n: r.spec.version for n, r in everyone.items()},
         "prompts": digest_prompts(plan),
         "seed": plan.config.seed,
@@ -279,7 +279,7 @@ def describe_run(plan: Plan) -> dict:
     }
 
 
-def describe_settings(method: Method) -> dict[str, Any]:
+def settings_as_json(method: Method) -> dict[str, Any]:
     """A method's settings as JSON values, with the repr of other objects."""
     values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
     return {name: value if is_plain(value) else repr(value) for name, value in values.items()}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -16,10 +15,8 @@ from workbench.core.schema import announce_rename, build_dataclass, suggest_near
 from workbench.core.types import BadInput, Count, Natural
 from workbench.methods import METHODS, find_method
 from workbench.methods.common.method import short_name
-from workbench.runs.stages import Stage
+from workbench.runs.stages import NAME, Stage
 from workbench.runs.train_config import TrainConfig
-
-NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
 
 @dataclasses.dataclass(frozen=True)
