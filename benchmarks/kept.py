@@ -41,7 +41,7 @@ def kept(runs: Path, asked: config.RunConfig) -> store.RunFolder:
         for p in run.execute_run(plan, folder):
             if p.failed:
                 raise RuntimeError(f"{asked.name}, {p.contestant}: {p.failed}")
-            if p.phase in ("watch", "told"):
+            if p.phase in ("watch", "message"):
                 print(f"  {asked.name} {p.batch}/{p.batches}: {p.note}", file=sys.stderr, flush=True)
     finally:
         spent = {"cpu": time.process_time() - cpu, "wall": time.monotonic() - wall}

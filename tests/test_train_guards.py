@@ -128,7 +128,7 @@ def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monk
     said = go(plan, folder)
     done = training_runs.checkpoint_store(plan, folder, "nft").finished_record
     assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
-    assert any(p.phase == "told" and "alarm" in p.note for p in said)
+    assert any(p.phase == "message" and "alarm" in p.note for p in said)
     training_runs.rewind_run(plan, folder)  # which forgets nothing that is on a checkpoint
     assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 1, "alarm": "it hacks."}]
 

@@ -95,7 +95,7 @@ class ProgressBars:
         self.bars.start_task(task)
         if progress.failed:
             self.bars.update(task, note=f"[red]failed: {escape(progress.failed)}")
-        elif progress.phase == "told":
+        elif progress.phase == "message":
             self.bars.console.print(f"{contestant}: {escape(progress.note)}", soft_wrap=True)
         elif progress.phase == "watch":
             self.bars.console.print(f"{contestant} at {progress.batch}: {escape(progress.note)}", soft_wrap=True)

@@ -23,7 +23,7 @@ class Progress:
     event: Event | None = None  # None: the batch was finished earlier
     folder: Path | None = None
     failed: str = ""  # why the contestant failed
-    phase: str = "sample"  # or "train", "watch" (results of an evaluation in training), "told" (a message)
+    phase: str = "sample"  # or "train", "watch" (results of an evaluation in training), "message"
     note: str = ""  # the results or the message
 
 

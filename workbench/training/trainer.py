@@ -117,7 +117,7 @@ class Trainer:
         yield from self.restore_checkpoint()
         self.check_same_weights("at the start")
         if self.train_config.shard:
-            yield self.make_progress("told", note=f"train.shard: all weights, {train_config.describe_sharding()}")
+            yield self.make_progress("message", note=f"train.shard: all weights, {train_config.describe_sharding()}")
         config = dataclasses.asdict(self.plan.config)
         if self.is_leader:
             self.trackers = trackers.open_trackers(
@@ -131,7 +131,7 @@ class Trainer:
                     )
                     if log_ratio:
                         yield self.make_progress(
-                            "told", note=f"the log-ratio before the first update is {log_ratio:.1g}, not exactly 0"
+                            "message", note=f"the log-ratio before the first update is {log_ratio:.1g}, not exactly 0"
                         )
                 yield from self.evaluate()
                 self.save_checkpoint()
@@ -234,7 +234,7 @@ class Trainer:
         if self.is_leader:
             self.folder.keep_events(lambda event: event["contestant"] != self.name or event.get("step", 0) <= update)
         return self.make_progress(
-            "told", note=f"out of memory: {self.distributed.micro} rows at once from here, recomputing activations"
+            "message", note=f"out of memory: {self.distributed.micro} rows at once from here, recomputing activations"
         )
 
     # --- evaluation and logs -----------------------------------------------------------------------------------------
@@ -277,7 +277,7 @@ class Trainer:
         if alarm and alarm != self.alarm:
             if self.is_leader:
                 self.folder.append_event({"contestant": self.name, "step": self.rounds_done, "alarm": alarm})
-            yield self.make_progress("told", note=f"alarm: {alarm}")
+            yield self.make_progress("message", note=f"alarm: {alarm}")
         self.alarm = alarm
         if alarm and self.train_config.on_alarm == "stop":
             self.ended = f"the alarm was raised: {alarm}"
@@ -332,7 +332,7 @@ class Trainer:
         for checkpoint in damaged:
             origin = update if state else "the start"
             yield self.make_progress(
-                "told", note=f"checkpoint {checkpoint} is damaged or unfinished; going on from {origin}"
+                "message", note=f"checkpoint {checkpoint} is damaged or unfinished; going on from {origin}"
             )
         if state is not None:
             self.load_state_dict(state if self.is_leader else self.checkpoints.load(update))
@@ -376,13 +376,13 @@ class Trainer:
             metadata = {"method": self.name, "run": self.folder.path.name, "update": str(best)}
             result = pipelines.export_policy(self.policy, folder, name=weights, about=metadata, pipeline=base)
             for note in result.notes:
-                yield self.make_progress("told", note=note)
+                yield self.make_progress("message", note=note)
         with self.policy.use(weights):
             distance = self.policy.adapters.distance_from_base()
         if not self.is_leader:
             return
         self.checkpoints.mark_finished(self.summarise_training() | {"distance": distance, "best": best})
-        yield self.make_progress("told", note=f"exported the weights of update {best} to {folder}")
+        yield self.make_progress("message", note=f"exported the weights of update {best} to {folder}")
 
     def reset_optimizer(self) -> None:
         """Drop the optimiser with its state; a checkpoint holds it."""
