@@ -24,6 +24,7 @@ import gradio as gr  # noqa: E402
 from starlette.middleware import Middleware  # noqa: E402
 from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
 
+from workbench.core.errors import BadInput  # noqa: E402
 from workbench.ui import theme  # noqa: E402
 from workbench.ui.context import AppContext  # noqa: E402
 from workbench.ui.jobs import JobQueue  # noqa: E402
@@ -116,21 +117,15 @@ def remove_old_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def bad_input(sentence: str) -> Exception:
-    from workbench.core.types import BadInput  # and torch with it: not before the page stands
-
-    return BadInput(sentence)
-
-
 def read_users(file: Path) -> list[tuple[str, str]]:
     """The people who may enter: a line `name:password` each. Raises BadInput."""
     try:
         lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
     except (OSError, UnicodeDecodeError):
-        raise bad_input(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
+        raise BadInput(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
     pairs = [line.split(":", 1) for line in lines]
     if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
-        raise bad_input(f"--auth: {file} must hold name:password on each line, both not empty")
+        raise BadInput(f"--auth: {file} must hold name:password on each line, both not empty")
     return [(name, password) for name, password in pairs]
 
 
@@ -143,7 +138,7 @@ def serve(
     """
     if (share or host not in LOOPBACK) and auth is None:
         option = "--share" if share else f"--host {host}"
-        raise bad_input(f"{option} opens the app to others: give --auth FILE, with name:password on each line")
+        raise BadInput(f"{option} opens the app to others: give --auth FILE, with name:password on each line")
     context = AppContext(
         runs=Path(runs).absolute(), temp=make_temp_folder(), jobs=JobQueue(), imports_done=threading.Event()
     )
@@ -158,7 +153,7 @@ def serve(
             app_kwargs={"middleware": [Middleware(ImportGate, imports_done=context.imports_done)]},
         )  # fmt: skip
     except OSError:
-        raise bad_input(f"--port: {port} is taken on this machine; give another") from None
+        raise BadInput(f"--port: {port} is taken on this machine; give another") from None
     threading.Thread(target=import_work_modules, args=(context.imports_done,), name="imports", daemon=True).start()
     print(f"Media Alignment Workbench: {public_url or url}", flush=True)
     return page, url

@@ -16,7 +16,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from workbench.core.types import BadInput, Count
+from workbench.core.errors import BadInput
+from workbench.core.types import Count
 
 from . import sharding
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput
 
 BACKENDS = ("sdpa", "xformers", "flash")
 FIXED = {  # pipelines whose denoisers always call torch's attention, whatever backend diffusers is set to

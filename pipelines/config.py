@@ -11,9 +11,10 @@ import yaml
 
 from pipelines import lora_loading, variants
 from pipelines.weight_folder import component_class, read_pipeline_class
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS, resolve_repo
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput, Count, Modality
+from workbench.core.types import Count, Modality
 
 from .schedule import FAMILIES
 

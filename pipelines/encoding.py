@@ -17,7 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.core.types import BadInput, Media
+from workbench.core.errors import BadInput
+from workbench.core.types import Media
 
 from . import seams
 

@@ -17,9 +17,9 @@ import torch
 from pipelines import lora_loading, processes, schedule, seams, transitions, weight_folder
 from pipelines.compat import patch_pipeline
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
+from workbench.core.errors import BadInput
 from workbench.core.paths import resolve_repo
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput
 
 from . import attention as kernels
 from .config import DECODED_SINGLY, OPTIONAL_COMPONENTS, PipelineConfig, check_call, read_config, refuse_unsupported

@@ -14,7 +14,7 @@ from typing import Any
 from pipelines import weight_folder
 from pipelines.adapters import lora_layers
 from pipelines.seams import named_networks
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 RECORD = "export.json"  # next to the weights: {"pipeline": PipelineConfig, "parts": {denoiser: lora | peft | merged}}
 WEIGHTS = "pytorch_lora_weights.safetensors"

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pipelines.adapters import lora_layers
 from pipelines.seams import named_networks
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 def find_lora_layers(policy: Any) -> list[Any]:

@@ -22,7 +22,8 @@ from pipelines import encoding, noise_hypernetwork, schedule, seams
 from pipelines.prompt_cache import PromptCache
 from pipelines.structure import PipelineStructure, find_structure, has_guidance_momentum
 from pipelines.transitions import Ancestral, Kernel
-from workbench.core.types import BadInput, Media, Modality, Prediction, Stopped, Trajectory, Transition
+from workbench.core.errors import BadInput, Stopped
+from workbench.core.types import Media, Modality, Prediction, Trajectory, Transition
 
 MAX_SHAPES = 16  # batch shapes (rows, guidance) whose stand-ins are kept
 

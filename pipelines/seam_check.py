@@ -20,7 +20,8 @@ from torch import Tensor
 from pipelines import encoding, seams
 from pipelines.policy import Policy
 from pipelines.transitions import Ancestral, Kernel
-from workbench.core.types import BadInput, Media, Modality, Trajectory
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Modality, Trajectory
 
 SEEDS = (1, 2)
 PROMPTS: dict[Modality, tuple[str, str]] = {  # words that the starter pack's tokenizers know

@@ -20,7 +20,7 @@ from pipelines import seams, sharding
 from pipelines.adapters import Adapters, Lora, copy_to_cpu, strip_lora
 from pipelines.policy import Policy
 from pipelines.processes import join_processes
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 EMA = "ema"
 COUNTS = ("updates", "overflows", "nfe", "decodes")  # counters that a checkpoint holds

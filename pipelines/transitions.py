@@ -14,7 +14,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Transition
+from workbench.core.errors import BadInput
+from workbench.core.types import Transition
 
 from .schedule import NoiseLevel, predict_eps, predict_x0
 

@@ -15,8 +15,8 @@ from pipelines import seams, transitions
 from pipelines.compat import patch_pipeline
 from pipelines.config import MODALITIES, PipelineConfig, check_call, list_names, read_config, refuse_unsupported
 from pipelines.policy import Policy
+from workbench.core.errors import BadInput
 from workbench.core.schema import convert_value, suggest_nearest
-from workbench.core.types import BadInput
 
 GUIDANCE = ("guidance_scale", "true_cfg_scale", "audio_guidance_scale")  # arguments that scale guidance, by preference
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 MERGED = ("call", "text", "components")  # settings that a variant changes key by key; others are replaced
 ORDER = ("class", "repo", "steps", "scheduler", "kernel", "components", "call", "text")  # of settings in a label

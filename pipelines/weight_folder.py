@@ -6,7 +6,7 @@ import json
 from collections.abc import Collection
 from pathlib import Path
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth", ".pkl")
 

@@ -19,9 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 
 BASE = "base"  # the contestant of a run that is the un-aligned model
 

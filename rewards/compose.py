@@ -11,7 +11,8 @@ from torch import Tensor
 
 from rewards.ensemble import COMBINATIONS, Sum
 from rewards.transforms import SHAPES, clamp_range
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, RewardSpec
 
 
 class WeightedReward:

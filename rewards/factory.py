@@ -24,7 +24,8 @@ from rewards.registry import REWARDS, find_reward
 from rewards.transforms import SHAPES
 from rewards.vlm.judge import TRANSPORT
 from workbench.core import schema
-from workbench.core.types import BadInput, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Reward
 
 # ReNO (arXiv:2406.04312, and its code) minimises
 #     5 (1 - hps) + (2 - imagereward) + 0.01 (100 - clip) + 0.05 (30 - pickscore).

@@ -24,7 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 WORDS, LONGEST = 4096, 64  # buckets of the hash; words of a prompt that are read
 KEY = "latent_reward"  # of the header, in the file's metadata

@@ -23,8 +23,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from rewards.latent import KEY, LatentScorer
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Policy, Reward, derive_seed
+from workbench.core.types import Policy, Reward, derive_seed
 
 
 @torch.no_grad()

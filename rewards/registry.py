@@ -48,7 +48,8 @@ from rewards.vlm.judge_named import (
     VideoDimensions,
 )
 from workbench.core import schema
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 REWARDS: dict[str, type] = {
     # exact, without weights

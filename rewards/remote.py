@@ -22,7 +22,8 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import AtLeast, BadInput, Media, Natural, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import AtLeast, Media, Natural, RewardSpec
 
 if TYPE_CHECKING:
     import httpx

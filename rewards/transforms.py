@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.baseline import BaselineScores
-from workbench.core.types import BadInput, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Reward, RewardSpec
 
 Scope = Literal["sample", "group"]
 

@@ -14,7 +14,8 @@ from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import CMMD, KAD, KID
 from rewards.sets.prdc import PRDC
 from rewards.sets.vendi import Vendi
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 
 STARTER = "starter:image/clip"
 

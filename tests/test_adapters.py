@@ -19,7 +19,7 @@ from tiny_trained import SD, SMALL, nudge, trainable
 from pipelines import ExportMismatch, Lora, TrainablePolicy, export_policy, load
 from pipelines import export as exporting
 from pipelines.adapters import find_target_layers, lora_factors, lora_layers, strip_lora
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 SDXL, SD3, FLUX, WAN, AUDIO = (
     f"{name}Pipeline" for name in ("StableDiffusionXL", "StableDiffusion3", "Flux", "Wan", "AudioLDM2")

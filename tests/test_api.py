@@ -17,9 +17,10 @@ from PIL import Image
 
 import pipelines
 import workbench as w
+from workbench.core.errors import BadInput
 from workbench.core.io import media as media_files
 from workbench.core.paths import ROOT
-from workbench.core.types import BadInput, Event, Media
+from workbench.core.types import Event, Media
 from workbench.engine import run as driver
 from workbench.engine.alignment import Alignment
 from workbench.engine.plan import plan_run

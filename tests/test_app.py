@@ -15,8 +15,8 @@ import pytest
 from gradio_client import Client
 
 import app
+from workbench.core.errors import BadInput
 from workbench.core.paths import ROOT
-from workbench.core.types import BadInput
 
 CALLS = {"compare", "stop", "open", "lora", "battle", "vote", "undo", "leaderboard"}
 CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}

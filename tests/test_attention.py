@@ -11,7 +11,7 @@ from diffusers.models import attention_dispatch as dispatch
 
 import pipelines
 from pipelines import attention
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 FLASH, GPU = dispatch.AttentionBackendName.FLASH, torch.device("cuda")
 LONGER = {"QwenImagePipeline": {"max_sequence_length": 512}}  # or its prompts are cut to one length

@@ -18,7 +18,8 @@ from rewards.audio.loudness import Gated
 from rewards.encoders.audio_frontend import LogMel, fit_length, mono_samples, window_starts
 from rewards.encoders.load_audio import load_audio_encoder
 from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet, SoundEmbedder
-from workbench.core.types import BadInput, Media
+from workbench.core.errors import BadInput
+from workbench.core.types import Media
 
 PROMPTS = ("slow rising flute", "fast organ", "high low")
 

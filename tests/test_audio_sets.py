@@ -13,7 +13,8 @@ from rewards import build
 from rewards.encoders.load_audio import load_audio_encoder
 from rewards.sets.audio_sets import FAD, AudioExemplar, AudioKAD, AudioVendi, SongSet
 from rewards.sets.set_credit import LeaveOneOut, Witness
-from workbench.core.types import BadInput, Media
+from workbench.core.errors import BadInput
+from workbench.core.types import Media
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.tools.suite_layouts import SUITES, Entry, prompt_file_name
 
 TASK = '{"tag": "colors", "include": [{"class": "cat", "count": 1, "color": "red"}], "prompt": "a red cat"}\n'

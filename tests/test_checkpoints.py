@@ -11,7 +11,7 @@ from reward_fixtures import small_settings
 
 from rewards import build
 from rewards.encoders import checkpoints
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 def test_a_pickle_that_holds_code_is_refused_and_not_run(tmp_path):

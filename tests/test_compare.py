@@ -7,7 +7,7 @@ import json
 import pytest
 
 from workbench import cli
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.engine import compare
 from workbench.methods import METHODS, BestOfN, ReNO, Sample, trains_weights
 from workbench.runs.budget import Budget, Cost

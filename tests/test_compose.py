@@ -12,7 +12,8 @@ from reward_fixtures import media_for
 from rewards import REWARDS, build, build_reward, factory
 from rewards.compose import CombinedReward, WeightedReward
 from rewards.ensemble import COMBINATIONS
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, RewardSpec
 
 IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
 

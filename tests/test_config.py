@@ -9,10 +9,11 @@ from typing import ClassVar
 import pytest
 
 from workbench.core import schema
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import build_dataclass
 from workbench.core.setting_help import describe_settings
-from workbench.core.types import BadInput, derive_seed
+from workbench.core.types import derive_seed
 from workbench.methods import METHODS
 from workbench.runs import config
 from workbench.runs import prompts as data

@@ -11,7 +11,8 @@ from torch import Tensor
 from rewards import build, build_reward, compose
 from rewards.sets.mmd import KAD, GaussianKernel, mean_kernel, mmd_squared, witness_function
 from rewards.sets.set_credit import LeaveOneOut, Witness, leave_one_out
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 
 def mean_of(x: Tensor, kept: Tensor) -> Tensor:

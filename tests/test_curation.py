@@ -19,7 +19,8 @@ from pipelines.starter.image import community, rendering, world
 from rewards import build_reward
 from rewards.people import curation
 from rewards.people.curation import Curation
-from workbench.core.types import BadInput, Media
+from workbench.core.errors import BadInput
+from workbench.core.types import Media
 from workbench.feedback import social
 
 DAY = 86_400

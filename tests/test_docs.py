@@ -22,9 +22,9 @@ from rewards.ensemble import COMBINATIONS
 from rewards.factory import PRESETS
 from rewards.transforms import SHAPES
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS, ROOT, STARTER
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput
 from workbench.methods import METHODS, find_method
 from workbench.runs import config
 from workbench.runs.preference_data import PreferencePairs

@@ -22,7 +22,8 @@ from rewards.compose import WeightedReward
 from rewards.sets.audio_sets import FAD
 from rewards.sets.frechet import Frechet, fit_normal, frechet_distance
 from rewards.sets.vendi import Vendi
-from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Media, RewardSpec, derive_seed
 from workbench.evaluation.set_rewards import TrainingReward
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.demonstrations import draw_samples

@@ -15,9 +15,10 @@ from train_fixtures import folder_of, go, planned, told
 from training_toys import gaussian_policy, one
 
 from rewards.sets.frechet import Frechet, fit_normal
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import CONFIGS
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.engine import run
 from workbench.engine.plan import plan_run
 from workbench.evaluation import set_rewards

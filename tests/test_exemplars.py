@@ -15,7 +15,8 @@ from rewards.sets.exemplar import Embedder, Exemplar, PictureEmbedder
 from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import CMMD, KAD, KID, GaussianKernel, median_distance, mmd_squared
 from rewards.sets.vendi import Vendi
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 
 
 @pytest.fixture(autouse=True)

@@ -14,7 +14,8 @@ from mixture_policy import MixturePolicy, Value
 from pipelines.transitions import CPS
 from rewards.latent import KEY, LatentReward
 from rewards.latent_training import LatentSamples, collect_samples, score_correlation, train_latent_reward
-from workbench.core.types import BadInput, Batch, RewardSpec, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, RewardSpec, derive_seed
 from workbench.methods.common.guided_step import capped_noise_ratio, unit_rms, zero_nonfinite
 from workbench.methods.common.schedule import alpha_sigma
 from workbench.methods.inference.guidance import Guidance

@@ -9,8 +9,9 @@ from reward_fixtures import scored, small
 from sound_fixtures import heard
 
 from rewards import REWARDS
+from workbench.core.errors import BadInput
 from workbench.core.io import media, video
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 
 BY_MACHINE = (
     "judge",

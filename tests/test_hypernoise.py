@@ -16,7 +16,8 @@ from training_toys import Unsure
 
 from pipelines import Lora, export_policy
 from rewards import build
-from workbench.core.types import BadInput, Batch
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch
 from workbench.methods.training.hypernoise import Corrected, HyperNoise
 
 NAMES = [

@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.ui.jobs import MAX_WAITING, Job, JobQueue
 
 

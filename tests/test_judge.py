@@ -30,7 +30,8 @@ from rewards.vlm.judge_client import JudgeError, Reply
 from rewards.vlm.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
 from rewards.vlm.judge_presets import PRESETS, Preset
 from workbench.core import schema
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 
 NAMED = [c for c in vars(judge_named).values() if isinstance(c, type) and c.__module__ == judge_named.__name__]
 EVERY = [Judge, JudgePairs, JudgeRegions, *NAMED]

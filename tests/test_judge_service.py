@@ -25,7 +25,7 @@ from judge_server import (
 
 from rewards.vlm import judge_client
 from rewards.vlm.judge_named import EditScore
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 SECRET = "sk-very-secret-0123456789"
 

@@ -14,7 +14,8 @@ from rewards.people import learned, personal, votes
 from rewards.people.learned import Learned, solve_logistic
 from rewards.people.personal import Personal
 from rewards.people.votes import Votes, clopper_pearson, make_report, votes_to_show
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 
 WIDTH = 8
 

@@ -20,8 +20,8 @@ from tiny import PROMPTS, SEEDS
 import pipelines
 from pipelines import attention, schedule, weight_folder
 from pipelines.config import FOLDER, MODALITIES, REFUSED, list_names, read_config
+from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER
-from workbench.core.types import BadInput
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 

@@ -23,7 +23,8 @@ from rewards.audio.loudness import (
     true_peak,
 )
 from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 from workbench.report import audio_view
 
 

@@ -8,9 +8,10 @@ import torch
 from PIL import Image
 from scipy.io import wavfile
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.io.media import Cell
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 
 META = {"prompt": "a red “kreis” 円\nand more", "seed": 7, "scores": {"clip": 0.31, "oracle": None}, "12": "12"}
 

@@ -13,8 +13,9 @@ from PIL import Image
 from scipy.io import wavfile
 from sound_fixtures import heard, tone, wav16
 
+from workbench.core.errors import BadInput
 from workbench.core.io import audio, media, video
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.report import audio_view
 
 av = pytest.importorskip("av")

@@ -14,7 +14,8 @@ import torch
 
 import pipelines
 from rewards import build
-from workbench.core.types import BadInput, Batch, Event, Media, Policy, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Media, Policy, Reward, RewardSpec
 from workbench.methods import METHODS
 
 CLASSES = [

@@ -17,7 +17,8 @@ from test_methods import Mean, Unsure
 from training_toys import gaussian_policy
 
 from pipelines.transitions import Ancestral
-from workbench.core.types import BadInput, Batch, Media, Prediction, Trajectory, Transition
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Media, Prediction, Trajectory, Transition
 from workbench.methods.common.best_sample import BestSample, seeded_normal
 from workbench.methods.common.noise_plausibility import noise_implausibility
 from workbench.methods.inference.best_of_n import BestOfN

@@ -9,8 +9,8 @@ import pytest
 from training_toys import gaussian_policy
 
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput
 from workbench.engine import compare
 from workbench.methods import METHODS, Reuse, find_method, name_of
 from workbench.methods.common.method import MethodDefaults, complete_method, short_name

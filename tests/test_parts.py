@@ -7,7 +7,7 @@ import json
 import pytest
 
 from workbench import cli
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.methods import NRG, ReNO, Rewrite
 from workbench.runs.resolve import resolve_dependencies
 

@@ -14,8 +14,8 @@ from rewards.encoders import image_text
 from rewards.people import votes
 from rewards.people.curation import perceptual_hash
 from rewards.sets.exemplar import PictureEmbedder
+from workbench.core.errors import BadInput
 from workbench.core.io import image, media
-from workbench.core.types import BadInput
 
 
 def clear(path):

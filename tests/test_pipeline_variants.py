@@ -11,9 +11,9 @@ import yaml
 import pipelines
 from pipelines import variants
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import CONFIGS
-from workbench.core.types import BadInput
 from workbench.engine.plan import plan_run
 from workbench.methods import METHODS
 from workbench.runs import config, store

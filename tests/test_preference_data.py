@@ -19,8 +19,9 @@ from trainable_policy import TrainableMixture
 from training_toys import RANKED, Value, gaussian_policy, set_weights
 
 from pipelines import encoding
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Batch, Media, PairBatch
+from workbench.core.types import Batch, Media, PairBatch
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.rollout import sample_groups, score_samples
 from workbench.methods.training.dpo import DPO

@@ -11,7 +11,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.tools import hub as client
 
 PROCESSES = multiprocessing.get_context("forkserver")

@@ -12,8 +12,9 @@ import torch
 from report_fixtures import compared_summary, make_contestant, summary_of, usual_summary
 from rich.console import Console
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.report.charts import Axis, Doublings, progress_charts, scaling_charts
 from workbench.report.pages import collect_samples, select_samples, write_report
 from workbench.report.tables import console_table

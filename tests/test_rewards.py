@@ -12,8 +12,9 @@ from PIL import Image
 from reward_fixtures import PROMPTS, batch_for, media_for, scored, small, small_settings
 
 from rewards import REWARDS, build
+from workbench.core.errors import BadInput
 from workbench.core.paths import ROOT
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.types import Media, Reward, RewardSpec
 
 PER_SAMPLE = [name for name, cls in REWARDS.items() if cls.spec.scope == "sample"]
 

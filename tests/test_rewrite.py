@@ -12,8 +12,9 @@ from mixture_policy import MixturePolicy, Value
 
 from pipelines.starter.image import world
 from rewards.vlm.judge_client import JudgeError, Reply
+from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER
-from workbench.core.types import BadInput, Batch, derive_seed
+from workbench.core.types import Batch, derive_seed
 from workbench.methods.inference.best_of_n import BestOfN
 from workbench.methods.inference.rewrite import Centred, Rewrite, mix_predictions
 from workbench.runs.prompt_expanders import Chat, Closed, Details, make_expander, parse_wording

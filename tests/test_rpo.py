@@ -14,8 +14,9 @@ from training_toys import set_weights
 
 from rewards import REWARDS, build_reward, compose
 from rewards.sets import subject_fidelity
+from workbench.core.errors import BadInput
 from workbench.core.io import media as files
-from workbench.core.types import BadInput, Batch, Media, RewardSpec, derive_seed
+from workbench.core.types import Batch, Media, RewardSpec, derive_seed
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.subject_pairs import remove_token
 from workbench.methods.training.rpo import RPO

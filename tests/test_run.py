@@ -21,9 +21,10 @@ import yaml
 
 import pipelines
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import ROOT
-from workbench.core.types import BadInput, Batch, Event
+from workbench.core.types import Batch, Event
 from workbench.engine import run
 from workbench.engine.plan import plan_run
 from workbench.methods import METHODS, trains_weights

@@ -14,8 +14,9 @@ from reward_fixtures import media_for, small_settings
 from scipy.io import wavfile
 
 from rewards import REWARDS, build
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.types import Media, RewardSpec
 from workbench.evaluation import scoring
 from workbench.tools import doctor
 

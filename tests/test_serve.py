@@ -19,7 +19,8 @@ from reward_fixtures import PROMPTS, media_for, scored, serving, small
 
 from rewards import build, remote
 from rewards.remote import TOKEN, Remote, pack_request, spec_from_json, spec_to_json
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 from workbench.tools import reward_server
 
 SECRET = "a-secret-of-these-tests"

@@ -320,7 +320,7 @@ def test_both_killed_and_begun_again_end_with_the_bits_of_an_undisturbed_run(out
     ],
 )
 def test_what_can_not_be_sharded_is_refused_in_one_sentence(block, says):
-    from workbench.core.types import BadInput
+    from workbench.core.errors import BadInput
     from workbench.runs import train_config
 
     with pytest.raises(BadInput, match=says):

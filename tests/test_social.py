@@ -18,8 +18,9 @@ from rewards.encoders import image_text
 from rewards.people import social, social_training
 from rewards.people.social import Pair, Social, SocialHead
 from rewards.people.social_training import SocialTraining, bradley_terry_loss, triplet_loss
+from workbench.core.errors import BadInput
 from workbench.core.io import image
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.feedback import social as work
 
 # --- the reward ------------------------------------------------------------------------------------------------------

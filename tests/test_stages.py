@@ -6,7 +6,7 @@ from collections import Counter
 
 import pytest
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.runs.stages import TaskScores, check_same_weights, read_stages
 
 RUN = {

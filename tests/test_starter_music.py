@@ -23,7 +23,8 @@ from pipelines.starter.music.clap import corrupt_wave, draw_batch
 from pipelines.starter.resumable_training import Draw
 from rewards.audio.starter_clap import StarterCLAP
 from workbench.core import paths
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 from workbench.runs import prompts
 
 

@@ -22,7 +22,8 @@ from pipelines.starter.video import clip as video_clip
 from pipelines.starter.video.oracle import DynamicDegree, VideoOracle, VideoOracleSoft, compare_with_prompt, read_clip
 from rewards.video import starter_clip
 from workbench.core import paths
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 from workbench.runs import prompts
 
 

@@ -18,7 +18,8 @@ from pipelines.starter.image.clip import draw_batch, vocabulary_words
 from pipelines.starter.image.oracle import ImageOracle, ImageOracleSoft, compare_with_prompt, read_picture
 from pipelines.starter.resumable_training import Draw
 from pipelines.starter.tokenizer import new_tokenizer
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward
 from workbench.runs import prompts
 
 

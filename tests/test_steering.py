@@ -15,7 +15,8 @@ import torch
 from mixture_policy import MixturePolicy, Value, ks
 
 from pipelines.transitions import Ancestral, FlowSDE
-from workbench.core.types import BadInput, Batch, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Media, RewardSpec
 from workbench.methods.common import particles
 from workbench.methods.common.particles import effective_sample_size, resample_groups, resample_systematically
 from workbench.methods.inference.beam import Beam

@@ -9,7 +9,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.engine import compare
 from workbench.runs import store
 

@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput
 from workbench.engine import run
 from workbench.engine.plan import plan_run
 from workbench.methods import METHODS

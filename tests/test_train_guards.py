@@ -10,7 +10,8 @@ from train_fixtures import NFT, folder_of, go, planned, told
 
 import pipelines
 from workbench import cli
-from workbench.core.types import BadInput, Event
+from workbench.core.errors import BadInput
+from workbench.core.types import Event
 from workbench.training import monitoring, training_runs
 
 

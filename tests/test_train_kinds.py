@@ -14,8 +14,9 @@ from train_fixtures import NFT, PIPELINE, asked, folder_of, go, planned, same, s
 
 from workbench import cli
 from workbench.commands.run_progress import stop_on_signal
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, PairBatch
+from workbench.core.types import Media, PairBatch
 from workbench.engine.plan import plan_run
 from workbench.methods import HyperNoise, name_of
 from workbench.runs import config, store

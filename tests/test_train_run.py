@@ -12,8 +12,8 @@ from train_fixtures import GRPO, SDE, folder_of, go, planned, same, stopped, tol
 
 import pipelines
 from workbench import cli
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput
 from workbench.runs import checkpoints, train_config
 from workbench.tools import hub
 

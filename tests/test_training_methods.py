@@ -27,7 +27,8 @@ from training_toys import (
 
 from pipelines.transitions import CPS, Ancestral, FlowSDE
 from rewards.compose import WeightedReward
-from workbench.core.types import BadInput, Batch
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch
 from workbench.methods.common.noised_batch import NoisedBatch
 from workbench.methods.common.rollout import sample_groups, score_samples
 from workbench.methods.common.windows import sample_in_window

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 
 from pipelines import Lora
 from pipelines.trainable_policy import EMA
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 NAMES = [
     SD,

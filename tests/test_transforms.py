@@ -14,7 +14,7 @@ from rewards import REWARDS, build_reward
 from rewards.baseline import BaselineScores
 from rewards.pareto import Parrot, crowding_distance, dominance_matrix, pareto_fronts
 from rewards.transforms import SHAPES, win_rate
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 NAN, INF = torch.nan, torch.inf
 SPEC = REWARDS["brightness"].spec

@@ -10,7 +10,7 @@ import torch
 
 from pipelines import schedule
 from pipelines.transitions import CPS, KERNELS, Ancestral, FlowSDE, make_kernel
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.methods.common import losses
 
 SHAPE = (2, 4, 8, 8)

@@ -21,8 +21,9 @@ from gradio_client import handle_file
 from PIL import Image
 from ui_fixtures import launch_tab
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.types import Media, RewardSpec
 from workbench.ui import limits, reward_choices, uploads
 from workbench.ui.context import AppContext
 from workbench.ui.lora_uploads import inspect_lora

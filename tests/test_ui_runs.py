@@ -16,8 +16,9 @@ import pytest
 import torch
 from ui_fixtures import launch_tab
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.runs.store import RunFolder
 from workbench.ui import run_processes
 from workbench.ui.overrides import check_overrides

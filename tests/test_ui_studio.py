@@ -24,9 +24,9 @@ from PIL import Image
 from safetensors.torch import save_file
 
 import pipelines
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput
 from workbench.engine.plan import plan_run
 from workbench.methods import METHODS, trains_weights
 from workbench.ui import contestant_choices, lora_uploads, studio_comparison, theme

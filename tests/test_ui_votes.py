@@ -15,7 +15,7 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from vote_fixtures import cast_many_votes, write_run
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.feedback import votes
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import JobQueue

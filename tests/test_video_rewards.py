@@ -10,7 +10,8 @@ from reward_fixtures import PROMPTS, small
 
 from rewards import build
 from rewards.video.frames import Consistency, Frames, Motion, choose_frames, flow_magnitude, frame_weights
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 
 def moving(speed: float, frames: int = 8, size: int = 32, contrast: float = 0.4, seed: int = 0) -> torch.Tensor:

@@ -16,8 +16,8 @@ from vote_fixtures import NAMES, PROMPTS, ask_pair, cast_many_votes, cast_vote, 
 
 from rewards.audio.loudness import integrated_loudness
 from rewards.people import votes as readers
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput
 from workbench.feedback import blinding, learn, pairing, vote_export, votes
 from workbench.runs import preference_data, store
 

@@ -12,7 +12,8 @@ from PIL import Image
 from reward_fixtures import small_settings
 
 from rewards import build
-from workbench.core.types import BadInput, Media
+from workbench.core.errors import BadInput
+from workbench.core.types import Media
 from workbench.feedback import learn
 
 CLIP = "clip"

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from workbench.api import align, compare, load, read_run, reward, score, train
-    from workbench.core.types import BadInput, Media
+    from workbench.core.errors import BadInput
+    from workbench.core.types import Media
 
 __all__ = ["BadInput", "Media", "align", "compare", "load", "read_run", "reward", "score", "train"]
 
@@ -24,7 +25,7 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'workbench' has no attribute {name!r}")
     from importlib import import_module
 
-    module = "workbench.core.types" if name in ("BadInput", "Media") else "workbench.api"
+    module = {"BadInput": "workbench.core.errors", "Media": "workbench.core.types"}.get(name, "workbench.api")
     value = getattr(import_module(module), name)
     globals()[name] = value
     return value

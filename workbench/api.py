@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pipelines
 from pipelines.user_pipeline import UserPipeline, override_config
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Media, Method, Modality, Reward
+from workbench.core.types import Media, Method, Modality, Reward
 from workbench.engine import compare as comparing
 from workbench.engine import plan as planning
 from workbench.engine.alignment import Alignment, align_in_memory

@@ -12,6 +12,7 @@ from importlib import import_module
 
 from workbench.commands import COMMANDS
 from workbench.commands.arguments import HELP_STYLE
+from workbench.core.errors import BadInput
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -45,7 +46,6 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def main(argv: Sequence[str] | None = None) -> int:
     args = parse_arguments(argv)
     from workbench.commands.console import Failed
-    from workbench.core.types import BadInput
 
     try:
         return args.handler(args)

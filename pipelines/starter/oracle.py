@@ -14,7 +14,8 @@ from pipelines.starter.music import world as music_world
 from pipelines.starter.music.oracle import MusicOracle, MusicOracleSoft
 from pipelines.starter.video import world as video_world
 from pipelines.starter.video.oracle import VideoOracle, VideoOracleSoft
-from workbench.core.types import BadInput, Media, Modality
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Modality
 
 WorldOracle = ImageOracle | MusicOracle | VideoOracle
 

@@ -13,7 +13,7 @@ from typing import Any, Protocol, TypedDict, TypeVar
 import torch
 from torch import nn
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 Part = TypeVar("Part", bound=nn.Module)
 

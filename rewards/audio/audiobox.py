@@ -24,7 +24,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 AXES = ("CE", "CU", "PC", "PQ")
 RATE, SECONDS = 16000, 10

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from rewards.encoders.audio_frontend import AUDIO, audio_samples, resample_audio
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, RewardSpec
 
 QUIETEST = -70.0  # LUFS: the absolute gate; what lies under it has no loudness
 

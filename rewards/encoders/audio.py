@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import image_text
 from rewards.encoders.audio_frontend import LogMel, cut_windows, mel_filters, resample_audio
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 @dataclass(eq=False)

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 AUDIO = frozenset({"audio"})
 MAX_FILTER_SIZE = 1 << 24  # numbers in a resampling filter

@@ -19,7 +19,7 @@ from torch import Tensor
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import LogMel, fit_length
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 def load_clap(model: str) -> AudioEncoder:

@@ -24,8 +24,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from rewards.encoders import checkpoints
 from rewards.encoders.preprocess import View
 from workbench.core import paths
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput
 
 log = logging.getLogger(__name__)
 CACHED_PROMPTS = 4096  # prompts whose text features an encoder keeps

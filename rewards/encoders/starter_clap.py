@@ -15,7 +15,7 @@ from torch import Tensor
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import LogMel, fit_length, mel_filters
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 MODEL = "starter:music/clap"
 

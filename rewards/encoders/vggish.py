@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rewards.encoders import checkpoints
 from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import LogMel, mel_filters
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 LOG_MEL = LogMel(rate=16000, fft=512, hop=160, bins=64, low=125.0, high=7500.0, scale="kaldi", slaney_norm=False)
 WINDOW, FRAMES = 400, 96  # samples of a frame, frames of an example

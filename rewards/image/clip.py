@@ -14,7 +14,8 @@ from torch import Tensor
 
 from rewards.encoders import image_text
 from rewards.encoders.frozen_reward import EncoderReward
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 IMAGE, PROMPT = frozenset({"image"}), frozenset({"prompt"})
 

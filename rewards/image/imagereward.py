@@ -22,7 +22,8 @@ from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import FrozenReward
 from rewards.encoders.preprocess import View
 from rewards.image.aesthetic import AestheticHead
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 MEAN, STD = 0.16717362830052426, 1.0333394966054072  # of raw scores on the authors' data
 TOKENS = 35

@@ -21,7 +21,8 @@ from torch.utils.checkpoint import checkpoint as recompute
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import FrozenReward
 from rewards.encoders.preprocess import View
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 HEAD = 64  # width of one attention head
 CACHED_PROMPTS = 256  # prompts whose token features are kept: 0.3 MB each

@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.encoders.preprocess import media_pixels
-from workbench.core.types import AtLeast, BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import AtLeast, Media, RewardSpec
 
 IMAGE_AND_VIDEO = frozenset({"image", "video"})
 TINY = 1e-12  # under a square root: a flat picture has a finite gradient

@@ -27,9 +27,10 @@ from scipy.fft import dctn
 from scipy.special import ndtr
 
 from rewards.encoders.preprocess import resize_images
+from workbench.core.errors import BadInput
 from workbench.core.io import image
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Count, Natural, NonNegative, derive_seed
+from workbench.core.types import Count, Natural, NonNegative, derive_seed
 
 DAY = 86_400.0
 COLUMNS = ("item", "prompt", "path", "user", "event", "time")

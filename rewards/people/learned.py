@@ -29,8 +29,9 @@ from torch import Tensor
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import FrozenReward
 from rewards.people.votes import HeldOutReport, Votes, assign_folds, cross_validate, vote_clusters
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.types import RewardSpec
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried in cross-validation; features have norm 1
 

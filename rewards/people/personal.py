@@ -28,8 +28,9 @@ from rewards.people.learned import (
     write_head,
 )
 from rewards.people.votes import HeldOutReport, Votes, cross_validate, distinct_voters
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.types import RewardSpec
 
 
 @dataclass(frozen=True, eq=False)

@@ -22,7 +22,8 @@ from torch import Tensor, nn
 
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import EncoderReward
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 # --- the reward ------------------------------------------------------------------------------------------------------
 

@@ -18,9 +18,10 @@ from torch import Tensor, nn
 
 from rewards.encoders import checkpoints, image_text
 from rewards.people.social import Pair, SocialHead, check_files, read_embeddings
+from workbench.core.errors import BadInput
 from workbench.core.io import image
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Count, Natural, NonNegative, derive_seed
+from workbench.core.types import Count, Natural, NonNegative, derive_seed
 
 if TYPE_CHECKING:
     from accelerate import Accelerator

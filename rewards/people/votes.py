@@ -19,9 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.encoders import image_text
+from workbench.core.errors import BadInput
 from workbench.core.io import image
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, derive_seed
+from workbench.core.types import derive_seed
 
 FOLDS = 5
 HALF, EASY = 0.5, 0.6  # chance; an accuracy that a modest taste reaches, for saying how many votes would show it

@@ -27,8 +27,9 @@ from rewards.sets.frechet import Frechet
 from rewards.sets.mmd import KAD
 from rewards.sets.moments import Moments, finite_rows
 from rewards.sets.vendi import Vendi
+from workbench.core.errors import BadInput
 from workbench.core.io import audio as sounds
-from workbench.core.types import BadInput, Media, NonNegative, Reward, RewardSpec
+from workbench.core.types import Media, NonNegative, Reward, RewardSpec
 
 Rows = Literal["windows", "songs"]
 CLAP = "laion/larger_clap_music"

@@ -29,9 +29,10 @@ from torch import Tensor
 from rewards.encoders import image_text
 from rewards.encoders.preprocess import media_pixels
 from rewards.sets.moments import Moments, finite_rows
+from workbench.core.errors import BadInput
 from workbench.core.io import image
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Count, Media, Modality, RewardSpec
+from workbench.core.types import Count, Media, Modality, RewardSpec
 
 IMAGE_AND_VIDEO: frozenset[Modality] = frozenset({"image", "video"})
 PICTURES = image.SUFFIXES - {".apng"}

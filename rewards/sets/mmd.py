@@ -17,7 +17,8 @@ from torch import Tensor
 
 from rewards.sets.exemplar import IMAGE_AND_VIDEO, ReferenceReward
 from rewards.sets.moments import finite_rows, nan_of
-from workbench.core.types import BadInput, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import RewardSpec
 
 Kernel = Callable[[Tensor, Tensor], Tensor]  # [n,D], [m,D] -> [n,m]
 BLOCK_ROWS = 1024  # rows of a reference's kernel matrix in memory at once

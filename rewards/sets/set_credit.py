@@ -23,7 +23,8 @@ from rewards.compose import WeightedReward
 from rewards.sets.exemplar import IMAGE_AND_VIDEO, SetReward
 from rewards.sets.mmd import KernelReward
 from rewards.sets.moments import finite_rows
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, RewardSpec
 
 
 def leave_one_out(score: Callable[[Tensor, Tensor], Tensor], x: Tensor) -> Tensor:

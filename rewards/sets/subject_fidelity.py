@@ -17,7 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from rewards.sets.exemplar import IMAGE_AND_VIDEO, ReferenceReward
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 
 @dataclass(frozen=True)

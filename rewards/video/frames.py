@@ -19,7 +19,8 @@ from torch import Tensor
 from rewards.encoders import image_text
 from rewards.encoders.preprocess import media_pixels
 from rewards.image.simple import TINY, to_luma
-from workbench.core.types import BadInput, Count, Media, NonNegative, Reward, RewardSpec, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Count, Media, NonNegative, Reward, RewardSpec, derive_seed
 
 VIDEO = frozenset({"video"})
 Pick = Literal["segments", "one", "all"]

@@ -25,8 +25,9 @@ from rewards.encoders.preprocess import media_pixels, resize_images
 from rewards.vlm import judge_client
 from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeError
 from rewards.vlm.judge_presets import COMBINE, PRESETS, Preset
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import AtLeast, BadInput, Count, Media, Natural, NonNegative, RewardSpec
+from workbench.core.types import AtLeast, Count, Media, Natural, NonNegative, RewardSpec
 
 DataURIs = list[str]  # one medium as data URIs: a picture, or a clip's frames
 # the settings that no score depends on, only how it is got; the others belong to its version

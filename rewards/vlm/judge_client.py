@@ -20,8 +20,8 @@ from typing import Any
 
 import httpx
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput
 
 LONGEST_PAUSE = 30.0  # seconds between two attempts
 LARGEST_REPLY = 2**20  # bytes

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_parser, add_runs_folder
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -29,7 +30,6 @@ def add_command(commands: Commands) -> None:
 
 def app_command(args: argparse.Namespace) -> int:
     import app
-    from workbench.core.types import BadInput
 
     if not 0 < args.port < 65536:
         raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")

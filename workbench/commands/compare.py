@@ -15,6 +15,7 @@ from workbench.commands.arguments import (
     add_runs_folder,
 )
 from workbench.commands.run_config import RunRequest, run_config
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -76,7 +77,6 @@ def add_command(commands: Commands) -> None:
 def read_compare_request(args: argparse.Namespace) -> RunRequest:
     """The run of the contestants that the arguments name. Raises BadInput."""
     from workbench.core.schema import build_dataclass
-    from workbench.core.types import BadInput
     from workbench.engine import compare
     from workbench.evaluation import scoring
     from workbench.runs import config

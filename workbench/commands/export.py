@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -41,7 +42,6 @@ def export_command(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
     from workbench.commands.console import Failed, out
-    from workbench.core.types import BadInput
     from workbench.engine import export
     from workbench.tools import hub
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -32,7 +33,6 @@ def report_command(args: argparse.Namespace) -> int:
     from workbench.commands.run_summary import print_summary
     from workbench.core.paths import write_atomic
     from workbench.core.schema import suggest_nearest
-    from workbench.core.types import BadInput
     from workbench.report import pages, tables
     from workbench.runs import store
 

@@ -16,6 +16,7 @@ from workbench.commands.arguments import (
     add_runs_folder,
 )
 from workbench.commands.run_config import RunRequest, run_config
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -39,7 +40,6 @@ def add_command(commands: Commands) -> None:
 def read_run_request(args: argparse.Namespace) -> RunRequest:
     """The run of the config, or of the run folder, that the arguments name. Raises BadInput."""
     from workbench.core.schema import build_dataclass
-    from workbench.core.types import BadInput
     from workbench.runs import config, store
 
     folder = Path(args.config)

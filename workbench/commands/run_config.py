@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
+from workbench.core.errors import BadInput
+
 if TYPE_CHECKING:
     from workbench.runs.config import RunConfig
 
@@ -76,7 +78,6 @@ def run_config(args: argparse.Namespace) -> int:
 def exit_at_once(error: Exception) -> NoReturn:
     """Print the error and end this process without clean-up: a normal exit waits for threads and destructors, which may
     wait for other processes, which wait for this one."""
-    from workbench.core.types import BadInput
     from workbench.training.contestant_training import ProcessEnded
 
     if not isinstance(error, (ProcessEnded, BadInput, OSError)):

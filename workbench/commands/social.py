@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
+from workbench.core.errors import BadInput
 
 STEPS = {
     "simulate": "a simulated community's log and pictures, its true taste known",
@@ -52,7 +53,6 @@ def social_command(args: argparse.Namespace) -> int:
     import transformers
 
     from workbench.commands.console import build_table, out
-    from workbench.core.types import BadInput
     from workbench.feedback import social
 
     transformers.utils.logging.disable_progress_bar()

@@ -8,6 +8,7 @@ from importlib import import_module
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_parser
+from workbench.core.errors import BadInput
 
 
 def add_command(commands: Commands) -> None:
@@ -39,7 +40,6 @@ def add_command(commands: Commands) -> None:
 
 def starter_command(args: argparse.Namespace) -> int:
     from workbench.core.paths import STARTER
-    from workbench.core.types import BadInput
 
     build = import_module(f"pipelines.starter.{args.modality}.build").build
     if args.out is None and args.fast:

@@ -13,7 +13,8 @@ import types
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from workbench.core.types import AtLeast, BadInput
+from workbench.core.errors import BadInput
+from workbench.core.types import AtLeast
 
 
 def suggest_nearest(word: str, names: Iterable[str], former_names: Mapping[str, str] | None = None) -> str:

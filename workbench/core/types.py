@@ -18,14 +18,6 @@ from torch import Tensor
 Modality = Literal["image", "video", "audio"]
 
 
-class BadInput(ValueError):
-    """What the user gave can't work. One sentence: what, where, what to do. The command line exits with 2."""
-
-
-class Stopped(Exception):
-    """Raised by a policy before a denoiser call, once its `stop` event is set."""
-
-
 @dataclass(frozen=True)
 class AtLeast:
     """A lower bound on a setting, read by workbench.core.schema."""

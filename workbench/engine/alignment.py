@@ -14,10 +14,11 @@ from torch import Tensor
 
 import pipelines
 from pipelines.variants import pipeline_label
+from workbench.core.errors import BadInput
 from workbench.core.io import media as media_files
 from workbench.core.io import video as video_files
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Event, Media
+from workbench.core.types import Event, Media
 from workbench.engine.run import metered_events
 from workbench.report import notebook_view
 from workbench.runs import prompts, store

@@ -16,9 +16,10 @@ from typing import Any
 import yaml
 
 import pipelines
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput, Method
+from workbench.core.types import Method
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, find_method, name_of, trains_weights
 from workbench.methods.common.method import is_import_path, short_name

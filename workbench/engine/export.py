@@ -10,9 +10,9 @@ from pathlib import Path
 import yaml
 
 import pipelines
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput
 from workbench.engine import plan as planning
 from workbench.engine.user_objects import UserObjects
 from workbench.report import findings

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Media, Modality, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Modality, RewardSpec
 
 ALL: frozenset[Modality] = frozenset({"image", "video", "audio"})
 

@@ -13,8 +13,9 @@ from typing import Any
 import pipelines
 from rewards import build_reward
 from rewards.compose import WeightedReward
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput, derive_seed
+from workbench.core.types import derive_seed
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, name_of, trains_weights
 from workbench.runs import config as configs

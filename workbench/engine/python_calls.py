@@ -9,8 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput
 from workbench.engine import plan as planning
 from workbench.engine import run as driver
 from workbench.engine.progress_bar import watch_run

@@ -29,9 +29,10 @@ import torch
 
 import pipelines
 from pipelines import processes
+from workbench.core.errors import BadInput, Stopped
 from workbench.core.io import media
 from workbench.core.paths import ROOT
-from workbench.core.types import BadInput, Batch, Event, Method, Policy, Reward, Stopped, derive_seed
+from workbench.core.types import Batch, Event, Method, Policy, Reward, derive_seed
 from workbench.engine import export
 from workbench.engine.user_objects import is_plain
 from workbench.evaluation.summary import summarise_run

@@ -9,9 +9,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media as media_files
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.engine import export
 from workbench.engine.user_objects import UserObjects
 from workbench.report import notebook_view

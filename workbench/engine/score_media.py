@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.io import image as pictures
 from workbench.core.io import media as media_files
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.types import Media, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
 
 ROWS = 16  # media of equal shape that a reward scores at once

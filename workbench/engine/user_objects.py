@@ -17,9 +17,10 @@ import yaml
 import pipelines
 from pipelines import Policy
 from pipelines.user_pipeline import UserPipeline
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput, Method, Reward, RewardSpec
+from workbench.core.types import Method, Reward, RewardSpec
 from workbench.engine.function_reward import FunctionReward
 from workbench.methods import METHODS, find_method, name_of
 from workbench.methods.common.method import complete_method

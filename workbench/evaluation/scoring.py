@@ -10,8 +10,9 @@ import yaml
 from torch import Tensor
 
 from rewards import configure_reward, find_reward
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, EmbeddingReward, Media, Reward, embeds_media
+from workbench.core.types import EmbeddingReward, Media, Reward, embeds_media
 from workbench.runs.registry import all_rewards
 
 NO_MATCH = "judged by none of these rewards"

@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Media, Reward, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, derive_seed
 from workbench.evaluation import statistics
 from workbench.methods.common.set_scores import can_embed, prepare_set_score
 from workbench.runs.config import RunConfig

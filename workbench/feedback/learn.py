@@ -9,7 +9,7 @@ import torch
 
 from rewards.encoders import image_text
 from rewards.people import learned, personal, votes
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 def learn_from_votes(

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.feedback import ratings
 from workbench.feedback.votes import (
     MODALITY_BY_SUFFIX,

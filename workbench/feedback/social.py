@@ -20,9 +20,10 @@ from rewards import build_reward
 from rewards.compose import WeightedReward
 from rewards.people import curation, social, social_training
 from workbench.core import schema
+from workbench.core.errors import BadInput
 from workbench.core.io import image
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Media, derive_seed
+from workbench.core.types import Media, derive_seed
 from workbench.evaluation import statistics
 from workbench.runs import config
 from workbench.runs.registry import all_rewards

@@ -12,8 +12,8 @@ from pathlib import Path
 import torch
 
 from rewards.people.votes import HeldOutReport, make_report
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput
 from workbench.feedback.blinding import strip_png
 from workbench.feedback.votes import Vote
 from workbench.runs import store

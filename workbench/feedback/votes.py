@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.feedback import ratings
 from workbench.runs import config as run_config
 from workbench.runs import store

@@ -5,8 +5,9 @@ import operator
 from collections.abc import Mapping
 from typing import Any
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Method
+from workbench.core.types import Method
 from workbench.methods.common.method import check_method, complete_method
 from workbench.methods.inference.beam import Beam
 from workbench.methods.inference.best_of_n import BestOfN

@@ -9,9 +9,9 @@ from pathlib import Path
 import jinja2
 import yaml
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput
 from workbench.report import audio_view, charts
 from workbench.report.columns import build_table
 from workbench.report.estimates import (

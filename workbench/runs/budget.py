@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.core.types import BadInput, NonNegative
+from workbench.core.errors import BadInput
+from workbench.core.types import NonNegative
 
 
 @dataclass

@@ -10,9 +10,10 @@ from typing import Any, ClassVar, Literal
 import yaml
 
 from pipelines.variants import current_source, merge_variant, pipeline_label
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import announce_rename, build_dataclass, suggest_nearest, with_current_names
-from workbench.core.types import BadInput, Count, Natural
+from workbench.core.types import Count, Natural
 from workbench.methods import METHODS, find_method
 from workbench.methods.common.method import short_name
 from workbench.runs.stages import NAME, Stage

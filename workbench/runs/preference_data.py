@@ -23,9 +23,10 @@ import torch
 import torch.nn.functional as F
 
 from rewards.people import votes
+from workbench.core.errors import BadInput
 from workbench.core.io import image as pictures
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, Natural, PairBatch, derive_seed
+from workbench.core.types import Media, Natural, PairBatch, derive_seed
 
 TIE = -1
 PICK, HPD = ("caption", "jpg_0", "jpg_1", "label_0", "label_1"), ("prompt", "image_path", "human_preference")

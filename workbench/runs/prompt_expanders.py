@@ -15,8 +15,9 @@ from itertools import islice
 from typing import Annotated, Any
 
 from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeClient, JudgeError, Reply, shared_client
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import AtLeast, BadInput, Count, Modality, Natural, NonNegative, derive_seed
+from workbench.core.types import AtLeast, Count, Modality, Natural, NonNegative, derive_seed
 
 DETAILS: dict[Modality, tuple[str, ...]] = {
     "image": (

@@ -6,9 +6,10 @@ import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Batch, derive_seed
+from workbench.core.types import Batch, derive_seed
 from workbench.runs.config import is_file
 
 

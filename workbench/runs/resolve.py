@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any
 
 from rewards.latent import LatentReward
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.methods import NRG, RPO, Centred, Reuse, Rewrite
 from workbench.runs import preference_data
 from workbench.runs.prompt_expanders import Chat, make_expander

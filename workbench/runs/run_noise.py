@@ -10,7 +10,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 class RunNoise:

@@ -21,8 +21,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput, Count, NonNegative, derive_seed
+from workbench.core.types import Count, NonNegative, derive_seed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 INHERITED = ("pipeline", "prompts", "test", "reward", "watch", "method")

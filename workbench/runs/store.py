@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from pipelines.variants import pipeline_label
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput
 from workbench.runs.config import current_config
 
 SCHEMA = (

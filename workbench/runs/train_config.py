@@ -9,8 +9,9 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pipelines import Lora, processes
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput, Batch, Count, Natural, NonNegative, derive_seed
+from workbench.core.types import Batch, Count, Natural, NonNegative, derive_seed
 from workbench.runs.preference_data import PreferencePairs
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # name -> module

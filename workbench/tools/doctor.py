@@ -13,7 +13,8 @@ from pathlib import Path
 
 import torch
 
-from workbench.core.types import BadInput, Media, Reward, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, Reward, RewardSpec
 from workbench.runs.registry import all_rewards, is_starter_reward
 from workbench.tools.probe_media import GENERAL_PROBES, STARTER_PROBES, ProbeMedia
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 
 class HubUnreachable(RuntimeError):

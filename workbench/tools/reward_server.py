@@ -29,8 +29,9 @@ from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
 
 from rewards.remote import TOKEN, spec_to_json
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.types import Media, Reward
 
 log = logging.getLogger(__name__)
 SHAPE = {"image": "[B,3,H,W]", "video": "[B,T,3,H,W]", "audio": "[B,C,L]"}

@@ -29,8 +29,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import BadInput
 from workbench.runs.config import RunConfig
 
 STYLES = ("anime", "concept-art", "paintings", "photo")  # of HPDv2

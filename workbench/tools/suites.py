@@ -23,10 +23,10 @@ import yaml
 from PIL import Image
 
 import pipelines
+from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
-from workbench.core.types import BadInput
 from workbench.engine import run
 from workbench.engine.plan import check_disk
 from workbench.methods import METHODS

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipelines import processes
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.runs import store
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress

@@ -10,8 +10,9 @@ from typing import Any
 import torch
 
 from pipelines import sharding
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Batch, Event, Media, derive_seed
+from workbench.core.types import Batch, Event, Media, derive_seed
 from workbench.evaluation import set_rewards, statistics
 from workbench.evaluation.summary import alarm_margins
 from workbench.runs.plan import Plan

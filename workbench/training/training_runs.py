@@ -11,7 +11,7 @@ import pipelines
 from pipelines import processes
 from pipelines.loading import resolve_device
 from pipelines.trainable_policy import EMA
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.methods import Sample, name_of
 from workbench.runs import store, train_config
 from workbench.runs.checkpoints import CheckpointStore

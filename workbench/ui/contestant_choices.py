@@ -17,10 +17,10 @@ from pipelines.config import list_names
 from pipelines.variants import pipeline_label
 from rewards import configure_reward
 from rewards.vlm.judge import Judge
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import suggest_nearest
 from workbench.core.setting_help import describe_settings, summarise_class
-from workbench.core.types import BadInput
 from workbench.methods import METHODS, trains_weights
 from workbench.runs import config, store
 from workbench.runs.registry import all_rewards, is_starter_reward

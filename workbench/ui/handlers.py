@@ -20,7 +20,7 @@ def on_open(page: gr.Blocks) -> Callable:
 @contextmanager
 def bad_input_shown() -> Iterator[None]:
     """BadInput becomes the one sentence that the page or the program is answered with."""
-    from workbench.core.types import BadInput  # and torch with it: not before the page stands
+    from workbench.core.errors import BadInput  # and torch with it: not before the page stands
 
     try:
         yield

@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.core.errors import BadInput
+
 MAX_WAITING = 16  # jobs that may wait
 
 
@@ -77,8 +79,6 @@ class JobQueue:
 
     def submit(self, title: str, work: Callable[[threading.Event], Iterator[Any]]) -> Job:
         """Raises BadInput when too many wait already."""
-        from workbench.core.types import BadInput  # and torch with it: not before the page stands
-
         with self._job_added:
             self._drop_stopped()
             if len(self._jobs) > MAX_WAITING:
@@ -122,8 +122,6 @@ class JobQueue:
                     job.change(latest=view)
                 state = "stopped" if job.stop.is_set() else "done"
             except Exception as error:  # whoever watches the job gets it; the queue goes on with the next
-                from workbench.core.types import BadInput
-
                 if not isinstance(error, BadInput):
                     traceback.print_exc()
                 job.error, state = error, "failed"

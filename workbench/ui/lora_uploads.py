@@ -9,9 +9,9 @@ from pathlib import Path
 
 import safetensors
 
+from workbench.core.errors import BadInput
 from workbench.core.io.media import file_digest
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput
 from workbench.ui.uploads import MB, PICKLES, display_name
 
 FOLDER = "loras"  # in the folder of runs

@@ -7,8 +7,8 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
-from workbench.core.types import BadInput
 from workbench.runs import config
 
 PROMPT_KEYS = (("prompts",), ("test",))

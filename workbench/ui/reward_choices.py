@@ -14,10 +14,11 @@ from huggingface_hub import try_to_load_from_cache
 
 from rewards import configure_reward
 from rewards.sets import exemplar
+from workbench.core.errors import BadInput
 from workbench.core.io.media import MediaFile
 from workbench.core.paths import resolve_repo
 from workbench.core.setting_help import summarise_class
-from workbench.core.types import BadInput, Reward, RewardSpec
+from workbench.core.types import Reward, RewardSpec
 from workbench.runs.registry import all_rewards
 from workbench.ui.limits import EMBEDDING_MODELS
 

@@ -26,8 +26,8 @@ from urllib.parse import quote
 
 import psutil
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS, write_atomic
-from workbench.core.types import BadInput
 from workbench.engine import run
 from workbench.engine.plan import check_disk, plan_run
 from workbench.runs import config

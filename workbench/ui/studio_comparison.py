@@ -14,8 +14,9 @@ from typing import Any
 
 import pipelines
 from pipelines.variants import pipeline_label
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 from workbench.engine import compare, run
 from workbench.engine.plan import check_disk, plan_run
 from workbench.methods import METHODS

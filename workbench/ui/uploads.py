@@ -12,8 +12,9 @@ from pathlib import Path
 
 from PIL import Image
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media, video
-from workbench.core.types import BadInput, Modality
+from workbench.core.types import Modality
 
 MB = 2**20
 MAX_BYTES = {"image": 32 * MB, "video": 64 * MB, "audio": 64 * MB}  # of a file

@@ -24,7 +24,8 @@ from torch import Tensor
 
 from pipelines.starter.image import rendering, world
 from pipelines.starter.image.oracle import ImageOracleSoft
-from workbench.core.types import BadInput, Count, Media, RewardSpec, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Count, Media, RewardSpec, derive_seed
 
 DAY = 86_400
 START = 1_700_000_000  # the first day, in Unix seconds

@@ -17,7 +17,8 @@ from scipy import ndimage
 from torch import Tensor
 
 from pipelines.starter.image import rendering, world
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 FOREGROUND = 0.22  # RGB distance from the background beyond which a pixel belongs to something
 SPECK = 10  # components of fewer pixels are ignored; those that are no clean shape still count as objects

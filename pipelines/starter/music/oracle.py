@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from pipelines.starter.music import world
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 HALF, PADDED = world.SLOT // 2, 8192  # analysed samples, and what they are padded to
 LOW, NOTES, HIGH = (30, 100), (120, 5200), (5700, 8000)  # Hz: kick, notes with their partials, hat

@@ -18,7 +18,8 @@ from torch import Tensor
 from pipelines.starter.image import world as image_world
 from pipelines.starter.image.oracle import read_picture
 from pipelines.starter.video import world
-from workbench.core.types import BadInput, Media, RewardSpec
+from workbench.core.errors import BadInput
+from workbench.core.types import Media, RewardSpec
 
 MOVES = 8.0  # pixels from the first frame to the last from which a thing moves
 FAST = 23.0  # and from which it moves quickly

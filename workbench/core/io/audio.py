@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.io import video
-from workbench.core.types import BadInput
 
 COMPRESSED = frozenset({".flac", ".mp3", ".ogg", ".opus", ".m4a"})  # read by PyAV
 SUFFIXES = COMPRESSED | {".wav"}

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 
 if TYPE_CHECKING:
     from PIL import Image

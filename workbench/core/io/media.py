@@ -20,10 +20,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
+from workbench.core.errors import BadInput
 from workbench.core.io import audio, video
 from workbench.core.io import image as pictures
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 
 SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # that `write_media` writes
 VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are

@@ -20,8 +20,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput, Media
+from workbench.core.types import Media
 
 AAC = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)  # rates that AAC knows; others become 48000
 

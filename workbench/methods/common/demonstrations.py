@@ -8,7 +8,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Media, Reward, TrainablePolicy, Trajectory, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Media, Reward, TrainablePolicy, Trajectory, derive_seed
 from workbench.methods.common.rollout import expand_groups, sample_groups, score_samples
 from workbench.methods.common.schedule import ode_step
 from workbench.methods.common.set_scores import prepare_set_score

@@ -8,7 +8,8 @@ from collections.abc import Mapping
 from dataclasses import is_dataclass
 from typing import Any
 
-from workbench.core.types import BadInput, Method
+from workbench.core.errors import BadInput
+from workbench.core.types import Method
 
 
 class MethodDefaults:

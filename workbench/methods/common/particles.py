@@ -13,7 +13,8 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Event, Media, Policy, Transition, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Media, Policy, Transition, derive_seed
 from workbench.methods.common.schedule import advanced_generators
 
 

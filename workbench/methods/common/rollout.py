@@ -13,7 +13,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Event, Media, Policy, Reward, Trajectory, derive_seed, is_composed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Media, Policy, Reward, Trajectory, derive_seed, is_composed
 from workbench.methods.common.advantages import centre_groups, gdpo_advantages, leave_one_out, zscore
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known

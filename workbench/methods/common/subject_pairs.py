@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Media, Reward, TrainablePolicy, derive_seed, is_composed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Media, Reward, TrainablePolicy, derive_seed, is_composed
 from workbench.methods.common import losses
 from workbench.methods.common.best_sample import seeded_normal
 

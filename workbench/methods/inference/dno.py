@@ -16,7 +16,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Count, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Count, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
 from workbench.methods.common.best_sample import BestSample, seeded_normal
 from workbench.methods.common.method import MethodDefaults
 from workbench.methods.common.noise_plausibility import noise_implausibility

@@ -26,7 +26,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Count, Event, NonNegative, Policy, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Count, Event, NonNegative, Policy, Reward
 from workbench.methods.common import particles
 from workbench.methods.common.method import MethodDefaults
 

@@ -22,18 +22,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import (
-    BadInput,
-    Batch,
-    Event,
-    Media,
-    Natural,
-    NonNegative,
-    Policy,
-    Reward,
-    Transition,
-    derive_seed,
-)
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Media, Natural, NonNegative, Policy, Reward, Transition, derive_seed
 from workbench.methods.common import guided_step
 from workbench.methods.common.method import MethodDefaults
 from workbench.methods.common.schedule import alpha_sigma

@@ -10,7 +10,8 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Event, Policy, Reward
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Policy, Reward
 from workbench.methods.common.method import MethodDefaults
 
 

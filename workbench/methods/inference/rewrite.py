@@ -20,7 +20,8 @@ from typing import Protocol, runtime_checkable
 
 import torch
 
-from workbench.core.types import BadInput, Batch, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
 from workbench.methods.common.best_sample import BestSample
 from workbench.methods.common.method import MethodDefaults
 from workbench.methods.common.schedule import mix_predictions, ode_step

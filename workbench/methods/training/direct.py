@@ -19,7 +19,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Count, Event, NonNegative, Reward, TrainablePolicy, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Count, Event, NonNegative, Reward, TrainablePolicy, derive_seed
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.reward_gradient import NEEDS, GradientMethod, ascend_reward, update_event
 from workbench.methods.common.rollout import count_batches

@@ -19,7 +19,8 @@ from dataclasses import dataclass
 
 import torch
 
-from workbench.core.types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, Trajectory
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, Trajectory
 from workbench.methods.common.method import MethodDefaults
 from workbench.methods.common.reward_gradient import GradientMethod, update_event
 from workbench.methods.common.rollout import count_batches

@@ -19,7 +19,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Count, NonNegative
+from workbench.core.errors import BadInput
+from workbench.core.types import Count, NonNegative
 from workbench.methods.common.advantages import zscore
 from workbench.methods.common.rollout import ScoredSamples
 from workbench.methods.training.grpo import GRPO

@@ -12,7 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Count, NonNegative
+from workbench.core.errors import BadInput
+from workbench.core.types import Count, NonNegative
 from workbench.methods.common.forward_process import ForwardProcessMethod
 from workbench.methods.common.noised_batch import NoisedBatch
 from workbench.methods.common.rollout import SampledBy

@@ -14,7 +14,8 @@ import math
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from workbench.core.types import BadInput, Batch, Event, NonNegative, Reward, TrainablePolicy, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, NonNegative, Reward, TrainablePolicy, derive_seed
 from workbench.methods.common.reward_gradient import NEEDS, GradientMethod, ascend_reward, update_event
 from workbench.methods.common.rollout import count_batches
 

@@ -24,7 +24,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from workbench.core.types import BadInput, Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive_seed
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.reward_gradient import NEEDS, GradientMethod
 from workbench.methods.common.rollout import count_batches, sample_groups

@@ -10,6 +10,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench.core.errors import BadInput
 from workbench.ui.context import AppContext
 from workbench.ui.handlers import on_open
 from workbench.ui.limits import EMBEDDING_MODELS, LOG_HINT, MAX_FILES, MAX_PROMPT_LETTERS, SCORE_HINT
@@ -23,7 +24,6 @@ EXAMPLES_HINT = (
 
 def stream_view(context: AppContext, function: str, *values: Any, further_outputs: int = 0) -> Iterator:
     """What a function of reward_scores.py yields; BadInput is one sentence in its first output, where it was asked."""
-    from workbench.core.types import BadInput
     from workbench.ui.widgets import reward_scores
 
     try:

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import gradio as gr
 
+from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.ui.context import AppContext
 from workbench.ui.handlers import on_open
@@ -83,7 +84,6 @@ class RunsTab:
 
     def refresh_run(self, name: str, sent_marks: Sequence = ()) -> list:
         """What has changed about run `name` since `sent_marks`: a value for each of `run_outputs`."""
-        from workbench.core.types import BadInput
         from workbench.ui import run_processes
         from workbench.ui.widgets import curves, run_view
 
@@ -118,7 +118,6 @@ class RunsTab:
         """Start a run in a process of its own, from a config in configs/runs and overrides `key=value`, one a line:
         (what to say, the new run's name)."""
         yield hint_html("Checking …"), gr.skip()
-        from workbench.core.types import BadInput
         from workbench.ui import run_processes
 
         lines = [line.strip() for line in (overrides or "").splitlines() if line.strip()]
@@ -134,7 +133,6 @@ class RunsTab:
 
         def handler(name: str) -> list:
             """Stop or go on with a run, by its name, and look at it again as `run` does."""
-            from workbench.core.types import BadInput
             from workbench.ui import run_processes
 
             try:
@@ -146,7 +144,6 @@ class RunsTab:
         return handler
 
     def link_trainings(self, chosen: Sequence[str]) -> str:
-        from workbench.core.types import BadInput
         from workbench.ui.widgets import run_view
 
         try:
@@ -160,7 +157,6 @@ class RunsTab:
 
     def show_report(self, name: str) -> tuple:
         """The report of a run, by its name: (the page in a frame, the file)."""
-        from workbench.core.types import BadInput
         from workbench.ui.widgets import run_view
 
         try:

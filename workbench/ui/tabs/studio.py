@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
+from workbench.core.errors import BadInput
 from workbench.ui import served_files
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.context import AppContext
@@ -65,8 +66,6 @@ class Studio:
         while not page.is_running:  # the page first
             time.sleep(0.1)
         self.context.imports_done.wait()
-        from workbench.core.types import BadInput
-
         served_files.sweep_copies(self.context.temp)
         try:
             self.manager.warm_up(first_request())
@@ -142,8 +141,6 @@ class Studio:
     # what a click does
 
     def start_comparison(self, *values: Any) -> Iterator[list]:
-        from workbench.core.types import BadInput
-
         try:
             live = self.manager.start(self.editor.read_request(*values))
         except BadInput as error:
@@ -158,8 +155,6 @@ class Studio:
         yield from self._repeat_comparison(result, vary=True)
 
     def _repeat_comparison(self, result: dict, vary: bool) -> Iterator[list]:
-        from workbench.core.types import BadInput
-
         name = result.get("run", "")
         skip = [gr.skip()] * len(self.editor.outputs())
         try:
@@ -181,8 +176,6 @@ class Studio:
     def open_page(self, request: gr.Request) -> Iterator[list]:
         """The page is opened: what can be chosen, and what the address names, if it does: `?run=` a comparison, or
         `?contestants=` trainings to be compared."""
-        from workbench.core.types import BadInput
-
         query = dict(request.query_params) if request else {}
         name = query.get("run")
         if name is None:
@@ -331,7 +324,6 @@ class Studio:
         Views are {"key", "run", "state", "share", "contestants": [{"name", "state", "rows", "of", "seconds", "left",
         "reward", "previews": [{"uri", "prompt"}]}]}; the result is what `open` gives. `stop` takes the key or the run.
         """
-        from workbench.core.types import BadInput
         from workbench.ui.widgets import live_view, result_view
 
         name = prompts.strip().removeprefix("list:") if prompts.strip().startswith("list:") else None
@@ -358,7 +350,6 @@ class Studio:
     def open(self, run: str) -> dict:
         """A stored comparison: {"run", "folder", "state", "headline", "summary", "files": [{"contestant", "prompt",
         "seed", "url", "scores"}]}, its first rows. `url` is relative to the page."""
-        from workbench.core.types import BadInput
         from workbench.ui.widgets import result_view
 
         try:
@@ -371,7 +362,6 @@ class Studio:
 def error_sentence(error: BaseException) -> str:
     """What a person is told: what is wrong with what was asked, or that the program is at fault (the log says
     where)."""
-    from workbench.core.types import BadInput
     from workbench.engine.run import DiskFull
 
     if isinstance(error, (BadInput, DiskFull)):

@@ -14,6 +14,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench.core.errors import BadInput
 from workbench.ui.context import AppContext
 from workbench.ui.handlers import UNLIMITED, bad_input_shown, on_open
 from workbench.ui.widgets.html import TEMPLATES
@@ -128,8 +129,6 @@ def _add_api(context: AppContext) -> None:
 
 def _answer_page(work: Callable[[], dict]) -> dict:
     """For the page, which shows a refusal where it shows everything else."""
-    from workbench.core.types import BadInput
-
     try:
         return work()
     except BadInput as error:

@@ -9,6 +9,7 @@ from typing import Any
 
 import gradio as gr
 
+from workbench.core.errors import BadInput
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.limits import SLOTS
 from workbench.ui.widgets import html
@@ -251,7 +252,6 @@ class Editor:
 
     def keep_lora(self, file: str, pipeline: str) -> list:
         """Keep a LoRA in safetensors, for contestants to run on: what became of it, and what can be run on."""
-        from workbench.core.types import BadInput
         from workbench.ui import contestant_choices, lora_uploads
 
         try:
@@ -277,7 +277,6 @@ class Editor:
         self, prompts: str, prompt_list: str, pipeline: str, watch: list[str], *further: Any
     ) -> ComparisonRequest:
         """What the editor says. Raises BadInput."""
-        from workbench.core.types import BadInput
         from workbench.ui import contestant_choices
 
         numbers, slots, mix = further[:4], further[4 : 4 + 6 * SLOTS], further[4 + 6 * SLOTS :]

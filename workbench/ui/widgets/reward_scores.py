@@ -11,8 +11,8 @@ from typing import Any
 
 from rewards import configure_reward
 from rewards.people import curation
+from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass as settings_of
-from workbench.core.types import BadInput
 from workbench.feedback import social
 from workbench.runs.registry import all_rewards
 from workbench.ui import reward_choices, uploads

@@ -12,8 +12,8 @@ from urllib.parse import quote, urlencode
 import yaml
 
 from pipelines.variants import pipeline_label
+from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.core.types import BadInput
 from workbench.report import findings
 from workbench.runs import store
 from workbench.runs.store import RunFolder

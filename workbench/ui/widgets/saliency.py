@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput, Media, Reward
+from workbench.core.types import Media, Reward
 from workbench.report.formatting import format_number
 from workbench.ui.widgets.html import data_uri, escape_text, hint_html
 from workbench.ui.widgets.samples import spread_evenly

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from pathlib import Path
 
+from workbench.core.errors import BadInput
 from workbench.core.io import media
-from workbench.core.types import BadInput
 from workbench.report import pages
 from workbench.ui.widgets.html import data_uri, escape_text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import yaml
 
-from workbench.core.types import BadInput
+from workbench.core.errors import BadInput
 from workbench.feedback import learn as voting
 from workbench.feedback import ratings, vote_export, votes
 from workbench.report import charts, formatting
