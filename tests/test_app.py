@@ -9,6 +9,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 
+import diffusers  # noqa: F401  # a pipeline loads without its weights if diffusers comes after a gradio page was closed
 import gradio as gr
 import httpx
 import pytest
