@@ -33,8 +33,7 @@ class Policy:
 
     `call` are keyword arguments of the pipeline (guidance_scale, height, ...), `text` those of them that are repeated
     for each prompt (negative_prompt, lyrics). With a `kernel`, `sample` takes that Gaussian step instead of the
-    scheduler's own and scores it; without one, `sample` is the pipeline's own loop and `transition` uses
-    Ancestral(eta=1).
+    scheduler's own and scores it; without one, `sample` is the pipeline's loop and `transition` uses Ancestral(eta=1).
     """
 
     config: Any = None  # the PipelineConfig that it was loaded by, if any

@@ -95,8 +95,7 @@ METHODS = {
 def find_method(name: str, registry: Mapping[str, Any] = METHODS, where: str = "method") -> Any:
     """What `name` stands for: an entry of `registry`, a class or an instance that somebody made, or the class
     `package.module:Class`. What it leaves out of a method's members has its default then. Raises BadInput."""
-    if isinstance(name, str) and name in registry:
-        method = registry[name]
+    if (method := registry.get(name) if isinstance(name, str) else None) is not None:
         complete_method(method if isinstance(method, type) else type(method))
         return method
     module, colon, attribute = str(name).partition(":")
@@ -117,5 +116,5 @@ def trains_weights(method: Method | type[Method]) -> bool:
 
 def name_of(method: Method) -> str:
     """The name by which `find_method` finds the method's class."""
-    cls = type(method)
-    return next((name for name, known in METHODS.items() if known is cls), f"{cls.__module__}:{cls.__qualname__}")
+    path = f"{type(method).__module__}:{type(method).__qualname__}"
+    return next((name for name, cls in METHODS.items() if type(method) is cls), path)

@@ -18,10 +18,8 @@ from workbench.core.types import Batch, Event, Media, Policy, Reward, Trajectory
 from workbench.methods.common.advantages import centre_groups, gdpo_advantages, leave_one_out, zscore
 
 NEEDS = frozenset({"trainable", "latents", "stochastic", "reward"})  # stochastic: the noise levels are known
-DETERMINISTIC = (
-    "no step of the sampler is random; set train.policy: {kernel: {name: flow-sde}}, "
-    "of models that are no flow: ancestral"
-)
+_NEEDS_KERNEL = "no step of the sampler is random; set train.policy: {kernel: {name: flow-sde}}, "
+DETERMINISTIC = _NEEDS_KERNEL + "of models that are no flow: ancestral"
 Advantage = Literal["batch", "group", "centre", "leave-one-out", "whole", "gdpo"]
 SampledBy = Literal["train", "reference"]
 ADVANTAGES: dict[str, Callable[[Tensor, int], Tensor]] = {
