@@ -4,6 +4,7 @@ ear."""
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import scipy.signal
@@ -24,8 +25,10 @@ from rewards.audio.loudness import (
 )
 from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
 from workbench.core.errors import BadInput
+from workbench.core.io import media
 from workbench.core.types import Media, RewardSpec
 from workbench.report import audio_view
+from workbench.ui.widgets import result_view
 
 
 def at(level: float) -> float:
@@ -83,7 +86,9 @@ def test_the_frequency_domain_filter_is_the_recursive_one():
     power = [p for p in power if -0.691 + 10 * math.log10(p) > -70]
     gate = sum(power) / len(power) / 10
     power = [p for p in power if p > gate]
-    assert one(x, 22050) == pytest.approx(-0.691 + 10 * math.log10(sum(power) / len(power)), abs=1e-6)
+    want = pytest.approx(-0.691 + 10 * math.log10(sum(power) / len(power)), abs=1e-6)
+    assert one(x, 22050) == want
+    assert integrated_loudness(x[None].requires_grad_(), 22050).item() == want  # the way with a gradient
 
 
 def test_silence_reads_the_gate_and_a_short_sound_nothing():
@@ -240,3 +245,15 @@ def test_silence_is_not_made_loud():
     silent_one = Media(torch.zeros(1, 1, 16000), "audio", 16000.0)
     (_, first), (still, gain) = audio_view.match_loudness([heard(1, 1.0, 16000), silent_one])
     assert first != 0 and gain == 0 and not still.data.any()
+
+
+def test_the_app_and_the_report_say_the_loudness_that_the_reward_says(tmp_path):
+    """Of five channels, whose surrounds count more, of 0.3 seconds and of silence as of any sound."""
+    for n, sound in enumerate((heard(1, 1.0, 8000, channels=5), heard(1, 0.3, 8000), heard(1, 1.0, 8000))):
+        sound = replace(sound, data=sound.data * (n < 2))
+        path = media.write_media(sound, tmp_path / f"{n}.wav")
+        (said,) = Loudness(target=0.0)(media=sound, prompts=[""]).tolist()
+        shown = result_view.FACTS["audio"](path)["loudness"]
+        (_, gain), *_ = audio_view.match_loudness([media.read_media(path)], target=-90.0)
+        assert (said != said and shown != shown) or said == pytest.approx(-abs(shown), abs=1e-4)
+        assert gain == (pytest.approx(-90.0 - shown) if n == 0 else 0.0)

@@ -10,11 +10,9 @@ training. Sizes are read from the file: model.safetensors beside config.json
 from __future__ import annotations
 
 import functools
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -25,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as recompute
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import read_json
 from workbench.core.types import Media, RewardSpec
 
 AXES = ("CE", "CU", "PC", "PQ")
@@ -147,7 +146,7 @@ def _load_cached(source: str, device: str) -> AestheticsNet:
     config_path = checkpoints.locate_file(source.rsplit("/", 1)[0] + "/config.json")
     state = {rename_weight(name): value for name, value in checkpoints.read_weights(str(path)).items()}
     try:
-        settings = json.loads(Path(config_path).read_text(encoding="utf-8"))
+        settings = read_json(config_path)
         with checkpoints.BlankInit():
             net = AestheticsNet(state, settings)
     except (KeyError, ValueError, TypeError) as error:

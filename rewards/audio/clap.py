@@ -37,6 +37,7 @@ class CLAPScore:
         paper="arXiv:2211.06687",
         weights="laion/larger_clap_music",
         licence="Apache-2.0",
+        bounds=(-1.0, 1.0),
     )
 
     def __post_init__(self):

@@ -50,16 +50,12 @@ def integrated_loudness(x: Tensor, rate: float) -> Tensor:
     """float64 [B]: integrated loudness of [B,C,L], gated twice, in LUFS; -70, the gate, for what is quieter or silent.
 
     One or two channels (or three) weigh 1 each, the surrounds of five 1.41. NaN for a sound under 0.4 s, the length of
-    one block, or that holds NaN. Differentiable but for the choice of blocks. Filtered in the frequency domain, with a
-    second of silence after the sound, in which the filters ring out.
+    one block, at less than 5 samples a second, or that holds NaN. Differentiable but for the choice of blocks.
     """
     length, block, hop = x.shape[-1], round(0.4 * rate), round(0.1 * rate)
-    if length < block:
+    if length < block or hop < 1:
         return x.double().flatten(1).sum(1) * 0 + torch.nan
-    size = 1 << (length + round(rate) - 1).bit_length()
-    spectrum = torch.fft.rfft(x.double(), size) * _frequency_response(rate, size).to(x.device)
-    weighted = torch.fft.irfft(spectrum, size)[..., :length]
-    power = weighted.unfold(-1, block, hop).square().mean(-1)  # [B,C,blocks]
+    power = weigh_frequencies(x.double(), rate).square().unfold(-1, block, hop).mean(-1)  # [B,C,blocks]
     weights = power.new_tensor([1.41 if x.shape[1] == 5 and c > 2 else 1.0 for c in range(x.shape[1])])
     power = (power * weights[:, None]).sum(1)  # [B,blocks]
     is_counted = power.detach() > _lufs_to_power(QUIETEST)
@@ -67,6 +63,19 @@ def integrated_loudness(x: Tensor, rate: float) -> Tensor:
     is_counted &= power.detach() > mean[:, None] / 10  # 10 LU under what the first gate leaves
     power = (power * is_counted).sum(1) / is_counted.sum(1).clamp(min=1)
     return _power_to_lufs(power.clamp(min=_lufs_to_power(QUIETEST))) + 0 * x.double().flatten(1).sum(1)  # NaN stays NaN
+
+
+def weigh_frequencies(x: Tensor, rate: float) -> Tensor:
+    """K-weighted float64 [...,L]: by the recursive filters, or, for a gradient or on a GPU, in the frequency domain,
+    with a second of silence after the sound, in which the filters ring out. The two differ by rounding."""
+    if x.device.type == "cpu" and not x.requires_grad:
+        from scipy import signal
+
+        sections = [[*b, *a] for b, a in k_weighting(rate)]
+        return torch.from_numpy(signal.sosfilt(sections, x.numpy()))
+    size = 1 << (x.shape[-1] + round(rate) - 1).bit_length()
+    spectrum = torch.fft.rfft(x, size) * _frequency_response(rate, size).to(x.device)
+    return torch.fft.irfft(spectrum, size)[..., : x.shape[-1]]
 
 
 def _power_to_lufs(power: Tensor) -> Tensor:
@@ -113,7 +122,7 @@ class Loudness:
 class Clipping:
     """Minus the share of samples at full scale: a watchdog of over-optimisation."""
 
-    spec = RewardSpec("clipping", "1", AUDIO, differentiable=False, typical=(-0.1, 0.0))
+    spec = RewardSpec("clipping", "1", AUDIO, differentiable=False, typical=(-0.1, 0.0), bounds=(-1.0, 0.0))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         return 0.0 - clipped_share(audio_samples(self.spec, media, prompts))
@@ -123,7 +132,7 @@ class Clipping:
 class Silence:
     """Minus the share of 50 ms frames under -60 dBFS: a watchdog of dead tails and of nothing at all."""
 
-    spec = RewardSpec("silence", "1", AUDIO, differentiable=False, typical=(-0.3, 0.0))
+    spec = RewardSpec("silence", "1", AUDIO, differentiable=False, typical=(-0.3, 0.0), bounds=(-1.0, 0.0))
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         return 0.0 - silent_share(audio_samples(self.spec, media, prompts), media.rate)

@@ -31,6 +31,7 @@ class StarterCLAP(CLAPScore):
         paper="arXiv:2206.04769",
         weights=MODEL,
         licence="Apache-2.0",
+        bounds=(-1.0, 1.0),
     )
 
     def load(self, device: torch.device | str = "cpu") -> AudioEncoder:

@@ -43,6 +43,7 @@ class CLIPScore(EncoderReward):
         paper="arXiv:2104.08718",
         weights="openai/clip-vit-large-patch14",
         licence="MIT",
+        bounds=(-1.0, 1.0),
     )
 
     def __post_init__(self):
@@ -50,6 +51,7 @@ class CLIPScore(EncoderReward):
             raise BadInput(f"{self.spec.name}: `negatives` and mode `contrastive` go together")
         if (self.model, self.mode) != (type(self).model, "cosine"):  # scores of another kind than the class's spec
             changes = {"version": f"{self.model} {self.mode}", "typical": None, "weights": self.model, "licence": ""}
+            changes |= {"bounds": self.spec.bounds if self.mode == "cosine" else None}
             object.__setattr__(self, "spec", replace(self.spec, **changes))
 
     def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -80,4 +82,5 @@ class StarterCLIP(CLIPScore):
         paper="arXiv:2104.08718",
         weights="starter:image/clip",
         licence="Apache-2.0",
+        bounds=(-1.0, 1.0),
     )

@@ -7,12 +7,13 @@ resizes the tensor, not the 8-bit picture, so this one does too; before torchvis
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import Tensor
 
 from rewards.encoders.frozen_reward import EncoderReward
 from rewards.encoders.image_text import ImageTextEncoder
+from rewards.encoders.preprocess import View
 from workbench.core.types import RewardSpec
 
 
@@ -41,5 +42,5 @@ class HPS(EncoderReward):
     )
 
     def score(self, encoder: ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        view = replace(encoder.view, fit="pad", as_pil=False)
+        view = View(encoder.size, encoder.view.mean, encoder.view.std, fit="pad", as_pil=False)
         return (encoder.embed_images(x, view, self.checkpoint) * encoder.embed_texts(prompts)).sum(1)

@@ -16,9 +16,11 @@ from torch import Tensor
 
 from rewards.encoders.preprocess import media_pixels
 from workbench.core.errors import BadInput
+from workbench.core.io.clips import StoredClip
 from workbench.core.types import AtLeast, Media, RewardSpec
 
 IMAGE_AND_VIDEO = frozenset({"image", "video"})
+FRAMES_AT_ONCE = 4  # of a clip in 8 bits
 TINY = 1e-12  # under a square root: a flat picture has a finite gradient
 
 
@@ -32,18 +34,35 @@ def mean_over_frames(score: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
     return score(x.flatten(0, -4)).view(x.shape[0], -1).mean(1)
 
 
+class ScoredByFrame:
+    """A reward whose score of a clip is the mean of those of its frames."""
+
+    def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
+        """[1]: of a clip in 8 bits, of which a few frames at a time become numbers."""
+        parts = (clip.frames(slice(a, a + FRAMES_AT_ONCE)) for a in range(0, len(clip), FRAMES_AT_ONCE))
+        return sum(self(media=part, prompts=prompts) * part.data.shape[1] for part in parts) / len(clip)
+
+
 @dataclass(frozen=True)
-class Brightness:
+class Brightness(ScoredByFrame):
     """Mean luma."""
 
-    spec = RewardSpec("brightness", "1", IMAGE_AND_VIDEO, differentiable=True, typical=(0.0, 1.0), paper="ITU-R BT.601")
+    spec = RewardSpec(
+        "brightness",
+        "1",
+        IMAGE_AND_VIDEO,
+        differentiable=True,
+        typical=(0.0, 1.0),
+        paper="ITU-R BT.601",
+        bounds=(0.0, 1.0),
+    )
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         return to_luma(media_pixels(self.spec, media, prompts)).flatten(1).mean(1)
 
 
 @dataclass(frozen=True)
-class Contrast:
+class Contrast(ScoredByFrame):
     """Root-mean-square contrast: the standard deviation of luma (Peli 1990, Eq. 4)."""
 
     spec = RewardSpec(
@@ -58,7 +77,7 @@ class Contrast:
 
 
 @dataclass(frozen=True)
-class Colourfulness:
+class Colourfulness(ScoredByFrame):
     """Colourfulness M of Hasler & Suesstrunk (2003), their 0..~110 scale divided by 255."""
 
     spec = RewardSpec(
@@ -76,7 +95,7 @@ class Colourfulness:
 
 
 @dataclass(frozen=True)
-class Sharpness:
+class Sharpness(ScoredByFrame):
     """Variance of the 4-neighbour Laplacian of luma (Pech-Pacheco et al. 2000). Noise is sharp too: pair it."""
 
     spec = RewardSpec(
@@ -95,10 +114,12 @@ class Sharpness:
 
 
 @dataclass(frozen=True)
-class SaturatedPixels:
+class SaturatedPixels(ScoredByFrame):
     """Minus the share of values that are clipped, 0 or 255 in 8 bits: a watchdog of over-optimisation."""
 
-    spec = RewardSpec("saturated_pixels", "1", IMAGE_AND_VIDEO, differentiable=False, typical=(-0.3, 0.0))
+    spec = RewardSpec(
+        "saturated_pixels", "1", IMAGE_AND_VIDEO, differentiable=False, typical=(-0.3, 0.0), bounds=(-1.0, 0.0)
+    )
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = media_pixels(self.spec, media, prompts).detach().flatten(1)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from rewards.encoders import image_text
 from rewards.encoders.preprocess import media_pixels
-from rewards.image.simple import TINY, to_luma
+from rewards.image.simple import FRAMES_AT_ONCE, TINY, to_luma
 from workbench.core.errors import BadInput
+from workbench.core.io.clips import StoredClip
 from workbench.core.types import Count, Media, NonNegative, Reward, RewardSpec, derive_seed
 
 VIDEO = frozenset({"video"})
@@ -83,16 +84,30 @@ class Frames:
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = media_pixels(self.spec, media, prompts)  # [B,T,3,H,W]
+        at = self._choose_frames(x.shape[1])
+        broken = x.detach().flatten(1).isnan().any(1)  # in any frame, seen or not
+        return self._weigh_frames(x[:, at], at, x.shape[1], prompts, references).masked_fill(broken, torch.nan)
+
+    def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
+        """[1]: of a clip in 8 bits, of which only the frames that are looked at become numbers."""
+        at = self._choose_frames(len(clip))
+        return self._weigh_frames(clip.frames(at).data, at, len(clip), prompts)
+
+    def _choose_frames(self, frames: int) -> list[int]:
         generator = None
         if self.draw:
             self.calls.append(None)
             generator = torch.Generator().manual_seed(derive_seed(self.seed, len(self.calls)))
-        at = choose_frames(x.shape[1], self.pick, self.segments, generator)
-        weights = frame_weights(at, x.shape[1], self.decay, self.normalise).to(x.device)
+        return choose_frames(frames, self.pick, self.segments, generator)
+
+    def _weigh_frames(
+        self, x: Tensor, at: list[int], frames: int, prompts: Sequence[str], references: Media | None = None
+    ) -> Tensor:
+        """[B] of the frames `at` [B,S,3,H,W] of clips of `frames`."""
+        weights = frame_weights(at, frames, self.decay, self.normalise).to(x.device)
         frame_prompts = [p for p in prompts for _ in at]
-        scores = self.of(media=Media(x[:, at].flatten(0, 1), "image"), prompts=frame_prompts, references=references)
-        broken = x.detach().flatten(1).isnan().any(1)  # in any frame, seen or not
-        return (scores.view(len(x), -1) @ weights).masked_fill(broken, torch.nan)
+        scores = self.of(media=Media(x.flatten(0, 1), "image"), prompts=frame_prompts, references=references)
+        return scores.view(len(x), -1) @ weights
 
 
 def flow_magnitude(x: Tensor) -> Tensor:
@@ -124,16 +139,25 @@ class Motion:
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = media_pixels(self.spec, media, prompts)
-        if min(x.shape[-2:]) < 3:
-            raise BadInput(f"motion needs frames of at least 3 x 3 pixels, these have {x.shape[-1]} x {x.shape[-2]}")
         if x.shape[1] < 2:
             return x.flatten(1).sum(1) * 0 + torch.nan
-        if self.by == "flow":
-            moves = flow_magnitude(x) / min(x.shape[-2:])
-        else:
-            moves = ((x[:, 1:] - x[:, :-1]).square().flatten(2).mean(2) + TINY).sqrt() - TINY**0.5  # [B,T-1]
         broken = ~x.detach().flatten(1).isfinite().all(1)  # also at the edges, at which the flow does not look
-        return (100 * moves.mean(1)).masked_fill(broken, torch.nan)
+        return (100 * self._measure_moves(x).mean(1)).masked_fill(broken, torch.nan)
+
+    def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
+        """[1]: of a clip in 8 bits, of which a few frames at a time become numbers."""
+        if len(clip) < 2:
+            return torch.tensor([torch.nan])
+        parts = (clip.frames(slice(a, a + FRAMES_AT_ONCE + 1)).data for a in range(0, len(clip) - 1, FRAMES_AT_ONCE))
+        return 100 * torch.cat([self._measure_moves(x) for x in parts], 1).mean(1)
+
+    def _measure_moves(self, x: Tensor) -> Tensor:
+        """[B,T-1] of [B,T,3,H,W]"""
+        if min(x.shape[-2:]) < 3:
+            raise BadInput(f"motion needs frames of at least 3 x 3 pixels, these have {x.shape[-1]} x {x.shape[-2]}")
+        if self.by == "flow":
+            return flow_magnitude(x) / min(x.shape[-2:])
+        return ((x[:, 1:] - x[:, :-1]).square().flatten(2).mean(2) + TINY).sqrt() - TINY**0.5
 
 
 @dataclass(frozen=True)
@@ -174,11 +198,28 @@ class Consistency:
         if x.shape[1] < 2:
             return {"consistency": motion, "dynamic_degree": motion}
         rows = self.load(x.device).embed_images(x.flatten(0, 1), checkpoint=self.checkpoint).view(*x.shape[:2], -1)
-        before = (rows[:, 1:] * rows[:, :-1]).sum(2)  # [B,T-1]
-        first = F.cosine_similarity(rows[:, 1:], rows[:, :1], dim=2)
-        return {"consistency": (before + first).mean(1) / 2, "dynamic_degree": motion}
+        return {"consistency": _mean_similarity(rows), "dynamic_degree": motion}
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        parts = self.score_parts(media, prompts)
+        return self._join_parts(self.score_parts(media, prompts))
+
+    def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
+        """[1]: of a clip in 8 bits, of which a few frames at a time become numbers."""
+        motion = Motion().score_clip(clip, prompts)
+        if len(clip) < 2:
+            return self._join_parts({"consistency": motion, "dynamic_degree": motion})
+        encoder = self.load()
+        parts = (clip.frames(slice(a, a + FRAMES_AT_ONCE)).data[0] for a in range(0, len(clip), FRAMES_AT_ONCE))
+        rows = torch.cat([encoder.embed_images(x) for x in parts])[None]
+        return self._join_parts({"consistency": _mean_similarity(rows), "dynamic_degree": motion})
+
+    def _join_parts(self, parts: dict[str, Tensor]) -> Tensor:
         self.last.update({name: value.detach() for name, value in parts.items()})
         return parts["consistency"] * (parts["dynamic_degree"] / self.least).clamp(max=1)
+
+
+def _mean_similarity(rows: Tensor) -> Tensor:
+    """[B] of the embeddings [B,T,D] of frames: the mean cosine of each with the one before and with the first."""
+    before = (rows[:, 1:] * rows[:, :-1]).sum(2)  # [B,T-1]
+    first = F.cosine_similarity(rows[:, 1:], rows[:, :1], dim=2)
+    return (before + first).mean(1) / 2

@@ -12,6 +12,7 @@ from torch import Tensor
 from rewards.encoders import image_text
 from rewards.encoders.frozen_reward import EncoderReward
 from rewards.encoders.preprocess import media_pixels, resize_images
+from workbench.core.io.clips import StoredClip
 from workbench.core.types import Media, RewardSpec
 
 ROWS = 3  # frames across and down the strip
@@ -26,6 +27,10 @@ def film_strip(x: Tensor, side: int) -> Tensor:
         small = resize_images(x.flatten(0, 1), (side, side))
     rows = small.view(len(x), ROWS, ROWS, 3, side, side).permute(0, 3, 1, 4, 2, 5)  # [B,3,row,y,column,x]
     return rows.flatten(4, 5).flatten(2, 3)
+
+
+def _seen_frames(frames: int) -> Tensor:
+    return torch.linspace(0, frames - 1, ROWS**2).round().long()
 
 
 @dataclass(frozen=True)
@@ -49,14 +54,18 @@ class StarterVideoCLIP(EncoderReward):
         paper="arXiv:2103.00020",
         weights="starter:video/clip",
         licence="Apache-2.0",
+        bounds=(-1.0, 1.0),
     )
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = media_pixels(self.spec, media, prompts)  # [B,T,3,H,W]
-        at = torch.linspace(0, x.shape[1] - 1, ROWS**2).round().long()
-        scores = self.score(self.load(x.device), x[:, at.to(x.device)], prompts)
+        scores = self.score(self.load(x.device), x[:, _seen_frames(x.shape[1]).to(x.device)], prompts)
         return scores.masked_fill(x.detach().flatten(1).isnan().any(1), torch.nan)  # in any frame, seen or not
 
+    def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
+        """[1]: of a clip in 8 bits, of which only the frames that are looked at become numbers."""
+        return self.score(self.load(), clip.frames(_seen_frames(len(clip)).tolist()).data, prompts)
+
     def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        picture = film_strip(x, encoder.view.size[0] // ROWS)
+        picture = film_strip(x, encoder.size[0] // ROWS)
         return (encoder.embed_images(picture, checkpoint=self.checkpoint) * encoder.embed_texts(prompts)).sum(1)

@@ -213,6 +213,7 @@ class RewardSpec:
     paper: str = ""
     weights: str = ""
     licence: str = ""
+    bounds: tuple[float, float] | None = None  # finite ends that no score can leave; intervals of means don't either
 
 
 @runtime_checkable
@@ -299,12 +300,14 @@ class Method(Protocol):
     needs: frozenset[str]
     scales: str = ""  # the setting that grows with the budget; "" where there is none
     paper: str = ""
+    measured: str = ""  # what our comparisons found, where that is no gain over best of n; for lists
     yields_predictions: bool = False  # media before the final event are x0 predictions of unfinished chains
     # more of `scales` means more iterations, between which a time limit can stop it, not larger batches
     scales_in_turns: bool = False
     learns_from_pairs: bool = False  # can learn from pairs of existing media (PairBatch)
     optimises_sets: bool = False  # can optimise a reward of whole sets
     delivered_copy: str = ""  # the copy of the weights that a training delivers, if it exists; "": "ema", else "train"
+    selects_weights: bool = False  # training: its delivered copy is what its own validations found best
     group: int = 1  # training: samples per prompt that are scored together
     optimizer_steps: int = 1  # training: per batch
     advantage: str = "whole"  # training: how rewards become advantages; "whole": without groups
@@ -315,6 +318,9 @@ class Method(Protocol):
 
     def check(self, pipeline: Any, reward: Reward, lora: Any) -> None:
         """For training methods: raises BadInput, before anything loads, if it can't work with these."""
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
+        """For training methods: raises BadInput, before anything loads, if it can't be trained on these prompts."""
 
     def sampler(self) -> Method | None:
         """For training methods: the method that samples with the trained weights; None: plain sampling."""

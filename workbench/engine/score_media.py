@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,12 +13,17 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.io import folders
 from workbench.core.io import image as pictures
 from workbench.core.io import media as media_files
-from workbench.core.types import Media, Reward
+from workbench.core.io.clips import StoredClip
+from workbench.core.text import one_line
+from workbench.core.types import Media, Modality, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
+from workbench.evaluation.scoring import score_row
 
-ROWS = 16  # media of equal shape that a reward scores at once
+log = logging.getLogger(__name__)
+ROWS, VALUES = 16, 1 << 26  # media of equal shape that a reward scores at once, and their values
 ACCEPTED = (
     "a path, a PIL picture, a tensor [3,H,W] or [N,3,H,W] in [0,1], a Media, what align returned, or a list of these"
 )
@@ -24,20 +31,25 @@ ACCEPTED = (
 
 @dataclass(frozen=True)
 class Item:
-    """One medium to score, with its file and the prompt stored in it, if any."""
+    """One medium to score: in memory, or a file, which is read when its turn comes."""
 
-    media: Media  # one row
+    media: Media | None  # one row
     file: str = ""
     prompt: str | None = None
+    in_folder: bool = False  # found in a folder and not named: if it can't be read, that costs its row and no more
+
+    def read(self) -> media_files.MediaFile:
+        """Raises BadInput for a file that can't be read."""
+        return media_files.MediaFile(self.media, {}) if self.media is not None else media_files.inspect_media(self.file)
 
 
 def read_items(source: Any) -> Iterator[Item]:
-    """The media in `source`, one by one. Raises BadInput for a source without media, or one that can't be read."""
+    """The media in `source`, one by one. Raises BadInput for a source without media."""
     if isinstance(source, (str, Path)):
-        for path in media_paths(Path(source)):
-            file = media_files.inspect_media(path)
-            words = file.story.get("prompt")
-            yield Item(file.media, str(path), words if isinstance(words, str) else None)
+        path = Path(source)
+        if not path.is_dir():
+            media_files.known_format(path)
+        yield from (Item(None, str(p), in_folder=path.is_dir()) for p in media_paths(path))
     elif isinstance(source, (Alignment, AlignedSample)):
         prompts = source.prompts if isinstance(source, Alignment) else (source.prompt,)
         for n, prompt in enumerate(prompts):
@@ -67,18 +79,17 @@ def media_paths(path: Path) -> list[Path]:
     none."""
     if not path.is_dir():
         return [path]
-    inside = [p for p in path.rglob("*") if p.suffix.lower() in media_files.READABLE_SUFFIXES and p.is_file()]
-    inside = sorted(p for p in inside if not any(part.startswith(".") for part in p.relative_to(path).parts))
-    if not inside:
-        raise BadInput(
-            f"{path}: no media files in this folder; known kinds: {', '.join(sorted(media_files.READABLE_SUFFIXES))}"
-        )
-    return inside
+    listing = folders.list_media(path)
+    if not listing.files:
+        raise BadInput(f"{path}: no media files in this folder")
+    if listing.left_out:
+        log.warning("%s: %s", one_line(path), listing.left_out_sentence())
+    return list(listing.files)
 
 
 def with_prompts(items: Sequence[Item], prompts: str | Sequence[str] | None) -> list[str | None]:
-    """A prompt for each item: the one text, the item's of a list, or, without `prompts`, the one stored with it. Raises
-    BadInput for a list of another length."""
+    """A prompt for each item: the one text, the item's of a list, or, without `prompts`, the one that came with it;
+    None where its file may have one. Raises BadInput for a list of another length."""
     if prompts is None:
         return [item.prompt for item in items]
     if isinstance(prompts, str):
@@ -89,21 +100,28 @@ def with_prompts(items: Sequence[Item], prompts: str | Sequence[str] | None) -> 
 
 
 def check_rewards(rewards: Mapping[str, Reward], items: Sequence[Item], prompts: Sequence[str | None]) -> None:
-    """Raises BadInput for a reward that needs more than media and prompts, or can't score one of the items."""
+    """Raises BadInput for a reward that needs more than media and prompts, or can't score one of the items, as far as
+    that is known before files are read."""
     for name, reward in rewards.items():
-        spec = reward.spec
-        if spec.scope == "group":
+        if reward.spec.scope == "group":
             raise BadInput(
                 f"reward {name}: compares the samples of one prompt made together, so it can't score single media"
             )
-        if "source" in spec.needs:
+        if "source" in reward.spec.needs:
             raise BadInput(f"reward {name}: needs what each picture was made from, which score doesn't take")
-        for item, prompt in zip(items, prompts, strict=True):
-            if item.media.modality not in spec.modalities:
-                modalities = " and ".join(sorted(spec.modalities))
-                raise BadInput(f"reward {name} judges {modalities}, and {item.file or 'this'} is {item.media.modality}")
-            if "prompt" in spec.needs and prompt is None:
-                raise BadInput(f"reward {name} needs the prompt of {item.file or 'every sample'}; give prompts=")
+    for item, prompt in zip(items, prompts, strict=True):
+        if item.media is not None:
+            check_item(rewards, item, item.media.modality, prompt)
+
+
+def check_item(rewards: Mapping[str, Reward], item: Item, modality: Modality, prompt: str | None) -> None:
+    """Raises BadInput for a reward that can't score this item."""
+    for name, reward in rewards.items():
+        if modality not in reward.spec.modalities:
+            modalities = " and ".join(sorted(reward.spec.modalities))
+            raise BadInput(f"reward {name} judges {modalities}, and {item.file or 'this'} is {modality}")
+        if "prompt" in reward.spec.needs and prompt is None:
+            raise BadInput(f"reward {name} needs the prompt of {item.file or 'every sample'}; give prompts=")
 
 
 @torch.no_grad()
@@ -111,34 +129,76 @@ def score_items(
     items: Sequence[Item], rewards: Mapping[str, Reward], prompts: Sequence[str | None]
 ) -> list[dict[str, Any]]:
     """One dict per item: its file or number, its prompt, and a float for each reward, NaN where it can't score. With a
-    set reward, every row has the score of all items together. Raises BadInput."""
+    set reward, every row has the score of all items together; a file of a folder that can't be read has an `error`.
+
+    Files are read one after the other, and no more than ROWS of them are held. Raises BadInput.
+    """
     check_rewards(rewards, items, prompts)
-    rows = [
-        {"file": item.file or n, "prompt": prompt} for n, (item, prompt) in enumerate(zip(items, prompts, strict=True))
-    ]
-    for name, reward in rewards.items():
-        if reward.spec.scope == "set":
-            features = torch.cat([reward.features(item.media) for item in items])
-            value = float(reward.score_rows(features, reward.target(None, features.device)))
-            values = [value] * len(items)
-        else:
-            values = score_in_chunks(reward, items, [prompt or "" for prompt in prompts])
-        for row, value in zip(rows, values, strict=True):
-            row[name] = value
+    rows: list[dict[str, Any]] = []
+    waiting: list[tuple[dict, Media]] = []  # rows to be scored in one call
+    features: dict[str, list[Tensor]] = {name: [] for name, r in rewards.items() if r.spec.scope == "set"}
+    for n, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
+        row = {"file": item.file or n, "prompt": prompt, **dict.fromkeys(rewards, math.nan)}
+        rows.append(row)
+        try:
+            content = item.read()
+        except BadInput as error:
+            if not item.in_folder:
+                raise
+            row["error"] = str(error)
+            continue
+        words = content.story.get("prompt")
+        row["prompt"] = prompt if prompt is not None else words if isinstance(words, str) else None
+        check_item(rewards, item, content.modality, row["prompt"])
+        if isinstance(content.content, StoredClip):
+            _score_clip(rewards, content, row, features)
+            continue
+        media = content.media
+        if waiting and not (is_alike(media, waiting[0][1]) and len(waiting) < rows_at_once(media)):
+            _score_waiting(rewards, waiting, features)
+        waiting.append((row, media))
+    _score_waiting(rewards, waiting, features)
+    if rows and all("error" in row for row in rows):
+        raise BadInput(rows[0]["error"])
+    for name, parts in features.items():
+        x = torch.cat(parts)
+        value = float(rewards[name].score_rows(x, rewards[name].target(None, x.device)))
+        for row in rows:
+            row[name] = math.nan if "error" in row else value
     return rows
 
 
-def score_in_chunks(reward: Reward, items: Sequence[Item], prompts: Sequence[str]) -> list[float]:
-    """One float per item; up to ROWS neighbours of equal shape are scored in one call."""
-    values: list[float] = []
-    while len(values) < len(items):
-        first = len(values)
-        last = first + 1
-        while last < min(len(items), first + ROWS) and is_alike(items[last].media, items[first].media):
-            last += 1
-        media = Media.cat([item.media for item in items[first:last]])
-        values += reward(media=media, prompts=prompts[first:last]).float().tolist()
-    return values
+def rows_at_once(media: Media) -> int:
+    """How many media of this shape are scored in one call."""
+    return max(min(ROWS, VALUES // max(media.data.numel(), 1)), 1)
+
+
+def _score_waiting(
+    rewards: Mapping[str, Reward], waiting: list[tuple[dict, Media]], features: Mapping[str, list[Tensor]]
+) -> None:
+    """Fill the rows that wait, in one call a reward, and forget them."""
+    if not waiting:
+        return
+    media = Media.cat([part for _, part in waiting])
+    prompts = [row["prompt"] or "" for row, _ in waiting]
+    for name, reward in rewards.items():
+        if name in features:
+            features[name].append(reward.features(media))
+            continue
+        for (row, _), value in zip(waiting, reward(media=media, prompts=prompts).float().tolist(), strict=True):
+            row[name] = value
+    waiting.clear()
+
+
+def _score_clip(
+    rewards: Mapping[str, Reward], content: media_files.MediaFile, row: dict, features: Mapping[str, list[Tensor]]
+) -> None:
+    """Fill the row of a clip from a file, whose frames become numbers as they are needed."""
+    for name, reward in rewards.items():
+        if name in features:
+            features[name].append(reward.features(content.media))
+        else:
+            row[name] = score_row(reward, content, row["prompt"] or "")
 
 
 def is_alike(one: Media, other: Media) -> bool:

@@ -1,34 +1,35 @@
 """Media files: lossless writing with embedded metadata, strict reading, digests, thumbnails and contact sheets.
 
-Pictures are PNG (8 bit sRGB), clips are animated PNG, sounds are WAV (float32), by PIL and scipy alone. Video files and
-compressed sounds are read too, where PyAV is installed.
+Pictures are written as PNG (8 bit sRGB), clips as animated PNG, sounds as WAV (float32). What is read, and how much one
+file may hold: formats.py and budget.py.
 """
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import io
 import json
+import math
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw
 from PIL.PngImagePlugin import PngInfo
 from scipy.io import wavfile
 
 from workbench.core.errors import BadInput
-from workbench.core.io import audio, video
+from workbench.core.io import audio, formats, labels, video
 from workbench.core.io import image as pictures
+from workbench.core.io.budget import Budget
+from workbench.core.io.clips import StoredClip
 from workbench.core.paths import write_atomic
-from workbench.core.types import Media
+from workbench.core.types import Media, Modality
 
+NOUNS = {"picture": "picture", "film": "clip", "sound": "sound"}  # by who reads the file
 SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # that `write_media` writes
-VIDEO_SUFFIXES = frozenset({".mp4", ".m4v", ".mov", ".webm", ".mkv", ".avi"})  # read by PyAV, as compressed sounds are
-READABLE_SUFFIXES = pictures.SUFFIXES | VIDEO_SUFFIXES | audio.SUFFIXES
 
 
 def file_digest(path: str | Path) -> str:
@@ -42,10 +43,12 @@ def file_digest(path: str | Path) -> str:
 
 def quantise_media(media: Media) -> Media:
     """The media as a file will hold them: pictures and clips in steps of 1/255, sounds as float32; both clamped.
+    Infinite values become NaN: clamped, they would pass for white, or for a loud sound.
 
     Scores of these, unlike scores of the raw output, can be reproduced from the file.
     """
     data = media.data.float()
+    data = data.where(data.isfinite(), torch.nan)
     if media.modality == "audio":
         return replace(media, data=data.clamp(-1, 1))
     return replace(media, data=(data.clamp(0, 1) * 255).round() / 255)
@@ -136,10 +139,30 @@ def encode_wav(media: Media, meta: Mapping | None = None) -> bytes:
 class MediaFile:
     """The content of one media file."""
 
-    media: Media  # one row
+    content: Media | StoredClip  # one row
     # the metadata that `write_media` embedded; {} for files from elsewhere, whose "prompt" may be a whole graph
     story: dict
     notes: tuple[str, ...] = ()  # on what reading converted, or what is odd about the file
+
+    @property
+    def media(self) -> Media:
+        """One row; of a clip, the values of all its frames, which take four times the memory of `content`."""
+        return self.content.frames() if isinstance(self.content, StoredClip) else self.content
+
+    @property
+    def modality(self) -> Modality:
+        return "video" if isinstance(self.content, StoredClip) else self.content.modality
+
+    def describe_size(self) -> str:
+        """`640 x 480` of a picture or a clip, `1.5 s` of a sound."""
+        if isinstance(self.content, StoredClip):
+            return "{} x {}".format(*self.content.size)
+        x = self.content.data
+        return f"{x.shape[-1]} x {x.shape[-2]}" if x.dim() == 4 else f"{x.shape[-1] / self.content.rate:.1f} s"
+
+    def is_finite(self) -> bool:
+        """Whether there is no NaN and no infinite value."""
+        return isinstance(self.content, StoredClip) or bool(self.content.data.isfinite().all())
 
 
 def read_media(path: str | Path) -> Media:
@@ -155,85 +178,92 @@ def read_meta(path: str | Path) -> dict:
     return inspect_media(path).story
 
 
-def inspect_media(path: str | Path) -> MediaFile:
-    """A media file with its metadata, and notes on what is odd about it.
+def inspect_media(path: str | Path, budget: Budget | None = None) -> MediaFile:
+    """A media file, known by its content, with its metadata, and notes on what is odd about it.
 
-    Pictures are turned upright (EXIF), transparency is laid on white, greyscale becomes three equal channels and
-    16-bit greyscale keeps its precision; several frames are a clip. Raises BadInput, naming the file, when it is
-    missing, empty, broken or of a kind that can't be read.
+    Pictures are turned upright (EXIF), in sRGB, transparency is laid on white, greyscale becomes three equal channels
+    and 16-bit greyscale keeps its precision; several frames are a clip, in even steps of time. Raises BadInput, naming
+    the file, when it is missing, empty, broken, cut short, beyond the budget or of a kind that can't be read.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
+    path, budget = Path(path), budget or Budget()
+    kind = known_format(path)
+    with pictures.decoding(path, NOUNS[kind.reader]):
+        if formats.is_cut_short(path, kind):
+            raise BadInput(f"{path}: can't be read as a {NOUNS[kind.reader]}; the file is broken or cut short")
+        if kind.reader == "picture":
+            content, story, notes = pictures.read_picture(path, kind, budget)
+            row = content if isinstance(content, StoredClip) else Media(content[None], "image")
+            return MediaFile(row, story, _note_suffix(path, kind) + notes)
+        if kind.reader == "film" and video.has_pictures(path):
+            clip, story, notes = video.read_video(path, budget)
+            return MediaFile(clip, story, _note_suffix(path, kind) + notes)
+        data, rate, story = audio.read_sound(path, budget)
+        return MediaFile(Media(data[None], "audio", rate), story, _note_suffix(path, kind) + _sound_notes(data))
+
+
+def known_format(path: Path) -> formats.Format:
+    """The format of a file by its content, or by its name where the content says nothing. Raises BadInput for what is
+    missing, empty or no medium."""
     if not path.is_file():
         raise BadInput(f"{path}: no such file; give a picture, a clip or a sound")
     if path.stat().st_size == 0:
         raise BadInput(f"{path}: the file is empty")
-    try:
-        if suffix in VIDEO_SUFFIXES:
-            data, rate, story = video.read_video(path)
-            return MediaFile(Media(data, "video", rate), story)
-        return _inspect_sound(*audio.read_sound(path)) if suffix in audio.SUFFIXES else _read_picture(path)
-    except BadInput:
-        raise
-    except (*pictures.BROKEN, Image.DecompressionBombError) as error:
-        kind = "clip" if suffix in VIDEO_SUFFIXES else "picture"
-        why = (
-            "broken or cut short"
-            if suffix in READABLE_SUFFIXES
-            else "not a picture, a clip or a sound that can be read"
-        )
-        raise BadInput(f"{path}: can't be read as a {kind}; the file is {why}") from error
+    with pictures.decoding(path, "file"):
+        kind = formats.detect_format(path) or formats.format_by_suffix(path)
+    if kind is None:
+        raise BadInput(f"{path}: its content is no picture, clip or sound that can be read here; see docs/rewards.md")
+    return kind
 
 
-def _read_picture(path: Path) -> MediaFile:
-    with Image.open(path) as image:
-        pages = path.suffix.lower() in (".tif", ".tiff")  # further pictures of a TIFF are no frames of a clip
-        frames: list[torch.Tensor] = []
-        notes: dict[str, None] = {}
-        durations: list[float] = []
-        for k in range(1 if pages else getattr(image, "n_frames", 1)):
-            image.seek(k)
-            image.load()
-            frame, changed = pictures.image_to_tensor(image)
-            frames.append(frame[None])
-            notes |= dict.fromkeys(changed)
-            durations.append(image.info.get("duration", 0) or 0)
-        embedded = json.loads(getattr(image, "text", {}).get("workbench", "{}"))
-    story = embedded if isinstance(embedded, dict) else {}
-    if len(frames) == 1:
-        return MediaFile(Media(frames[0], "image"), story, tuple(notes))
-    if min(durations) <= 0:
-        raise BadInput(f"{path}: {len(frames)} frames, and not all say how long they last; save it with a frame rate")
-    repeats = [round(ms / min(durations)) for ms in durations]  # encoders join equal frames into one that lasts longer
-    data = torch.stack([frame for frame, times in zip(frames, repeats, strict=True) for _ in range(times)], 1)
-    return MediaFile(Media(data, "video", round(1000 * sum(repeats) / sum(durations), 6)), story, tuple(notes))
+def measure_media(path: Path, budget: Budget) -> Modality:
+    """What a file holds, by its header and without decoding it. Raises BadInput, as `inspect_media` does, for what is
+    beyond the budget already there."""
+    kind = known_format(path)
+    with pictures.decoding(path, NOUNS[kind.reader]):
+        if kind.reader == "picture":
+            return "video" if pictures.is_animated(path, kind, budget) else "image"
+        if kind.reader == "film" and video.has_pictures(path):
+            video.measure_video(path, budget)
+            return "video"
+        audio.measure_sound(path, budget)
+        return "audio"
 
 
-def _inspect_sound(data: torch.Tensor, rate: float, story: dict) -> MediaFile:
-    """A sound [C,L] as MediaFile, with notes on clipping and the like."""
-    finite = data[data.isfinite()]
-    notes = {
-        "silent: every sample is the same": bool((data == data.flatten()[0]).all()),
-        f"louder than full scale, peak {finite.abs().max() if len(finite) else 0:.2f}": bool((finite.abs() > 1).any()),
-    }
-    true_notes = tuple(note for note, so in notes.items() if so)
-    return MediaFile(Media(data[None].contiguous(), "audio", float(rate)), story, true_notes)
+def _note_suffix(path: Path, kind: formats.Format) -> tuple[str, ...]:
+    by_name = formats.format_by_suffix(path)
+    is_other = by_name is not None and by_name is not kind
+    return (f"its content is {kind.name}, whatever its name says",) if is_other else ()
+
+
+def _sound_notes(data: torch.Tensor) -> tuple[str, ...]:
+    """What is odd about a sound [C,L]."""
+    low, high = map(float, torch.aminmax(data))
+    if math.isnan(low + high) or math.isinf(low + high):
+        low, high = map(float, torch.aminmax(data.nan_to_num(0.0, 0.0, 0.0)))
+    elif low == high:
+        return ("silent: every sample is the same",)
+    peak = max(-low, high)
+    return (f"louder than full scale, peak {peak:.2f}",) if peak > 1 else ()
 
 
 def encode_thumbnail(path: str | Path, side: int = 256) -> bytes:
     """PNG bytes of a picture or a clip's middle frame, without metadata, fitted to a square of `side` pixels."""
-    return _save_png(_fit_square(_middle_frame(read_media(path)), side))
+    content = inspect_media(path).content
+    return _save_png(_fit_square(_middle_frame(content), side))
 
 
 def _fit_square(image: Image.Image, side: int) -> Image.Image:
     """Scaled to fit a square: small pictures by whole factors, which keeps every pixel; others resampled smoothly."""
     if (factor := side // max(image.size)) > 1:
         return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-    return ImageOps.contain(image, (side, side), Image.Resampling.LANCZOS)
+    wide, high = (max(round(pixels * side / max(image.size)), 1) for pixels in image.size)  # a line stays one
+    return image.resize((wide, high), Image.Resampling.LANCZOS)
 
 
-def _middle_frame(media: Media) -> Image.Image:
+def _middle_frame(media: Media | StoredClip) -> Image.Image:
     """A picture, or the middle frame of a clip."""
+    if isinstance(media, StoredClip):
+        return _eight_bit(media.frames([len(media) // 2]).data[0, 0])
     if media.modality == "video":
         media = Media(media.data[:, media.data.shape[1] // 2], "image")
     return Image.open(io.BytesIO(encode_png(media))).convert("RGB")
@@ -264,13 +294,7 @@ def draw_contact_sheet(cells: Sequence[Sequence[Cell]], *, rows: Sequence[str], 
     return _save_png(_Sheet(columns, title, side, scale).draw_sheet(cells, rows))
 
 
-def _load_font(size: int, words: str) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """A font for these words: PIL's own for ASCII, the same on every machine; for other scripts one of the system's."""
-    if not words.replace("…", "").isascii():
-        for name in ("DejaVuSans.ttf", "NotoSans-Regular.ttf", "Arial Unicode.ttf", "arial.ttf"):
-            with contextlib.suppress(OSError):  # not installed here: the next
-                return ImageFont.truetype(name, round(size * 0.95))
-    return ImageFont.load_default(size)
+NO_FONT = "A prompt that no font of this machine can draw is numbered. The report has its words."
 
 
 class _Sheet:
@@ -284,13 +308,13 @@ class _Sheet:
         self.width = 2 * self.margin + self.caption + len(columns) * (self.gap + side)
 
     def draw_text(self, x, y, words, size, fill, anchor="ls"):
-        font = _load_font(size * self.scale, words)
+        font = labels.choose_font(size * self.scale, words)
         self.pen.text((x * self.scale, y * self.scale), words, font=font, fill=fill, anchor=anchor)
 
     def wrap_text(self, words, size, width, lines):
         """`words` broken into at most `lines` lines of `width`; longer words are split, and a text that doesn't fit
         ends in an ellipsis."""
-        length, max_length, out = _load_font(size * self.scale, words).getlength, width * self.scale, [""]
+        length, max_length, out = labels.choose_font(size * self.scale, words).getlength, width * self.scale, [""]
         for word in words.split():
             if length(trial := f"{out[-1]} {word}".strip()) <= max_length:
                 out[-1] = trial
@@ -311,15 +335,18 @@ class _Sheet:
 
     def shorten_note(self, note, size, width):
         """`note` on one line; if it is too long, its name is shortened and the number at its end stays."""
-        length, (name, _, number) = _load_font(size * self.scale, note).getlength, note.rpartition(" ")
+        length, (name, _, number) = labels.choose_font(size * self.scale, note).getlength, note.rpartition(" ")
         while name and length(note) > width * self.scale:
             name = name[:-1]
             note = f"{name}… {number}"
         return self.wrap_text(note, size, width, 1)[0]
 
     def draw_sheet(self, cells, rows):
-        step = self.side + self.foot + self.gap
-        size = (self.width * self.scale, (self.head + len(rows) * step + self.margin - self.gap) * self.scale)
+        step, bottom = self.side + self.foot + self.gap, self.margin - self.gap
+        captions = [labels.drawable_text(row) for row in rows]
+        if None in captions:
+            bottom += 2 * self.gap
+        size = (self.width * self.scale, (self.head + len(rows) * step + bottom) * self.scale)
         self.canvas = Image.new("RGB", size, PAPER)
         self.pen = ImageDraw.Draw(self.canvas)
         if self.title:
@@ -328,8 +355,9 @@ class _Sheet:
         for c, name in enumerate(self.columns):
             name = self.wrap_text(name, 14, self.side, 1)[0]
             self.draw_text(x_cells + c * (self.side + self.gap), self.head - 11, name, 14, INK)
-        for r, prompt in enumerate(rows):
+        for r, drawable in enumerate(captions):
             top = self.head + r * step
+            prompt = f"prompt {r + 1}" if drawable is None else drawable
             y, (caption, _, small) = top + 14, prompt.partition("\n")
             for line in self.wrap_text(caption, 14, self.caption, 6):
                 self.draw_text(self.margin, y, line, 14, INK)
@@ -338,6 +366,9 @@ class _Sheet:
                 self.draw_text(self.margin, y + 2, self.wrap_text(small, 11, self.caption, 1)[0], 11, FAINT)
             for c, cell in enumerate(cells[r]):
                 self.draw_cell(x_cells + c * (self.side + self.gap), top, cell)
+        if None in captions:
+            note = self.wrap_text(NO_FONT, 11, self.width - 2 * self.margin, 1)[0]
+            self.draw_text(self.margin, self.head + len(rows) * step + 6, note, 11, FAINT)
         return self.canvas
 
     def draw_cell(self, x, y, cell):
