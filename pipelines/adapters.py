@@ -22,6 +22,7 @@ from workbench.core.types import Count
 from . import sharding
 
 LIVE, BASE = "train", "base"
+KEYWORD_CALLED = {"AnimateDiffTransformer3D": ("proj_in", "proj_out")}  # class of diffusers -> its layers
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
@@ -38,13 +39,24 @@ class Lora:
     targets: Literal["attention", "linear", "all", "weights"] = "attention"
     seed: int = 0  # of A
 
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            effect = "a LoRA of strength 0 has no effect and learns nothing" if self.alpha == 0 else "it is a strength"
+            raise BadInput(f"lora: alpha must be a number above 0, got {self.alpha:g}: {effect}")
+
 
 def find_target_layers(module: nn.Module, kind: str) -> list[str]:
     """Names of the layers to adapt, found by their types. Raises TypeError where there are none of that kind.
 
     torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are
-    grouped convolutions, which have no low-rank form.
+    grouped convolutions, which have no low-rank form, and layers that diffusers calls as `layer(input=...)`, which
+    peft's layers don't take.
     """
+    keyword_called = {
+        f"{name}.{layer}"
+        for name, part in module.named_modules()
+        for layer in KEYWORD_CALLED.get(type(part).__name__, ())
+    }
     inside = tuple(f"{name}." for name, part in module.named_modules() if _is_attention(part))
     sealed = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
     kinds = (nn.Linear, *CONVOLUTIONS) if kind == "all" else nn.Linear
@@ -54,6 +66,7 @@ def find_target_layers(module: nn.Module, kind: str) -> list[str]:
         if isinstance(part, kinds)
         and getattr(part, "groups", 1) == 1
         and not name.startswith(sealed)
+        and name not in keyword_called
         and (kind != "attention" or name.startswith(inside))
     ]
     if not names:

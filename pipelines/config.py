@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Collection, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
-import yaml
-
-from pipelines import lora_loading, variants
+from pipelines import lora_source, variants
+from pipelines.call_arguments import check_arguments, read_arguments, required_arguments
 from pipelines.weight_folder import component_class, read_pipeline_class
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import read_yaml
 from workbench.core.paths import CONFIGS, resolve_repo
-from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.schema import build_dataclass, convert_value, suggest_nearest
+from workbench.core.text import one_line
 from workbench.core.types import Count, Modality
 
 from .schedule import FAMILIES
@@ -36,6 +37,10 @@ REFUSED = {
             "StableCascadeCombinedPipeline WuerstchenCombinedPipeline UnCLIPPipeline"
         ),
         "it makes video and sound with two schedulers": "LTX2Pipeline",
+        "its guardrails pass clips on as arrays, without gradient, and its licence wants them on": (
+            "CosmosTextToWorldPipeline CosmosVideoToWorldPipeline Cosmos2TextToImagePipeline "
+            "Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline Cosmos2_5_TransferPipeline Cosmos3OmniPipeline"
+        ),
         "it warps its states between two loops of its own": "TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline",
     }.items()
     for name in names.split()
@@ -94,6 +99,20 @@ MODALITIES: dict[str, tuple[Modality, float]] = {
 
 
 @dataclass(frozen=True)
+class KernelConfig:
+    """How a chain is sampled with noise at every step; see pipelines.transitions."""
+
+    name: str  # ancestral, cps or flow-sde
+    eta: float | None = None  # how much noise; not given: the kernel's own
+
+
+def read_kernel(block: Mapping, where: str) -> dict:
+    """The settings of a `kernel` block, checked. Raises BadInput."""
+    kernel = build_dataclass(KernelConfig, block, where)
+    return {key: value for key, value in asdict(kernel).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class PipelineConfig:
     """A diffusers pipeline and how to call it. In YAML, `pipeline` is written `class`."""
 
@@ -106,9 +125,13 @@ class PipelineConfig:
     text: dict = field(default_factory=dict)  # arguments that are repeated for each prompt: negative_prompt, lyrics
     guidance: str = "guidance_scale"  # the argument that scales guidance; "" where it is no argument of the call
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
-    components: dict = field(default_factory=dict)  # name -> null, a repo, or {repo, subfolder, dtype} or {repo, file}
+    # name -> null (none), true (the pipeline's own), a repo, {repo, subfolder, dtype}, {repo, file} or {file}
+    components: dict = field(default_factory=dict)
     kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}, to sample by
+    variant: str = ""  # of the weight files: fp16 for model.fp16.safetensors; by default plain ones, or the only ones
+    file: str = ""  # one safetensors file with the whole pipeline; `repo` has the settings and what the file lacks
     lora: str = ""  # a safetensors file, or a folder that a training exported, to load
+    any_base: bool = False  # take a LoRA whose record says that it was trained on other weights
     slicing: bool = False  # the autoencoder decodes one sample at a time: less memory for batches of clips
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU the default is always fp32
     name: str = ""  # the name or path that it was read from
@@ -129,7 +152,10 @@ class PipelineConfig:
             path = Path(resolve_repo(self.repo)).expanduser()
         except FileNotFoundError as error:
             raise BadInput(str(error)) from error
-        return path if path.is_dir() else None
+        try:
+            return path if path.is_dir() else None
+        except OSError as error:
+            raise BadInput(f"repo: {one_line(path, 100)} can't be looked for ({error.strerror})") from None
 
 
 def list_names() -> list[str]:
@@ -185,33 +211,30 @@ def with_lora(config: PipelineConfig, lora: str | None) -> PipelineConfig:
         return config
     if config.lora:
         raise BadInput(f"lora: {config.name} has one already, {config.lora}")
-    lora_loading.find_lora(lora)
+    lora_source.find_lora(lora)
     return replace(config, lora=str(lora))
 
 
 def _read_exported(folder: Path) -> PipelineConfig | None:
     """The config of exported weights, if `folder` is an export or a training run with one; else None. Raises
     BadInput."""
-    export_folder = next((p for p in (folder, folder / "export") if (p / lora_loading.RECORD).is_file()), None)
+    export_folder = next((p for p in (folder, folder / "export") if (p / lora_source.RECORD).is_file()), None)
     if export_folder is None:
-        several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{lora_loading.RECORD}"))
+        several = sorted(p.parent.name for p in (folder / "export").glob(f"*/{lora_source.RECORD}"))
         if several:
             raise BadInput(f"{folder}: trained several contestants; name one: {folder / 'export' / several[0]}")
         if (folder / "run.json").is_file():
             raise BadInput(f"{folder}: this run exported no trained weights, so it is no pipeline")
         return None
-    settings = dict(lora_loading.read_record(export_folder)["pipeline"])
+    settings = dict(lora_source.read_record(export_folder)["pipeline"])
     settings.pop("name", None)
-    config = build_dataclass(PipelineConfig, settings, str(export_folder / lora_loading.RECORD))
+    config = build_dataclass(PipelineConfig, settings, str(export_folder / lora_source.RECORD))
     return replace(config, lora=str(export_folder), name=str(folder))
 
 
 def _parse_config(path: Path) -> PipelineConfig:
     where = f"pipeline {path.stem}"
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        raise BadInput(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    values = read_yaml(path)
     if isinstance(values, Mapping):
         values = _field_names(values, where)
         if "pipeline" not in values:
@@ -238,32 +261,43 @@ def _field_names(values: Mapping, where: str) -> dict:
 
 
 def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
-    """The config itself. Raises BadInput for invalid values."""
-    refuse_unsupported(config.pipeline, where)
+    """The config, numbers in quotes made numbers. Raises BadInput for invalid values."""
+    refuse_unsupported(config.pipeline, where, {*config.call, *config.text})
     check_call(config, where)
+    config = replace(config, call=check_arguments(config.pipeline, config.call, f"{where}: call"))
+    for key in {"class", "repo"} & set(config.scheduler):
+        convert_value(config.scheduler[key], str, f"{where}: scheduler.{key}")
+    if config.kernel:
+        config = replace(config, kernel=read_kernel(config.kernel, f"{where}: kernel"))
     if config.modality != "image" and config.rate <= 0:
         raise BadInput(f"{where}: rate must say how many {_rate_unit(config.modality)} a second has")
     if config.dtype not in ("", "bf16", "fp16", "fp32"):
         raise BadInput(f"{where}: dtype: {config.dtype!r} is not a choice; known: bf16, fp16, fp32")
-    if unknown := set(config.kernel) - {"name", "eta"}:
-        raise BadInput(f"{where}: kernel: unknown key {min(unknown)!r}; known: eta, name")
     return config
 
 
-def refuse_unsupported(cls: str, where: str) -> None:
-    """Raises BadInput for a pipeline class that can't be a policy."""
-    if cls in REFUSED:
-        raise BadInput(f"{where}: {cls} can't be aligned here: {REFUSED[cls]}")
+def refuse_unsupported(cls: str, where: str, given: Collection[str] = ()) -> None:
+    """Raises BadInput for a pipeline class that can't be a policy: one of those that are known, one whose call takes no
+    prompt, or one that needs more than a prompt and the arguments `given`."""
+    reason = REFUSED.get(cls, "")
+    if not reason and (arguments := read_arguments(cls)) is not None and "prompt" not in arguments:
+        reason = "its call takes no prompt"
+    if not reason and (missing := [name for name in required_arguments(cls) if name not in {"prompt", *given}]):
+        reason = f"its call needs {', '.join(missing)} besides a prompt"
+    if reason:
+        raise BadInput(f"{where}: {cls} can't be aligned here: {reason}")
 
 
 def check_call(config: PipelineConfig, where: str) -> None:
-    """Raises BadInput for an argument that the config can't set."""
+    """Raises BadInput for an argument that the config can't set, or that the pipeline doesn't take."""
     for block in ("call", "text"):
         if reserved := sorted(RESERVED_ARGUMENTS & set(getattr(config, block))):
             instead = "; say steps: instead" if reserved[0] == "num_inference_steps" else ""
             raise BadInput(
                 f"{where}: {block}: {reserved[0]!r} is given by the workbench itself, so leave it out{instead}"
             )
+    check_arguments(config.pipeline, config.call, f"{where}: call")
+    check_arguments(config.pipeline, dict.fromkeys(config.text), f"{where}: text")
 
 
 def _config_for_class(cls: str, repo: str) -> PipelineConfig:

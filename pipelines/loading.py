@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import inspect
-import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -14,18 +12,20 @@ from typing import Any
 
 import torch
 
-from pipelines import lora_loading, processes, schedule, seams, transitions, weight_folder
+from pipelines import guards, lora_loading, lora_source, processes, schedule, seams, transitions
 from pipelines.compat import patch_pipeline
+from pipelines.component_sources import DTYPES, choose_variant
+from pipelines.components import build_components, check_components
+from pipelines.lora_start import merge_start
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
 from workbench.core.errors import BadInput
 from workbench.core.paths import resolve_repo
 from workbench.core.schema import suggest_nearest
+from workbench.core.weights.libraries import quiet_libraries
 
 from . import attention as kernels
-from .config import DECODED_SINGLY, OPTIONAL_COMPONENTS, PipelineConfig, check_call, read_config, refuse_unsupported
+from .config import DECODED_SINGLY, PipelineConfig, check_call, read_config, refuse_unsupported
 from .policy import Policy
-
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def load(
@@ -46,15 +46,20 @@ def load(
     """
     config = replace(read_config(config), **overrides)
     where, kind, chosen = plan_loading(config, device=device, dtype=dtype, attention=attention, train=train)
+    config = replace(config, variant=choose_variant(config))  # which exports record
     if where.type == "cuda":
         if where.index is not None:
             torch.cuda.set_device(where)  # for code that uses the current device, such as memory statistics
         # float32 adapters and rewards next to half-precision weights may use TF32, which is many times faster
         torch.set_float32_matmul_precision("highest" if kind == torch.float32 else "high")
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
-    make = partial(_load_pipeline, config, kind, where, chosen)
+    make = partial(_load_pipeline, config, kind, where, chosen)  # without the LoRA
     pipe = make({})
-    make_policy: Callable[..., Policy] = Policy if train is None else partial(TrainablePolicy, source=make, **train)
+    installation = lora_loading.install_lora(pipe, config) if config.lora else None
+    make_policy: Callable[..., Policy] = Policy
+    if train is not None:
+        start = merge_start(pipe, installation.replaced) if installation else None
+        make_policy = partial(TrainablePolicy, source=make, start_lora=start, **train)
     policy = make_policy(
         pipe,
         modality=config.modality,
@@ -66,7 +71,7 @@ def load(
         guidance=config.guidance,
         attention=chosen,
     )
-    policy.config = config
+    policy.config, policy.notes = config, installation.notes if installation else ()
     if "stochastic" not in policy.provides and kernel is not None:
         schedule.noise_levels(pipe.scheduler)  # raises TypeError, naming the known ones
     return policy
@@ -106,29 +111,33 @@ def plan_loading(
 ) -> tuple[torch.device, torch.dtype, str]:
     """Device, dtype and attention kernels that `load` will use. Raises BadInput for every fault that can be found
     without loading weights: in the pipeline class, device, kernels, files of a local folder, and training settings."""
-    refuse_unsupported(config.pipeline, config.name or config.repo)
+    refuse_unsupported(config.pipeline, config.name or config.repo, {*config.call, *config.text})
     check_call(config, config.name or config.repo)
     where, kind = resolve_device(device), resolve_dtype(dtype, config, device)
     chosen = kernels.choose_backend(attention, where, kind, config.pipeline)
     if config.lora:
-        lora_loading.find_lora(config.lora)
-    if local := config.folder:
-        weight_folder.check_folder(
-            local, config.pipeline, config.components, OPTIONAL_COMPONENTS.get(config.pipeline, ())
-        )
+        lora_source.find_lora(config.lora)
+    check_components(config)
     if config.kernel:
         transitions.make_kernel(**config.kernel)
     if train is not None:
-        _check_training(train, kind, where, config)
+        _check_training(train, kind, where)
     return where, kind, chosen
 
 
-def _check_training(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device, config: PipelineConfig) -> None:
+def describe_loading(config: PipelineConfig) -> list[str]:
+    """Sentences on what `load` does that a config does not say: files of a variant, one file for all, safety checkers
+    that are off. Raises BadInput for a folder that can't be read."""
+    lines, base = guards.describe_guards(config), config.folder
+    if config.file:
+        lines.append(f"made of the one file {config.file}, with the settings of {config.repo}")
+    elif base is not None and not config.variant and (variant := choose_variant(config)):
+        lines.append(f"its folder has only files of the variant {variant}, so these are loaded")
+    return lines
+
+
+def _check_training(train: Mapping[str, Any], dtype: torch.dtype, device: torch.device) -> None:
     """Check the training settings, and select this process's GPU where several were launched. Raises BadInput."""
-    if config.lora:
-        raise BadInput(
-            f"{config.name or config.repo}: has a LoRA on, {config.lora}; export it merged and train on that"
-        )
     several = processes.join_processes(device).num_processes > 1
     sharded = train.get("shard") and several  # shards are float32, whatever the dtype of computation
     lora = train.get("lora")
@@ -143,7 +152,8 @@ def _load_pipeline(
     config: PipelineConfig, dtype: torch.dtype, where: torch.device, attention: str, shared: Mapping[str, Any]
 ) -> Any:
     """The pipeline, frozen and on its device, with `shared` components of another one in place of its own."""
-    pipe = patch_pipeline(_without_progress_bars(_build_pipeline, config, dtype, shared))
+    with quiet_libraries():
+        pipe = patch_pipeline(_build_pipeline(config, dtype, shared))
     if config.slicing or config.pipeline in DECODED_SINGLY:
         pipe.vae.enable_slicing()
     for module in seams.named_networks(pipe).values():
@@ -154,103 +164,12 @@ def _load_pipeline(
     return pipe
 
 
-def _without_progress_bars(work: Callable, *args: Any) -> Any:
-    """The result of work(*args), without the loading bars of diffusers and transformers, and without FutureWarnings of
-    torch, which only these libraries could act on."""
-    import diffusers
-    import transformers
-
-    libraries = [lib.utils.logging for lib in (diffusers, transformers)]
-    were_enabled = [lib.is_progress_bar_enabled() for lib in libraries]
-    for lib in libraries:
-        lib.disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)
-            return work(*args)
-    finally:
-        for lib, on in zip(libraries, were_enabled, strict=True):
-            if on:
-                lib.enable_progress_bar()
-
-
 def _build_pipeline(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
-    """The pipeline with the config's components, LoRA and scheduler. Raises BadInput."""
-    import diffusers
-
-    cls = getattr(diffusers, config.pipeline, None)
-    if not (inspect.isclass(cls) and issubclass(cls, diffusers.DiffusionPipeline)):
-        class_names = [n for n in dir(diffusers) if n.endswith("Pipeline")]
-        raise BadInput(
-            f"class: diffusers has no pipeline {config.pipeline!r}; {suggest_nearest(config.pipeline, class_names)}"
-        )
-    repo = str(config.folder or config.repo)
-    index, parts, files = _component_index(cls, repo), {}, {}
-    for name, spec in config.components.items():
-        if name not in index:
-            raise BadInput(f"components: {config.pipeline} has no component {name!r}; {suggest_nearest(name, index)}")
-        if name in shared:
-            continue
-        if isinstance(spec, dict) and "file" in spec:
-            files[name] = _load_weights(name, **spec)
-        else:
-            parts[name] = None if spec is None else _load_component(name, index[name], spec, dtype)
-    if "safety_checker" in parts:
-        parts["requires_safety_checker"] = False
-    parts |= {name: part for name, part in shared.items() if name in index}
-    try:
-        pipe = cls.from_pretrained(repo, dtype=dtype, use_safetensors=True, **parts)
-    except (OSError, ValueError, ImportError) as error:
-        raise BadInput(f"{repo}: {_first_line(error)}") from error
-    for name, state in files.items():
-        getattr(pipe, name).load_state_dict(state)
-    if config.lora:
-        lora_loading.install_lora(pipe, config.lora)
+    """The pipeline with the config's components and scheduler. Raises BadInput."""
+    pipe = build_components(config, dtype, shared)
     if config.scheduler:
         pipe.scheduler = _make_scheduler(pipe, config)
     return pipe
-
-
-def _component_index(cls: Any, repo: str) -> dict[str, Any]:
-    """Component -> [module, class], as in model_index.json, and for further networks that the class accepts."""
-    from diffusers import ModelMixin
-
-    kinds = {name: next(iter(types), None) for name, types in cls._get_signature_types().items()}
-    nets = {name: kind for name, kind in kinds.items() if inspect.isclass(kind) and issubclass(kind, ModelMixin)}
-    try:
-        return {name: [kind.__module__, kind.__name__] for name, kind in nets.items()} | cls.load_config(repo)
-    except OSError as error:
-        raise BadInput(f"repo: {repo} is neither a local folder nor a reachable hub repository") from error
-
-
-def _load_component(name: str, entry: list, spec: Any, dtype: torch.dtype) -> Any:
-    """A component loaded from another repository, of the class that model_index.json names. Raises BadInput."""
-    spec = {"repo": spec} if isinstance(spec, str) else dict(spec)
-    if unknown := set(spec) - {"repo", "subfolder", "dtype"}:
-        raise BadInput(f"components.{name}: unknown key {min(unknown)!r}; known: dtype, file, repo, subfolder")
-    repo, sub, dtype = resolve_repo(spec["repo"]), spec.get("subfolder", ""), DTYPES.get(spec.get("dtype"), dtype)
-    if Path(repo, sub).is_dir():
-        weight_folder.check_weights(Path(repo, sub))
-    cls = getattr(importlib.import_module(entry[0]), entry[1])
-    try:
-        return cls.from_pretrained(repo, subfolder=sub, dtype=dtype, use_safetensors=True)
-    except OSError as error:
-        raise BadInput(f"components.{name}: {repo}: {_first_line(error)}") from error
-
-
-def _load_weights(name: str, repo: str, file: str) -> dict[str, torch.Tensor]:
-    """The tensors of one safetensors file in another repository, to be loaded into a component of the base pipeline."""
-    import safetensors.torch
-    from huggingface_hub import hf_hub_download
-
-    local = Path(resolve_repo(repo), file)
-    if not local.is_file():
-        try:
-            local = Path(hf_hub_download(repo, file))
-        except (OSError, ValueError) as error:
-            raise BadInput(f"components.{name}: {repo}/{file}: {_first_line(error)}") from error
-    weight_folder.check_file(local)
-    return safetensors.torch.load_file(local)
 
 
 def _make_scheduler(pipe: Any, config: PipelineConfig) -> Any:
@@ -299,7 +218,3 @@ def resolve_dtype(dtype: str | torch.dtype | None, config: PipelineConfig, devic
     if dtype not in DTYPES:
         raise BadInput(f"dtype: {dtype!r} is not a choice; known: {', '.join(DTYPES)}")
     return DTYPES[dtype]
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

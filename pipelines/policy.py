@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 from torch.utils._pytree import tree_map
 
-from pipelines import encoding, noise_hypernetwork, schedule, seams
+from pipelines import encoding, guards, noise_hypernetwork, schedule, seams
+from pipelines.kernel_step import take_kernel_step
 from pipelines.prompt_cache import PromptCache
 from pipelines.structure import PipelineStructure, find_structure, has_guidance_momentum
 from pipelines.transitions import Ancestral, Kernel
@@ -37,6 +38,7 @@ class Policy:
     """
 
     config: Any = None  # the PipelineConfig that it was loaded by, if any
+    notes: tuple[str, ...] = ()  # sentences on what loading a LoRA applied and what not
 
     def __init__(
         self,
@@ -65,6 +67,7 @@ class Policy:
         self.attention = attention  # which attention kernels the denoiser runs
         self.nfe = 0  # rows through the denoiser so far, without those of warmup_nfe
         self.warmup_nfe = 0  # rows that only find structure and stand-ins: once per batch size and process
+        self.blank_reason = ""  # why rows of the latest media are NaN on purpose
         self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         self.cached_batches = cached_batches  # at least so many prompt batches keep their encodings
@@ -134,10 +137,14 @@ class Policy:
         generators = [_make_generator(seed) for seed in seeds]
 
         def on_step(step: seams.SchedulerStep) -> Any:
-            states.append(self.structure.group_rows(step.sample))
+            x = self.structure.group_rows(step.sample)
+            states.append(x)
             ret = step.advance(**step.missing_generator(generators))
             if self.kernel is not None:
-                ret = self._take_kernel_step(self.kernel, step, ret, generators, scores, stochastic)
+                level = self.levels[step.index]
+                ret, score = take_kernel_step(self.kernel, level, self.structure, step, ret, generators)
+                stochastic.extend([] if score is None else [step.index])
+                scores.append(torch.zeros(len(seeds), dtype=torch.float64, device=x.device) if score is None else score)
             if step.index == self.steps - 1:
                 states.append(self.structure.group_rows(seams.prev_sample(ret)))
             if graph and step.index + 1 == first:
@@ -282,30 +289,6 @@ class Policy:
             guidance=guidance,
         )
 
-    def _take_kernel_step(
-        self,
-        kernel: Kernel,
-        step: seams.SchedulerStep,
-        ret: Any,
-        generators: Sequence[torch.Generator],
-        scores: list[Tensor],
-        stochastic: list[int],
-    ) -> Any:
-        """Take the kernel's step in place of the scheduler's, whose buffers and index have advanced already. A row's
-        noise is drawn by its own generator, so that it depends on its own seed alone."""
-        x_now, output = (self.structure.group_rows(x).float() for x in (step.sample, step.model_output))
-        law = kernel(self.levels[step.index], x_now, output)
-        if not law.std.any():
-            scores.append(torch.zeros(len(law.mean), dtype=torch.float64, device=law.mean.device))
-            return seams.with_sample(ret, law.mean, everywhere=step.index == self.steps - 1)
-        eps = [torch.randn(law.mean.shape[1:], generator=g) for g in generators]
-        x = (law.mean + law.std * torch.stack(eps).to(law.mean)).to(step.sample.dtype).contiguous()
-        ret = seams.with_sample(ret, x, everywhere=step.index == self.steps - 1)
-        x_next = self.structure.group_rows(seams.prev_sample(ret)).detach()  # as rounded in the pipeline's dtype
-        scores.append(law.log_prob(x_next))
-        stochastic.append(step.index)
-        return ret
-
     def _run_pipeline(
         self,
         prompts: tuple[str, ...],
@@ -382,12 +365,16 @@ class Policy:
 
     def to_media(self, out: Any) -> Media:
         """The pipeline's return value as Media: float32 unless it is float64, on the policy's device, where rewards are
-        computed (some pipelines move sounds to the CPU)."""
+        computed (some pipelines move sounds to the CPU). What the pipeline's safety checker flagged is NaN."""
         data = out[0]
         data = (data if isinstance(data, Tensor) else torch.from_numpy(data)).to(self.device)
         data = data if data.dtype == torch.float64 else data.float()
         if self.modality == "audio":
             data = (data[:, None] if data.dim() == 2 else data).clamp(-1, 1)
+        flags = guards.flagged_rows(out)
+        self.blank_reason = guards.FLAGGED if flags else ""
+        if flags:
+            data = data.index_fill(0, torch.tensor(flags, device=data.device).nonzero()[:, 0], torch.nan)
         self.decodes += len(data)
         return Media(data, self.modality, self.rate)
 

@@ -2,8 +2,8 @@
 
 `on_draw` is called when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs
 forward, `on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions remain the
-pipeline's own code. This is the only file that patches `__call__`, `forward`, `encode_prompt`, `randn_tensor` and
-`scheduler.step`, and it restores them. Not thread-safe: one seam is open at a time in a process.
+pipeline's own code. This is the only file that patches `__call__`, `forward`, `encode_prompt`, `run_safety_checker`,
+`randn_tensor` and `scheduler.step`, and it restores them. Not thread-safe: one seam is open at a time in a process.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map_only
+
+from pipelines.guards import pass_pictures
 
 TOKEN = "_workbench_seam"  # the attribute that marks a scheduler instance whose steps are hooked
 
@@ -209,6 +211,8 @@ def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iter
     encoding: list[bool] = []  # not empty inside encode_prompt, where module calls are not hooked
     if on_encode and hasattr(pipe, "encode_prompt"):
         yield _patch_attribute(pipe, "encode_prompt", _watch_encode_prompt(pipe.encode_prompt, on_encode, encoding))
+    if getattr(pipe, "safety_checker", None) is not None and hasattr(pipe, "run_safety_checker"):
+        yield _patch_attribute(pipe, "run_safety_checker", pass_pictures(pipe.run_safety_checker))
     if on_call:
         for name, module in named_networks(pipe).items():
             compiled = getattr(module, "_compiled_call_impl", None)  # set by module.compile(): it bypasses `forward`

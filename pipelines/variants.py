@@ -15,6 +15,7 @@ from typing import Any
 import yaml
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_yaml
 
 MERGED = ("call", "text", "components")  # settings that a variant changes key by key; others are replaced
 ORDER = ("class", "repo", "steps", "scheduler", "kernel", "components", "call", "text")  # of settings in a label
@@ -68,8 +69,8 @@ def current_source(source: Any, announce: bool = True) -> Any:
         if (match := TEXT.fullmatch(str(source))) is None:
             return source
         try:
-            changes = yaml.safe_load(match[2])
-        except yaml.YAMLError:
+            changes = parse_yaml(match[2], "pipeline")
+        except BadInput:
             return source
         return {"name": match[1], **changes} if isinstance(changes, Mapping) else source
     if isinstance(source, Mapping) and isinstance(source.get("name"), str):

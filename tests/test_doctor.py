@@ -87,7 +87,7 @@ def test_a_tokenizer_of_a_hub_name_without_an_owner_is_looked_for_as_well():
 
 def test_a_folder_by_the_name_of_an_optional_package_is_not_that_package(monkeypatch, tmp_path):
     """wandb logs into a folder `wandb`, and `python -m` looks for modules in the working directory."""
-    optional = ("xformers", "bitsandbytes", "av", "wandb")
+    optional = ("xformers", "bitsandbytes", "wandb")
     for name in optional:
         (tmp_path / name).mkdir()
     monkeypatch.syspath_prepend(tmp_path)
@@ -116,9 +116,9 @@ def test_every_bundled_reward_that_needs_nothing_works_and_none_is_called_broken
 
 def test_each_part_of_the_pack_makes_media(tmp_path):
     assert list(doctor.check_starter_pack(tmp_path)) == [
-        ("starter-image", "ok", "4 pictures made"),
-        ("starter-music", "ok", "4 sounds made"),
-        ("starter-video", "ok", "4 clips made"),
+        ("starter-image", "ok", "4 pictures made by 3 networks with the recorded fingerprints"),
+        ("starter-music", "ok", "4 sounds made by 3 networks with the recorded fingerprints"),
+        ("starter-video", "ok", "4 clips made by 3 networks with the recorded fingerprints"),
     ]
 
 

@@ -11,11 +11,16 @@ from pathlib import Path
 from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
+from safetensors.torch import load_file
 from torch import nn
 
+from pipelines import weight_folder
+from pipelines.fingerprint import RECORD, fingerprint_tensors
 from workbench.core.errors import BadInput
+from workbench.core.weights.files import is_network, select_weights
 
 Part = TypeVar("Part", bound=nn.Module)
+LICENCE = Path(__file__).with_name("LICENSE.txt")  # of the weights; it lies beside them in each pack
 
 
 class Sampling(TypedDict):
@@ -78,11 +83,26 @@ def build_pack(
     parts, training = recipe.train_parts(workdir, plan, seed=seed, last_stage=last_stage)
     if last_stage >= order.index("save"):
         recipe.save_parts(parts, out, plan)
+        record_fingerprints(out)
+        shutil.copyfile(LICENCE, out / LICENCE.name)
     report = {"seed": seed, "micro": fast, "plan": asdict(plan), "training": training}
     if last_stage >= order.index("report"):
         report["measured"] = recipe.measure_pack(parts, out, plan, seed=seed)
         write_json(report, out / "report.json")
     return report
+
+
+def record_fingerprints(out: Path) -> None:
+    """Write `out`/fingerprints.json: "teacher/unet" -> the fingerprint of that network's files. Loading compares what
+    has arrived in the network with it."""
+    fingerprints = {}
+    for index in sorted(out.glob("*/model_index.json")):
+        for name in weight_folder.list_components(index.parent):
+            if is_network(part := index.parent / name):
+                state = {n: t for file in select_weights(part) for n, t in load_file(file).items()}
+                weights = (t for t in state.values() if t.is_floating_point())
+                fingerprints[f"{index.parent.name}/{name}"] = fingerprint_tensors(weights)
+    write_json(fingerprints, out / RECORD)
 
 
 def cast_part(part: Part | None, dtype: torch.dtype) -> Part:

@@ -7,6 +7,7 @@ import zipfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import safetensors.torch
 import torch
@@ -14,6 +15,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from workbench.core.errors import BadInput
+from workbench.core.weights import tensors
+from workbench.core.weights.files import list_variants, select_weights
+from workbench.core.weights.libraries import find_snapshot, quiet_libraries
 
 UNREADABLE = (safetensors.SafetensorError, pickle.UnpicklingError, RuntimeError, EOFError, ValueError, KeyError)
 
@@ -74,6 +78,29 @@ def read_weights(source: str) -> dict[str, Tensor]:
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise BadInput(f"{path} holds no state dict of tensors")
     return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def load_pretrained(cls: Any, folder: str, model: str) -> nn.Module:
+    """A transformers network in float32, from a folder or the hub, with the tensors of its files: no more and no less.
+
+    Raises BadInput, naming `model` and the first tensors, where one is missing, unexpected, of another shape, or has
+    another value than in its file; and what transformers raises for a folder that it can't read.
+    """
+    with quiet_libraries():
+        net, info = cls.from_pretrained(
+            folder,
+            dtype=torch.float32,
+            trust_remote_code=False,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,
+        )
+    if faults := tensors.read_loading_info(net, info).describe():
+        raise BadInput(f"{model}: the weights of this {type(net).__name__} {faults}; take its own weights")
+    tensors.check_no_meta(net, model)
+    part = Path(folder) if Path(folder).is_dir() else find_snapshot(folder)
+    if part is not None and list_variants(part) >= {""}:  # some models of the hub have no safetensors
+        tensors.check_loaded_values(net, select_weights(part), model)
+    return net
 
 
 class BlankInit(TorchDispatchMode):

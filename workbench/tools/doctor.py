@@ -28,6 +28,7 @@ def examine_machine(runs: Path) -> list[dict]:
     for check in (
         check_python,
         check_packages,
+        check_threads,
         check_devices,
         check_attention,
         check_disk,
@@ -49,11 +50,23 @@ def check_packages(runs: Path) -> Iterator[tuple]:
             yield name, "ok", version(name)
         except PackageNotFoundError:
             yield name, "broken", "not installed; run: make install"
-    for name, extra in (("xformers", "gpu"), ("bitsandbytes", "gpu"), ("av", "film"), ("wandb", "track")):
+    for name, extra in (
+        ("xformers", "gpu"),
+        ("bitsandbytes", "gpu"),
+        ("gguf", "gguf"),
+        ("pyarrow", "parquet"),
+        ("wandb", "track"),
+    ):
         try:  # not find_spec: a folder of this name, such as the one that wandb logs into, looks like a module to it
             yield name, "ok", version(name)
         except PackageNotFoundError:
             yield name, "missing", f"optional; pip install 'media-alignment-workbench[{extra}]'"
+
+
+def check_threads(runs: Path) -> Iterator[tuple]:
+    from workbench.engine.threads import describe_threads
+
+    yield "threads", "ok", describe_threads()
 
 
 def check_devices(runs: Path) -> Iterator[tuple]:
@@ -81,20 +94,25 @@ def check_disk(runs: Path) -> Iterator[tuple]:
 
 
 def check_starter_pack(runs: Path) -> Iterator[tuple]:
-    """One batch of each kind of media is generated."""
+    """One batch of each kind of media is generated, by networks whose weights have the fingerprints that were recorded
+    when the pack was built."""
     import pipelines
+    from pipelines.fingerprint import check_pack_fingerprints
+    from pipelines.seams import named_networks
     from workbench.runs import prompts as data
 
     for name in ("starter-image", "starter-music", "starter-video"):
         try:
             policy = pipelines.load(name, device="cpu")
+            verified = check_pack_fingerprints(policy.config.folder, named_networks(policy.pipe))
             prompts = data.read_prompts(f"{name}-test")[:4]
             media = policy.sample(prompts, seeds=range(len(prompts))).media
         except (BadInput, FileNotFoundError) as error:
             yield name, "broken", str(error)
             continue
         is_finite, count = bool(media.data.isfinite().all()), f"{len(media)} {KINDS[media.modality]}"
-        yield (name, "ok", f"{count} made") if is_finite else (name, "broken", f"{count} came out NaN")
+        weights = f"{verified} networks with the recorded fingerprints" if verified else "weights without a fingerprint"
+        yield (name, "ok", f"{count} made by {weights}") if is_finite else (name, "broken", f"{count} came out NaN")
 
 
 def check_rewards(runs: Path) -> Iterator[tuple]:

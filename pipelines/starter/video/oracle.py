@@ -194,6 +194,7 @@ class VideoOracle:
         needs=frozenset({"prompt"}),
         typical=(0.0, 1.0),
         licence="Apache-2.0",
+        bounds=(0.0, 1.0),
     )
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:

@@ -1,0 +1,1 @@
+"""Weights of networks: their files, the libraries that load them, and whether every tensor came."""
