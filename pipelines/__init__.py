@@ -4,7 +4,8 @@ from pipelines.adapters import Lora
 from pipelines.config import PipelineConfig, read_config, with_lora
 from pipelines.distributed_policy import DistributedPolicy
 from pipelines.export import ExportMismatch, PolicyExport, export_policy
-from pipelines.loading import as_sibling, load, plan_loading, sampling_view
+from pipelines.loading import as_sibling, describe_loading, load, plan_loading, sampling_view
+from pipelines.lora_loading import plan_lora
 from pipelines.policy import Policy
 from pipelines.trainable_policy import TrainablePolicy
 from pipelines.transitions import CPS, Ancestral, FlowSDE
@@ -22,9 +23,11 @@ __all__ = [
     "PolicyExport",
     "TrainablePolicy",
     "as_sibling",
+    "describe_loading",
     "export_policy",
     "load",
     "pipeline_label",
+    "plan_lora",
     "plan_loading",
     "read_config",
     "sampling_view",

@@ -18,10 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
-from pipelines.lora_loading import RECORD, WEIGHTS, without_warnings
+from pipelines.export_files import load_line, write_for_comfy, write_for_diffusers, write_for_peft
+from pipelines.fingerprint import fingerprint_network, own_tensors
+from pipelines.lora_source import BASE_FINGERPRINT, BASE_MODEL, PEFT_WEIGHTS, RECORD
+from pipelines.lora_start import Factors, fold_strength, join_factors
 from pipelines.trainable_policy import TrainablePolicy
 
 from .adapters import LIVE, lora_factors, lora_layers, strip_lora
@@ -29,40 +31,6 @@ from .config import PipelineConfig
 from .policy import Policy
 
 PROMPT, SEED = "a red circle and a blue square", 0
-EXPERT = "transformer_2"  # the second expert, of Wan 2.2 for example, has a file of its own
-
-# ComfyUI's names (comfy/lora.py) of a denoiser's layers: prefix, replacement for dots, and renamed parts in order.
-WAN = {"attn1.": "self_attn.", "attn2.": "cross_attn.", "to_out.0": "o", "to_q": "q", "to_k": "k", "to_v": "v"} | {
-    "add_k_proj": "k_img",
-    "add_v_proj": "v_img",
-    "ffn.net.0.proj": "ffn.0",
-    "ffn.net.2": "ffn.2",
-    "condition_embedder.text_embedder.linear_1": "text_embedding.0",
-    "condition_embedder.text_embedder.linear_2": "text_embedding.2",
-    "condition_embedder.time_embedder.linear_1": "time_embedding.0",
-    "condition_embedder.time_embedder.linear_2": "time_embedding.2",
-    "condition_embedder.time_proj": "time_projection.1",
-    "condition_embedder.image_embedder.ff.net.0.proj": "img_emb.proj.1",
-    "condition_embedder.image_embedder.ff.net.2": "img_emb.proj.3",
-    "proj_out": "head.head",
-}
-COMFY: dict[str, tuple[str, str, dict[str, str]]] = {
-    "UNet2DConditionModel": ("lora_unet_", "_", {}),
-    **{
-        name: ("transformer.", ".", {})
-        for name in [
-            "SD3Transformer2DModel",
-            "FluxTransformer2DModel",
-            "QwenImageTransformer2DModel",
-            "PixArtTransformer2DModel",
-            "AuraFlowTransformer2DModel",
-        ]
-    },
-    "LTXVideoTransformer3DModel": ("diffusion_model.", ".", {}),
-    "WanTransformer3DModel": ("diffusion_model.", ".", WAN),
-}
-
-Factors = dict[str, tuple[Tensor, Tensor]]  # layer -> A [rank,in,...], B [out,rank,...], with the scale folded in
 
 
 class ExportMismatch(RuntimeError):  # noqa: N818
@@ -95,8 +63,10 @@ def export_policy(
     `pytorch_lora_weights.safetensors` is for `pipe.load_lora_weights(folder)`. Where the pipeline has no such method,
     each denoiser gets a folder in peft's own layout. `comfyui.safetensors` is for ComfyUI, where it knows the model.
     With `merged`, and always where the weights themselves were trained, `merged/<denoiser>` holds the whole denoiser.
-    `about` is put into the files' metadata. With `pipeline`, the config of the base, the folder can be loaded by
-    `pipelines.load`. Raises FileExistsError for a folder that exists, ExportMismatch where the loaded files differ.
+    `about` is put into the files' metadata, with the base and its fingerprint. A LoRA from which the training
+    started is in the files too, so that they are for the base alone. With `pipeline`, the config of the base, the
+    folder can be loaded by `pipelines.load`. Raises FileExistsError for a folder that exists, ExportMismatch where
+    the loaded files differ.
 
     All processes of a sharded policy must call this together; the first one writes, and the others return no files. An
     unsharded policy is moved to the CPU while the exported one is compared on its device, so that no more memory is
@@ -114,9 +84,7 @@ def export_policy(
     temp.mkdir(parents=True)
     try:
         with _offloaded_to_cpu(policy), policy.use(name), torch.no_grad():
-            exported = _write_files(
-                policy, expected, temp, comfy, merged or policy.adapters.lora.targets == "weights", about or {}
-            )
+            exported = _write_files(policy, expected, temp, comfy, merged, _base_about(pipeline) | (dict(about or {})))
         if pipeline is not None:
             record = {"pipeline": _base_config(pipeline), "parts": _written_layouts(policy, temp)}
             (temp / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
@@ -161,17 +129,31 @@ def _load_base(policy: TrainablePolicy) -> Any:
 
 def _base_config(config: PipelineConfig) -> dict[str, Any]:
     """The settings of the base without a LoRA, with an absolute path for a local folder."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("name", "lora")}
+    settings = {key: value for key, value in asdict(config).items() if key not in ("name", "lora", "any_base")}
     local = Path(config.repo).expanduser()
     return settings | ({"repo": str(local.resolve())} if local.is_dir() else {})
 
 
+def _base_about(config: PipelineConfig | None) -> dict[str, str]:
+    """The base by name, for the files' metadata; of a local folder its last part alone."""
+    if config is None:
+        return {}
+    return {BASE_MODEL: Path(config.repo).name if Path(config.repo).expanduser().is_dir() else config.repo}
+
+
+def _needs_whole_weights(policy: TrainablePolicy) -> bool:
+    """Whether a LoRA can't hold what changed: weights were trained, or the training started from a DoRA."""
+    start = policy.start_lora
+    return policy.adapters.lora.targets == "weights" or (start is not None and not start.low_rank)
+
+
 def _written_layouts(policy: TrainablePolicy, folder: Path) -> dict[str, str]:
-    """Denoiser -> layout of its files: "lora", "peft" or "merged"."""
+    """Network -> layout of its files: "lora", "peft" or "merged". Text encoders are in the LoRA file of the
+    denoiser."""
     names = sorted(policy.adapters.denoisers)
-    if policy.adapters.lora.targets == "weights":
-        return dict.fromkeys(names, "merged")
-    return {name: "peft" if (folder / name / "adapter_model.safetensors").is_file() else "lora" for name in names}
+    if _needs_whole_weights(policy):
+        return dict.fromkeys([*names, *_started_encoders(policy)], "merged")
+    return {name: "peft" if (folder / name / PEFT_WEIGHTS).is_file() else "lora" for name in names}
 
 
 @dataclass(frozen=True)
@@ -202,10 +184,10 @@ def _write_files(
     about: Mapping[str, str],
 ) -> PolicyExport:
     about = {"format": "pt", "software": "media-alignment-workbench", **about}
-    exports = []
-    if policy.adapters.lora.targets != "weights":
+    exports, whole = [], _needs_whole_weights(policy)
+    if not whole:
         exports.append(_write_adapters(policy, expected, folder, comfy, about))
-    if merged:
+    if merged or whole:
         exports.append(_write_merged(policy, expected, folder))
     lines, notes = (tuple(line for each in exports for line in getattr(each, key)) for key in ("load", "notes"))
     return PolicyExport((), lines, max(each.difference for each in exports), expected.effect, notes)
@@ -215,15 +197,19 @@ def _write_adapters(
     policy: TrainablePolicy, expected: PolicyPredictions, folder: Path, comfy: bool, about: Mapping[str, str]
 ) -> PolicyExport:
     fresh, lines, notes = _load_base(policy), [], []
-    for name, module in policy.adapters.denoisers.items():
-        weights = {key: _fold_strength(layer) for key, layer in lora_layers(module).items()}
-        write = _write_for_diffusers if _loads_lora(fresh, name) else _write_for_peft
-        lines.append(write(fresh, name, weights, folder, about))
-        _check_loaded_layers(getattr(fresh, name), weights, name)
-        if comfy and type(module).__name__ in COMFY:
-            _write_for_comfy(module, name, weights, folder, about)
-        elif comfy:
-            notes.append(f"no ComfyUI file: how it calls the layers of {type(module).__name__} is not known")
+    encoders = {name: _export_factors(policy, name) for name in _started_encoders(policy)}
+    for number, (name, module) in enumerate(policy.adapters.denoisers.items()):
+        weights, network, beside = _export_factors(policy, name), getattr(fresh, name), {} if number else encoders
+        if base := fingerprint_network(network):
+            about = {**about, BASE_FINGERPRINT: base}
+        if _loads_lora(fresh, name):
+            lines.append(write_for_diffusers(fresh, name, weights, beside, folder, about))
+        else:
+            lines.append(write_for_peft(fresh, name, weights, folder, about))
+        for each, factors in {name: weights, **beside}.items():
+            _check_loaded_layers(getattr(fresh, each), factors, each)
+        if comfy:
+            notes += write_for_comfy(module, name, weights, beside, folder, about)
     return PolicyExport(
         (), tuple(lines), _check_predictions(policy, fresh, expected, "the adapters"), expected.effect, tuple(notes)
     )
@@ -233,77 +219,46 @@ def _write_merged(policy: TrainablePolicy, expected: PolicyPredictions, folder: 
     fresh, trained = _load_base(policy), expected.weights
     if policy.adapters.lora.targets == "weights" and not policy.sharded:
         trained = policy.adapters.gather_full()
+    encoders = {name: getattr(policy.pipe, name) for name in _started_encoders(policy)}
     lines = [
-        _write_merged_denoiser(fresh, name, module, trained, folder)
-        for name, module in policy.adapters.denoisers.items()
+        _write_merged_network(policy, fresh, name, module, trained, folder)
+        for name, module in (policy.adapters.denoisers | encoders).items()
     ]
     return PolicyExport(
         (), tuple(lines), _check_predictions(policy, fresh, expected, "the merged weights"), expected.effect
     )
 
 
-def _fold_strength(layer: Any) -> tuple[Tensor, Tensor]:
-    a, b, scale = lora_factors(layer)
-    return a.detach().float().cpu().contiguous(), (b.detach().float() * scale).cpu().contiguous()
+def _export_factors(policy: TrainablePolicy, name: str) -> Factors:
+    """The LoRA of a network, as the base takes it: what it started from and what was trained, with the scale in B."""
+    start = policy.start_lora.factors.get(name, {}) if policy.start_lora else {}
+    module = policy.adapters.denoisers.get(name)
+    trained = {key: fold_strength(layer) for key, layer in lora_layers(module).items()} if module is not None else {}
+    return join_factors(start, trained)
 
 
-def _peft_config(weights: Factors) -> dict[str, Any]:
-    rank = len(next(iter(weights.values()))[0])
-    return {"r": rank, "lora_alpha": rank, "target_modules": sorted(weights)}
-
-
-def _named_tensors(weights: Factors, prefix: str) -> dict[str, Tensor]:
-    return {f"{prefix}{key}.lora_{x}.weight": ab[i] for key, ab in weights.items() for i, x in enumerate("AB")}
+def _started_encoders(policy: TrainablePolicy) -> list[str]:
+    """Networks beside the denoisers that the LoRA changed from which the training started."""
+    return sorted(policy.start_lora.networks - policy.adapters.denoisers.keys()) if policy.start_lora else []
 
 
 def _loads_lora(pipe: Any, name: str) -> bool:
-    """Whether the pipeline's own load_lora_weights takes this denoiser."""
-    return hasattr(pipe, "load_lora_weights") and name in pipe._lora_loadable_modules
+    """Whether the pipeline's own load_lora_weights takes this denoiser; some denoisers lack diffusers' mixin for it."""
+    takes_name = hasattr(pipe, "load_lora_weights") and name in pipe._lora_loadable_modules
+    return takes_name and hasattr(getattr(pipe, name), "load_lora_adapter")
 
 
-def _write_for_diffusers(pipe: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> str:
-    second, prefix = name == EXPERT, name.removesuffix("_2")
-    target = folder / name if second else folder
-    target.mkdir(exist_ok=True)
-    config = json.dumps({f"{prefix}.{key}": value for key, value in _peft_config(weights).items()}, sort_keys=True)
-    save_file(_named_tensors(weights, f"{prefix}."), target / WEIGHTS, {**about, "lora_adapter_metadata": config})
-    with without_warnings():
-        pipe.load_lora_weights(str(target), weight_name=WEIGHTS, **({f"load_into_{EXPERT}": True} if second else {}))
-    return (
-        f'pipe.load_lora_weights("{{folder}}/{name}", load_into_{name}=True)'
-        if second
-        else 'pipe.load_lora_weights("{folder}")'
-    )
-
-
-def _write_for_peft(pipe: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> str:
-    from peft import LoraConfig, PeftModel
-
-    target = folder / name
-    LoraConfig(**_peft_config(weights), inference_mode=True).save_pretrained(str(target))
-    save_file(_named_tensors(weights, "base_model.model."), target / "adapter_model.safetensors", dict(about))
-    PeftModel.from_pretrained(getattr(pipe, name), target)  # adapts the module in place, too
-    return f'pipe.{name} = peft.PeftModel.from_pretrained(pipe.{name}, "{{folder}}/{name}").base_model.model'
-
-
-def _write_for_comfy(module: Any, name: str, weights: Factors, folder: Path, about: Mapping[str, str]) -> None:
-    prefix, dot, new_names = COMFY[type(module).__name__]
-    tensors: dict[str, Tensor] = {}
-    for key, (a, b) in weights.items():
-        for ours, theirs in new_names.items():
-            key = key.replace(ours, theirs)
-        key = prefix + key.replace(".", dot)
-        parts = {"lora_down.weight": a, "lora_up.weight": b, "alpha": torch.tensor(float(len(a)))}
-        tensors |= {f"{key}.{part}": value for part, value in parts.items()}
-    about = {**about, "ss_network_dim": str(len(a)), "ss_network_alpha": str(float(len(a)))}
-    save_file(tensors, folder / f"comfyui{'_2' if name == EXPERT else ''}.safetensors", about)
-
-
-def _write_merged_denoiser(pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], folder: Path) -> str:
-    """Merge a denoiser, write it, load it back and compare, on the CPU, as the device has room for one denoiser. Puts
+def _write_merged_network(
+    policy: TrainablePolicy, pipe: Any, name: str, module: Any, trained: Mapping[str, Tensor], folder: Path
+) -> str:
+    """Merge a network, write it, load it back and compare, on the CPU, as the device has room for one denoiser. Puts
     it into `pipe`; returns the Python that loads it."""
     device = next(getattr(pipe, name).parameters()).device
     denoiser = getattr(pipe, name).cpu()
+    is_shard = policy.sharded and name in policy.adapters.denoisers  # its whole weights are in `trained`
+    if policy.start_lora and name in policy.start_lora.networks and not is_shard:
+        start_state = {key: value.detach().cpu() for key, value in own_tensors(module)}
+        denoiser.load_state_dict(start_state, strict=False)  # the base's, with what the training started from
     for key, value in trained.items():
         if key.startswith(f"{name}."):
             weight = denoiser.get_parameter(key.removeprefix(f"{name}."))
@@ -311,15 +266,15 @@ def _write_merged_denoiser(pipe: Any, name: str, module: Any, trained: Mapping[s
     for key, layer in lora_layers(module).items():
         weight, (a, b, scale) = denoiser.get_submodule(key).weight, lora_factors(layer)
         delta = (b.float().flatten(1) @ a.float().flatten(1)).view(weight.shape) * scale
-        weight.data = (weight.float() + delta).to(weight.dtype)
-    denoiser.save_pretrained(folder / "merged" / name, safe_serialization=True)
+        weight.data = (weight.float() + delta.to(weight.device)).to(weight.dtype)
+    denoiser.save_pretrained(folder / "merged" / name)
     reloaded = type(denoiser).from_pretrained(folder / "merged" / name, torch_dtype=denoiser.dtype)
     reloaded_state = reloaded.state_dict()
     for key, value in denoiser.state_dict().items():
         if not torch.equal(reloaded_state[key], value):
             raise ExportMismatch(f"{name}.{key}: other weights were loaded back than were merged; not exported")
     setattr(pipe, name, strip_lora(reloaded.eval()).to(device))
-    return f'pipe.{name} = type(pipe.{name}).from_pretrained("{{folder}}/merged/{name}")'
+    return load_line(name, "merged")
 
 
 def _check_loaded_layers(module: Any, weights: Factors, name: str) -> None:

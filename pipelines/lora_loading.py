@@ -1,126 +1,196 @@
 """Loading trained adapters into a pipeline: what a training exported, or a LoRA file from elsewhere.
 
-Only safetensors, which are checked before any weight loads. Every layer of a file must then have been applied.
+Only safetensors, which are checked before any weight loads. Every key of a file is then applied, or named as dropped.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
+import inspect
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from torch import nn
+
 from pipelines import weight_folder
-from pipelines.adapters import lora_layers
+from pipelines.config import PipelineConfig
+from pipelines.fingerprint import fingerprint_network
+from pipelines.lora_file import LoraFile, read_lora_file
+from pipelines.lora_layers import DENOISERS, LayerLora, find_networks
+from pipelines.lora_layout import LoraPlacement, place_lora
+from pipelines.lora_source import BASE_FINGERPRINT, BASE_MODEL, PEFT_WEIGHTS, WEIGHTS, find_lora, read_record
 from pipelines.seams import named_networks
 from workbench.core.errors import BadInput
-
-RECORD = "export.json"  # next to the weights: {"pipeline": PipelineConfig, "parts": {denoiser: lora | peft | merged}}
-WEIGHTS = "pytorch_lora_weights.safetensors"
-ENDS = (
-    (".lora_A.weight", ".lora_B.weight"),
-    (".lora_down.weight", ".lora_up.weight"),
-    (".lora.down.weight", ".lora.up.weight"),
-)
+from workbench.core.io.parsing import one_line
+from workbench.core.paths import resolve_repo
 
 
-def read_record(folder: Path) -> dict[str, Any]:
-    """The record of an export (RECORD). Raises BadInput."""
-    try:
-        record = json.loads((folder / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{folder / RECORD}: can't be read ({error}); export again") from None
-    if not isinstance(record, dict) or not {"pipeline", "parts"} <= set(record):
-        raise BadInput(f"{folder / RECORD}: does not say which pipeline it is for; export again")
-    return record
+@dataclass(frozen=True)
+class InstalledLora:
+    """What `install_lora` did."""
+
+    notes: tuple[str, ...]  # sentences on what was applied and what not
+    replaced: frozenset[str] = frozenset()  # networks whose weights were replaced as a whole
 
 
-def find_lora(source: str) -> Path:
-    """The path of a LoRA file or an export folder. Raises BadInput unless it is intact and holds trained weights."""
-    path = Path(source).expanduser()
-    if path.is_dir():
-        if not (path / RECORD).is_file():
-            raise BadInput(f"lora: {path} has no {RECORD}, so no training exported it; name a .safetensors file")
-        files = [f for f in path.rglob("*.safetensors") if not f.name.startswith("comfyui")]
-        for file in files:
-            weight_folder.check_file(file)
-        return path
-    if not path.is_file():
-        raise BadInput(f"lora: no such file: {path}")
-    if path.suffix != ".safetensors":
-        raise BadInput(
-            f"lora: {path} is not a .safetensors file; pickled weights are never loaded, because they can run code"
-        )
-    weight_folder.check_file(path)
-    if not list_lora_pairs(path):
-        raise BadInput(f"lora: {path} holds no pair of LoRA matrices (lora_A and lora_B, or lora_down and lora_up)")
-    return path
-
-
-def list_lora_pairs(file: Path) -> set[str]:
-    """Names of the layers for which a LoRA file has both matrices."""
-    with file.open("rb") as stream:
-        keys = set(json.loads(stream.read(int.from_bytes(stream.read(8), "little"))))
-    return {k.removesuffix(a) for a, b in ENDS for k in keys if k.endswith(a) and k.removesuffix(a) + b in keys}
-
-
-def install_lora(pipe: Any, source: str) -> None:
-    """Load a LoRA file or an export into a pipeline. Raises BadInput where its layers are not the pipeline's."""
-    path = find_lora(source)
+def install_lora(pipe: Any, config: PipelineConfig) -> InstalledLora:
+    """Put the config's LoRA, a file or an export, on a pipeline. Raises BadInput where its layers are not the
+    pipeline's, or its base is another one."""
+    path = find_lora(config.lora)
     if path.is_file():
-        _load_lora_file(pipe, path, None)
-        return
+        return InstalledLora(tuple(_install_file(pipe, path, "", config)))
+    notes: list[str] = []
+    replaced = set()
     for name, layout in read_record(path)["parts"].items():
-        if not hasattr(pipe, name):
-            raise BadInput(f"lora: {path} is for a {name}, which this pipeline has not")
-        if layout == "lora":
-            _load_lora_file(pipe, path / name / WEIGHTS if (path / name / WEIGHTS).is_file() else path / WEIGHTS, name)
-        elif layout == "peft":
-            from peft import PeftModel
-
-            setattr(pipe, name, PeftModel.from_pretrained(getattr(pipe, name), path / name).base_model.model)
-        else:
+        if not isinstance(getattr(pipe, name, None), nn.Module):
+            raise BadInput(f"lora: {path} is for a {one_line(name, 60)}, which this pipeline has not")
+        if layout == "merged":
             old = getattr(pipe, name)
-            denoiser = type(old).from_pretrained(path / "merged" / name, torch_dtype=old.dtype, use_safetensors=True)
-            setattr(pipe, name, denoiser.to(old.device))
+            whole = type(old).from_pretrained(path / "merged" / name, torch_dtype=old.dtype, use_safetensors=True)
+            setattr(pipe, name, whole.eval().requires_grad_(False).to(old.device))
+            replaced.add(name)
+        else:
+            notes += _install_file(pipe, _export_file(path, name, layout), name, config)
+    return InstalledLora(tuple(notes), frozenset(replaced))
 
 
-def _load_lora_file(pipe: Any, file: Path, name: str | None) -> None:
-    if not hasattr(pipe, "load_lora_weights"):
-        raise BadInput(f"lora: {type(pipe).__name__} does not load LoRA files")
-    file_layers, before = list_lora_pairs(file), _count_lora_layers(pipe)
-    second = {f"load_into_{name}": True} if name and file.parent.name == name else {}
-    try:
-        with without_warnings():
-            pipe.load_lora_weights(str(file.parent), weight_name=file.name, **second)
-    except (ValueError, RuntimeError, KeyError, AttributeError, IndexError) as error:
-        raise BadInput(f"lora: {file} does not fit {type(pipe).__name__}: {_first_line(error)}") from error
-    adapted_layers = _count_lora_layers(pipe) - before
-    if adapted_layers != len(file_layers):
-        raise BadInput(
-            f"lora: {file} has {len(file_layers)} layers, of which {adapted_layers} found a place in "
-            f"{type(pipe).__name__}: it was made for another model"
-        )
+def _export_file(folder: Path, name: str, layout: str) -> Path:
+    if layout == "peft":
+        return folder / name / PEFT_WEIGHTS
+    return folder / name / WEIGHTS if (folder / name / WEIGHTS).is_file() else folder / WEIGHTS
 
 
-@contextmanager
-def without_warnings() -> Iterator[None]:
-    """Inside the context, diffusers doesn't warn of networks for which a file has no weights; loaded layers are counted
-    afterwards."""
-    from diffusers.utils import logging
-
-    before = logging.get_verbosity()
-    logging.set_verbosity_error()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(before)
+def _install_file(pipe: Any, path: Path, denoiser: str, config: PipelineConfig) -> list[str]:
+    label = f"lora: {path}"
+    file, networks = read_lora_file(path, label), find_networks(type(pipe), named_networks(pipe), denoiser)
+    placement = place_lora(file, label, type(pipe), networks)
+    notes = check_base(file, label, networks, config)
+    for network, module in networks.items():
+        layers = {layer: lora for (name, layer), lora in placement.layers.items() if name == network}
+        attach_layers(module, layers)
+    return [f"{path.name}: {note}" for note in [*placement.describe(), *notes]]
 
 
-def _count_lora_layers(pipe: Any) -> int:
-    return sum(len(lora_layers(module)) for module in named_networks(pipe).values())
+def check_base(file: LoraFile, label: str, networks: Mapping[str, nn.Module], config: PipelineConfig) -> list[str]:
+    """Sentences on the base of a LoRA: not recorded, or another one that `any_base` allows. Raises BadInput for
+    another one that it does not."""
+    recorded = file.metadata.get(BASE_FINGERPRINT)
+    if not recorded:
+        return ["its base is not recorded, so only the shapes of its layers were compared"]
+    name, module = next(iter(networks.items()))
+    if fingerprint_network(module) in (recorded, ""):
+        return []
+    base = one_line(file.metadata.get(BASE_MODEL, "another pipeline"), 80)
+    if config.any_base:
+        return [f"it was trained on other weights ({base}) than this {name}'s; taken, as any_base asks"]
+    raise BadInput(
+        f"{label}: was trained on other weights ({base}) than this {name}'s, whose layers only have the same shapes; "
+        "use it on its own base, or set any_base: true in the pipeline to take it all the same"
+    )
 
 
-def _first_line(error: Exception) -> str:
-    return next(iter(str(error).strip().splitlines()), type(error).__name__)[:200]
+def attach_layers(module: Any, layers: Mapping[str, LayerLora]) -> None:
+    """Put LoRA layers on a network, frozen and active, as diffusers and peft do."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    groups: dict[tuple[bool, bool], dict[str, LayerLora]] = {}
+    for name, lora in layers.items():
+        groups.setdefault((lora.magnitude is not None, lora.bias is not None), {})[name] = lora
+    for number, ((dora, bias), group) in enumerate(sorted(groups.items())):
+        adapter = f"lora_{number}"
+        config = LoraConfig(r=1, lora_alpha=1, target_modules=sorted(group), use_dora=dora, lora_bias=bias)
+        keys = {f"{name}.lora_{half}.weight": value for name, lora in group.items() for half, value in lora.halves}
+        inject_adapter_in_model(config, module, adapter_name=adapter, state_dict=keys)
+        for name, lora in group.items():
+            _set_values(module.get_submodule(name), adapter, lora)
+    if layers:
+        module._hf_peft_config_loaded = True
+        for name in layers:  # each injection has switched the earlier ones off
+            part = module.get_submodule(name)
+            part.set_adapter(list(part.lora_A))
+        module.eval().requires_grad_(False)
+
+
+def _set_values(part: Any, adapter: str, lora: LayerLora) -> None:
+    """Put values, rank and scale of a layer into place. peft would find them by a search over patterns of names, which
+    takes minutes for some files."""
+    weight = part.get_base_layer().weight
+    part.r[adapter], part.scaling[adapter] = len(lora.a), lora.scale
+    part.lora_alpha[adapter] = lora.scale * len(lora.a)
+    part.lora_A[adapter].weight.data = lora.a.to(weight.device).contiguous()
+    part.lora_B[adapter].weight.data = lora.b.to(weight.device, lora.a.dtype).contiguous()
+    if lora.bias is not None:  # peft scales it too
+        part.lora_B[adapter].bias.data = (lora.bias / lora.scale).to(weight.device, lora.a.dtype)
+    if lora.magnitude is not None:
+        magnitude = part.lora_magnitude_vector[adapter].weight
+        magnitude.data = lora.magnitude.view(magnitude.shape).to(weight.device, lora.a.dtype)
+
+
+def plan_lora(config: PipelineConfig) -> list[str]:
+    """What `install_lora` would do, told without weights, as far as the pipeline's settings are in a local folder.
+    Raises BadInput."""
+    path = find_lora(config.lora)
+    if path.is_dir():
+        return []
+    label, networks = f"lora: {path}", read_empty_networks(config)
+    file = read_lora_file(path, label)
+    if not networks:
+        file.read_tensors()
+        return [f"{path.name}: which of its {len(file.pairs)} layers apply shows when the pipeline is loaded"]
+    placement = place_lora(file, label, pipeline_class(config), networks)
+    known = [] if file.metadata.get(BASE_FINGERPRINT) else ["its base is not recorded"]
+    return [f"{path.name}: {note}" for note in [*placement.describe(), *known]]
+
+
+def place_on_pipeline(file: LoraFile, label: str, config: PipelineConfig) -> LoraPlacement | None:
+    """A file on the layers of a pipeline that is not loaded; None where its settings are not in a local folder."""
+    networks = read_empty_networks(config)
+    return place_lora(file, label, pipeline_class(config), networks) if networks else None
+
+
+def pipeline_class(config: PipelineConfig) -> Any:
+    """The diffusers class of a pipeline."""
+    import diffusers
+
+    if (cls := getattr(diffusers, config.pipeline, None)) is None:
+        raise BadInput(f"class: diffusers has no pipeline {config.pipeline!r}")
+    return cls
+
+
+def read_empty_networks(config: PipelineConfig) -> dict[str, nn.Module]:
+    """The networks of a local pipeline that a LoRA may change, without weights; {} for one that is on the hub."""
+    import diffusers
+    import transformers
+    from accelerate import init_empty_weights
+
+    if config.folder is None or not (config.folder / "model_index.json").is_file():
+        return {}
+    networks, loadable = {}, getattr(pipeline_class(config), "_lora_loadable_modules", ())
+    for name, (_, cls_name) in weight_folder.list_components(config.folder).items():
+        if name not in DENOISERS and name not in loadable:
+            continue
+        home = _component_folder(config, name)
+        cls = getattr(diffusers, cls_name or "", None) or getattr(transformers, cls_name or "", None)
+        if home is None or not inspect.isclass(cls) or not issubclass(cls, nn.Module):
+            continue
+        try:
+            with init_empty_weights():
+                if issubclass(cls, diffusers.ModelMixin):
+                    networks[name] = cls.from_config(cls.load_config(home))
+                elif issubclass(cls, transformers.PreTrainedModel):
+                    networks[name] = cls((cls.config_class or transformers.AutoConfig).from_pretrained(home))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RuntimeError) as error:
+            raise BadInput(f"{home}: no {cls_name} can be made of its config.json ({one_line(error, 120)})") from error
+    return find_networks(pipeline_class(config), networks)
+
+
+def _component_folder(config: PipelineConfig, name: str) -> Path | None:
+    """The local folder with the settings of a network; None where there is none."""
+    assert config.folder is not None
+    spec, home = config.components.get(name, True), config.folder / name
+    if isinstance(spec, str):
+        home = Path(resolve_repo(spec))
+    elif isinstance(spec, dict) and "file" not in spec:
+        home = Path(resolve_repo(spec["repo"]), spec.get("subfolder", ""))
+    return home if spec is not None and weight_folder.is_network(home) else None

@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 
 from pipelines import seams, sharding
 from pipelines.adapters import Adapters, Lora, copy_to_cpu, strip_lora
+from pipelines.lora_start import StartLora
 from pipelines.policy import Policy
 from pipelines.processes import join_processes
 from workbench.core.errors import BadInput
@@ -35,10 +36,12 @@ class TrainablePolicy(Policy):
 
     `clip` is the largest norm of the gradient (0: no limit), `ema` the decay of the copy "ema" that follows each
     update, warmed up as (1 + n) / (10 + n) (0: no copy). `blocks` makes the denoiser's blocks recompute their
-    activations in the backward pass: less memory for about a third more time. `source(components)` loads the pipeline
-    again, sharing these components; export uses it. With `accelerate launch` each process holds the whole policy, and
-    computes its own rows; with `shard`, each holds a part of the weights, gradients and optimiser state (sharding.py),
-    and all processes must sample, predict, step, save and export together.
+    activations in the backward pass: less memory for about a third more time. `source(components)` loads the
+    pipeline again, sharing these components; export uses it. `start_lora` was merged into the weights beforehand:
+    the policy starts with it, and the export holds it too, for the base that `source` loads. With `accelerate
+    launch` each process holds the whole policy, and computes its own rows; with `shard`, each holds a part of the
+    weights, gradients and optimiser state (sharding.py), and all processes must sample, predict, step, save and
+    export together.
     """
 
     cache_scope: Any = None  # key of the prompt caches in place of the prompts, the same in all processes
@@ -53,10 +56,11 @@ class TrainablePolicy(Policy):
         blocks: bool = False,
         shard: bool = False,
         source: Callable[[Mapping[str, nn.Module]], Any] | None = None,
+        start_lora: StartLora | None = None,
         **policy: Any,
     ):
         super().__init__(pipe, **policy)
-        self.clip, self.ema, self.source, self.updates = clip, ema, source, 0
+        self.clip, self.ema, self.source, self.start_lora, self.updates = clip, ema, source, start_lora, 0
         self.overflows = 0  # gradients in a row that were not finite
         denoisers: dict[str, Any] = {
             name: seams.named_networks(pipe)[name] for name in sorted(self.structure.denoisers)
@@ -189,13 +193,15 @@ class TrainablePolicy(Policy):
             p.grad = mean.view_as(p) if share else None  # an expert that no process used keeps None, not zero
 
     def load_base(self) -> Any:
-        """A separate pipeline as before training: its denoisers are loaded again by `source`, or, without it, copied
-        and stripped of adapters. Raises RuntimeError for a sharded policy without `source`."""
+        """A separate pipeline, the base of what is exported: its denoisers, and what else `start_lora` changed, are
+        loaded again by `source`, or, without it, copied as before training and stripped of adapters. Raises
+        RuntimeError for a sharded policy without `source`."""
         modules = seams.named_networks(self.pipe)
         if self.sharded and self.source is None:
             raise RuntimeError("a sharded policy can't be copied: give it the `source` of its pipeline")
         if self.source is not None:
-            return self.source({name: part for name, part in modules.items() if name not in self.adapters.denoisers})
+            changed = {*self.adapters.denoisers, *(self.start_lora.networks if self.start_lora else ())}
+            return self.source({name: part for name, part in modules.items() if name not in changed})
         pipe = copy.copy(self.pipe)
         with self.reference():
             for name, module in self.adapters.denoisers.items():

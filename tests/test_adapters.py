@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import sys
 from pathlib import Path
 
 import diffusers
@@ -16,9 +17,15 @@ from safetensors.torch import load_file
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, SMALL, nudge, trainable
 
-from pipelines import ExportMismatch, Lora, TrainablePolicy, export_policy, load
-from pipelines import export as exporting
+sys.path.append(str(Path(__file__).resolve().parent.parent / "benchmarks"))  # last: a file there is called `rewards`
+
+from exports import unknown_names  # noqa: E402
+
+from pipelines import ExportMismatch, Lora, TrainablePolicy, export_files, export_policy, load
 from pipelines.adapters import find_target_layers, lora_factors, lora_layers, strip_lora
+from pipelines.layer_names import comfy_key, find_naming
+from pipelines.lora_source import WEIGHTS
+from pipelines.lora_start import fold_strength
 from workbench.core.errors import BadInput
 
 SDXL, SD3, FLUX, WAN, AUDIO = (
@@ -65,9 +72,7 @@ def test_every_kind_of_layer_can_be_trained_and_exported(pipe, tmp_path, kind):
     nudge(policy)
     exported = export_policy(policy, tmp_path / "lora")
     assert exported.difference < 1e-3 * exported.effect
-    assert {t.dim() for t in load_file(tmp_path / "lora" / exporting.WEIGHTS).values()} == (
-        {2, 4} if kind == "all" else {2}
-    )
+    assert {t.dim() for t in load_file(tmp_path / "lora" / WEIGHTS).values()} == ({2, 4} if kind == "all" else {2})
 
 
 def test_training_starts_at_the_pipeline_and_the_same_seed_starts_the_same(pipe):
@@ -167,7 +172,7 @@ def test_an_export_gives_the_trained_predictions_in_a_pipeline_built_anew(name, 
 
 def test_strength_is_folded_in_and_said(policy, tmp_path):
     export_policy(policy, tmp_path / "lora", about={"base_model": "tiny"})
-    with safe_open(tmp_path / "lora" / exporting.WEIGHTS, "pt") as file:
+    with safe_open(tmp_path / "lora" / WEIGHTS, "pt") as file:
         message, keys = file.metadata(), set(file.keys())
     assert '"unet.lora_alpha": 4, "unet.r": 4' in message["lora_adapter_metadata"] and message["base_model"] == "tiny"
     assert keys == {f"unet.{k}.lora_{x}.weight" for k in lora_layers(policy.pipe.unet) for x in "AB"}
@@ -177,24 +182,54 @@ def test_strength_is_folded_in_and_said(policy, tmp_path):
     assert torch.allclose(picture(tiny.policy(SD, without)), picture(policy), atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [SD, SDXL, SD3, FLUX, WAN])
+@pytest.mark.parametrize("name", [SD, SDXL, SD3, FLUX, WAN, "LTXPipeline", "QwenImagePipeline", "Flux2KleinPipeline",
+                                  "ZImagePipeline", "PixArtAlphaPipeline"])  # fmt: skip
 def test_the_comfyui_file_patches_the_same_weights_as_comfyui_would(name, tmp_path):
-    """weight += alpha / rank * up @ down, rank being the rows of down (comfy/weight_adapter/lora.py)."""
-    policy = trainable(name, kernel=None)
+    """weight += alpha / rank * up @ down, rank being the rows of down (comfy/weight_adapter/lora.py), under names that
+    ComfyUI has, whatever layer is trained."""
+    policy = trainable(name, kernel=None, lora=Lora(rank=2, alpha=3.0, targets="all"))
     nudge(policy)
-    export_policy(policy, tmp_path / "lora")
-    file = load_file(tmp_path / "lora" / "comfyui.safetensors")
     (module,) = policy.adapters.denoisers.values()
-    prefix, dot, new_names = exporting.COMFY[type(module).__name__]
-    assert len(file) == 3 * len(lora_layers(module)) and all(key.startswith(prefix) for key in file)
+    factors = {key: fold_strength(layer) for key, layer in lora_layers(module).items()}
+    assert export_files.write_for_comfy(module, "transformer", factors, {}, tmp_path, {}) == []
+    file = load_file(tmp_path / "comfyui.safetensors")
+    assert len(file) == 3 * len(factors) and unknown_names(type(module).__name__, file, factors) == []
+    naming = find_naming(module)
     for key, layer in lora_layers(module).items():
-        for ours, theirs in new_names.items():
-            key = key.replace(ours, theirs)
-        key = prefix + key.replace(".", dot)
+        key = comfy_key(key, naming)
         down, up, alpha = (file[f"{key}.{part}"] for part in ("lora_down.weight", "lora_up.weight", "alpha"))
         a, b, scale = lora_factors(layer)
-        assert float(alpha) == len(down) == SMALL.rank
-        assert torch.allclose(float(alpha) / len(down) * up @ down, scale * b @ a, atol=1e-5)
+        assert float(alpha) == len(down) == 2
+        assert torch.allclose(up.flatten(1) @ down.flatten(1), scale * b.flatten(1) @ a.flatten(1), atol=1e-5)
+
+
+def test_a_denoiser_without_the_mixin_of_diffusers_is_exported_all_the_same(tmp_path):
+    policy = trainable("TextToVideoSDPipeline", kernel=None, lora=Lora(rank=2))
+    nudge(policy)
+    exported = export_policy(policy, tmp_path / "lora")
+    assert exported.effect > 100 * exported.difference and (tmp_path / "lora/unet/adapter_model.safetensors").is_file()
+    assert "no ComfyUI file" in exported.notes[0]
+
+
+def test_layers_that_diffusers_calls_by_keyword_get_no_lora():
+    """`self.proj_in(input=x)`, which peft's layers don't take."""
+    layers = find_target_layers(tiny.build("AnimateDiffPipeline").unet, "linear")
+    assert not [name for name in layers if "motion_modules" in name and name.endswith(("proj_in", "proj_out"))]
+    assert [name for name in layers if "motion_modules" in name]
+
+
+def test_a_layer_that_comfyui_has_not_is_left_out_in_a_sentence(tmp_path):
+    module = tiny.build("LatentConsistencyModelPipeline").unet
+    factors = {name: (torch.ones(2, 4), torch.ones(4, 2)) for name in ("time_embedding.cond_proj", "conv_in")}
+    (note,) = export_files.write_for_comfy(module, "unet", factors, {}, tmp_path, {})
+    assert "lacks time_embedding.cond_proj" in note
+    assert {key.partition(".")[0] for key in load_file(tmp_path / "comfyui.safetensors")} == {"lora_unet_conv_in"}
+
+
+def test_a_name_that_comfyui_has_not_is_noticed():
+    """As the file for LTX had them, where layers beside the attention were trained."""
+    keys = ["diffusion_model.proj_in.alpha", "diffusion_model.proj_out.alpha"]
+    assert unknown_names("LTXVideoTransformer3DModel", keys, []) == ["diffusion_model.proj_in"]
 
 
 @pytest.mark.parametrize("name", [SD, WAN])
@@ -266,9 +301,9 @@ def refused(policy, tmp_path, match):
 
 
 def test_a_file_that_does_not_give_the_policy_back_is_not_left_behind(policy, tmp_path, monkeypatch):
-    original = exporting._peft_config
+    original = export_files.peft_config
     with monkeypatch.context() as patch:  # a strength that is not folded in
-        patch.setattr(exporting, "_peft_config", lambda w: original(w) | {"lora_alpha": 2 * original(w)["r"]})
+        patch.setattr(export_files, "peft_config", lambda w: original(w) | {"lora_alpha": 2 * original(w)["r"]})
         refused(policy, tmp_path, "other weights were loaded back")
     with monkeypatch.context() as patch:  # a loader that loads nothing and says nothing
         patch.setattr(diffusers.StableDiffusionPipeline, "load_lora_weights", lambda self, *_, **__: None)

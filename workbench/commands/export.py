@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
@@ -41,23 +40,27 @@ def add_command(commands: Commands) -> None:
 def export_command(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
-    from workbench.commands.console import Failed, out
+    from workbench.commands.console import Failed, out, print_json
     from workbench.engine import export
     from workbench.tools import hub
+    from workbench.training.monitoring import TrainingHalted
 
     if args.push is not None:
         hub.check_repo(args.push)
     elif args.private:
         raise BadInput("--private: says how a new hub repository is made; name one with --push")
     formats = {"comfy": args.comfy, "merged": args.merged, "reuse": args.push is not None}
-    result = export.export_again(args.run, args.contestant, args.out, **formats)
+    try:
+        result = export.export_again(args.run, args.contestant, args.out, **formats)
+    except TrainingHalted as error:  # its checkpoint is damaged
+        raise Failed(f"{args.run}: {error}") from error
     if args.push:
         try:
             hub.push_export(result.folder, args.push, args.private)
         except hub.HubUnreachable as error:
             raise Failed(str(error)) from error
     if args.json:
-        print(json.dumps(result.to_dict(), ensure_ascii=False))
+        print_json(result.to_dict())
         return 0
     for line in result.describe():
         out.print(escape(line), soft_wrap=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 import yaml
 
 import pipelines
+from pipelines import export_files, lora_source
 from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.engine import plan as planning
+from workbench.engine import usage_code
 from workbench.engine.user_objects import UserObjects
 from workbench.report import findings
 from workbench.runs import config, store
@@ -21,6 +23,7 @@ from workbench.runs.plan import Plan
 from workbench.runs.train_config import TrainConfig
 from workbench.training import training_runs
 
+CORRECTED = "method: corrected"
 CARD, GRID = "README.md", "grid.png"
 EXPORTS = "exports.json"  # in the run folder: the exports that were made on demand, by folder
 
@@ -70,7 +73,7 @@ def export_again(
     record = folder.read()
     if not record:
         raise BadInput(f"{run} is no run folder: it has no run.json")
-    run_config = build_dataclass(config.RunConfig, record["config"], str(run / "run.json"))
+    run_config = build_dataclass(config.RunConfig, record.get("config"), str(run / "run.json"))
     plan = planning.plan_run(run_config, record.get("command", ""), objects)
     finished = [n for n in plan.trained_contestants if training_runs.checkpoint_store(plan, folder, n).finished_record]
     if not finished:
@@ -124,20 +127,23 @@ def write_model_card(plan: Plan, folder: store.RunFolder, name: str, out: Path) 
         shutil.copyfile(folder.path / GRID, out / GRID)
     config, recipe = plan.config, plan.train_config
     base = plan.pipelines[name]
-    head = {"base_model": base.repo, "library_name": "diffusers", "tags": ["alignment", run["methods"][name]["name"]]}
+    repos = usage_code.list_base_repos(base)
+    tags = ["alignment", run["methods"][name]["name"]]
+    head = {"base_model": repos[0] if len(repos) == 1 else repos, "library_name": "diffusers", "tags": tags}
     lines = [
         "---",
         yaml.safe_dump(head, sort_keys=False).strip(),
         "---",
-        f"# {config.name}: {base.name or base.repo} aligned by {run['methods'][name]['name']}",
+        f"# {config.name}: {base.name or base.repo} {_describe_outcome(training, run['methods'][name]['name'])}",
         "",
+        *(f"**Warning:** {sentence}\n" for sentence in findings.warnings_of_training(name, training)),
         *_result_lines(plan, summary, name),
         "",
         f"Trained for {training['updates']} rounds ({training['samples']:,} samples, {training['seconds'] / 60:.1f} "
         f"minutes); these are the weights {'of the end' if plan.stages else 'after round ' + str(training['best'])}. "
         f"Distance from the base, |W - W0| / |W0|: {training['distance']:.3g}.",
-        *([f"\n**Alarm in training:** {training['alarm']}"] if training["alarm"] else []),
         "",
+        *_usage_lines(plan, run, name, out),
         "## Rewards",
         *(
             f"- {n} {run['rewards'].get(n, '')}: optimised, weight {plan.reward.weights[n]:g}"
@@ -169,6 +175,25 @@ def write_model_card(plan: Plan, folder: store.RunFolder, name: str, out: Path) 
     write_atomic(out / CARD, "\n".join(lines))
 
 
+def _usage_lines(plan: Plan, run: Mapping, name: str, out: Path) -> list[str]:
+    """Markdown: how the files are used."""
+    base, parts = plan.pipelines[name], lora_source.read_record(out)["parts"]
+    dtypes = [placement.get("dtype") for placement in run.get("placement", {}).values()]
+    load_lines = [export_files.load_line(n, layout).replace("{folder}", "FOLDER") for n, layout in parts.items()]
+    code = usage_code.write_usage(base, load_lines, next(filter(None, dtypes), "float32"))
+    if plan.methods[name].sampler() is not None:
+        return ["## Use", f"It corrects the noise: name this folder as a pipeline, and sample it by `{CORRECTED}`.", ""]
+    start = Path(base.lora)
+    start_name = start.parent.name if start.name == "export" else start.name
+    started = [f"Trained on top of {start_name}, which is in these files too.", ""] if base.lora else []
+    started += [f"{note}.\n" for note in run.get("loras", {}).get(name, ()) if "not applied" in note]
+    return ["## Use", *started, "In plain diffusers, with this folder for `FOLDER`:", "```python", code, "```", ""]
+
+
+def _describe_outcome(training: Mapping, method: str) -> str:
+    return f"aligned by {method}" if training["distance"] else f"as it was before {method}"
+
+
 def _describe_test_prompts(run_config: config.RunConfig, summary: Mapping) -> str:
     if not summary:
         return "none judged in the end"
@@ -187,7 +212,8 @@ def _result_lines(plan: Plan, summary: Mapping, name: str) -> list[str]:
     for judge, row in contestants[name]["rewards"].items():
         cells = [_format_estimate(c["rewards"].get(judge, {})) for c in rewards]
         lines.append(f"| {judge}{' (optimised)' if row['optimised'] else ''} | " + " | ".join(cells) + " |")
-    sentences = findings.headline_sentences(summary)
+    warnings = findings.training_sentences(summary)  # stand at the top
+    sentences = [sentence for sentence in findings.headline_sentences(summary) if sentence not in warnings]
     alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
     repeated = 0 if plan.pairs is not None else planning.count_trained_prompts(plan.rows, plan.train_prompts)
     subject = (
