@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json, read_json, read_text
 from workbench.core.paths import write_atomic
 from workbench.core.schema import suggest_nearest
 from workbench.core.types import Media
@@ -112,8 +113,8 @@ class BaselineScores:
 @functools.lru_cache(8)
 def _read_cached(path: Path, file: Path, stamp: tuple[int, int]) -> BaselineScores:
     try:
-        text = file.read_text(encoding="utf-8")
-        return _from_run(path, text) if path.is_dir() else _from_file(json.loads(text))
+        text = read_text(file)
+        return _from_run(path, text) if path.is_dir() else _from_file(parse_json(text, str(file)))
     except BadInput:
         raise
     except (OSError, ValueError, KeyError, TypeError, AttributeError):
@@ -130,14 +131,14 @@ def _from_file(value: dict) -> BaselineScores:
 
 
 def _from_run(path: Path, log: str) -> BaselineScores:
-    events = [json.loads(line) for line in log.split("\n")[:-1] if line]
+    events = [parse_json(line, f"{path}/events.jsonl") for line in log.split("\n")[:-1] if line]
     if not (finals := [e for e in events if e.get("final") and e["contestant"] == BASE]):
         raise BadInput(f"{path}: this run has no finished contestant {BASE!r}, whose scores would be the base scores")
     scores: dict[str, dict[str, list[float]]] = {}
     for sample in (s for e in finals for s in e["samples"]):
         for name, score in sample["scores"].items():
             _add_scores(scores.setdefault(name, {}), [sample["prompt"]], [score])
-    return BaselineScores(scores, json.loads((path / "run.json").read_text(encoding="utf-8")).get("rewards", {}))
+    return BaselineScores(scores, read_json(path / "run.json").get("rewards", {}))
 
 
 def _add_scores(scores: dict[str, list[float]], prompts: Sequence[str], values: Iterable[float | None]) -> None:

@@ -12,7 +12,6 @@ schedule of its pipeline.
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 
 WORDS, LONGEST = 4096, 64  # buckets of the hash; words of a prompt that are read
 KEY = "latent_reward"  # of the header, in the file's metadata
@@ -128,7 +128,7 @@ class LatentReward:
         the clean reward on prompts that were not trained on, by noise level."""
         try:
             with safetensors.safe_open(self.path, "pt") as file:
-                return json.loads((file.metadata() or {})[KEY])
+                return parse_json((file.metadata() or {})[KEY], self.path)
         except FileNotFoundError:
             raise BadInput(f"latent reward: no file {self.path}; train one with rewards.latent_training") from None
         except KeyError:

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rewards.latent import KEY, LatentScorer
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 from workbench.core.paths import write_atomic
 from workbench.core.types import Policy, Reward, derive_seed
 
@@ -86,7 +87,9 @@ class LatentSamples:
             with safetensors.safe_open(path, "pt") as file:
                 latents.append(file.get_tensor("latents"))
                 batch_scores = file.get_tensor("scores")  # [b,questions,K]
-                questions, objectives = (json.loads(file.metadata()[key]) for key in ("prompts", "objectives"))
+                questions, objectives = (
+                    parse_json(file.metadata()[key], str(path)) for key in ("prompts", "objectives")
+                )
             prompts += [p for row in questions for p in row]
             latent_index += [n + b for b in range(len(batch_scores)) for _ in range(batch_scores.shape[1])]
             is_own_prompt += [q == 0 for _ in range(len(batch_scores)) for q in range(batch_scores.shape[1])]

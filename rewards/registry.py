@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Mapping
 
 from rewards.audio import audiobox
@@ -49,7 +48,9 @@ from rewards.vlm.judge_named import (
 )
 from workbench.core import schema
 from workbench.core.errors import BadInput
+from workbench.core.text import quote_value
 from workbench.core.types import RewardSpec
+from workbench.core.user_code import import_object
 
 REWARDS: dict[str, type] = {
     # exact, without weights
@@ -121,15 +122,11 @@ def find_reward(name: str, registry: Mapping[str, type] = REWARDS, where: str = 
     """The class that `name` stands for. Raises BadInput."""
     if name in registry:
         return registry[name]
-    module, colon, attribute = name.partition(":")
-    if not colon:
-        raise BadInput(f"{where}: unknown reward {name!r}; {schema.suggest_nearest(name, registry)}")
-    try:
-        cls = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise BadInput(f"{where}: can't import {name!r}: {error}") from None
+    if ":" not in name:
+        raise BadInput(f"{where}: unknown reward {quote_value(name)}; {schema.suggest_nearest(name, registry)}")
+    cls = import_object(name, where)
     if not isinstance(cls, type) or not isinstance(getattr(cls, "spec", None), RewardSpec):
-        raise BadInput(f"{where}: {name!r} is no reward: it must be a class with a `spec`, a RewardSpec")
+        raise BadInput(f"{where}: {quote_value(name)} is no reward: it must be a class with a `spec`, a RewardSpec")
     return cls
 
 

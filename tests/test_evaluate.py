@@ -24,15 +24,15 @@ def rows(values, name="clip", seeds=2, **other):
 def test_the_95_percent_interval_covers_the_truth_about_95_times_in_100():
     """Samples of one prompt share an effect: an interval over samples would cover far too rarely (the control)."""
     rng, hits, naive = np.random.default_rng(0), 0, 0
-    for _ in range(300):
+    for n in range(240):
         effect = np.repeat(rng.normal(size=40), 4)
         values, clusters = effect + 0.1 * rng.normal(size=160), np.repeat(np.arange(40), 4)
-        for name, groups in (("hits", clusters), ("naive", np.arange(160))):
+        for name, groups in (("hits", clusters), ("naive", np.arange(160)))[: 2 if n < 60 else 1]:
             low, high = statistics.mean_with_interval(values, groups)["ci95"]
             hits += name == "hits" and low <= 0 <= high
             naive += name == "naive" and low <= 0 <= high
-    assert 0.90 <= hits / 300 <= 0.98
-    assert naive / 300 < 0.80
+    assert 0.90 <= hits / 240 <= 0.98
+    assert naive / 60 < 0.80
 
 
 def test_prompts_drawn_within_their_categories_give_a_narrower_interval_that_still_covers():
@@ -46,6 +46,70 @@ def test_prompts_drawn_within_their_categories_give_a_narrower_interval_that_sti
         covered += low <= 0.55 <= high
         narrower += high - low < 0.5 * (unstratified[1] - unstratified[0])
     assert 180 <= covered <= 199 and narrower == 200
+
+
+def votes(rng, prompts, share, samples, alike):
+    """0 or 1 for `samples` of each of `prompts`, whose own shares are a Beta's: (values, clusters)."""
+    own = rng.beta(share * (1 / alike - 1), (1 - share) * (1 / alike - 1), size=prompts)
+    return (rng.random((prompts, samples)) < own[:, None]).ravel().astype(float), np.repeat(range(prompts), samples)
+
+
+@pytest.mark.parametrize("prompts", [6, 12, 40])
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_the_interval_of_a_share_covers_it_and_stays_within_0_and_1(prompts, share):
+    """The control are the intervals of unbounded scores, which leave 0...1 with few prompts and cover too rarely."""
+    rng, runs, covered, control, outside = np.random.default_rng(0), 150, 0, 0, 0
+    for _ in range(runs):
+        values, clusters = votes(rng, prompts, share, samples=2, alike=0.3)
+        low, high = statistics.mean_with_interval(values, clusters, bounds=(0.0, 1.0))["ci95"]
+        assert 0 <= low <= values.mean() <= high <= 1
+        covered += low <= share <= high
+        low, high = statistics.mean_with_interval(values, clusters)["ci95"]
+        control += low <= share <= high
+        outside += low < 0 or high > 1
+    assert covered / runs >= 0.92
+    if share > 0.9 and prompts < 40:
+        assert control / runs < 0.87
+    if prompts == 6:
+        assert outside / runs > 0.2
+
+
+@pytest.mark.parametrize("prompts", [6, 12])
+def test_paired_differences_of_shares_stay_within_their_range_and_claim_no_more_than_is_there(prompts):
+    """0 or 1 before and after, as likely to rise as to fall: one table in twenty may claim a difference."""
+    rng, runs, false = np.random.default_rng(0), 200, 0
+    for _ in range(runs):
+        then, now = (votes(rng, prompts, 0.8, samples=1, alike=0.3)[0] for _ in range(2))
+        pair = (rows(now, "oracle", 1), rows(then, "oracle", 1))
+        low, high = statistics.compare_paired(*pair, {"oracle": (0.0, 1.0)})["oracle"]["ci95"]
+        assert -1 <= low <= high <= 1
+        false += low > 0 or high < 0
+    assert false / runs < 0.07
+    all_risen = (rows([1] * prompts, "oracle", 1), rows([0] * prompts, "oracle", 1))
+    assert 0 < statistics.compare_paired(*all_risen, {"oracle": (0, 1)})["oracle"]["ci95"][0] < 1
+    assert 0.5 < statistics.win_rates(*all_risen)["oracle"]["ci95"][0] < 1
+
+
+def test_many_prompts_far_from_the_ends_have_the_bootstrap_that_unbounded_scores_have():
+    values, clusters = votes(np.random.default_rng(0), 60, 0.6, samples=2, alike=0.3)
+    estimate = statistics.mean_with_interval(values, clusters, bounds=(0.0, 1.0))
+    assert estimate == statistics.mean_with_interval(values, clusters)
+    assert (
+        statistics.mean_with_interval(values + 1, clusters, bounds=(0.0, 1.0))["ci95"][1] > 1
+    )  # bounds that are wrong
+
+
+def test_a_constant_within_the_bounds_is_no_share():
+    assert statistics.mean_with_interval([0.2] * 12, range(12), bounds=(0.0, 1.0))["ci95"] == pytest.approx([0.2, 0.2])
+
+
+def test_tables_keep_the_intervals_of_bounded_scores_within_their_bounds():
+    before, after = (rows([1.0] * n + [0.0] * (16 - n), "clip", oracle=[1.0] * n + [0.0] * (16 - n)) for n in (13, 15))
+    part = statistics.summarise_contestant(after, before, {}, {"oracle": (0.0, 1.0)})
+    assert part["rewards"]["oracle"]["ci95"][1] <= 1 < part["rewards"]["clip"]["ci95"][1]
+    assert part["oracle"]["overall"] == {k: part["rewards"]["oracle"][k] for k in ("mean", "ci95", "n")}
+    assert part["versus_base"]["oracle"]["ci95"] != part["versus_base"]["clip"]["ci95"]
+    assert all(0 <= end <= 1 for estimate in part["wins"].values() for end in estimate["ci95"])
 
 
 def test_what_could_not_be_judged_is_left_out_and_counted():

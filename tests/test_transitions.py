@@ -167,16 +167,33 @@ def flow(s, s_next):
     return schedule.NoiseLevel(1 - s, s, 1 - s_next, s_next, "flow_prediction")
 
 
-@pytest.mark.parametrize(("s", "s_next"), [(1.0, 0.8), (0.8, 0.5), (0.3, 0.1)])
-def test_flow_sde_is_the_formula_of_flow_grpo(s, s_next):
-    """Eq. 9 of arXiv:2505.05470 in the variables of the paper: drift, diffusion and a negative dt."""
-    generator = torch.Generator().manual_seed(0)
-    x, v = torch.randn(SHAPE, generator=generator), torch.randn(SHAPE, generator=generator)
-    law = FlowSDE(0.7)(flow(s, s_next), x, v)
-    dt, g = s_next - s, 0.7 * math.sqrt(s / (1 - (s_next if s == 1 else s)))
-    mean = x * (1 + g**2 / (2 * s) * dt) + v * (1 + g**2 * (1 - s) / (2 * s)) * dt
-    assert torch.allclose(law.mean, mean, atol=1e-5)
-    assert law.std.item() == pytest.approx(g * math.sqrt(-dt), rel=1e-6)
+def flow_grpo_step(s, s_next, x, v, eta=0.7):
+    """Mean and std of Eq. 9 of arXiv:2505.05470 in the variables of the paper: drift, diffusion and a negative dt."""
+    dt, g = s_next - s, eta * math.sqrt(s / (1 - (s_next if s == 1 else s)))
+    return x * (1 + g**2 / (2 * s) * dt) + v * (1 + g**2 * (1 - s) / (2 * s)) * dt, g * math.sqrt(-dt)
+
+
+@pytest.mark.parametrize(("shift", "steps"), [(1.0, 5), (3.0, 40), (12.0, 100)])
+def test_flow_sde_is_the_formula_of_flow_grpo_at_every_step_of_a_schedule(shift, steps):
+    """Only s = 1 itself is replaced by the next level: fine schedules have other levels above 0.99."""
+    scheduler = d.FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(steps)
+    x, v = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
+    levels = schedule.noise_levels(scheduler)[:-1]
+    assert shift == 1 or sum(0.99 < n.s < 1 for n in levels)
+    for n in levels:
+        law, (mean, std) = FlowSDE()(n, x, v), flow_grpo_step(n.s, n.s_next, x, v)
+        assert torch.allclose(law.mean, mean, atol=1e-4)
+        assert law.std.item() == pytest.approx(std, rel=1e-4)
+
+
+@pytest.mark.parametrize("solver", [d.DPMSolverMultistepScheduler, d.UniPCMultistepScheduler])
+@pytest.mark.parametrize("steps", [8, 40])
+def test_a_schedule_that_starts_a_hair_below_1_adds_no_more_noise_than_one_that_starts_at_1(solver, steps):
+    n = schedule.noise_levels(ready(solver(**FLOW, flow_shift=3.0), steps))[0]
+    x, v = torch.randn(2, *SHAPE, generator=torch.Generator().manual_seed(0)).unbind()
+    assert 0.999 < n.s < 1 and flow_grpo_step(n.s, n.s_next, x, v)[1] > 3  # the formula itself leaves the schedule
+    assert FlowSDE()(n, x, v).std.item() == pytest.approx(flow_grpo_step(1.0, n.s_next, x, v)[1], rel=0.03)
 
 
 def test_cps_keeps_the_coefficients():

@@ -21,34 +21,70 @@ from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import LogMel, fit_length
 from workbench.core.errors import BadInput
 
+MOST = 10_000_000  # samples of a window, and any other length in a front end
+
 
 def load_clap(model: str) -> AudioEncoder:
     """The CLAP model of this name. Raises BadInput."""
+    import transformers
+
     if model.startswith("laion:"):
         net, tokenise = _load_laion(model.removeprefix("laion:"))
-        settings: dict[str, Any] = {"truncation": "fusion" if net.config.audio_config.enable_fusion else "rand_trunc"}
-        settings |= {"frequency_min": 50, "feature_size": net.config.audio_config.num_mel_bins}
+        audio = net.config.audio_config
+        truncation = "fusion" if audio.enable_fusion else "rand_trunc"
+        extractor = transformers.ClapFeatureExtractor(
+            feature_size=audio.num_mel_bins, frequency_min=50, truncation=truncation
+        )
     else:
-        net, tokenise, settings = _load_transformers(model)
-    return _build_encoder(model, net, tokenise, settings)
+        net, tokenise, extractor = _load_transformers(model)
+    return _build_encoder(model, net, tokenise, extractor)
 
 
-def _build_encoder(model: str, net: torch.nn.Module, tokenise: Any, settings: Mapping[str, Any]) -> AudioEncoder:
-    fusion, rate = net.config.audio_config.enable_fusion, settings.get("sampling_rate", 48000)
+def read_front_end(extractor: Any, audio: Any) -> LogMel:
+    """The log-mel picture that a ClapFeatureExtractor makes for an audio tower of these settings. Raises BadInput,
+    naming the key, for one that does not fit the tower or that does anything else."""
+    choices = {
+        "truncation": ("fusion" if audio.enable_fusion else "rand_trunc",),
+        "feature_size": (audio.num_mel_bins,),
+        "padding": ("repeatpad", "repeat", "pad"),
+    }
+    for key, values in choices.items():
+        if (value := getattr(extractor, key)) not in values:
+            raise BadInput(f"{key} is {value!r}, and the model takes {' or '.join(map(repr, values))}")
+    for key in ("sampling_rate", "fft_window_size", "hop_length", "nb_max_samples"):
+        value = getattr(extractor, key)
+        if type(value) is not int or not 0 < value <= MOST:
+            key = key if key != "nb_max_samples" else "max_length_s times sampling_rate"
+            raise BadInput(f"{key} is {value!r:.50}; it needs a whole number from 1 to {MOST:,}")
+    filters = ("htk", False) if extractor.truncation == "fusion" else ("slaney", True)
     front = LogMel(
-        rate,
-        settings.get("fft_window_size", 1024),
-        settings.get("hop_length", 480),
-        settings.get("feature_size", 64),
-        settings.get("frequency_min", 0),
-        settings.get("frequency_max", 14000),
-        *(("htk", False) if settings.get("truncation", "fusion") == "fusion" else ("slaney", True)),
-    )
-    seconds, padding = settings.get("max_length_s", 10), settings.get("padding", "repeatpad")
+        extractor.sampling_rate, extractor.fft_window_size, extractor.hop_length, extractor.feature_size,
+        extractor.frequency_min, extractor.frequency_max, *filters,
+    )  # fmt: skip
+    length = extractor.nb_max_samples
+    x = torch.rand(1, max(length // 3, 1), generator=torch.Generator().manual_seed(0)) - 0.5
+    try:
+        theirs = torch.from_numpy(extractor(x[0].numpy(), sampling_rate=front.rate)["input_features"][0][0])
+        ours = front(fit_length(x, length, extractor.padding))[0]
+    except Exception as error:  # of any kind: transformers does not check what is in the file
+        raise BadInput(f"ClapFeatureExtractor fails with it: {checkpoints.first_line(error)}") from None
+    if ours.shape != theirs.shape or (ours - theirs)[theirs > -80].abs().max() > 0.01:  # decibels
+        raise BadInput("ClapFeatureExtractor hears a sound otherwise than rewards do with these settings")
+    return front
+
+
+def _build_encoder(model: str, net: torch.nn.Module, tokenise: Any, extractor: Any) -> AudioEncoder:
+    fusion, rate = net.config.audio_config.enable_fusion, extractor.sampling_rate
+    try:
+        front = read_front_end(extractor, net.config.audio_config)
+    except BadInput as error:
+        raise BadInput(f"{model}: preprocessor_config.json: {error}") from None
+    length, padding = extractor.nb_max_samples, extractor.padding
+    seconds = length / rate
     longest = net.config.text_config.max_position_embeddings - net.config.text_config.pad_token_id - 1
 
     def embed_windows(x: Tensor) -> Tensor:  # [N,l] -> [N,D]
-        mel = front(fit_length(x.float(), seconds * rate, padding))[:, None].to(net.logit_scale_a.dtype)  # [N,1,T,bins]
+        mel = front(fit_length(x.float(), length, padding))[:, None].to(net.logit_scale_a.dtype)  # [N,1,T,bins]
         longer = torch.zeros(len(x), 1, dtype=torch.bool, device=x.device)
         return net.get_audio_features(mel.expand(-1, 4, -1, -1) if fusion else mel, is_longer=longer).pooler_output
 
@@ -58,31 +94,33 @@ def _build_encoder(model: str, net: torch.nn.Module, tokenise: Any, settings: Ma
             image_text.warn_truncated(model, longest, prompt)
         return net.get_text_features(ids["input_ids"], ids["attention_mask"]).pooler_output[0]
 
-    view = f"{front} {seconds} {padding}"
+    view = f"{front} {length} {padding}"
     return AudioEncoder(
         model, net, rate, seconds, seconds / 2, embed_windows, net.config.projection_dim, True, embed_text, view
     )
 
 
-def _load_transformers(model: str) -> tuple[torch.nn.Module, Any, dict[str, Any]]:
+def _load_transformers(model: str) -> tuple[torch.nn.Module, Any, Any]:
     import transformers
 
     folder = image_text.resolve_model(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type != "clap":
             raise BadInput(f"{model} is a {config.model_type} model; sounds are heard through clap models")
-        net, report = transformers.ClapModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenise = transformers.AutoTokenizer.from_pretrained(folder)
-        settings, _ = transformers.ClapFeatureExtractor.get_feature_extractor_dict(folder)
+        net = checkpoints.load_pretrained(transformers.ClapModel, folder, model)
+        tokenise = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except BadInput:
         raise
     except (OSError, RuntimeError, ValueError, checkpoints.safetensors.SafetensorError) as error:
         line = checkpoints.first_line(error)
         raise BadInput(f"can't load {model}: {line}; give a CLAP model's folder or a hub id") from None
-    if absent := [k for k in report["missing_keys"] if not k.endswith(_BUFFERS)]:
-        raise BadInput(f"{model}: its weights lack {absent[0]}")
-    return net, tokenise, settings.get("feature_extractor", settings)
+    try:
+        extractor = transformers.ClapFeatureExtractor.from_pretrained(folder)
+    except Exception as error:  # of any kind: transformers does not check what is in the file
+        line = checkpoints.first_line(error)
+        raise BadInput(f"{model}: its preprocessor_config.json can't be read ({line}); copy the model's own") from None
+    return net, tokenise, extractor
 
 
 _BUFFERS = ("position_ids", "token_type_ids", "relative_position_index", "num_batches_tracked")

@@ -15,6 +15,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints
+from rewards.encoders.image_processor import ProcessorView, load_view
 from rewards.encoders.preprocess import View
 from workbench.core import paths
 from workbench.core.errors import BadInput
@@ -57,7 +59,8 @@ class ImageTextEncoder:
     """Pictures and prompts as unit vectors of one space. Weights frozen; the graph leads to the pixels."""
 
     net: nn.Module
-    view: View
+    view: View | ProcessorView
+    size: tuple[int, int]  # height and width of the pictures that `image` takes
     image: Callable[[Tensor], Tensor]  # normalised [B,3,h,w] -> [B,D]
     tokens: Callable[[list[str]], dict[str, Tensor]]  # padded to the model's length
     text: Callable[..., Tensor]  # **tokens -> [N,D]
@@ -68,7 +71,7 @@ class ImageTextEncoder:
     def __post_init__(self):
         self.text_cache = TextCache(self._encode_prompt)
 
-    def embed_images(self, x: Tensor, view: View | None = None, checkpoint: bool = False) -> Tensor:
+    def embed_images(self, x: Tensor, view: View | ProcessorView | None = None, checkpoint: bool = False) -> Tensor:
         """[B,3,H,W] in [0,1] -> float32 [B,D] of norm 1. `checkpoint` recomputes activations in the backward pass."""
         x = (view or self.view)(x).to(self._dtype)
         with torch.autocast(x.device.type, enabled=False):
@@ -162,21 +165,26 @@ def load_transformers(model: str) -> ImageTextEncoder:
 
     folder = resolve_model(model)
     try:
-        config = transformers.AutoConfig.from_pretrained(folder)
+        config = transformers.AutoConfig.from_pretrained(folder, trust_remote_code=False)
         if config.model_type not in ("clip", "siglip"):
             raise BadInput(f"{model} is a {config.model_type} model; rewards look through clip and siglip")
-        net, report = transformers.AutoModel.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
-        tokenise = transformers.AutoTokenizer.from_pretrained(folder)
-        settings, _ = transformers.ImageProcessingMixin.get_image_processor_dict(folder)
+        net: Any = checkpoints.load_pretrained(transformers.AutoModel, folder, model)
+        tokenise = transformers.AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, RuntimeError, ValueError, checkpoints.safetensors.SafetensorError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(
             f"can't load {model}: {checkpoints.first_line(error)}; give a model's folder or a hub id"
         ) from None
-    if absent := [k for k in report["missing_keys"] if "position_ids" not in k]:
-        raise BadInput(f"{model}: its weights lack {absent[0]}")
+    view, side = load_view(folder, model), (config.vision_config.image_size,) * 2
+    if view.size is not None:
+        _check_side(model, view.size, side)
     length, siglip = config.text_config.max_position_embeddings, config.model_type == "siglip"
+    _lower_case_prompts(tokenise, siglip)
+
+    def embed_pixels(x: Tensor) -> Tensor:
+        _check_side(model, x.shape[-2:], side)
+        return net.get_image_features(pixel_values=x).pooler_output
 
     def tokenise_prompts(prompts: list[str]) -> dict[str, Tensor]:
         encoded = tokenise(prompts, padding="max_length", truncation=True, max_length=length, return_tensors="pt")
@@ -188,8 +196,9 @@ def load_transformers(model: str) -> ImageTextEncoder:
 
     return ImageTextEncoder(
         net,
-        _read_view(settings),
-        image=lambda x: net.get_image_features(pixel_values=x).pooler_output,
+        view,
+        side,
+        image=embed_pixels,
         tokens=tokenise_prompts,
         text=lambda **ids: net.get_text_features(**ids).pooler_output,
         width=config.vision_config.hidden_size if siglip else config.projection_dim,
@@ -198,15 +207,31 @@ def load_transformers(model: str) -> ImageTextEncoder:
     )
 
 
-def _read_view(settings: dict) -> View:
-    """A transformers image processor's settings as a View."""
-    crop = settings.get("do_center_crop", False)
-    size = settings["crop_size" if crop else "size"]
-    side = size if isinstance(size, int) else size.get("shortest_edge")
-    shape = (side, side) if side else (size["height"], size["width"])
-    kernel = {2: "bilinear", 3: "bicubic"}[settings.get("resample", 3)]
-    mean, std = tuple(settings["image_mean"]), tuple(settings["image_std"])
-    return View(shape, mean, std, fit="crop" if crop else "squash", kernel=kernel)
+def _check_side(model: str, side: Sequence[int], taken: Sequence[int]) -> None:
+    if tuple(side) != tuple(taken):
+        made, wanted = (f"{high} x {wide}" for high, wide in (side, taken))
+        raise BadInput(
+            f"{model}: preprocessor_config.json makes a picture {made} (height x width), and the model takes {wanted}; "
+            "set size or crop_size there"
+        )
+
+
+def _lower_case_prompts(tokenise: Any, siglip: bool) -> None:
+    """Make a tokenizer read prompts in lower case, if its config says `do_lower_case`, or it is SigLIP 2's.
+
+    SigLIP 2 was trained on lower-cased text. Its fixed-resolution checkpoints name Gemma's tokenizer, which keeps
+    capitals: transformers' Siglip2Tokenizer puts the same step before it.
+    """
+    names = (type(tokenise).__name__, str(tokenise.init_kwargs.get("tokenizer_class")))
+    is_siglip2 = siglip and any("Gemma" in name for name in names)
+    if not tokenise.init_kwargs.get("do_lower_case", is_siglip2):
+        return
+    if tokenise("A")["input_ids"] != tokenise("a")["input_ids"]:
+        from tokenizers import normalizers
+
+        backend = tokenise.backend_tokenizer
+        steps = [normalizers.Lowercase(), *([backend.normalizer] if backend.normalizer else [])]
+        backend.normalizer = normalizers.Sequence(steps)
 
 
 def _load_open_clip(model: str) -> ImageTextEncoder:
@@ -239,6 +264,7 @@ def _load_open_clip(model: str) -> ImageTextEncoder:
     return ImageTextEncoder(
         net,
         View(size, tuple(settings["mean"]), tuple(settings["std"]), fit, kernel),
+        size,
         image=net.encode_image,
         tokens=tokenise_prompts,
         text=net.encode_text,

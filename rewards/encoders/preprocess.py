@@ -9,10 +9,14 @@ resizes so, HPS, asks for it with `as_pil=False`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -22,7 +26,9 @@ from workbench.core.types import Media, RewardSpec
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
+MAX_RESIZED = 1 << 24  # pixels of a picture that is made for a model: more than 300 times as long as wide
 Fit = Literal["crop", "squash", "pad"]
+PIL_KERNELS = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic", 4: "box", 5: "hamming"}  # PIL's numbers
 
 
 def media_pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tensor:
@@ -47,12 +53,47 @@ def media_pixels(spec: RewardSpec, media: Media, prompts: Sequence[str]) -> Tens
 
 def resize_images(x: Tensor, size: tuple[int, int], kernel: str = "bicubic", as_pil: bool = True) -> Tensor:
     """[B,3,h,w] in [0,1] -> [B,3,*size]: in [0,1], as PIL resizes pictures, or as torchvision resizes tensors."""
+    if size[0] * size[1] > MAX_RESIZED:  # a line, whose short side becomes a model's input
+        raise BadInput(f"a picture of {x.shape[-1]} x {x.shape[-2]} is too narrow to be resized for a model; crop it")
     if not as_pil:
         return F.interpolate(x, size, mode=kernel, antialias=True)
-    for step in ((x.shape[-2], size[1]), size):
-        if x.shape[-2:] != step:
+    if kernel == "nearest":
+        down, across = (_nearest_places(*sides).to(x.device) for sides in zip(x.shape[-2:], size, strict=True))
+        return x[..., down[:, None], across]
+    for axis, step in ((3, (x.shape[-2], size[1])), (2, size)):
+        if x.shape[-2:] != step and kernel in FILTERS:
+            weights = _filter_matrix(kernel, x.shape[axis], size[axis - 2]).to(x)  # [out,in]
+            x = (x @ weights.T if axis == 3 else weights @ x).clamp(0, 1)
+        elif x.shape[-2:] != step:
             x = F.interpolate(x, step, mode=kernel, antialias=True).clamp(0, 1)
     return x
+
+
+# PIL's filters that torch lacks: how far they reach, and their value at x
+FILTERS: dict[str, tuple[float, Callable[[Tensor], Tensor]]] = {
+    "box": (0.5, lambda x: ((x > -0.5) & (x <= 0.5)).to(x.dtype)),
+    "hamming": (1.0, lambda x: (x.abs() < 1) * torch.sinc(x) * (0.54 + 0.46 * (math.pi * x).cos())),
+    "lanczos": (3.0, lambda x: (x.abs() < 3) * torch.sinc(x) * torch.sinc(x / 3)),
+}
+
+
+def _nearest_places(length: int, new_length: int) -> Tensor:
+    """[new_length]: the places that PIL takes; it adds up its steps, and between two pixels their rounding decides."""
+    scale = length / new_length
+    return torch.tensor([int(v) for v in accumulate([scale] * (new_length - 1), initial=scale * 0.5)])
+
+
+@functools.lru_cache(64)
+def _filter_matrix(kernel: str, length: int, new_length: int) -> Tensor:
+    """float32 [new_length,length]: the weights with which PIL resizes one axis."""
+    reach, value = FILTERS[kernel]
+    scale = length / new_length
+    wide = max(scale, 1.0)
+    centre = (torch.arange(new_length, dtype=torch.float64)[:, None] + 0.5) * scale
+    place = torch.arange(length, dtype=torch.float64)
+    inside = (place >= (centre - reach * wide + 0.5).floor()) & (place < (centre + reach * wide + 0.5).floor())
+    weights = value((place - centre + 0.5) / wide) * inside
+    return (weights / weights.sum(1, keepdim=True)).float()
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,16 @@ is.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
 
-import torch
 from torch import Tensor
 
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import LogMel, fit_length, mel_filters
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import read_json
 
 MODEL = "starter:music/clap"
 
@@ -26,13 +26,13 @@ def load_music_clap(model: str) -> AudioEncoder:
 
     folder = Path(image_text.resolve_model(model)).expanduser()
     try:
-        settings = json.loads((folder / "preprocessor_config.json").read_text(encoding="utf-8"))
+        settings = read_json(folder / "preprocessor_config.json")
         front = LogMel(
             settings["sampling_rate"], settings["n_fft"], settings["hop_length"], settings["bands"],
             settings["min_frequency"], settings["max_frequency"], "htk", slaney_norm=False,
         )  # fmt: skip
         length, floor, mean, scale = (settings[name] for name in ("samples", "floor", "mean", "scale"))
-        net = transformers.CLIPModel.from_pretrained(folder, dtype=torch.float32)
+        net: Any = checkpoints.load_pretrained(transformers.CLIPModel, str(folder), model)
         tokenise = transformers.AutoTokenizer.from_pretrained(folder)
     except (OSError, RuntimeError, ValueError, KeyError, checkpoints.safetensors.SafetensorError) as error:
         line = checkpoints.first_line(error)

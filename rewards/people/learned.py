@@ -30,6 +30,7 @@ from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import FrozenReward
 from rewards.people.votes import HeldOutReport, Votes, assign_folds, cross_validate, vote_clusters
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 from workbench.core.paths import write_atomic
 from workbench.core.types import RewardSpec
 
@@ -149,7 +150,7 @@ def read_head(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """What `write_head` wrote. Raises BadInput for a folder without it, or whose two files do not belong together."""
     folder = Path(folder).expanduser()
     try:
-        info = json.loads((folder / "head.json").read_text(encoding="utf-8"))
+        info = parse_json((folder / "head.json").read_bytes(), str(folder / "head.json"))
         data = (folder / "head.safetensors").read_bytes()
         is_matching = hashlib.sha256(data).hexdigest() == info["sha256"] and isinstance(info["model"], str)
         tensors, info["report"] = safetensors.torch.load(data), HeldOutReport(**info["report"])

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import csv
 import functools
-import json
+import io
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors.torch
@@ -23,7 +25,11 @@ from torch import Tensor, nn
 from rewards.encoders import checkpoints, image_text
 from rewards.encoders.frozen_reward import EncoderReward
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import read_json_lines, read_text
+from workbench.core.text import quote_value
 from workbench.core.types import RewardSpec
+
+log = logging.getLogger(__name__)
 
 # --- the reward ------------------------------------------------------------------------------------------------------
 
@@ -119,33 +125,64 @@ class Pair:
 
 
 def read_pairs(path: str | Path) -> list[Pair]:
-    """The pairs in a .jsonl or .csv file (prompt, pos_path, neg_path, and what it may have of Pair's other fields).
+    """The pairs in a .jsonl or .csv file (prompt, pos_path, neg_path, and what it may have of Pair's other fields), or
+    in a file of votes (rewards/people/votes.py), without its ties.
 
     Paths are relative to the file's folder. Raises BadInput for a missing or empty file, a missing column or a broken
     row.
     """
     path = Path(path)
     if not path.is_file():
-        raise BadInput(f"{path}: no such file; give pairs as `workbench social curate` writes them, .jsonl or .csv")
+        raise BadInput(
+            f"{path}: no such file; give pairs as `workbench social curate` writes them, or exported votes, .jsonl or "
+            ".csv"
+        )
     try:
-        with path.open(encoding="utf-8-sig", newline="") as file:
-            rows = [*csv.DictReader(file)] if path.suffix == ".csv" else [json.loads(s) for s in file if s.strip()]
-    except (ValueError, csv.Error) as error:
+        if path.suffix == ".csv":
+            rows = [*csv.DictReader(io.StringIO(read_text(path), newline=""))]
+        else:
+            rows = [row for _, row in read_json_lines(path)]
+    except csv.Error as error:
         raise BadInput(f"{path}: not readable as pairs: {checkpoints.first_line(error)}") from None
     if not rows:
         raise BadInput(f"{path}: there is no pair in it")
     pairs = []
     for number, row in enumerate(rows, 1):
-        fields = {k: str(row[k]) for k in Pair.__dataclass_fields__ if isinstance(row, Mapping) and row.get(k)}
+        if not isinstance(row, Mapping):
+            raise BadInput(f"{path}: pair {number} is {quote_value(row)}; a pair has prompt, pos_path and neg_path")
+        if is_vote := "winner" in row and "pos_path" not in row:
+            row = _pair_of_vote(row, f"{path}: pair {number}")
+        if not row:
+            continue
+        for key in ("prompt", "pos_path", "neg_path"):
+            if not isinstance(row.get(key) or "", str):
+                raise BadInput(f"{path}: pair {number}: {key} must be a text, got {quote_value(row[key])}")
+        fields = {k: str(row[k]) for k in Pair.__dataclass_fields__ if row.get(k)}
         if absent := [k for k in ("prompt", "pos_path", "neg_path") if k not in fields]:
-            raise BadInput(f"{path}: pair {number} lacks {absent[0]!r}; a pair has prompt, pos_path and neg_path")
+            form = "a vote has prompt, a_path and b_path" if is_vote else "a pair has prompt, pos_path and neg_path"
+            raise BadInput(f"{path}: pair {number} lacks {absent[0]!r}; {form}")
         resolved = {k: str(path.parent / fields[k]) for k in ("pos_path", "neg_path")}
         items = {
             "pos_item": fields.get("pos_item", fields["pos_path"]),
             "neg_item": fields.get("neg_item", fields["neg_path"]),
         }
         pairs.append(Pair(**(fields | resolved | items)))
+    if ties := len(rows) - len(pairs):
+        log.warning("%s: ties left out, which prefer nothing: %d", path, ties)
+    if not pairs:
+        raise BadInput(f"{path}: all of its votes are ties, which prefer nothing")
     return pairs
+
+
+def _pair_of_vote(vote: Mapping[str, Any], where: str) -> dict[str, Any]:
+    """The pair that a vote's winner and loser are; empty for a tie. Raises BadInput."""
+    if vote["winner"] not in ("a", "b", "tie"):
+        raise BadInput(f"{where}: `winner` must be a, b or tie, got {quote_value(vote['winner'])}")
+    if vote["winner"] == "tie":
+        return {}
+    winner, loser = ("a", "b") if vote["winner"] == "a" else ("b", "a")
+    paths = {"pos_path": vote.get(f"{winner}_path"), "neg_path": vote.get(f"{loser}_path")}
+    return {"prompt": vote.get("prompt"), **paths}
 
 
 def check_files(pairs: Sequence[Pair]) -> None:

@@ -20,6 +20,7 @@ from rewards.encoders import checkpoints, image_text
 from rewards.people.social import Pair, SocialHead, check_files, read_embeddings
 from workbench.core.errors import BadInput
 from workbench.core.io import image
+from workbench.core.io.parsing import read_json
 from workbench.core.paths import write_atomic
 from workbench.core.types import Count, Natural, NonNegative, derive_seed
 
@@ -312,7 +313,7 @@ def _read_progress(out: Path, story: str) -> tuple[dict | None, bool]:
     """The checkpoint in `out`, if there is one, and whether all is done there. Raises BadInput for other work's."""
     record_path, checkpoint_path = out / "social.json", out / "checkpoint.pt"
     if record_path.is_file():
-        fingerprint, state = json.loads(record_path.read_text())["story"], None
+        fingerprint, state = read_record(record_path), None
     elif checkpoint_path.is_file():
         state = torch.load(checkpoint_path, map_location="cpu", weights_only=True)
         fingerprint = state["story"]
@@ -321,6 +322,14 @@ def _read_progress(out: Path, story: str) -> tuple[dict | None, bool]:
     if fingerprint != story:
         raise BadInput(f"{out} holds a training with other settings or pairs; give another folder")
     return state, record_path.is_file()
+
+
+def read_record(path: Path) -> str:
+    """The fingerprint of the training that a finished one's record tells of. Raises BadInput."""
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("story"), str):
+        raise BadInput(f"{path}: no record of a training by `workbench social train`; give another folder")
+    return record["story"]
 
 
 def _save_checkpoint(path: Path, state: Mapping[str, Any], accelerator: Accelerator) -> None:

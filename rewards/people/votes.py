@@ -21,7 +21,9 @@ from torch import Tensor
 from rewards.encoders import image_text
 from workbench.core.errors import BadInput
 from workbench.core.io import image
+from workbench.core.io.parsing import read_json_lines
 from workbench.core.schema import suggest_nearest
+from workbench.core.text import quote_value
 from workbench.core.types import derive_seed
 
 FOLDS = 5
@@ -99,20 +101,10 @@ def read_votes(path: str | Path, model: str = "starter:image/clip", device: torc
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
     """(file and line, vote) of each line. Raises BadInput, naming file and line."""
-    try:
-        lines = file.read_text(encoding="utf-8").split("\n")  # JSON may hold U+2028, an end of line to splitlines()
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(f"{file}: can't be read as text; give a file of votes, one JSON object a line") from None
-    for number, line in enumerate(lines, 1):
+    for number, row in read_json_lines(file, allow_nan=True):
         where = f"{file}, line {number}"
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-            if not isinstance(row, dict):
-                raise ValueError
-        except ValueError:
-            raise BadInput(f"{where}: not a JSON object") from None
+        if not isinstance(row, dict):
+            raise BadInput(f"{where}: not a JSON object; a file of votes has one a line")
         if unknown := set(row) - set(KEYS):
             word = sorted(unknown)[0]
             raise BadInput(f"{where}: unknown key {word!r}; {suggest_nearest(word, KEYS)}")
@@ -120,10 +112,12 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(row.get(key, ""), str) or (key == "prompt" and key not in row):
                 raise BadInput(f"{where}: `{key}` must be a text")
         if row.get("winner") not in tuple(TARGET):
-            raise BadInput(f"{where}: `winner` must be a, b or tie, got {row.get('winner')!r}")
+            raise BadInput(f"{where}: `winner` must be a, b or tie, got {quote_value(row.get('winner'))}")
         for side in "ab":
             if (f"{side}_path" in row) == (f"{side}_features" in row):
                 raise BadInput(f"{where}: give either `{side}_path` or `{side}_features`")
+            if not isinstance(row.get(f"{side}_path", ""), str):
+                raise BadInput(f"{where}: `{side}_path` must be a text, got {quote_value(row[f'{side}_path'])}")
         yield where, row
 
 

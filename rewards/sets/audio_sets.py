@@ -48,7 +48,7 @@ class SoundEmbedder:
     checkpoint: bool = field(default=False, repr=False)  # changes no embedding, so it is not in a cache's key
 
     modalities = AUDIO
-    suffixes = sounds.SUFFIXES
+    suffixes = frozenset[str]()
 
     def __call__(self, media: Media) -> Tensor:
         features = self.embed_windows(media)

@@ -14,8 +14,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import itertools
+import logging
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
@@ -30,13 +31,14 @@ from rewards.encoders import image_text
 from rewards.encoders.preprocess import media_pixels
 from rewards.sets.moments import Moments, finite_rows
 from workbench.core.errors import BadInput
-from workbench.core.io import image
+from workbench.core.io import folders, image
+from workbench.core.io.parsing import read_text, split_lines
 from workbench.core.paths import write_atomic
 from workbench.core.types import Count, Media, Modality, RewardSpec
 
+log = logging.getLogger(__name__)
 IMAGE_AND_VIDEO: frozenset[Modality] = frozenset({"image", "video"})
-PICTURES = image.SUFFIXES - {".apng"}
-BATCH = 64  # examples embedded at once
+BATCH, BATCH_VALUES = 64, 1 << 26  # examples embedded at once, and their values
 
 
 @runtime_checkable
@@ -44,7 +46,7 @@ class Embedder(Protocol):
     """Media as points of a space. Hashable, equal when interchangeable; weights load on first use."""
 
     modalities: frozenset[Modality]
-    suffixes: frozenset[str]  # of the files that `read` reads
+    suffixes: frozenset[str]  # of files that are no media, and that `read` reads all the same
 
     def __call__(self, media: Media) -> Tensor: ...  # float32 [B,D], graph attached, row b depends on media[b] alone
 
@@ -68,7 +70,7 @@ class PictureEmbedder:
     checkpoint: bool = field(default=False, repr=False)  # changes no embedding, so it is not in a cache's key
 
     modalities = IMAGE_AND_VIDEO
-    suffixes = PICTURES
+    suffixes = frozenset[str]()
 
     def __call__(self, media: Media) -> Tensor:
         x = media_pixels(RewardSpec(self.model, "", IMAGE_AND_VIDEO, True), media, ())
@@ -108,47 +110,56 @@ def _hash_weights(encoder: image_text.ImageTextEncoder) -> str:
     return _HASHED[encoder]
 
 
-def list_examples(reference: str, suffixes: frozenset[str]) -> list[Path]:
-    """The example files that `reference` stands for, sorted: all media, or all text.
+def list_examples(reference: str, embedder: Embedder) -> folders.Listing:
+    """The example files that `reference` stands for, all media, by their content, or all text; and what else is there.
 
     Raises BadInput for nothing there, nothing readable there, or both kinds.
     """
     root = Path(reference).expanduser()
     if not root.exists():
         raise BadInput(f"reference: {root} does not exist; give a folder of examples or a .txt of one a line")
-    files = sorted(p for p in root.rglob("*") if not p.name.startswith(".")) if root.is_dir() else [root]
-    media, texts = ([p for p in files if p.suffix.lower() in kinds] for kinds in (suffixes, {".txt"}))
+    files = folders.list_files(root) if root.is_dir() else [root]
+    media = [p for p in files if _is_example(p, embedder)]
+    texts = [p for p in files if p.suffix.lower() == ".txt" and p not in media]
     if bool(media) == bool(texts):
         content = f"both media and text ({media[0].name}, {texts[0].name})" if media else "no examples"
-        raise BadInput(f"reference: {root} holds {content}; it takes {', '.join(sorted(suffixes))}, or .txt")
-    return media or texts
+        raise BadInput(f"reference: {root} holds {content}; it takes {_example_kind(embedder)}, or .txt")
+    chosen = media or texts
+    return folders.Listing(tuple(chosen), tuple(p for p in files if p not in set(chosen)))
+
+
+def _example_kind(embedder: Embedder) -> str:
+    return "pictures" if "image" in embedder.modalities else "sounds"
+
+
+def _is_example(path: Path, embedder: Embedder) -> bool:
+    if (modality := folders.modality_of(path)) is None:
+        return path.suffix.lower() in embedder.suffixes
+    return modality == ("image" if "image" in embedder.modalities else "audio")
 
 
 def embed_examples(files: Sequence[Path], embedder: Embedder, device: torch.device) -> Iterator[Tensor]:
     """The examples in chunks [<=64,D], never all in memory. Raises BadInput for a file that can't be read."""
     if files[0].suffix.lower() == ".txt":
-        lines = (line.strip() for path in files for line in _read_text(path).splitlines() if line.strip())
+        lines = (line.strip() for path in files for line in split_lines(read_text(path)) if line.strip())
         while chunk := list(itertools.islice(lines, BATCH)):
             yield embedder.texts(chunk, device)
         return
-    media = (embedder.read(path) for path in files)
-    for _, group in itertools.groupby(media, key=lambda m: (m.data.shape, m.rate)):
-        while chunk := list(itertools.islice(group, BATCH)):
-            batch = Media.cat(chunk)
-            yield embedder(replace(batch, data=batch.data.to(device)))
+    for batch in batch_alike(embedder.read(path) for path in files):
+        yield embedder(replace(batch, data=batch.data.to(device)))
 
 
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8-sig")
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadInput(f"{path}: can't be read as UTF-8 text; save it as such") from error
+def batch_alike(rows: Iterable[Media]) -> Iterator[Media]:
+    """Neighbours of equal shape and rate in batches, of which each holds at most BATCH rows and about BATCH_VALUES."""
+    for (shape, _), group in itertools.groupby(rows, key=lambda m: (m.data.shape, m.rate)):
+        while chunk := list(itertools.islice(group, max(min(BATCH, BATCH_VALUES // max(shape.numel(), 1)), 1))):
+            yield Media.cat(chunk)
 
 
 @torch.no_grad()
 def load_examples(reference: str, embedder: Embedder, device: torch.device, keeps: str) -> Tensor | Moments:
     """A reference's `rows` [N,D] or its `moments`, embedded now or taken from the cache."""
-    files = list_examples(reference, embedder.suffixes)
+    files = list_examples(reference, embedder).files
     digest = hashlib.sha256(f"{keeps} {embedder!r} {embedder.fingerprint(device)}".encode())
     for path in files:
         digest.update(hashlib.sha256(path.read_bytes()).digest())
@@ -241,7 +252,9 @@ class ReferenceReward(SetReward):
     def check(self) -> None:
         super().check()
         if self.reference:
-            list_examples(self.reference, self.embedder.suffixes)
+            left_out = list_examples(self.reference, self.embedder).left_out_sentence(_example_kind(self.embedder))
+            if left_out:
+                log.warning("reference %s: %s", self.reference, left_out)
 
     def load(self, device: torch.device | str = "cpu") -> None:
         """The model, and the reference if one is named, onto `device` now instead of on first use."""

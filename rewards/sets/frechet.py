@@ -60,8 +60,8 @@ def nuclear_norm(a: Tensor, b: Tensor) -> Tensor:
 
     With R, S >= D its singular values are the square roots of the eigenvalues of the D x D matrix B A^T A B^T, B
     brought to D rows: faster. An eigenvalue is known to about 1e-16 of the largest, so where the smallest is under
-    1e-10 of it its root would be too coarse, and the singular values are taken of A B^T itself. Either way the sum is
-    good to 1e-8.
+    1e-10 of it its root would be too coarse, and the singular values are taken of A B^T itself; without a gradient of
+    its D x D core, as the rotations of two QR decompositions change none. Either way the sum is good to 1e-8.
     """
     shorter, longer = sorted((a, b), key=len)
     if len(shorter) >= a.shape[1]:
@@ -72,6 +72,8 @@ def nuclear_norm(a: Tensor, b: Tensor) -> Tensor:
             values = torch.linalg.eigvalsh(shorter @ (longer.T @ longer) @ shorter.T)  # [D] ascending
             if values[0] > 1e-10 * values[-1]:
                 return values.sqrt().sum()
+    if not (a.requires_grad or b.requires_grad):  # QR has no finite gradient where a root has lost its rank
+        a, b = (torch.linalg.qr(root, mode="r").R if len(root) > root.shape[1] else root for root in (a, b))
     return torch.linalg.svdvals(a @ b.T).sum()
 
 

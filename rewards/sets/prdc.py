@@ -5,7 +5,7 @@ The manifold of a set is the union of balls around its points, each as wide as t
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal, NamedTuple
 
 import torch
@@ -70,6 +70,11 @@ class PRDC(ReferenceReward):
         typical=(0.0, 1.0),
         paper="arXiv:2002.09797",
     )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.metric != "density":
+            object.__setattr__(self, "spec", replace(self.spec, bounds=(0.0, 1.0)))
 
     @property
     def min_examples(self) -> int:

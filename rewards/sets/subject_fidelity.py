@@ -27,7 +27,7 @@ class Subject(ReferenceReward):
 
     spec = RewardSpec(
         "subject", "1", IMAGE_AND_VIDEO, differentiable=True, needs=frozenset({"reference"}), typical=(-1.0, 1.0),
-        paper="arXiv:2407.12164",
+        paper="arXiv:2407.12164", bounds=(-1.0, 1.0),
     )  # fmt: skip
     min_examples = 1
 

@@ -85,6 +85,7 @@ class Judge:
 
     def __post_init__(self):
         name = self.spec.name
+        judge_client.check_judge_url(self.url, name)
         fitting = {n for n, p in PRESETS.items() if p.kind == self.kind}
         if self.preset not in fitting:
             raise BadInput(f"{name}: no preset {self.preset!r} here; {suggest_nearest(self.preset, fitting)}")

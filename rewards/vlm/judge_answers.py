@@ -10,7 +10,10 @@ from typing import Any, Protocol
 
 from rewards.vlm.judge_client import JudgeError, Reply
 
-NUMBER = r"\s*\**\s*(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
+# spaces are matched in one way only: a page of them costs its length, not its square
+NUMBER = r"\s*(?:\*+\s*)?(-?\d+(?:\.\d+)?(?:[eE][-+]?\d+)?)"
+TAGGED = r"<answer>((?:(?!<answer>).)*?)</answer>"  # likewise for a page of opening tags
+MOST_OBJECTS = 200  # places of an answer at which a JSON object is looked for, the last ones
 
 
 class Answer(Protocol):
@@ -19,7 +22,7 @@ class Answer(Protocol):
     dimensions: tuple[str, ...]
     request: dict[str, Any]  # what the request must say to get this form
 
-    def read(self, reply: Reply) -> tuple[float, ...]: ...  # a number a dimension; raises Failed
+    def read(self, reply: Reply) -> tuple[float, ...]: ...  # a number a dimension; raises JudgeError
 
 
 def answer_text(reply: Reply) -> str:
@@ -29,7 +32,7 @@ def answer_text(reply: Reply) -> str:
 
 
 def complete_answer(reply: Reply, content: str) -> str:
-    """What was said, where prose that breaks off may be read as another answer. Raises Failed."""
+    """What was said, where prose that breaks off may be read as another answer. Raises JudgeError."""
     if reply.finish == "length":
         raise unreadable_answer(reply, content)
     return answer_text(reply)
@@ -99,9 +102,9 @@ class Rubric:
 
 
 def _find_objects(text: str) -> list[dict]:
-    """Every JSON object in a text, whatever stands around it."""
+    """The JSON objects in a text, whatever stands around them."""
     objects, decoder = [], json.JSONDecoder()
-    for match in re.finditer(r"\{", text):
+    for match in [*re.finditer(r"\{", text)][-MOST_OBJECTS:]:
         try:
             value, _ = decoder.raw_decode(text, match.start())
         except (ValueError, RecursionError):
@@ -144,7 +147,7 @@ class Verdict:
 
     def read(self, reply: Reply) -> tuple[float, ...]:
         text = complete_answer(reply, "which one is better")
-        text = (re.findall(r"<answer>(.*?)</answer>", text, re.S) or [text])[-1]
+        text = (re.findall(TAGGED, text, re.S) or [text])[-1]
         outcomes = ((self.first, 1.0), (self.second, 0.0), (self.tie, 0.5))
         values = [value for pattern, value in outcomes if re.search(pattern, text, re.I)]
         if len(values) != 1:

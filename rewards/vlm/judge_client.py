@@ -6,27 +6,27 @@ import functools
 import hashlib
 import json
 import os
-import random
 import re
 import sqlite3
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import httpx
-
 from workbench.core.errors import BadInput
+from workbench.core.io.bounded_http import RequestFailed, Server, ServerReply, check_server_url
+from workbench.core.redact import redact
 from workbench.core.schema import suggest_nearest
+from workbench.core.text import one_line
 
-LONGEST_PAUSE = 30.0  # seconds between two attempts
 LARGEST_REPLY = 2**20  # bytes
+LONGEST_ANSWER = 2**18  # letters
+MOST_TOKENS = 10**9  # of one answer, as the judge counts
 _COUNTING = threading.Lock()
-_JITTER = random.Random()  # its own: the pauses must not move anyone's seeded state
+_OPENING = threading.Lock()  # a second temporary folder would be removed under whoever got it
 
 
 class JudgeError(Exception):
@@ -86,13 +86,10 @@ class Endpoint:
         """Raises BadInput, which never repeats what was given: somebody may have given the key itself."""
         if not self.key:
             return {}
-        secret = self.secret()
+        secret = os.environ.get(self.key, "").strip()
         if not re.fullmatch(r"[A-Za-z_]\w*", self.key) or not re.fullmatch(r"[!-~]+", secret):
             raise BadInput("judge: `key` must be the name of an environment variable that holds the API key; it is not")
         return {"Authorization": f"Bearer {secret}"}
-
-    def secret(self) -> str:
-        return os.environ.get(self.key, "").strip() if self.key else ""
 
 
 class ReplyStore:
@@ -133,7 +130,8 @@ def _temporary_folder() -> tempfile.TemporaryDirectory:
 @functools.cache
 def open_store(folder: str) -> ReplyStore:
     """The store of a folder, opened once; without a folder, one that lives as long as the process."""
-    return ReplyStore(folder or _temporary_folder().name)
+    with _OPENING:
+        return ReplyStore(folder or _temporary_folder().name)
 
 
 class JudgeClient:
@@ -141,49 +139,37 @@ class JudgeClient:
 
     def __init__(self, endpoint: Endpoint):
         """Raises BadInput for an address or a cache that can't be used."""
-        try:
-            parts = httpx.URL(endpoint.url)
-        except httpx.InvalidURL:
-            parts = httpx.URL("")
-        if parts.scheme not in ("http", "https") or not parts.host:
-            raise BadInput("judge: `url` must look like http://127.0.0.1:8000/v1")
-        if parts.userinfo:
-            raise BadInput("judge: `url` holds a password; put it into an environment variable and name that in `key`")
         self.endpoint = endpoint
-        self.url = endpoint.url.rstrip("/")
+        self.url = check_judge_url(endpoint.url, "judge")
         self._store = open_store(endpoint.cache)
-        self._http = httpx.Client(
-            timeout=endpoint.timeout, limits=httpx.Limits(max_connections=endpoint.concurrency), follow_redirects=False
-        )
+        self._server = Server(self.url, seconds=endpoint.timeout, max_bytes=LARGEST_REPLY, use_proxies=True)
         self._pool = ThreadPoolExecutor(endpoint.concurrency, thread_name_prefix="judge")
 
     def check(self, model: str) -> None:
         """Raises BadInput unless the endpoint answers and, where it lists its models, has this one."""
-        headers = self.endpoint.headers()
         try:
-            response = self._http.get(f"{self.url}/models", headers=headers, timeout=min(10.0, self.endpoint.timeout))
-        except httpx.TransportError as error:
-            reason = self._clean_message(f"{type(error).__name__}: {error}")
-            raise BadInput(
-                f"judge: nothing answers at {self.url} ({reason}); start a server there or set `url`"
-            ) from None
-        if response.status_code in (401, 403):
-            raise BadInput(
-                f"judge: {self.url} refuses the key (HTTP {response.status_code}); name its variable in `key`"
+            reply = self._server.request(
+                "GET", "/models", headers=self.endpoint.headers(), seconds=min(10.0, self.endpoint.timeout)
             )
-        if response.status_code in (404, 405):  # a judge need not list its models
+        except RequestFailed as failure:
+            raise BadInput(
+                f"judge: nothing answers at {self.url} ({failure}); start a server there or set `url`"
+            ) from None
+        if reply.status in (401, 403):
+            raise BadInput(f"judge: {self.url} refuses the key (HTTP {reply.status}); name its variable in `key`")
+        if reply.status in (404, 405):  # a judge need not list its models
             return
         try:
-            models = [m["id"] for m in response.json()["data"]] if response.status_code == 200 else None
-        except (ValueError, KeyError, TypeError):
+            models = [m["id"] for m in reply.read_json(LARGEST_REPLY)["data"]] if reply.status == 200 else None
+        except (BadInput, KeyError, TypeError):
             models = None
-        if models is None:
+        if models is None or not all(isinstance(name, str) for name in models):
             raise BadInput(
-                f"judge: {self.url}/models answers HTTP {response.status_code} without a list of models; "
+                f"judge: {self.url}/models answers HTTP {reply.status} without a list of models; "
                 "is `url` the /v1 of an OpenAI-compatible server?"
             )
         if model not in models:
-            raise BadInput(f"judge: {self.url} has no model {model!r}; {suggest_nearest(model, models)}")
+            raise BadInput(one_line(f"judge: {self.url} has no model {model!r}; {suggest_nearest(model, models)}", 500))
 
     def ask(self, jobs: Sequence[Job], cost: Cost) -> list[tuple[Any, ...] | JudgeError]:
         """Each question's numbers, or why there are none, in order. The same question is asked once."""
@@ -209,68 +195,64 @@ class JudgeClient:
             numbers = job.read(reply)
         except JudgeError as why:
             cost.add(failed=1)
-            return JudgeError(self._clean_message(str(why)))
+            return JudgeError(one_line(redact(str(why))))
         self._store.put(key, reply)  # only what could be read: garbage is asked again the next time
         return numbers
 
     def _post_with_retries(self, body: bytes, headers: dict[str, str], cost: Cost) -> Reply:
-        """Tries again after 429, 5xx, timeouts and lost connections, and after nothing else."""
-        attempts, asked_to_wait = self.endpoint.retries + 1, 0.0
-        for attempt in range(attempts):
-            if attempt:
-                pause = min(LONGEST_PAUSE, self.endpoint.backoff * 2 ** (attempt - 1)) * _JITTER.uniform(0.5, 1)
-                time.sleep(max(pause, asked_to_wait))
-            cost.add(requests=1)
-            try:
-                status, answer, asked_to_wait = self._send_once(body, headers)
-            except httpx.TransportError as error:
-                why, asked_to_wait = f"{type(error).__name__}: {error}", 0.0
-                continue
-            except httpx.DecodingError as error:
-                raise JudgeError(f"the judge's reply can't be unpacked: {error}") from None
-            if status == 200:
-                return _parse_reply(answer, cost)
-            why = f"HTTP {status}: {answer[:2000].decode(errors='replace')}"
-            if status != 429 and status < 500:
-                raise JudgeError(f"the judge refused the question ({why})")
-        raise JudgeError(f"no answer in {attempts} attempt{'s'[: attempts - 1]} ({why})")
-
-    def _send_once(self, body: bytes, headers: dict[str, str]) -> tuple[int, bytes, float]:
-        """Status, body and the seconds that Retry-After asks for. The timeout is for the whole answer."""
-        end = time.monotonic() + self.endpoint.timeout
-        headers = {"Content-Type": "application/json", **headers}
-        with self._http.stream("POST", f"{self.url}/chat/completions", content=body, headers=headers) as response:
-            answer = bytearray()
-            for chunk in response.iter_bytes():
-                answer += chunk
-                if time.monotonic() > end:
-                    raise httpx.ReadTimeout(f"not finished after {self.endpoint.timeout:g} s")
-                if len(answer) > LARGEST_REPLY:
-                    raise JudgeError(f"the judge's reply is larger than {LARGEST_REPLY >> 20} MiB")
-            wait = response.headers.get("retry-after", "")
-            return response.status_code, bytes(answer), min(LONGEST_PAUSE, float(wait) if wait.isdigit() else 0.0)
-
-    def _clean_message(self, text: str) -> str:
-        """One short line without the key, which some servers repeat."""
-        secret = self.endpoint.secret()
-        text = text.replace(secret, "***") if secret else text
-        return " ".join(text.split())[:300]
+        endpoint = self.endpoint
+        try:
+            reply = self._server.request_with_retries(
+                "POST",
+                "/chat/completions",
+                headers={"Content-Type": "application/json", **headers},
+                body=body,
+                retries=endpoint.retries,
+                pause=endpoint.backoff,
+                on_attempt=functools.partial(cost.add, requests=1),
+            )
+        except RequestFailed as failure:
+            raise JudgeError(str(failure)) from None
+        if reply.status != 200:
+            raise JudgeError(f"the judge refused the question ({reply.describe()})")
+        return _parse_reply(reply, cost)
 
 
-def _parse_reply(answer: bytes, cost: Cost) -> Reply:
+def check_judge_url(url: str, name: str) -> str:
+    """The address without a slash at its end; `name` is the setting's owner. Raises BadInput."""
+    way_out = "put it into an environment variable and name that in `key`"
+    return check_server_url(url, f"{name}: `url`", "http://127.0.0.1:8000/v1", way_out)
+
+
+def _parse_reply(reply: ServerReply, cost: Cost) -> Reply:
     try:
-        body = json.loads(answer)
-        usage = body.get("usage") or {}
-        cost.add(**{n: int(usage.get(n) or 0) for n in ("prompt_tokens", "completion_tokens")})
+        body = reply.read_json(LARGEST_REPLY)
+        _count_tokens(body.get("usage"), cost)
         choice = body["choices"][0]
         content = choice["message"].get("content") or ""
         tokens = (choice.get("logprobs") or {}).get("content") or [{}]
         first = tuple((str(t["token"]), float(t["logprob"])) for t in tokens[0].get("top_logprobs") or ())
-    except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise JudgeError(f"the judge's reply is no chat completion: {answer[:2000].decode(errors='replace')}") from None
+    except BadInput as problem:
+        raise JudgeError(f"the judge's reply is no chat completion: {_excerpt(reply)} ({problem})") from None
+    except (ValueError, KeyError, IndexError, TypeError, AttributeError, OverflowError):
+        raise JudgeError(f"the judge's reply is no chat completion: {_excerpt(reply)}") from None
     if not isinstance(content, str):
         raise JudgeError(f"the judge's answer is no text but {type(content).__name__}")
-    return Reply(content, first, str(choice.get("finish_reason") or ""))
+    if len(content) > LONGEST_ANSWER:
+        raise JudgeError(f"the judge's answer has {len(content):,} letters; at most {LONGEST_ANSWER:,} are read")
+    return Reply(redact(content), first, str(choice.get("finish_reason") or "")[:40])
+
+
+def _excerpt(reply: ServerReply) -> str:
+    return one_line(redact(reply.body.decode(errors="replace")), 200)
+
+
+def _count_tokens(usage: Any, cost: Cost) -> None:
+    """Add what the judge says that it counted; what is no count adds nothing, for no score depends on it."""
+    for name in ("prompt_tokens", "completion_tokens"):
+        count = usage.get(name) if isinstance(usage, dict) else None
+        if type(count) is int and 0 <= count <= MOST_TOKENS:
+            cost.add(**{name: count})
 
 
 @functools.cache

@@ -81,6 +81,7 @@ class Preset:
             paper=self.paper,
             weights=self.weights,
             licence=self.licence,
+            bounds=self.typical,  # marks outside are no answers
         )
 
 

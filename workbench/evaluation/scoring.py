@@ -2,67 +2,100 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
-import yaml
 from torch import Tensor
 
-from rewards import configure_reward, find_reward
+from rewards import build_reward
+from rewards.compose import WeightedReward
+from rewards.factory import PRESETS
 from workbench.core.errors import BadInput
-from workbench.core.io import media
-from workbench.core.types import EmbeddingReward, Media, Reward, embeds_media
+from workbench.core.io import folders, media
+from workbench.core.io.clips import StoredClip
+from workbench.core.io.parsing import parse_yaml, read_yaml
+from workbench.core.text import one_line, quote_value
+from workbench.core.types import EmbeddingReward, Modality, Reward, embeds_media
 from workbench.runs.registry import all_rewards
 
+log = logging.getLogger(__name__)
 NO_MATCH = "judged by none of these rewards"
+WHOLE = "reward"  # the column of what the rewards make together
 
 
 def parse_reward_blocks(texts: Sequence[str]) -> dict:
-    """One reward block, as in a run's config, of several texts: each is a name, or a block in YAML such as
-    `{clip: {dtype: bfloat16}}` or `{big: {reward: clip, model: ...}}`. Raises BadInput."""
+    """One reward block, as in a run's config, of several texts: each is a name, a preset, a block in YAML such as
+    `{clip: {dtype: bfloat16}}` or `{clip: 1.0, aesthetic: 1.0, combine: worst}`, or a YAML file of such a block, or of
+    a run, whose `reward` it is. Raises BadInput."""
     block: dict = {}
     for text in texts:
-        try:
-            rewards = yaml.safe_load(text) if text.lstrip().startswith("{") else {text: {}}
-        except yaml.YAMLError:
-            raise BadInput(f"--reward {text!r}: not valid YAML; write {{NAME: {{setting: value}}}}") from None
+        rewards = _read_reward_block(text)
         if repeated := [label for label in rewards if label in block]:
             raise BadInput(f"--reward: {repeated[0]} is named twice")
         block |= rewards
     return block
 
 
-def build_rewards(texts: Sequence[str], registry: Mapping[str, type]) -> dict[str, Reward]:
-    """Label -> reward, checked and not loaded, of texts as in `parse_reward_blocks`. Raises BadInput."""
-    rewards = {}
-    for label, settings in parse_reward_blocks(texts).items():
-        if not isinstance(settings, (Mapping, type(None))):
-            raise BadInput(f"--reward {label}: expected its settings, {{setting: value}}, got {settings!r}")
-        settings = dict(settings or {})
-        where = f"--reward {label}"
-        reward = configure_reward(find_reward(str(settings.pop("reward", label)), registry, where), settings, where)
-        if hasattr(reward, "check"):
-            reward.check()
-        rewards[reward.spec.name if ":" in str(label) else str(label)] = reward
-    return rewards
+def _read_reward_block(text: str) -> dict:
+    is_file = text.lower().endswith((".yaml", ".yml"))
+    if not is_file and not text.lstrip().startswith("{"):
+        return dict(PRESETS.get(text, {text: {}}))
+    block = read_yaml(text) if is_file else parse_yaml(text, "--reward")
+    if is_file and isinstance(block, Mapping) and "reward" in block:
+        block = block["reward"]
+    if isinstance(block, str):
+        return dict(PRESETS.get(block, {block: {}}))
+    if not isinstance(block, Mapping) or not all(isinstance(name, str) for name in block):
+        raise BadInput(f"--reward {quote_value(text)}: write NAME or {{NAME: {{setting: value}}}}")
+    return {name: {} if settings is None else settings for name, settings in block.items()}
+
+
+def build_rewards(
+    texts: Sequence[str], registry: Mapping[str, type]
+) -> tuple[dict[str, Reward], WeightedReward | None]:
+    """(label -> reward, the whole that they make), checked and not loaded, of texts as in `parse_reward_blocks`. There
+    is a whole where the block says how: by `combine`, `shape`, `within`, or a weight other than 1. Raises BadInput."""
+    block = parse_reward_blocks(texts)
+    choices = {key: block[key] for key in ("combine", "shape") if key in block}
+    rewards: dict[str, Reward] = {}
+    parts = {label: settings for label, settings in block.items() if label not in choices}
+    for label, settings in parts.items():
+        part = build_reward({label: settings}, registry, "--reward")
+        ((name, reward),) = part.rewards.items()
+        rewards[name] = reward
+    if not choices and not any(_says_how(settings) for settings in parts.values()):
+        return rewards, None
+    if WHOLE in rewards:
+        raise BadInput(f"--reward: the whole is called {WHOLE!r} in the table; give the component another label")
+    return rewards, build_reward(block, registry, "--reward")
+
+
+def _says_how(settings: Any) -> bool:
+    """Whether the settings of a component change what it counts in the whole."""
+    if isinstance(settings, Mapping):
+        return "within" in settings or settings.get("weight", 1) != 1
+    return settings != 1
 
 
 def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
-    """One row per file: `file`, `prompt`, a score per reward (None where there is none), `note` on what is odd about
-    the file or was converted, and `error`, one sentence, empty when no score is missing.
+    """One row per file: `file`, `prompt`, a score per reward (None where there is none), that of the whole where
+    `build_rewards` makes one, `note` on what is odd about the file or was converted, and `error`, one sentence, empty
+    when no score is missing.
 
     With set rewards, a last row has the scores of all files together. A reward skips files of a modality that it can't
     score. Raises BadInput for an invalid reward, when none of the paths exists, and when no file can be scored because
     no reward fits its modality or a prompt is missing.
     """
-    rewards = build_rewards(names, all_rewards())
-    for name, reward in rewards.items():
+    rewards, whole = build_rewards(names, all_rewards())
+    for name, reward in {**rewards, **({WHOLE: whole} if whole else {})}.items():
         if reward.spec.scope == "group":
             raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
         if "source" in reward.spec.needs:
             raise BadInput(f"--reward {name}: needs what each picture was made from, which `score` doesn't take")
-        if reward.spec.scope == "set" and not embeds_media(reward):
+        if reward.spec.scope == "set" and reward is not whole and not embeds_media(reward):
             raise BadInput(f"--reward {name}: judges whole sets, and has no features to take file by file")
         if "reference" in reward.spec.needs:
             raise BadInput(
@@ -74,7 +107,8 @@ def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None)
     if all(problem for _, problem in paths):
         raise BadInput(paths[0][1])
     for path, problem in paths:
-        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(rewards), "note": "", "error": problem}
+        labels = [*rewards, *([WHOLE] if whole else [])]
+        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(labels), "note": "", "error": problem}
         rows.append(row)
         if problem:
             continue
@@ -85,9 +119,11 @@ def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None)
             continue
         row["prompt"] = prompt if prompt is not None else _prompt_in_file(loaded.story)
         row["note"] = "; ".join(loaded.notes)
-        missing_input = _missing_requirement(rewards, loaded.media, row["prompt"], path)
+        missing_input = _missing_requirement(rewards, loaded.modality, row["prompt"], path)
         refusals += [missing_input] if missing_input else []
-        row["error"] = missing_input or _score_file(rewards, set_rewards, loaded.media, row, path, sets)
+        row["error"] = missing_input or _score_file(rewards, set_rewards, loaded, row, path, sets)
+        if whole and all(row[name] is not None for name in rewards):
+            row[WHOLE] = float(whole.total({n: torch.tensor([row[n]]) for n in rewards}, [row["prompt"] or ""])[0])
     if refusals and all(row["error"] for row in rows):
         raise BadInput(refusals[0])
     if sets:
@@ -115,18 +151,24 @@ def _score_sets(
     return row | {"error": "; ".join(problems)}
 
 
+def score_row(reward: Reward, item: media.MediaFile, prompt: str) -> float:
+    """The score of one file. A reward with `score_clip(clip, prompts)` takes a clip in 8 bits, and makes numbers only
+    of the frames that it looks at."""
+    if isinstance(item.content, StoredClip) and hasattr(reward, "score_clip"):
+        return float(reward.score_clip(item.content, [prompt])[0])
+    return float(reward(media=item.media, prompts=[prompt])[0])
+
+
 def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
     """(file, "") for each file, those in folders sorted; (path, error) for a path without files."""
     for path in files:
         if path.is_dir():
-            readable = (p for p in path.rglob("*") if p.suffix.lower() in media.READABLE_SUFFIXES and p.is_file())
-            inside = sorted(p for p in readable if not any(part.startswith(".") for part in p.relative_to(path).parts))
-            yield from ((p, "") for p in inside)
-            if not inside:
-                yield (
-                    path,
-                    f"{path}: no media files in this folder; known kinds: {', '.join(sorted(media.READABLE_SUFFIXES))}",
-                )
+            listing = folders.list_media(path)
+            if listing.left_out:
+                log.warning("%s: %s", one_line(path), listing.left_out_sentence())
+            yield from ((p, "") for p in listing.files)
+            if not listing.files:
+                yield path, f"{path}: no media files in this folder"
         else:
             yield path, "" if path.exists() else f"{path}: no such file or folder"
 
@@ -137,12 +179,12 @@ def _prompt_in_file(story: dict) -> str | None:
     return words if isinstance(words, str) else None
 
 
-def _missing_requirement(rewards: Mapping[str, Reward], item: Media, prompt: str | None, path: Path) -> str:
+def _missing_requirement(rewards: Mapping[str, Reward], modality: Modality, prompt: str | None, path: Path) -> str:
     """Why a file can't be scored: no reward fits its modality, or one needs a prompt and there is none; else ""."""
-    fitting = {name: reward for name, reward in rewards.items() if item.modality in reward.spec.modalities}
+    fitting = {name: reward for name, reward in rewards.items() if modality in reward.spec.modalities}
     if not fitting:
         modalities = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
-        return f"{path}: {item.modality}, which is {NO_MATCH}: {modalities}"
+        return f"{path}: {modality}, which is {NO_MATCH}: {modalities}"
     for name, reward in fitting.items():
         if "prompt" in reward.spec.needs and prompt is None:
             return f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT"
@@ -153,13 +195,13 @@ def _missing_requirement(rewards: Mapping[str, Reward], item: Media, prompt: str
 def _score_file(
     rewards: Mapping[str, Reward],
     set_rewards: Mapping[str, EmbeddingReward],
-    item: Media,
+    item: media.MediaFile,
     row: dict,
     path: Path,
     sets: Mapping[str, list[Tensor]],
 ) -> str:
     """Add the file's scores to `row` and its features to `sets`; returns why a score is missing, else ""."""
-    if not item.data.isfinite().all():
+    if not item.is_finite():
         return f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
     problems = []
     for name, reward in rewards.items():
@@ -167,11 +209,12 @@ def _score_file(
             continue
         try:
             if name in set_rewards:
-                sets[name].append(set_rewards[name].features(item))
+                sets[name].append(set_rewards[name].features(item.media))
                 continue
-            value = float(reward(media=item, prompts=[row["prompt"] or ""])[0])
-        except (ValueError, RuntimeError) as error:  # BadInput is a ValueError
-            problems.append(f"{name} can't judge {path}: {str(error).splitlines()[0]}")
+            value = score_row(reward, item, row["prompt"] or "")
+        except Exception as error:  # whatever a reward makes of an odd file: it costs this score, and the row says so
+            why = one_line(error, 200) or type(error).__name__
+            problems.append(f"{name} can't judge {path}: {why}")
             continue
         if value == value and abs(value) != float("inf"):
             row[name] = value

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.finite import score_finite_rows
 from workbench.core.types import Media, Reward, derive_seed
 from workbench.evaluation import statistics
 from workbench.methods.common.set_scores import can_embed, prepare_set_score
@@ -49,9 +50,14 @@ class TrainingReward:
         """Component -> scores [B] of all samples, not negated in a control run."""
         reward_prompts = [self.prompt_for_reward(p) for p in prompts]
 
+        def score(rows: list[int]) -> dict[str, Tensor]:
+            return self.reward.breakdown(media=media[rows], prompts=[reward_prompts[k] for k in rows])
+
         def some(rows: list[int]) -> dict[str, Tensor]:
             self.samples_scored += len(rows)
-            return self.reward.breakdown(media=media[rows], prompts=[reward_prompts[k] for k in rows])
+            if not self.scores_alone:
+                return score(rows)
+            return score_finite_rows(lambda good: score([rows[k] for k in good]), media[rows], list(self.rewards))
 
         return self.rows.score_rows(some, len(media)) if self.scores_alone else some([*range(len(media))])
 
@@ -91,19 +97,22 @@ class SetScore:
     value: float
     halves: tuple[float, ...]
     n: int  # samples
+    bounds: tuple[float, float] | None = None  # of the reward's scores
 
     def estimate(self, base: SetScore | None = None) -> dict:
         """{"mean", "ci95", "n", "set"} of the value, or of its difference from the base's. The interval is that of the
         delete-half jackknife (Shao and Wu, Annals of Statistics 1989), which takes the standard deviation over halves
-        for that of the value. In a bootstrap prompts would occur twice, which distances of sets mistake for a smaller
-        spread. The interval is None without halves."""
+        for that of the value, cut at the reward's bounds. In a bootstrap prompts would occur twice, which distances of
+        sets mistake for a smaller spread. The interval is None without halves."""
         zero = (0.0,) * len(self.halves)
         value = self.value - (base.value if base else 0.0)
         gaps = np.subtract(self.halves, base.halves if base else zero)
         is_finite = math.isfinite(value)
         has_interval = is_finite and len(gaps) > 1 and bool(np.isfinite(gaps).all())
         half_width = 1.96 * float(np.std(gaps)) if has_interval else 0.0
-        interval = [value - half_width, value + half_width] if has_interval else None
+        low, high = self.bounds or (-math.inf, math.inf)
+        low, high = (low - high, high - low) if base else (low, high)
+        interval = [max(value - half_width, low), min(value + half_width, high)] if has_interval else None
         return {"mean": value if is_finite else None, "ci95": interval, "n": self.n, "set": True}
 
 
@@ -124,7 +133,7 @@ def score_set(
     for _ in range(count if len(names) >= MIN_PROMPTS and can_embed(reward) else 0):
         chosen = torch.from_numpy(rng.permutation(len(names))[: len(names) // 2])
         halves.append(score(valid_rows[torch.isin(prompt_index, chosen)]))
-    return SetScore(score(valid_rows), tuple(halves), len(valid_rows))
+    return SetScore(score(valid_rows), tuple(halves), len(valid_rows), reward.spec.bounds)
 
 
 def add_set_scores(

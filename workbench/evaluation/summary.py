@@ -6,11 +6,13 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from operator import itemgetter
+from types import MappingProxyType
 
-from pipelines import plan_loading
+from pipelines.loading import resolve_device
 from workbench.core.io import media
 from workbench.core.types import Media
-from workbench.evaluation import set_rewards, statistics
+from workbench.evaluation import sample_checks, set_rewards, statistics
 from workbench.methods import name_of
 from workbench.runs import config, store
 from workbench.runs.budget import Cost
@@ -33,23 +35,31 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
             parts.append(head | {"failed": failed or "did not finish"})
             continue
         samples = [s for e in sorted(finals, key=lambda e: e["batch"]) for s in e["samples"]]
+        blanks = sample_checks.describe_blanks(samples)
+        if blanks and blanks["blank"]["count"] == len(samples):
+            reason = blanks["blank"]["named"][0]["reason"]
+            parts.append(head | {"failed": f"none of its {len(samples)} samples can be used: {reason}"})
+            continue
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
         optimised = plan.reward.weights if "reward" in method.needs else {}
-        part = head | statistics.summarise_contestant(samples, next(iter(samples_of.values()), None), optimised)
+        base = next(iter(samples_of.values()), None)
+        part = head | statistics.summarise_contestant(samples, base, optimised, score_bounds(plan))
+        part |= blanks
         sets[name] = score_whole_sets(plan, folder, samples)
         part = set_rewards.add_set_scores(part, sets[name], next(iter(sets.values())), optimised)
         files: dict[int, list] = {}
-        for s in samples:
+        for s in filter(itemgetter("file"), samples):
             files.setdefault(s["index"], []).append(folder.path / s["file"])
         groups = ([media.read_media(f).data.numpy() for f in group] for group in files.values() if len(group) > 1)
         part |= {"diversity": statistics.measure_diversity(groups)} | dataclasses.asdict(cost)
         if training := folder.read(f"checkpoints/{name}/done.json"):
             part["training"] = training  # its cost; `nfe`, `seconds` and so on are of the final samples alone
         if plan.config.curve:
-            part["curve"] = budget_curve([e for e in events if e["contestant"] == name], plan.batch_count)
+            own = [e for e in events if e["contestant"] == name]
+            part["curve"] = budget_curve(own, plan.batch_count, score_bounds(plan))
         samples_of[name] = samples
         parts.append(part)
-    _add_differences_from_best_of_n(parts, samples_of)
+    _add_differences_from_best_of_n(parts, samples_of, score_bounds(plan))
     trainings = (p.get("training", {}).get("stages") for p in parts)
     stages: list[Mapping] = next(filter(None, trainings), [])  # of the first contestant that was trained in stages
     return ({"stages": stage_interference(plan, stages)} if stages else {}) | {
@@ -59,6 +69,7 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
         "seeds": plan.config.samples_per_prompt,
         "control": plan.config.control,
         "contestants": parts,
+        "flat_rewards": sample_checks.find_flat_rewards(samples_of),
         "alarm": statistics.hacking_alarm(parts, next(iter(plan.methods)), alarm_margins(plan)),
     }
 
@@ -66,8 +77,10 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
 def score_whole_sets(
     plan: Plan, folder: store.RunFolder, samples: Sequence[Mapping]
 ) -> dict[str, set_rewards.SetScore]:
-    """Set reward -> its score of a contestant's samples, which are read from their files."""
-    size, device = plan.config.batch, plan_loading(next(iter(plan.pipelines.values())), device=plan.config.device)[0]
+    """Set reward -> its score of a contestant's samples, which are read from their files; those without are left
+    out."""
+    samples = [s for s in samples if s["file"]]
+    size, device = plan.config.batch, resolve_device(plan.config.device)
 
     def chunks():
         for low in range(0, len(samples), size):
@@ -108,7 +121,15 @@ def _json_numbers(value):
     return round(value, 6) if math.isfinite(value) else None
 
 
-def _add_differences_from_best_of_n(parts: Sequence[dict], samples_of: Mapping[str, Sequence[Mapping]]) -> None:
+def score_bounds(plan: Plan) -> dict[str, statistics.Bounds]:
+    """Reward -> the range that its scores can't leave, of the rewards of samples that declare one."""
+    rewards = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
+    return {name: r.spec.bounds for name, r in rewards.items() if r.spec.bounds and r.spec.scope != "set"}
+
+
+def _add_differences_from_best_of_n(
+    parts: Sequence[dict], samples_of: Mapping[str, Sequence[Mapping]], bounds: Mapping[str, statistics.Bounds]
+) -> None:
     """Add to the parts the paired differences from the best-of-n with the largest budget."""
     rivals = [p for p in parts if p["method"] == "best_of_n" and "failed" not in p]
     if not rivals:
@@ -116,10 +137,13 @@ def _add_differences_from_best_of_n(parts: Sequence[dict], samples_of: Mapping[s
     rival = max(rivals, key=lambda p: p["nfe"])
     for part in parts:
         if part is not rival and "failed" not in part:
-            part["versus_best_of_n"] = statistics.compare_paired(samples_of[part["name"]], samples_of[rival["name"]])
+            pair = (samples_of[part["name"]], samples_of[rival["name"]])
+            part["versus_best_of_n"] = statistics.compare_paired(*pair, bounds)
 
 
-def budget_curve(events: Sequence[Mapping], batches: int) -> list[dict]:
+def budget_curve(
+    events: Sequence[Mapping], batches: int, bounds: Mapping[str, statistics.Bounds] = MappingProxyType({})
+) -> list[dict]:
     """Scores of a contestant's best so far against its budget: [{"nfe", "seconds", "rewards": {name: estimate}}], costs
     per sample, at the steps at which all its batches were scored, and at the end."""
     judged_at_step: dict[float, list[tuple[Mapping, list[int], Mapping]]] = {}
@@ -139,7 +163,9 @@ def budget_curve(events: Sequence[Mapping], batches: int) -> list[dict]:
         rows, clusters = sum(e["rows"] for e, _, _ in parts), [i for _, index, _ in parts for i in index]
         rewards = {
             name: statistics.mean_with_interval(
-                [statistics.none_to_nan(v) for _, _, scores in parts for v in scores[name]], clusters
+                [statistics.none_to_nan(v) for _, _, scores in parts for v in scores[name]],
+                clusters,
+                bounds=bounds.get(name),
             )
             for name in parts[0][2]
         }

@@ -9,8 +9,9 @@ reward's gradient and a target that is tempered in, so that early, blurred x0-pr
 
 with n the step in a chain of 100, the length for which the paper sets gamma. Particles are resampled where their
 effective sample size falls (systematic where the authors take SSP: both give floor or ceil of K w children).
-Log-densities are SUMMED over the latent's dimensions. The weights correct the proposal: the gradient moves particles,
-it does not bias what is sampled.
+Log-densities are SUMMED over the latent's dimensions. The weights correct the proposal, whatever the push is. Ours is
+shortened to `push_limit`: the paper's lambda is for 100 small steps; in eight large ones it pushes by 30 to 50 standard
+deviations, out of what the denoiser knows.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ class DAS(MethodDefaults):
 
     particles: Count = 4  # K, a prompt
     lam: NonNegative = 100.0  # 1 / alpha: samples follow p(x) exp(lambda r(x)); 0 does not steer
+    push_limit: NonNegative | None = 1.0  # a push is at most so long, in standard deviations of the noise; None: any
     gamma: NonNegative = 0.008  # tempering rate: the reward counts in full after 87 % of the chain
     ess_threshold: NonNegative = 0.5  # resample where the effective sample size is below this share of K; 0 never does
     choose: Literal["best", "draw"] = "best"  # of the finished particles: the highest reward, or one drawn by weight
@@ -42,6 +44,7 @@ class DAS(MethodDefaults):
     scales = "particles"
     yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.05803"
+    measured = "no difference from best_of_n shown at equal calls"
     former_names = {"ess": "ess_threshold"}
 
     def calls(self, steps: int) -> int:
@@ -74,14 +77,11 @@ class DAS(MethodDefaults):
             if low.any():
                 particles.check_stochastic(law, i)
                 law, grad = particles.take_rows(law, particles.flatten_rows(rows)), grad[particles.flatten_rows(rows)]
-            logw, tempered, last = (
-                torch.where(low, 0.0, logw),
-                particles.gather_ancestors(tempered, rows),
-                particles.gather_ancestors(last, rows),
-            )
+            logw = torch.where(low, 0.0, logw)
+            tempered, last = (particles.gather_ancestors(values, rows) for values in (tempered, last))
             best = particles.best_so_far(best, media, r)
             yield particles.particle_event(i, batch, *best, ess=ess, spread=r.std(1, correction=0))
-            push = self.tempering(i + 1, steps) * self.lam * law.std * grad  # [B*K,*latent] in units of std
+            push = self._limit_push(self.tempering(i + 1, steps) * self.lam * law.std * grad)  # [B*K,*latent]
             x = replace(law, mean=law.mean + law.std * push).sample(generators)
             if law.std.any():
                 z = ((x - law.mean) / law.std).double()  # log p - log q is that of N(0, I) and N(push, I) at z
@@ -99,6 +99,11 @@ class DAS(MethodDefaults):
             ess=particles.effective_sample_size(logw),
             spread=spread,
         )
+
+    def _limit_push(self, push: Tensor) -> Tensor:
+        """Pushes [N,*latent] in units of std, each shortened to a norm of at most `push_limit`."""
+        norm = push.flatten(1).norm(dim=1).view(-1, *[1] * (push.dim() - 1))
+        return push if self.push_limit is None else push * (self.push_limit / norm.clamp(min=1e-30)).clamp(max=1.0)
 
     @staticmethod
     @torch.enable_grad()

@@ -58,6 +58,7 @@ class FK(MethodDefaults):
     scales = "particles"
     yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.06848"
+    measured = "no difference from best_of_n shown at equal calls"
     former_names = {"ess": "ess_threshold"}
 
     def __post_init__(self):

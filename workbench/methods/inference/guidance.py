@@ -47,6 +47,7 @@ class Guidance(MethodDefaults):
     needs = frozenset({"latents", "stochastic", "reward", "differentiable"})
     yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2302.07121, arXiv:2209.14687"
+    measured = "raises its reward, and not the oracle"
     former_names = {"recur": "recurrence_steps", "top": "max_reward"}
 
     def calls(self, steps: int) -> int:

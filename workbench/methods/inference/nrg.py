@@ -55,6 +55,7 @@ class NRG(MethodDefaults):
     needs = frozenset({"latents", "stochastic", "reward"})
     yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2501.13918"
+    measured = "raises neither its reward nor the oracle"
 
     def __post_init__(self) -> None:
         if not isinstance(self.model, str):

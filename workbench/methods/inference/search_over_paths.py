@@ -37,6 +37,7 @@ class SearchOverPaths(MethodDefaults):
     scales = "rounds"
     scales_in_turns = True
     paper = "arXiv:2501.09732"
+    measured = "no difference from best_of_n shown at equal calls"
     former_names = {"back": "renoise_fraction"}
 
     def calls(self, steps: int) -> int:
@@ -82,8 +83,8 @@ def redenoise(policy: Policy, x0: Tensor, i: int, batch: Batch, draw: int) -> Te
 
 
 def select_best(clean: list[Tensor], scores: list[Tensor], n: int) -> tuple[list[Tensor], list[Tensor]]:
-    """The n best candidates of each row, best first; equals stay in order, the unjudged (NaN) come last."""
+    """The n best candidates of each row, best first; equals stay in order, those without a finite score come last."""
     rewards = torch.stack(scores)  # [K,B]
-    order = rewards.nan_to_num(nan=-math.inf).argsort(dim=0, descending=True, stable=True)[:n]
+    order = rewards.where(rewards.isfinite(), -math.inf).argsort(dim=0, descending=True, stable=True)[:n]
     row = torch.arange(rewards.shape[1], device=rewards.device)
     return list(torch.stack(clean)[order, row]), list(rewards[order, row])

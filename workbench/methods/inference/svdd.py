@@ -36,6 +36,7 @@ class SVDD(MethodDefaults):
     scales = "candidates"
     yields_predictions = True  # its media on the way are what a chain under way is going to be, not samples
     paper = "arXiv:2408.08252"
+    measured = "worse than best_of_n at equal calls"
 
     def calls(self, steps: int) -> int:
         return self.candidates * steps
