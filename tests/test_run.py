@@ -5,8 +5,6 @@ from __future__ import annotations
 import dataclasses
 import errno
 import json
-import os
-import signal
 import subprocess
 import sys
 import threading
@@ -15,9 +13,11 @@ import weakref
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 import yaml
+from forked import Launcher
 
 import pipelines
 from workbench import cli
@@ -25,7 +25,7 @@ from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.paths import ROOT
 from workbench.core.types import Batch, Event
-from workbench.engine import run
+from workbench.engine import run, run_record
 from workbench.engine.plan import plan_run
 from workbench.methods import METHODS, trains_weights
 from workbench.report import findings
@@ -115,15 +115,17 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(small, tmp_p
 def test_a_run_killed_at_any_moment_goes_on_to_the_table_of_an_uninterrupted_one(small, tmp_path):
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(BASE | SMALL))
-    command = [sys.executable, "-m", "workbench.cli", "run", str(path), "--runs", str(tmp_path / "runs")]
+    arguments, launcher = ["run", str(path), "--runs", str(tmp_path / "runs")], Launcher()
     for finished in (1, 4):  # killed after the first batch, then again in the middle of the second contestant
-        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        process = psutil.Process(launcher.start(tmp_path / "launch", arguments=arguments))
         wait_for(process, tmp_path / "runs", finished)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        while process.status() != psutil.STATUS_ZOMBIE:  # its parent is the launcher
+            time.sleep(0.01)
+    launcher.close()
     (folder,) = store.list_run_folders(tmp_path / "runs")
     assert folder.read()["status"] == "running"
-    assert cli.main(command[3:]) == 0
+    assert cli.main(arguments) == 0
     assert len(store.list_run_folders(tmp_path / "runs")) == 1
     assert verdict(folder) == verdict(small) and files(folder) == files(small)
 
@@ -133,7 +135,7 @@ def wait_for(process, runs: Path, finished: int):
         found = [e for f in store.list_run_folders(runs) for e in f.events() if e.get("final")]
         if len(found) >= finished:
             return
-        assert process.poll() is None, "the run ended before it could be killed"
+        assert process.status() != psutil.STATUS_ZOMBIE, "the run ended before it could be killed"
         time.sleep(0.05)
     raise AssertionError("the run made no progress")
 
@@ -364,7 +366,7 @@ def test_the_digest_of_a_run_follows_what_it_makes_and_not_where_that_is_written
     (tmp_path / "one.txt").write_text("a red circle\na blue square")
     (tmp_path / "two.txt").write_text("# the same\na red circle\na blue square\n")
     one, two, other = (
-        run.digest_prompts(plan_run(settings(method="sample", prompts=p)))
+        run_record.digest_prompts(plan_run(settings(method="sample", prompts=p)))
         for p in (str(tmp_path / "one.txt"), str(tmp_path / "two.txt"), ["a blue square", "a red circle"])
     )
     assert one == two != other

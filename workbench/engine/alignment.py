@@ -15,6 +15,7 @@ from torch import Tensor
 import pipelines
 from pipelines.variants import pipeline_label
 from workbench.core.errors import BadInput
+from workbench.core.finite import find_finite_rows
 from workbench.core.io import media as media_files
 from workbench.core.io import video as video_files
 from workbench.core.paths import write_atomic
@@ -84,6 +85,8 @@ class Alignment:
     def __repr__(self) -> str:
         means = {name: float(values.nanmean()) for name, values in self.scores.items()}
         count = f"{len(self)} {self.media.modality}{'s' if len(self) > 1 and self.media.modality == 'image' else ''}"
+        blanks = int((~find_finite_rows(self.media)).sum())
+        count += f", {blanks} of them not finite" if blanks else ""
         return (
             f"<{self.method} on {self.pipeline}: {count}, {format_scores(means)}; "
             f"{self.cost.nfe:,} denoiser calls, {self.cost.seconds:.1f} s>"
@@ -101,24 +104,25 @@ class Alignment:
 
     def save(self, folder: str | Path, *, compressed: bool = False) -> Path:
         """Write one file per sample (PNG, animated PNG or WAV, with prompt, seed and scores as metadata),
-        `samples.json`, and `latents.safetensors` where there are latents; returns the folder. Raises BadInput for a
-        folder that has a `samples.json`.
+        `samples.json`, and `latents.safetensors` where there are latents; returns the folder. A sample that is not
+        finite has no file, and a `reason`. Raises BadInput for a folder that has a `samples.json`.
 
         compressed: also write each clip as MP4 and each sound as FLAC, for players that know neither animated PNG nor
-        float32 WAV. That needs PyAV (`pip install av`), and for pictures there is no such copy: BadInput.
+        float32 WAV. For pictures there is no such copy: BadInput.
         """
         folder = Path(folder)
         if (folder / "samples.json").exists():
             raise BadInput(f"{folder}: has samples already, and nothing is written over; name another folder")
         if compressed and self.media.modality not in COMPRESSED_WRITERS:
             raise BadInput("compressed: pictures are PNG already; leave it out")
-        if compressed:
-            video_files.import_av(folder / f"0000{COMPRESSED_WRITERS[self.media.modality][0]}", "writing")
         folder.mkdir(parents=True, exist_ok=True)
         rows = self.table()
         for n, (sample, row) in enumerate(zip(self, rows, strict=True)):
             meta = {"prompt": sample.prompt, "seed": sample.seed, "contestant": self.method, "pipeline": self.pipeline}
             meta["scores"] = json_scores(sample.scores)
+            if not find_finite_rows(sample.media).all():
+                row |= {"file": None, "reason": "its values are not finite"}
+                continue
             path = media_files.write_media(sample.media, folder / f"{n:04d}", meta=meta)
             row["file"] = path.name
             if compressed:

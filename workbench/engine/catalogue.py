@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import yaml
-
 from pipelines import read_config
 from pipelines.variants import pipeline_label
+from workbench.core.io.parsing import parse_yaml, read_text
 from workbench.core.paths import CONFIGS
 from workbench.core.setting_help import describe_settings, summarise_class
 from workbench.methods import METHODS
@@ -47,12 +46,13 @@ def list_rewards() -> list[dict]:
 
 
 def list_methods() -> list[dict]:
-    """All methods: name, needs, paper, what it is, settings with defaults and help."""
+    """All methods: name, needs, paper, what it is and what was measured of it, settings with defaults and help."""
     rows = []
     for name, cls in METHODS.items():
         settings = "; ".join(f"{n}={default} ({help})" for n, default, help in describe_settings(cls))
         row = {"name": name, "needs": ", ".join(sorted(cls.needs)), "paper": cls.paper}
-        rows.append(row | {"what": summarise_class(cls), "settings": settings})
+        measured = f" On the starter pictures: {cls.measured} (docs/methods.md)." if cls.measured else ""
+        rows.append(row | {"what": summarise_class(cls) + measured, "settings": settings})
     return rows
 
 
@@ -60,8 +60,8 @@ def list_configs() -> list[dict]:
     """The configs in configs/runs: name, pipeline, and the comment in the first line."""
     rows = []
     for name, path in bundled_runs():
-        text = path.read_text(encoding="utf-8")
-        values = yaml.safe_load(text)
+        text = read_text(path)
+        values = parse_yaml(text, str(path))
         about = text.splitlines()[0].removeprefix("#").strip() if text.startswith("#") else ""
         rows.append({"name": name, "pipeline": pipeline_label(values["pipeline"]), "what": about})
     return rows

@@ -13,12 +13,12 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 import pipelines
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_yaml
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.text import quote_value
 from workbench.core.types import Method
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, find_method, name_of, trains_weights
@@ -148,10 +148,7 @@ def _read_contestant(text: str) -> list[tuple[str, Method, str | None]]:
         ]
     head, separator, repo = text.rpartition("@")
     head, repo = (head, repo) if separator else (text, None)
-    try:
-        value = yaml.safe_load(head)
-    except yaml.YAMLError:
-        raise BadInput(f"compare: {text!r} is not valid YAML; write it like '{{reno: {{iterations: 20}}}}'") from None
+    value = parse_yaml(head, f"compare: {quote_value(text)}")
     if isinstance(value, Mapping) and len(value) == 1:
         ((name, settings),) = value.items()
     else:
@@ -164,7 +161,7 @@ def _read_contestant(text: str) -> list[tuple[str, Method, str | None]]:
     pipeline_names = [p.stem for p in (CONFIGS / "pipelines").glob("*.yaml")]
     if text not in pipeline_names and not os.path.isdir(text) and "/" not in text:
         raise BadInput(
-            f"compare: {text!r} is no pipeline, method or run folder; "
+            f"compare: {quote_value(text)} is no pipeline, method or run folder; "
             f"{suggest_nearest(text, [*pipeline_names, *METHODS])}"
         )
     return [(Path(text).name, METHODS["sample"](), text)]

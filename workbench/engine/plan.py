@@ -16,10 +16,11 @@ from rewards.compose import WeightedReward
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
 from workbench.core.types import derive_seed
+from workbench.engine.reward_checks import check_group_reward, check_modality, check_set_reward
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, name_of, trains_weights
 from workbench.runs import config as configs
-from workbench.runs import preference_data, prompts, stages, train_config
+from workbench.runs import preference_data, prompts, stages, train_config, training_sizes
 from workbench.runs.budget import Budget
 from workbench.runs.plan import Plan
 from workbench.runs.resolve import resolve_dependencies
@@ -66,11 +67,12 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
     for method in methods.values():
         resolve_dependencies(method)
     pairs = read_pairs(config, methods, next(iter(configs_by_name.values())).modality)
-    prompt_list = prompts.read_prompts(config.prompts)
+    prompt_lists, unused = prompts.read_prompt_lists({"prompts": config.prompts, "test": config.test})
+    prompt_list = prompt_lists["prompts"]
     training = any(map(trains_weights, methods.values()))
     if not training and (config.train is not None or config.test is not None):
         raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
-    test_prompts = prompt_list if config.test is None else prompts.read_prompts(config.test, "test")
+    test_prompts = prompt_lists.get("test", prompt_list)
     rows = prompts.sample_rows(test_prompts[: config.limit or None], config.seed, config.samples_per_prompt)
     if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts")
@@ -82,9 +84,17 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
             f"on {device} in {str(dtype).removeprefix('torch.')}, attention {kernels}"
             for (repo, pipeline), (device, dtype, kernels) in zip(configs_by_name.items(), placements, strict=True)
         ),
+        *(
+            f"pipeline {repo}: {line}"
+            for repo, pipeline in configs_by_name.items()
+            for line in ([] if repo in objects.pipelines else pipelines.describe_loading(pipeline))
+        ),
+        *describe_loras(pipeline_configs),
+        *training_sizes.export_warnings(pipeline_configs),
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.samples_per_prompt} seed(s) = {len(rows)} samples in batches "
         f"of {config.batch}",
+        *unused,
     ]
     if budget:
         checks.append(
@@ -98,10 +108,11 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
 def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
     """The plan with settings and prompts of its training. Raises BadInput."""
     config, methods = plan.config, {n: plan.methods[n] for n in plan.trained_contestants}
-    for name in methods:
-        if plan.pipelines[name].lora:
+    for name, method in methods.items():
+        if plan.pipelines[name].lora and method.sampler() is not None:
             raise BadInput(
-                f"contestants.{name}: training on top of a LoRA is not possible; export it merged and train on that"
+                f"contestants.{name}: {name_of(method)} trains a LoRA beside the generator, which must have none of "
+                "its own; train it on the base"
             )
     if plan.budget is not None:
         raise BadInput(
@@ -120,16 +131,33 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
             tuple(sorted(prompt_list, key=lambda p: derive_seed(config.seed, "held", p))[: recipe.eval_prompts]),
             True,
         )
+    for name, method in methods.items():
+        try:
+            resolve_dependencies(method).check_prompts(train)
+        except BadInput as error:
+            raise BadInput(f"contestants.{name}: {error}") from None
     if config.control == "shuffled" and (len(train) if plan.pairs is None else recipe.prompts_per_round) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts to train on")
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
         part.check_combination([*train, *held_out])
     lines = [
         *plan.checks,
+        *(
+            f"contestant {name}: starts from {plan.pipelines[name].lora}, merged; its export holds both"
+            for name in methods
+            if plan.pipelines[name].lora
+        ),
         *train_config.describe_training(recipe, held_out, set_apart, train if plan.pairs is None else plan.pairs),
     ]
+    trained = replace(plan, train_config=recipe)
+    for name in methods:
+        lines += training_sizes.size_warnings(
+            name, training_runs.training_pipeline(trained, name), plan.pipelines[name]
+        )
     if config.test is not None and plan.pairs is None and (repeated := count_trained_prompts(plan.rows, train)):
         lines.append(f"warning: {repeated} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
+    if plan.pairs is not None and (left_out := plan.pairs.describe_left_out()):
+        lines.append("warning: " * bool(plan.pairs.describe_left_out(faults_only=True)) + f"pairs: {left_out}")
     if config.test is None:
         which = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
         lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {which}")
@@ -171,6 +199,7 @@ def read_pairs(
         raise BadInput("pairs: sounds can't be turned back into latents, so there is nothing to learn from them")
     pairs = build_dataclass(preference_data.PreferencePairs, {"seed": config.seed, **config.pairs}, "pairs")
     pairs.check()
+    pairs.read_ahead()
     return pairs
 
 
@@ -224,6 +253,8 @@ def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -
             f"{len(task.train_prompts)} prompts to train on, {len(task.held_out_prompts)} to be judged on after each "
             "stage"
         )
+    for name, pipeline in pipeline_configs.items():
+        lines += training_sizes.size_warnings(f"staged, in stage {name},", pipeline, sampling_plan.pipelines["staged"])
     train = tuple(dict.fromkeys(p for task in tasks for p in task.train_prompts))
     return replace(
         sampling_plan,
@@ -240,6 +271,16 @@ def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -
 def describe_weights(pipeline: pipelines.PipelineConfig) -> tuple[str, str]:
     """(repository, classes and settings that load it): pipelines for which these are equal can share a LoRA."""
     return pipeline.repo, " ".join(map(str, filter(None, (pipeline.pipeline, pipeline.scheduler, pipeline.components))))
+
+
+def describe_loras(pipeline_configs: Mapping[str, pipelines.PipelineConfig]) -> list[str]:
+    """What is applied of each contestant's LoRA file, as far as it is known without weights. Raises BadInput."""
+    return [
+        f"{'warning: ' if 'not applied' in note else ''}contestant {name}: LoRA {note}"
+        for name, pipeline in pipeline_configs.items()
+        if pipeline.lora
+        for note in pipelines.plan_lora(pipeline)
+    ]
 
 
 def check_requirements(methods: Mapping[str, Any], pipeline_configs: Mapping[str, Any], reward: WeightedReward) -> None:
@@ -282,66 +323,6 @@ def build_watched(block: Mapping[str, Any] | Sequence[str] | str, registry: Mapp
         first.rewards |= part.rewards
         first.weights |= part.weights
     return first
-
-
-def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], reward: WeightedReward) -> None:
-    """Raises BadInput for a set reward, unless every method that optimises it can, and a shuffled control changes
-    it."""
-    if reward.spec.scope != "set":
-        return
-    if config.control == "shuffled" and "prompt" not in reward.spec.needs:
-        raise BadInput(
-            f"control: shuffled prompts are all the same to {reward.spec.name}, which reads none; use: negated"
-        )
-    (name, *_), set_methods = reward.rewards, [n for n, cls in METHODS.items() if cls.optimises_sets]
-    for contestant, method in methods.items():
-        if "reward" in method.needs and not method.optimises_sets:
-            raise BadInput(
-                f"reward {name} judges whole sets, and contestant {contestant} needs a score of each sample; "
-                f"{', '.join(set_methods)} learns from sets, and leave_one_out: {{of: {name}}} gives each sample its "
-                "credit"
-            )
-
-
-def check_modality(part: WeightedReward, repo: str, modality: str) -> None:
-    """Raises BadInput for a reward of another modality, or one that needs the source picture of an edit."""
-    for name, judge in part.rewards.items():
-        if modality not in judge.spec.modalities:
-            raise BadInput(
-                f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
-                f"but {repo} makes {modality}; see: workbench list rewards"
-            )
-        if "source" in judge.spec.needs:
-            raise BadInput(
-                f"reward {name} compares with the source of an edit, and these samples are made from nothing"
-            )
-
-
-def check_group_reward(
-    config: configs.RunConfig, reward: WeightedReward, watch: WeightedReward | None, methods: Mapping[str, Any]
-) -> None:
-    """Raises BadInput for a reward of scope "group", which compares the samples of one prompt, unless every method that
-    optimises it scores a prompt's samples in one call (methods that train on groups), and for one that is held out."""
-    watched_specs = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
-    if comparing := [n for n, spec in watched_specs.items() if spec.scope == "group"]:
-        raise BadInput(
-            f"watch: {comparing[0]} compares the samples of one prompt, which says nothing of how contestants differ"
-        )
-    if reward.spec.scope != "group":
-        return
-    group_rewards = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]
-    if group_rewards and (config.samples_per_prompt < 2 or config.batch % config.samples_per_prompt):
-        raise BadInput(
-            f"reward {group_rewards[0]} compares the samples of one prompt: set samples_per_prompt to 2 or more, and "
-            "batch to a multiple of it"
-        )
-    ungrouped = [n for n, m in methods.items() if "reward" in m.needs and not (trains_weights(m) and m.group > 1)]
-    if ungrouped or not any("reward" in m.needs for m in methods.values()):
-        raise BadInput(
-            f"reward {reward.spec.name} compares the samples of one prompt in one call, and "
-            + (f"contestant {ungrouped[0]}" if ungrouped else "no contestant of this run")
-            + (" makes them one at a time" if ungrouped else " makes a prompt's samples together")
-        )
 
 
 def check_disk(plan: Plan, runs: Path) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.engine import extension
 from workbench.engine import plan as planning
 from workbench.engine import run as driver
 from workbench.engine.progress_bar import watch_run
@@ -75,18 +76,16 @@ def plan_objects(
     values |= {"pipeline": objects.name_pipeline(pipeline), "reward": objects.name_rewards(reward, "reward")}
     values |= {"watch": objects.name_rewards(watch, "watch")} if watch is not None else {}
     values.setdefault("name", where)
-    return planning.plan_run(
+    plan = planning.plan_run(
         configs.check_config(build_dataclass(configs.RunConfig, values, where)), f"workbench.{where}", objects
     )
+    return dataclasses.replace(plan, objects=objects.fingerprints())
 
 
 def run_in_folder(plan: Plan, objects: UserObjects, runs: Path, new: bool, progress: bool) -> Run:
-    """Execute a plan in a run folder in `runs`, an unfinished one of the same config unless `new`. Raises RuntimeError
-    where a training failed; failures of other contestants are in the result's table."""
-    config_values = dataclasses.asdict(plan.config)
-    path = training_runs.open_on_leader(
-        lambda: store.RunFolder.open(runs, plan.config.name, config_values, new).path, plan.config.device
-    )
+    """Execute a plan in a run folder in `runs`, an unfinished one of the same config unless `new` (extension.open_run).
+    Raises RuntimeError where a training failed; failures of other contestants are in the result's table."""
+    path = training_runs.open_on_leader(lambda: extension.open_run(plan, runs, new), plan.config.device)
     rounds = plan.train_config.rounds if plan.train_config else 0
     stream = driver.execute_run(plan, store.RunFolder(path), load=objects.load)
     for failure in watch_run(stream, rounds, progress):

@@ -7,20 +7,13 @@ stores, and yields Progress reports, the same for the command line, the app, Pyt
 from __future__ import annotations
 
 import dataclasses
-import errno
 import gc
 import hashlib
-import json
-import platform
 import random
-import shutil
-import subprocess
 import threading
-import time
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from importlib.metadata import version
 from typing import Any
 
 import numpy as np
@@ -29,14 +22,13 @@ import torch
 
 import pipelines
 from pipelines import processes
-from workbench.core.errors import BadInput, Stopped
+from workbench.core.errors import BadInput, DiskFull, Stopped, is_disk_full, is_read_only
+from workbench.core.finite import find_finite_rows
 from workbench.core.io import media
-from workbench.core.paths import ROOT
 from workbench.core.types import Batch, Event, Method, Policy, Reward, derive_seed
-from workbench.engine import export
-from workbench.engine.user_objects import is_plain
+from workbench.engine import export, resume
+from workbench.engine.run_record import describe_run
 from workbench.evaluation.summary import summarise_run
-from workbench.methods import name_of
 from workbench.report import pages
 from workbench.runs import config, prompts, store
 from workbench.runs.budget import Budget, Cost, Meter
@@ -47,10 +39,6 @@ from workbench.runs.resolve import resolve_dependencies
 from workbench.training import contestant_training, training_runs
 
 
-class DiskFull(OSError):
-    """The disk filled up during a run; no file is half-written, and the run can be resumed."""
-
-
 def execute_run(
     plan: Plan, folder: store.RunFolder, stop: threading.Event | None = None, load: Callable | None = None
 ) -> Iterator[Progress]:
@@ -59,79 +47,94 @@ def execute_run(
 
     Once `stop` is set, the batch under way is delivered as it is and no other is begun; a later call goes on from
     there. `load` replaces pipelines.load, for example by one that caches. Raises BadInput while another process works
-    on the same run, or where its prompts or rewards have changed; DiskFull.
+    on the same run, where a file or setting of a run that goes on has changed (engine/resume.py), and where nothing can
+    be written; DiskFull.
     """
     stop, load = stop or threading.Event(), load or pipelines.load
     if not processes.is_main_process():  # one of several processes writes; the others only train
         yield from contestant_training.train_contestants(plan, folder, stop, load)
         return
-    with folder.exclusive_lock():
-        started, record = folder.read(), describe_run(plan)
-        if started:  # before the log is cut: a run that is refused stays as it was
-            check_same_prompts(folder, started, record)
-            check_same_rewards(folder, started, record)
-            record = started
-        with store.open_index(folder.path.parent):  # a damaged index is reported before any work
-            pass
-        finished = training_runs.rewind_run(plan, folder)
-        folder.write("run.json", record | {"status": "running"})
-        status = "failed"
-        try:
-            yield from contestant_training.train_contestants(plan, folder, stop, load)
-            sampling_plan = training_runs.plan_with_exports(plan, folder)
-            unfinished = [
-                n for n in sampling_plan.methods if any((n, b) not in finished for b in range(plan.batch_count))
-            ]
-            if unfinished and not stop.is_set():
-                yield from _sample_missing(sampling_plan, folder, unfinished, finished, stop, load)
-            summary = mark_unfinished(summarise_run(plan, folder), folder.events())
-            folder.write("summary.json", summary)
-            pages.write_report(folder.path)
-            for name in sampling_plan.methods:
-                if name in plan.trained_contestants:
-                    export.write_model_card(plan, folder, name, training_runs.export_folder(plan, folder, name))
-            failed = any("failed" in c for c in summary["contestants"])
-            status = "stopped" if stop.is_set() else "failed" if failed else "done"
-        except (KeyboardInterrupt, GeneratorExit):
-            status = "stopped"
-            raise
-        except OSError as error:
-            if error.errno == errno.ENOSPC:
-                status = ""  # nothing more can be written: what is there stays whole, and says "running"
-                raise DiskFull(
-                    f"the disk of {folder.path} is full; make room and run the same command to go on"
-                ) from error
-            raise
-        finally:
-            if status:
-                # the index first: a run that is killed in between, or finds the index locked, stays unfinished, and
-                # updates the index when it is resumed
-                store.sync_index(folder.path.parent, folder, status)
-                folder.write("run.json", record | {"status": status})
-
-
-def check_same_prompts(folder: store.RunFolder, before: dict, record: dict) -> None:
-    """Raises BadInput where the prompt files of a resumed run have changed since it began; not for an old run without a
-    digest of its prompts."""
-    if before.get("prompts", record["prompts"]) != record["prompts"]:
-        raise BadInput(
-            f"{folder.path}: its prompts have changed since this run began, so what it has made could not be compared "
-            "with what is missing; start anew with --new"
-        )
-
-
-def check_same_rewards(folder: store.RunFolder, before: dict, record: dict) -> None:
-    """Raises BadInput where a reward of a resumed run has another version than when the run began."""
-    for name, old_version in before["rewards"].items():
-        if record["rewards"].get(name, old_version) != old_version:
+    try:
+        with folder.exclusive_lock():
+            yield from _execute_locked(plan, folder, stop, load)
+    except Exception as error:
+        if is_disk_full(error):
+            raise DiskFull(f"the disk of {folder.path} is full; make room and run the same command to go on") from error
+        if is_read_only(error):
+            why = getattr(error, "strerror", None) or error
             raise BadInput(
-                f"{folder.path}: {name} was {old_version!r} when this run began and is {record['rewards'][name]!r} "
-                "now, so its scores could not be compared; start anew with --new"
-            )
+                f"{folder.path}: nothing can be written there ({why}); a finished run is read by: workbench report RUN "
+                "--out FILE"
+            ) from error
+        raise
+
+
+def _execute_locked(plan: Plan, folder: store.RunFolder, stop: threading.Event, load: Callable) -> Iterator[Progress]:
+    started, record = folder.read(), describe_run(plan)
+    if started:  # before the log is cut: a run that is refused stays as it was
+        resume.check_same_run(folder, started, record)
+    with store.open_index(folder.path.parent):  # a damaged index is reported before any work
+        pass
+    for note in resume.placement_changes(started, record):
+        yield message(plan, next(iter(plan.methods)), note)
+    if lines := folder.drop_damaged_lines():
+        where = f"line {lines[0]}" if len(lines) == 1 else f"lines {', '.join(map(str, lines[:5]))}"
+        note = f"{where} of events.jsonl could not be read, so what they told of is made again"
+        yield message(plan, next(iter(plan.methods)), note)
+    damage = resume.forget_damaged_batches(folder)
+    for (name, batch), note in damage.items():
+        if name in plan.methods:
+            yield message(plan, name, f"{note}, so batch {batch} is made again")
+    finished = training_runs.rewind_run(plan, folder)
+    record = started or record
+    if loras := {n: notes for n, p in plan.pipelines.items() if p.lora and (notes := pipelines.plan_lora(p))}:
+        record["loras"] = loras
+    record.setdefault("threads", torch.get_num_threads())  # the last digits of what the CPU computes depend on it
+    folder.write("run.json", record | {"status": "running"})
+    (folder.path / store.CLAIM).unlink(missing_ok=True)
+    status = "failed"
+    try:
+        yield from contestant_training.train_contestants(plan, folder, stop, load)
+        sampling_plan = training_runs.plan_with_exports(plan, folder)
+        unfinished = [n for n in sampling_plan.methods if any((n, b) not in finished for b in range(plan.batch_count))]
+        if unfinished and not stop.is_set():
+            yield from _sample_missing(sampling_plan, folder, unfinished, finished, stop, load, record)
+        summary = mark_unfinished(summarise_run(plan, folder), folder.events())
+        folder.write("summary.json", summary)
+        pages.write_report(folder.path)
+        for name in sampling_plan.methods:
+            if name in plan.trained_contestants:
+                export.write_model_card(plan, folder, name, training_runs.export_folder(plan, folder, name))
+        failed = any("failed" in c for c in summary["contestants"])
+        status = "stopped" if stop.is_set() else "failed" if failed else "done"
+    except (KeyboardInterrupt, GeneratorExit):
+        status = "stopped"
+        raise
+    except Exception as error:
+        if is_disk_full(error):
+            status = ""  # nothing more can be written: what is there stays whole, and says "running"
+        raise
+    finally:
+        if status:
+            # the index first: a run that is killed in between, or finds the index locked, stays unfinished, and updates
+            # the index when it is resumed
+            store.sync_index(folder.path.parent, folder, status)
+            folder.write("run.json", record | {"status": status})
+
+
+def message(plan: Plan, name: str, note: str) -> Progress:
+    """A Progress report with a sentence on contestant `name`."""
+    return Progress(name, 0, plan.batch_count, phase="message", note=note)
 
 
 def _sample_missing(
-    plan: Plan, folder: store.RunFolder, names: Sequence[str], finished: set, stop: threading.Event, load: Callable
+    plan: Plan,
+    folder: store.RunFolder,
+    names: Sequence[str],
+    finished: set,
+    stop: threading.Event,
+    load: Callable,
+    record: dict,
 ) -> Iterator[Progress]:
     config, loaded, policy, meter = plan.config, None, None, None
     optimised = CountedReward(apply_control(plan.reward, config, [r[1] for r in plan.rows]))
@@ -143,6 +146,9 @@ def _sample_missing(
             loaded = plan.pipelines[name]
             policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
             policy.stop = stop
+        if loaded.lora and not loaded.lora.startswith(str(folder.path)):  # of its own exports all is applied
+            record.setdefault("loras", {})[name] = [*policy.notes]
+            yield from (message(plan, name, f"LoRA {note}") for note in policy.notes)
         method, meter = resolve_dependencies(plan.methods[name]), Meter(policy, optimised)
         for number, (rows, batch) in enumerate(prompts.iterate_batches(plan.rows, config.batch)):
             if (name, number) in finished:
@@ -155,7 +161,8 @@ def _sample_missing(
                     entry = {"contestant": name, "batch": number, "step": event.step, "metrics": metrics}
                     entry |= {"rows": len(rows), "cost": dataclasses.asdict(meter.cost)}
                     if event.final:
-                        entry |= {"final": True, "samples": _store_samples(plan, folder, name, number, rows, event)}
+                        reason = explain_blank(policy)
+                        entry |= {"final": True, **_store_samples(plan, folder, name, number, rows, event, reason)}
                         entry |= {"stopped": True} if stop.is_set() else {}
                         entry |= {"predicted": True} if meter.cut and method.yields_predictions else {}
                     elif config.curve and event.media is not None and meter.cost.nfe >= 2 * judged_at:
@@ -169,11 +176,24 @@ def _sample_missing(
             except Stopped:
                 return
             except Exception as error:  # one contestant's failure is reported in the table; the others go on
+                if is_disk_full(error):
+                    raise
                 reason = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else 'no message'}"
                 store.write_atomic(folder.path / f"failure-{name}.txt", traceback.format_exc())
                 folder.append_event({"contestant": name, "batch": number, "failed": reason})
                 yield Progress(name, number, plan.batch_count, failed=reason)
                 break
+
+
+def explain_blank(policy: Policy) -> str:
+    """Why a sample of this policy that is not finite has no file. A policy that blanks samples on purpose says so in
+    `blank_reason`."""
+    pipe = getattr(policy, "pipe", None)
+    networks = [p for p in getattr(pipe, "components", {}).values() if isinstance(p, torch.nn.Module)]
+    dtype = str(next((p.dtype for network in networks for p in network.parameters()), "")).removeprefix("torch.")
+    hint = "; try dtype: fp32" if dtype in ("float16", "bfloat16") else ""
+    where = f" in {dtype}" if dtype else ""
+    return getattr(policy, "blank_reason", "") or f"its values are not finite{where}{hint}"
 
 
 def metered_events(
@@ -229,24 +249,25 @@ def mark_unfinished(summary: dict, events: Sequence[dict]) -> dict:
 
 
 def _store_samples(
-    plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Sequence, event: Event
-) -> list[dict]:
-    """Score the final media as they will be stored, write them, and return their rows for the log."""
+    plan: Plan, folder: store.RunFolder, name: str, number: int, rows: Sequence, event: Event, nan_reason: str
+) -> dict[str, Any]:
+    """Score the final media as they will be stored and write them; returns their rows for the log, and the digest of
+    the latents. A sample that is not finite has no file, no scores, and `nan_reason`."""
     samples_media = media.quantise_media(event.media.detach())
-    scores = score_samples(plan, samples_media, event.prompts)
+    scores, finite = score_samples(plan, samples_media, event.prompts), find_finite_rows(samples_media).tolist()
     media_folder, latents_folder = folder.path / "media" / name, folder.path / "latents" / name
-    media_folder.mkdir(exist_ok=True), latents_folder.mkdir(exist_ok=True)
-    latents = f"latents/{name}/{number:04d}.safetensors" if event.latents is not None else None
+    media_folder.mkdir(parents=True, exist_ok=True), latents_folder.mkdir(parents=True, exist_ok=True)
+    latents, digest = None, {}
     if event.latents is not None:
-        noise = event.latents.detach().cpu().contiguous()
-        store.write_atomic(folder.path / latents, safetensors.torch.save({"noise": noise}))
+        latents = f"latents/{name}/{number:04d}.safetensors"
+        data = safetensors.torch.save({"noise": event.latents.detach().cpu().contiguous()})
+        store.write_atomic(folder.path / latents, data)
+        digest = {"latents_sha256": hashlib.sha256(data).hexdigest()}
     oracle = (plan.watch.rewards if plan.watch else {}).get("oracle") or plan.reward.rewards.get("oracle")
     categories = oracle.categories(event.prompts) if oracle else [None] * len(rows)
     samples, repo = [], config.pipeline_labels(plan.config)[name]
     for b, (position, prompt, k, seed) in enumerate(rows):
         own_scores = {reward: json_number(values[b]) for reward, values in scores.items()}
-        meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own_scores}
-        path = media.write_media(samples_media[b], media_folder / f"{position:04d}-{k}", meta=meta)
         sample = {
             "index": position,
             "prompt": prompt,
@@ -255,48 +276,11 @@ def _store_samples(
             "category": categories[b],
             "scores": own_scores,
         }
-        file = path.relative_to(folder.path).as_posix()
-        samples.append(sample | {"file": file, "sha256": media.file_digest(path), "latents": latents})
-    return samples
-
-
-def describe_run(plan: Plan) -> dict:
-    """The content of run.json, without the status."""
-    config = dataclasses.asdict(plan.config)
-    everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
-    return {
-        "name": plan.config.name,
-        "created": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
-        "command": plan.command,
-        "config": config,
-        "methods": {n: {"name": name_of(m)} | settings_as_json(m) for n, m in plan.methods.items()},
-        "rewards": {n: r.spec.version for n, r in everyone.items()},
-        "prompts": digest_prompts(plan),
-        "seed": plan.config.seed,
-        "versions": {p: version(p) for p in ("torch", "diffusers", "transformers")}
-        | {"python": platform.python_version()},
-        "git": _git_revision(),
-        "device": plan.config.device,
-    }
-
-
-def settings_as_json(method: Method) -> dict[str, Any]:
-    """A method's settings as JSON values, with the repr of other objects."""
-    values = {f.name: getattr(method, f.name) for f in dataclasses.fields(method) if f.init}
-    return {name: value if is_plain(value) else repr(value) for name, value in values.items()}
-
-
-def digest_prompts(plan: Plan) -> str:
-    """SHA-256 of the prompts and seeds of a run: its config only names prompt files, which may be edited."""
-    prompts = {"rows": [*map(list, plan.rows)], "train": [*plan.train_prompts], "held": [*plan.held_out_prompts]}
-    prompts |= {"stages": [[*task.train_prompts] for task in plan.tasks]}
-    return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
-
-
-def _git_revision() -> str:
-    """The workbench's own revision, or '' outside a checkout."""
-    git = shutil.which("git")
-    if not git or not (ROOT / ".git").exists():
-        return ""
-    process = subprocess.run([git, "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True, check=False)
-    return process.stdout.strip()
+        if finite[b]:
+            meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own_scores}
+            path = media.write_media(samples_media[b], media_folder / f"{position:04d}-{k}", meta=meta)
+            sample |= {"file": path.relative_to(folder.path).as_posix(), "sha256": media.file_digest(path)}
+        else:
+            sample |= {"file": None, "sha256": None, "reason": nan_reason}
+        samples.append(sample | {"latents": latents})
+    return {"samples": samples, **digest}

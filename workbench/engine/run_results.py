@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from workbench.core.errors import BadInput
 from workbench.core.io import media as media_files
@@ -56,8 +58,8 @@ class Run:
         return table_rows(self.summary)
 
     def samples(self, contestant: str | None = None) -> list[dict[str, Any]]:
-        """One dict per sample, for pandas: contestant, prompt, k (which of the prompt's samples), seed, file,
-        scores."""
+        """One dict per sample, for pandas: contestant, prompt, k (which of the prompt's samples), seed, file, scores.
+        A sample that is no medium has the file None and a `reason`."""
         if contestant is not None:
             self._check_name(contestant)
         return [
@@ -66,8 +68,9 @@ class Run:
                 "prompt": sample["prompt"],
                 "k": sample["k"],
                 "seed": sample["seed"],
-                "file": str(self.path / sample["file"]),
+                "file": str(self.path / sample["file"]) if sample["file"] else None,
                 **sample["scores"],
+                **({"reason": sample["reason"]} if sample.get("reason") else {}),
             }
             for event in RunFolder(self.path).events()
             if event.get("final") and contestant in (None, event["contestant"])
@@ -75,12 +78,15 @@ class Run:
         ]
 
     def media(self, contestant: str) -> Media:
-        """All samples of a contestant, N rows in the order of `samples`. Raises BadInput for an unknown name."""
+        """All samples of a contestant, N rows in the order of `samples`; NaN for one without a file. Raises BadInput
+        for an unknown name."""
         self._check_name(contestant)
-        rows = self.samples(contestant)
-        if not rows:
+        rows = [media_files.read_media(s["file"]) if s["file"] else None for s in self.samples(contestant)]
+        example = next(filter(None, rows), None)
+        if example is None:
             raise BadInput(f"{self.path}: {contestant} made nothing")
-        return Media.cat([media_files.read_media(row["file"]) for row in rows])
+        blank = replace(example, data=torch.full_like(example.data, torch.nan))
+        return Media.cat([row or blank for row in rows])
 
     def export(
         self,

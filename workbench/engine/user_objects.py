@@ -16,6 +16,8 @@ import yaml
 
 import pipelines
 from pipelines import Policy
+from pipelines.fingerprint import fingerprint_network
+from pipelines.seams import named_networks
 from pipelines.user_pipeline import UserPipeline
 from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
@@ -37,6 +39,7 @@ class UserObjects:
     rewards: dict[str, Callable[[], Reward]] = field(default_factory=dict)
     methods: dict[str, Method] = field(default_factory=dict)
     borrowed: list[UserPipeline] = field(default_factory=list)  # loaded pipelines, to be restored afterwards
+    loaded: dict[str, Any] = field(default_factory=dict)  # label -> diffusers pipeline whose weights are in memory
     labels: dict[int, str] = field(default_factory=dict)  # id of a pipeline or reward that was passed -> its label
 
     # pipelines
@@ -63,6 +66,8 @@ class UserObjects:
         label = free_label(Path(config.name).name or config.pipeline, self.pipelines)
         self.labels[id(pipeline)] = label
         self.pipelines[label], self.loaders[label] = config, loader
+        if not isinstance(pipeline, pipelines.PipelineConfig):
+            self.loaded[label] = getattr(pipeline, "pipe", pipeline)
         return label
 
     def read_pipeline(self, name: str) -> pipelines.PipelineConfig:
@@ -86,6 +91,13 @@ class UserObjects:
         label = next((n for n, c in self.pipelines.items() if c is config), None)
         loader = pipelines.load if label is None else self.loaders[label]
         return loader(config, **settings)
+
+    def fingerprints(self) -> dict[str, str]:
+        """Label -> what the weights of a loaded pipeline are, by which a run that goes on knows them again."""
+        return {
+            label: " ".join(f"{name}:{fingerprint_network(part)}" for name, part in named_networks(pipe).items())
+            for label, pipe in self.loaded.items()
+        }
 
     def restore(self) -> None:
         """Undo what policies have changed in loaded pipelines."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import pickle
 import uuid
@@ -13,6 +12,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.io.parsing import read_json
 from workbench.core.paths import write_atomic
 from workbench.runs.store import dump_json
 
@@ -51,7 +51,7 @@ class CheckpointStore:
     @property
     def best_record(self) -> dict[str, Any]:
         """What `mark_best` recorded, {"update": ..., ...}; {} before."""
-        return json.loads((self.folder / BEST).read_text()) if (self.folder / BEST).is_file() else {}
+        return read_json(self.folder / BEST) if (self.folder / BEST).is_file() else {}
 
     def mark_finished(self, about: Mapping[str, Any]) -> None:
         """Record that the training is over and exported."""
@@ -60,7 +60,7 @@ class CheckpointStore:
     @property
     def finished_record(self) -> dict[str, Any]:
         """What `mark_finished` recorded; {} while the training is not over."""
-        return json.loads((self.folder / FINISHED).read_text()) if (self.folder / FINISHED).is_file() else {}
+        return read_json(self.folder / FINISHED) if (self.folder / FINISHED).is_file() else {}
 
     def discard(self, updates: Sequence[int]) -> None:
         """Remove these checkpoints, and temporary files of writers that were killed."""
@@ -74,7 +74,7 @@ class CheckpointStore:
         """The state, or None where it is missing or damaged. Its tensors are mapped from the file, so that several
         processes share one copy in memory."""
         try:
-            about = json.loads(self._checkpoint_path(update, "json").read_text(encoding="utf-8"))
+            about = read_json(self._checkpoint_path(update, "json"))
             if _file_digest(self._checkpoint_path(update, "pt")) != about["sha256"]:
                 return None
             return torch.load(self._checkpoint_path(update, "pt"), map_location="cpu", weights_only=True, mmap=True)

@@ -7,12 +7,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import yaml
-
 from pipelines.variants import current_source, merge_variant, pipeline_label
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_yaml, read_yaml
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import announce_rename, build_dataclass, suggest_nearest, with_current_names
+from workbench.core.text import one_line, quote_value
 from workbench.core.types import Count, Natural
 from workbench.methods import METHODS, find_method
 from workbench.methods.common.method import short_name
@@ -59,14 +59,7 @@ def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     A bare name is looked up in configs/runs. Raises BadInput, naming file and key.
     """
     file = find_config(path)
-    try:
-        values = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except yaml.YAMLError as error:
-        mark = error.problem_mark if isinstance(error, yaml.MarkedYAMLError) else None
-        line = f", line {mark.line + 1}" if mark else ""
-        raise BadInput(f"{file}{line}: not valid YAML ({getattr(error, 'problem', None) or 'unreadable'})") from None
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(f"{file}: can't be read as text; give a YAML file") from None
+    values = read_yaml(file)
     if not isinstance(values, Mapping):
         raise BadInput(f"{file}: a run is a mapping of settings; see configs/runs for examples")
     values = current_config(values)
@@ -83,10 +76,8 @@ def find_config(path: str | Path) -> Path:
     for candidate in (Path(path), bundled / f"{path}.yaml", CONFIGS.parent / path):
         if is_file(candidate, "config"):
             return candidate
-    names = [name for name, _ in bundled_runs()]
-    raise BadInput(
-        f"no run config {str(path)!r}: neither a file nor a name in configs/runs; {suggest_nearest(str(path), names)}"
-    )
+    nearest = suggest_nearest(str(path), [name for name, _ in bundled_runs()])
+    raise BadInput(f"no run config {quote_value(str(path))}: neither a file nor a name in configs/runs; {nearest}")
 
 
 def bundled_runs() -> list[tuple[str, Path]]:
@@ -101,8 +92,7 @@ def is_file(path: str | Path, where: str) -> bool:
     try:
         return Path(path).is_file()
     except OSError as error:
-        shortened = f"{str(path)[:60]}… ({len(str(path))} letters)" if len(str(path)) > 60 else str(path)
-        raise BadInput(f"{where}: {shortened} can't be looked for ({error.strerror}); give another") from None
+        raise BadInput(f"{where}: {one_line(path, 100)} can't be looked for ({error.strerror}); give another") from None
 
 
 def apply_override(values: dict, text: str) -> None:
@@ -110,7 +100,9 @@ def apply_override(values: dict, text: str) -> None:
     keys, present ones and this one, become current ones. Raises BadInput."""
     key, equals, value = text.partition("=")
     if not equals or not key:
-        raise BadInput(f"override {text!r}: write key=value, for example samples_per_prompt=4 or method.lr=2")
+        raise BadInput(
+            f"override {quote_value(text)}: write key=value, for example samples_per_prompt=4 or method.lr=2"
+        )
     current = current_config(values)
     values.clear()
     values.update(current)
@@ -120,15 +112,14 @@ def apply_override(values: dict, text: str) -> None:
         parent = current_key(values, tuple(parents[:depth]), parent)
         inner = block.get(parent)
         if not isinstance(inner, (Mapping, str, type(None))):
-            raise BadInput(f"override {text!r}: {parent} is {inner!r:.60}, and nothing can be set inside that")
+            raise BadInput(
+                f"override {quote_value(text)}: {parent} is {quote_value(inner)}, and nothing can be set inside that"
+            )
         if parent == "pipeline":
             inner = current_source(inner)
         block[parent] = {"name": inner} if isinstance(inner, str) else dict(inner or {})
         block = block[parent]
-    try:
-        block[current_key(values, tuple(parents), leaf)] = yaml.safe_load(value)
-    except yaml.YAMLError:
-        raise BadInput(f"override {text!r}: the value is not valid YAML") from None
+    block[current_key(values, tuple(parents), leaf)] = parse_yaml(value, f"override {key}")
 
 
 def settings_class(values: Mapping, path: tuple[str, ...]) -> type | None:
@@ -194,10 +185,10 @@ def current_key(values: Mapping, path: tuple[str, ...], key: str) -> str:
 def check_config(config: RunConfig) -> RunConfig:
     """The config itself. Raises BadInput for settings that exclude each other."""
     if not NAME.fullmatch(config.name):
-        raise BadInput(f"name: {config.name!r} can't name a folder; use letters, digits, '.', '_' and '-'")
+        raise BadInput(f"name: {quote_value(config.name)} can't name a folder; use letters, digits, '.', '_' and '-'")
     if isinstance(config.watch, list) and (not_names := [name for name in config.watch if not isinstance(name, str)]):
         raise BadInput(
-            f"watch: a list has names of rewards only, got {not_names[0]!r}; write a mapping "
+            f"watch: a list has names of rewards only, got {quote_value(not_names[0])}; write a mapping "
             "{name: {setting: value}}"
         )
     if config.stages is not None:
@@ -222,11 +213,11 @@ def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, An
         if not NAME.fullmatch(str(name)):
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
         if not isinstance(block, (Mapping, str, type(None))):  # dict() would accept a list of pairs
-            raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {block!r}")
+            raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {quote_value(block)}")
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
         repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see contestant_loras
         if not isinstance(repo, (str, Mapping)):
-            raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {repo!r}")
+            raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {quote_value(repo)}")
         method = settings.pop("name", name)
         cls = find_method(method, methods, where)
         if not isinstance(cls, type):  # an instance, with settings

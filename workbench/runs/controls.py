@@ -6,19 +6,20 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from workbench.core.finite import score_finite
 from workbench.core.types import Reward, derive_seed
 from workbench.runs.config import RunConfig
 
 
 class CountedReward:
-    """A reward that counts the samples it scores."""
+    """A reward that counts the samples it scores. A sample that is not finite is NaN, and the reward never sees it."""
 
     def __init__(self, reward: Reward):
         self.reward, self.spec, self.samples_scored = reward, reward.spec, 0
 
     def __call__(self, *, media, prompts, references=None):
         self.samples_scored += len(media)
-        return self.reward(media=media, prompts=prompts, references=references)
+        return score_finite(self.reward, media=media, prompts=prompts, references=references)
 
 
 @dataclass(frozen=True)

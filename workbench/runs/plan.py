@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 from pipelines import PipelineConfig
 from rewards.compose import WeightedReward
@@ -35,6 +35,7 @@ class Plan:
     pairs: PreferencePairs | None = None  # preference pairs to learn from in place of samples
     stages: Stages | None = None  # of a training in stages
     tasks: Sequence[Plan] = ()  # a plan for each stage; its task is evaluated on its held_out_prompts
+    objects: Mapping[str, str] = field(default_factory=dict)  # pipelines from Python: label -> fingerprint
 
     @property
     def trained_contestants(self) -> list[str]:

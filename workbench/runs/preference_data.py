@@ -1,57 +1,32 @@
-"""Preference pairs of media, read from files in an order that seed and position determine.
-
-.parquet  as Pick-a-Pic's (arXiv:2305.01569): caption, jpg_0, jpg_1 (bytes), label_0, label_1; a row whose has_label is
-          false is left out; or as HPDv2's (arXiv:2306.09341): prompt, image_path and human_preference, two lists, of
-          which each pair with different preferences counts
-.jsonl    votes as rewards.people.votes reads them: prompt, a_path, b_path, winner
-
-Paths are relative to their file. Labels are read at once, media on access. Rows are counted from 0, lines from 1.
+"""Preference pairs of media, in an order that seed and position determine: which of a file's pairs are used, and which
+are left out and counted. What is in the files: preference_files.py.
 """
 
 from __future__ import annotations
 
-import io
+import logging
+import os
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property, lru_cache, partial
-from itertools import combinations
+from functools import cached_property, lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 
-from rewards.people import votes
 from workbench.core.errors import BadInput
-from workbench.core.io import image as pictures
-from workbench.core.io import media
-from workbench.core.types import Media, Natural, PairBatch, derive_seed
+from workbench.core.io import folders, media
+from workbench.core.text import quote_value
+from workbench.core.types import Media, Natural, NonNegative, PairBatch, derive_seed
+from workbench.runs.preference_files import READERS, TIE, Block, Comparison, PairReader, named_media, read_blocks
 
-TIE = -1
-PICK, HPD = ("caption", "jpg_0", "jpg_1", "label_0", "label_1"), ("prompt", "image_path", "human_preference")
-BLOCK = 1000  # votes that are shuffled together; of a Parquet file, a row group
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One comparison of two media: its place in the file, and which one won."""
-
-    row: int  # in its block
-    sides: tuple[int, int]  # the two media
-    winner: int  # 0, 1, or TIE
-    where: str  # for errors
-
-
-PairReader = Callable[[Comparison], tuple[str, Media, Media]]  # a comparison's prompt, and its two media, one row each
-
-
-@dataclass(frozen=True)
-class Block:
-    """Comparisons whose media are read from the same part of a file."""
-
-    choices: tuple[Comparison, ...]
-    load: Callable[[], PairReader]
+log = logging.getLogger(__name__)
+GAP_SIZE = 64  # side at which two media are compared for `min_gap`
+READ_AHEAD = 256  # pairs whose media are read before a run begins, to say which can't be used
+NAMED = 3  # pairs that a sentence names
+LeftOut = tuple[int, int, int, int]  # block, row and sides of a pair that can't be used
 
 
 @dataclass(frozen=True)
@@ -59,40 +34,82 @@ class PreferencePairs:
     """Preference pairs of a file, a folder of them or a list: positions 0, 1, ... without end, in shuffled epochs.
 
     The same files, seed and position give the same pair, so a position is all that a resumed run needs. Epochs are
-    shuffled by blocks, and inside them: what is read from a large file lies together.
+    shuffled by blocks, and inside them: what is read from a large file lies together. A pair that can't be used, as its
+    row or its media are broken or its media are the same, is left out: the next one stands in its place.
     """
 
-    files: str | list  # .parquet or .jsonl, or folders of them
+    files: str | list  # .parquet, .jsonl, .csv or .tsv, or folders of them
     ties: Literal["drop", "keep"] = "drop"  # kept ones get a random winner: they only pull towards the reference
+    min_gap: NonNegative = 0.0  # leave out pairs that differ by less: root mean square of pixels in [0,1], at 64 x 64
+    strict: bool = False  # a pair that can't be used ends the run, rather than being left out and counted
     seed: Natural = 0
 
     def check(self) -> int:
         """The number of pairs per epoch. Raises BadInput, naming file and row, for faults visible without reading
-        media."""
+        media, if there is no pair at all, or `strict`."""
         return len(self)
 
     def __len__(self) -> int:
         return sum(len(block.choices) for block in self._blocks)
 
+    def input_files(self) -> list[Path]:
+        """The files of pairs, and the media that they name, as far as these exist."""
+        files = self._files()
+        media_paths = {path for file in files for path in named_media(file)}
+        return files + sorted(
+            path for path in media_paths if os.path.isfile(path)
+        )  # no error for a name of 5,000 letters
+
     def __getitem__(self, position: int) -> tuple[str, Media, Media]:
-        """Prompt, winner and loser, one row each. Raises BadInput, naming file and row, for media that can't be
-        read."""
-        epoch, index_in_epoch = divmod(position, len(self))
-        order = _shuffled_order(len(self._blocks), derive_seed(self.seed, "blocks", epoch))
-        starts = _block_starts([len(self._blocks[b].choices) for b in order])
-        n = bisect_right(starts, index_in_epoch) - 1
-        block = order[n]
-        inside = _shuffled_order(len(self._blocks[block].choices), derive_seed(self.seed, "rows", epoch, block))
-        choice = self._blocks[block].choices[inside[index_in_epoch - starts[n]]]
-        prompt, a, b = self._load_block(block)(choice)
-        winner = choice.winner if choice.winner != TIE else derive_seed(self.seed, "coin", position) % 2
-        return (prompt, b, a) if winner else (prompt, a, b)
+        """Prompt, winner and loser, one row each. Raises BadInput, naming file and row, where READ_AHEAD pairs in a row
+        can't be used, or, if `strict`, this one."""
+        return self._get(position, None)
+
+    def _get(self, position: int, size: Sequence[int] | None) -> tuple[str, Media, Media]:
+        epoch, first = divmod(position, len(self))
+        count = min(READ_AHEAD, len(self))
+        for step in range(count):
+            key, choice = self._find(epoch, (first + step) % len(self))
+            if (pair := self._read_usable(key, choice, size)) is None:
+                continue
+            prompt, a, b, is_tie = pair
+            winner = choice.winner
+            if is_tie or winner == TIE:
+                winner = derive_seed(self.seed, "coin", position) % 2
+            return (prompt, b, a) if winner else (prompt, a, b)
+        raise BadInput(f"pairs: {count:,} in a row can't be used; {self.describe_left_out()}")
+
+    def read_ahead(self) -> None:
+        """Read the media of the first pairs, so that `describe_left_out` tells of those that can't be used. Raises
+        BadInput where none can, or, if `strict`, one can't."""
+        if not sum(self._read_usable(*self._find(0, n)) is not None for n in range(min(READ_AHEAD, len(self)))):
+            raise BadInput(f"pairs: none can be used; {self.describe_left_out()}")
+
+    def describe_left_out(self, faults_only: bool = False) -> str:
+        """How many pairs are known that can't be used, with the first by name, and how many that `min_gap` leaves out
+        unless `faults_only`; a clause, "" for none."""
+        reasons = [sentence for block in self._blocks for sentence in block.left_out]
+        reasons += filter(None, self.left_out.values())
+        near = 0 if faults_only else sum(not reason for reason in self.left_out.values())
+        clauses = []
+        if count := len(reasons):
+            more = f"; and {count - NAMED:,} more" if count > NAMED else ""
+            verb = "pair is" if count == 1 else "pairs are"
+            clauses.append(f"{count:,} {verb} left out: {'; '.join(reasons[:NAMED])}{more}")
+        if near:
+            clauses.append(f"{near:,} of the pairs that were read differ by less than {self.min_gap:g} (min_gap)")
+        return "; ".join(clauses)
+
+    @cached_property
+    def left_out(self) -> dict[LeftOut, str]:
+        """Pairs whose media are not used, as far as they have been read -> a sentence on what is wrong with them, ""
+        for those that `min_gap` leaves out. A checkpoint keeps it."""
+        return {}
 
     def batch(self, position: int, count: int, size: Sequence[int]) -> PairBatch:
         """The `count` pairs from `position` on, with media fitted to a policy's `size`: (3,H,W), (T,3,H,W) or (C,L)."""
-        pairs = [self[n] for n in range(position, position + count)]
-        winners = Media.cat([fit_to_size(winner, size) for _, winner, _ in pairs])
-        losers = Media.cat([fit_to_size(loser, size) for _, _, loser in pairs])
+        pairs = [self._get(n, size) for n in range(position, position + count)]
+        winners, losers = Media.cat([winner for _, winner, _ in pairs]), Media.cat([loser for *_, loser in pairs])
         seeds = tuple(derive_seed(self.seed, "pair", n) for n in range(position, position + count))
         return PairBatch(tuple(prompt for prompt, *_ in pairs), seeds, winners, losers)
 
@@ -102,23 +119,87 @@ class PreferencePairs:
             yield self.batch(position, count, size)
             position += count
 
+    def _find(self, epoch: int, index: int) -> tuple[LeftOut, Comparison]:
+        """The pair at an index of an epoch, and its key."""
+        order = _shuffled_order(len(self._blocks), derive_seed(self.seed, "blocks", epoch))
+        starts = _block_starts([len(self._blocks[b].choices) for b in order])
+        n = bisect_right(starts, index) - 1
+        block = order[n]
+        inside = _shuffled_order(len(self._blocks[block].choices), derive_seed(self.seed, "rows", epoch, block))
+        choice = self._blocks[block].choices[inside[index - starts[n]]]
+        return (block, choice.row, *choice.sides), choice
+
+    def _read_usable(
+        self, key: LeftOut, choice: Comparison, size: Sequence[int] | None = None
+    ) -> tuple[str, Media, Media, bool] | None:
+        """Prompt, both media, fitted to a policy's size, and whether they are the same; None for a pair that is left
+        out. Raises BadInput for it if `strict`."""
+        if key in self.left_out:
+            return None
+        try:
+            prompt, a, b = self._load_block(key[0])(choice)
+            is_tie = a.data.shape == b.data.shape and torch.equal(a.data, b.data)
+            if is_tie and self.ties == "drop":
+                raise BadInput(f"{choice.where}: both media are the same")
+            if self.min_gap and measure_gap(a, b) < self.min_gap:
+                self.left_out[key] = ""
+                return None
+            if size is not None:
+                a, b = _fit_pair(a, b, size, choice.where)
+        except BadInput as error:
+            if self.strict:
+                raise
+            self.left_out[key] = str(error)
+            return None
+        return prompt, a, b, is_tie
+
+    def _files(self) -> list[Path]:
+        names = [self.files] if isinstance(self.files, str) else self.files
+        if odd := [name for name in names if not isinstance(name, str)]:
+            raise BadInput(f"pairs.files: expected names of files, got {quote_value(odd[0])}")
+        return [file for name in names for file in _list_files(Path(name).expanduser())]
+
     @cached_property
     def _blocks(self) -> list[Block]:
-        files = [self.files] if isinstance(self.files, str) else self.files
-        blocks = [
-            block
-            for name in files
-            for file in _list_files(Path(name).expanduser())
-            for block in _read_blocks(file, self.ties)
-        ]
-        blocks = [block for block in blocks if block.choices]
-        if not blocks:
-            raise BadInput(f"pairs: no pair with a winner in {', '.join(map(str, files))}")
-        return blocks
+        blocks = [self._without_ties(block) for file in self._files() for block in read_blocks(file)]
+        faults = [sentence for block in blocks for sentence in block.left_out]
+        if faults and self.strict:
+            raise BadInput(faults[0])
+        if not any(block.choices for block in blocks):
+            names = self.files if isinstance(self.files, str) else ", ".join(map(str, self.files))
+            why = f"; {len(faults):,} can't be used: {'; '.join(faults[:NAMED])}" if faults else ""
+            raise BadInput(f"pairs: no pair with a winner in {names}{why}")
+        empty = [block.left_out for block in blocks if not block.choices]
+        first, *others = [block for block in blocks if block.choices]
+        return [replace(first, left_out=sum(empty, first.left_out)), *others]
+
+    def _without_ties(self, block: Block) -> Block:
+        choices = tuple(c for c in block.choices if c.winner != TIE or self.ties == "keep")
+        return replace(block, choices=choices)
 
     @cached_property
     def _load_block(self) -> Callable[[int], PairReader]:
         return lru_cache(maxsize=2)(lambda block: self._blocks[block].load())
+
+
+def _fit_pair(a: Media, b: Media, size: Sequence[int], where: str) -> tuple[Media, Media]:
+    try:
+        return fit_to_size(a, size), fit_to_size(b, size)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def measure_gap(a: Media, b: Media) -> float:
+    """The root mean square of the difference of two pictures, or of clips over the shorter's frames, scaled to cover
+    64 x 64 and cut to its middle; of the samples of two sounds. Infinite for media of two kinds."""
+    if a.modality != b.modality:
+        return float("inf")
+    if a.modality == "audio":
+        size: tuple[int, ...] = (1, min(a.data.shape[2], b.data.shape[2]))
+    else:
+        frames = (min(a.data.shape[1], b.data.shape[1]),) if a.modality == "video" else ()
+        size = (*frames, 3, GAP_SIZE, GAP_SIZE)
+    return (fit_to_size(a, size).data - fit_to_size(b, size).data).square().mean().sqrt().item()
 
 
 def fit_to_size(media: Media, size: Sequence[int]) -> Media:
@@ -130,13 +211,13 @@ def fit_to_size(media: Media, size: Sequence[int]) -> Media:
     modality, clip = {2: "audio", 3: "image", 4: "video"}[len(size)], len(size) == 4
     kinds = {"audio": "sounds", "image": "pictures", "video": "clips"}
     if media.modality != modality:
-        raise BadInput(f"pairs: {kinds[media.modality]} were found where this pipeline makes {kinds[modality]}")
+        raise BadInput(f"{kinds[media.modality]} were found where this pipeline makes {kinds[modality]}")
     if modality == "audio":
         x = media.data if media.data.shape[1] == size[0] else media.data.mean(1, keepdim=True).expand(-1, size[0], -1)
         return replace(media, data=F.pad(x, (0, max(size[1] - x.shape[2], 0)))[..., : size[1]])
     x, (height, width) = media.data, size[-2:]
     if clip and x.shape[1] < size[0]:
-        raise BadInput(f"pairs: a clip of {x.shape[1]} frames was found where this pipeline makes {size[0]}")
+        raise BadInput(f"a clip of {x.shape[1]} frames was found where this pipeline makes {size[0]}")
     x = x[:, : size[0]] if clip else x
     scale = max(height / x.shape[-2], width / x.shape[-1])
     h, w = max(height, round(x.shape[-2] * scale)), max(width, round(x.shape[-1] * scale))
@@ -151,7 +232,11 @@ def fit_to_size(media: Media, size: Sequence[int]) -> Media:
 def read_references(folder: str) -> Callable[[Sequence[int]], Media]:
     """The pictures of a folder, by name, as a function: size (3,H,W) -> Media [N,3,H,W]. Raises BadInput where there
     are none."""
-    paths = sorted(p for p in Path(folder).expanduser().glob("*") if p.suffix.lower() in pictures.SUFFIXES)
+    place = Path(folder).expanduser()
+    listing = folders.select_modality(folders.list_files(place) if place.is_dir() else [], "image")
+    paths = listing.files
+    if listing.left_out:
+        log.warning("references %s: %s", folder, listing.left_out_sentence("pictures"))
     if not paths:
         raise BadInput(f"references: {folder} is no folder with pictures in it")
     return lambda size: Media.cat([fit_to_size(media.read_media(p), size) for p in paths])
@@ -169,131 +254,8 @@ def _block_starts(lengths: Sequence[int]) -> list[int]:
 
 
 def _list_files(path: Path) -> list[Path]:
-    files = sorted(p for p in path.glob("*") if p.suffix in READERS) if path.is_dir() else [path]
-    if not files or files[0].suffix not in READERS or not files[0].is_file():
-        raise BadInput(f"pairs: {path} is no .parquet or .jsonl file, nor a folder of them")
+    files = sorted(p for p in path.glob("*") if p.suffix.lower() in READERS) if path.is_dir() else [path]
+    if not files or files[0].suffix.lower() not in READERS or not files[0].is_file():
+        *suffixes, last = READERS
+        raise BadInput(f"pairs: {path} is no {', '.join(suffixes)} or {last} file, nor a folder of them")
     return files
-
-
-def _read_blocks(file: Path, ties: str) -> list[Block]:
-    blocks = READERS[file.suffix](file)
-    return [replace(b, choices=tuple(c for c in b.choices if c.winner != TIE or ties == "keep")) for b in blocks]
-
-
-def _read_votes(file: Path) -> list[Block]:
-    rows = list(votes.read_rows(file))
-    for where, row in rows:
-        if "a_path" not in row or "b_path" not in row:
-            raise BadInput(f"{where}: a vote on features has no media to learn from; give `a_path` and `b_path`")
-
-    def load(part: list) -> PairReader:
-        def show(choice: Comparison) -> tuple[str, Media, Media]:
-            row = part[choice.row][1]
-            a, b = (_read_file(file.parent / row[f"{side}_path"], choice.where) for side in "ab")
-            return row["prompt"], a, b
-
-        return show
-
-    blocks = []
-    for low in range(0, len(rows), BLOCK):
-        part = rows[low : low + BLOCK]
-        chosen = [Comparison(n, (0, 1), {"a": 0, "b": 1}.get(row["winner"], TIE), w) for n, (w, row) in enumerate(part)]
-        blocks.append(Block(tuple(chosen), partial(load, part)))
-    return blocks
-
-
-def _read_parquet(file: Path) -> list[Block]:
-    try:
-        from pyarrow import ArrowException
-        from pyarrow import parquet as pq
-    except ImportError:
-        raise BadInput(f"{file}: reading Parquet needs pyarrow; pip install pyarrow, or give .jsonl") from None
-    try:
-        table = pq.ParquetFile(file)
-        columns = set(table.schema_arrow.names)
-        schema = next((s for s in (PICK, HPD) if set(s) <= columns), None)
-        if schema is None:
-            raise BadInput(
-                f"{file}: neither Pick-a-Pic's columns ({', '.join(PICK)}) nor HPDv2's ({', '.join(HPD)}), but "
-                f"{', '.join(sorted(columns))}"
-            )
-        labels = [c for c in ("label_0", "label_1", "has_label") if c in columns] if schema is PICK else list(HPD[1:])
-        choose, show = (_pick_comparisons, _pick_media) if schema is PICK else (_hpd_comparisons, _hpd_media)
-        blocks, first = [], 0
-        for group in range(table.num_row_groups):
-            rows = table.read_row_group(group, columns=labels).to_pylist()
-            chosen = [c for n, row in enumerate(rows) for c in choose(row, n, f"{file}, row {first + n}")]
-            blocks.append(Block(tuple(chosen), _row_group_loader(pq, file, group, list(schema), show)))
-            first += len(rows)
-        return blocks
-    except (OSError, ArrowException) as error:
-        raise BadInput(f"{file}: can't be read as Parquet ({str(error).splitlines()[0][:200]})") from None
-
-
-def _row_group_loader(pq: Any, file: Path, group: int, columns: list[str], show: Callable) -> Callable[[], PairReader]:
-    def load() -> PairReader:
-        rows = pq.ParquetFile(file).read_row_group(group, columns=columns)
-        return lambda choice: show(rows.slice(choice.row, 1).to_pylist()[0], choice, file.parent)
-
-    return load
-
-
-def _pick_comparisons(row: dict, n: int, where: str) -> list[Comparison]:
-    if row.get("has_label") is False:
-        return []
-    winners = {(1.0, 0.0): 0, (0.0, 1.0): 1, (0.5, 0.5): TIE}
-    labels = (row["label_0"], row["label_1"])
-    if labels not in winners:
-        values = f"label_0 and label_1 are {labels[0]!r} and {labels[1]!r}"
-        raise BadInput(f"{where}: {values}; they must be 1 and 0, 0 and 1, or both 0.5")
-    return [Comparison(n, (0, 1), winners[labels], where)]
-
-
-def _hpd_comparisons(row: dict, n: int, where: str) -> list[Comparison]:
-    paths, likes = row["image_path"], row["human_preference"]
-    if not (isinstance(paths, list) and isinstance(likes, list) and len(paths) == len(likes) > 1 and None not in likes):
-        raise BadInput(f"{where}: image_path and human_preference must be lists of the same length, 2 or more")
-    return [
-        Comparison(n, (i, j), TIE if likes[i] == likes[j] else int(likes[j] > likes[i]), where)
-        for i, j in combinations(range(len(likes)), 2)
-    ]
-
-
-def _pick_media(row: dict, choice: Comparison, _: Path) -> tuple[str, Media, Media]:
-    prompt = _check_prompt(row["caption"], choice)
-    a, b = (_decode_picture(row[f"jpg_{side}"], f"jpg_{side}", choice) for side in choice.sides)
-    return prompt, a, b
-
-
-def _hpd_media(row: dict, choice: Comparison, folder: Path) -> tuple[str, Media, Media]:
-    paths = row["image_path"]
-    prompt = _check_prompt(row["prompt"], choice)
-    a, b = (_read_file(folder / str(paths[side]), choice.where) for side in choice.sides)
-    return prompt, a, b
-
-
-def _check_prompt(text: Any, choice: Comparison) -> str:
-    if not isinstance(text, str) or not text.strip():
-        raise BadInput(f"{choice.where}: the prompt must be a text, got {text!r}")
-    return text
-
-
-def _decode_picture(value: Any, column: str, choice: Comparison) -> Media:
-    from PIL import Image
-
-    value = value.get("bytes") if isinstance(value, dict) else value  # the datasets library's form of pictures
-    try:
-        with Image.open(io.BytesIO(value)) as image:
-            return Media(pictures.image_to_tensor(image)[0][None], "image")
-    except (*pictures.BROKEN, TypeError, Image.DecompressionBombError):
-        raise BadInput(f"{choice.where}: {column} holds no picture that can be read") from None
-
-
-def _read_file(path: Path, where: str) -> Media:
-    try:
-        return media.read_media(path)
-    except BadInput as error:
-        raise BadInput(f"{where}: {error}") from None
-
-
-READERS = {".parquet": _read_parquet, ".jsonl": _read_votes}

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench.core.finite import score_finite
 from workbench.core.types import Event, Media
 from workbench.runs.plan import Plan
 
@@ -29,9 +30,10 @@ class Progress:
 
 @torch.no_grad()
 def score_samples(plan: Plan, samples: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
-    """Every reward of the run, optimised and held out, that scores samples, on finished media: name -> [B]."""
+    """Every reward of the run, optimised and held out, that scores samples, on finished media: name -> [B]. NaN for a
+    sample that is not finite."""
     everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
-    return {n: r(media=samples, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
+    return {n: score_finite(r, media=samples, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
 
 
 def json_number(value: torch.Tensor | float) -> float | None:

@@ -14,8 +14,19 @@ from dataclasses import dataclass, field
 from itertools import islice
 from typing import Annotated, Any
 
-from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeClient, JudgeError, Reply, shared_client
+from rewards.vlm.judge_answers import TAGGED
+from rewards.vlm.judge_client import (
+    Cost,
+    Endpoint,
+    Job,
+    JudgeClient,
+    JudgeError,
+    Reply,
+    check_judge_url,
+    shared_client,
+)
 from workbench.core.errors import BadInput
+from workbench.core.redact import redact
 from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.core.types import AtLeast, Count, Modality, Natural, NonNegative, derive_seed
 
@@ -147,6 +158,7 @@ class Chat:
     last_failures: dict[tuple[str, int], str] = field(default_factory=dict, init=False, compare=False, repr=False)
 
     def __post_init__(self):
+        check_judge_url(self.url, "expander")
         if "{prompt}" not in self.instruction:
             raise BadInput("expander: `instruction` must say {prompt} where the prompt goes")
 
@@ -184,7 +196,7 @@ class Chat:
 def parse_wording(reply: Reply) -> tuple[str, ...]:
     """The text in the last <answer> tags, or else all but the <think> block. Raises JudgeError for an answer that is
     empty or cut short."""
-    marked = re.findall(r"<answer>(.*?)</answer>", reply.content, re.S)
+    marked = re.findall(TAGGED, reply.content, re.S)
     if not marked and (reply.finish == "length" or "<answer>" in reply.content):
         raise JudgeError("the wording was cut short; raise `max_tokens`")
     text = marked[-1] if marked else re.sub(r"<think>.*?(</think>|$)", "", reply.content, flags=re.S)
@@ -208,7 +220,7 @@ def make_expander(value: str | Mapping | Any):
     if not isinstance(value, str):
         return value
     if value.startswith(("http://", "https://")):
-        raise BadInput(f"expander: an endpoint needs its model too: {{url: {value}, model: …}}")
+        raise BadInput(f"expander: an endpoint needs its model too: {{url: {redact(value)}, model: …}}")
     if value not in RULES:
         raise BadInput(
             f"expander: {value!r} is not known; {suggest_nearest(value, RULES)}; or give {{url: …, model: …}}"

@@ -2,66 +2,57 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import suggest_nearest
+from workbench.core.text import quote_value
 from workbench.core.types import Batch, derive_seed
 from workbench.runs.config import is_file
+from workbench.runs.prompt_files import PromptTable, make_table, read_prompt_file
 
 
 def read_prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, ...]:
-    """The distinct prompts of a list, a .txt file (one a line, '#' starts a comment line) or a .jsonl file (key
-    `prompt`).
+    """The distinct prompts of a list or a file, as `read_prompt_table` reads it. Raises BadInput."""
+    return read_prompt_table(source, where).distinct_prompts()
 
-    A name without a folder is looked up in configs/prompts too. Raises BadInput for a file that is missing, not text,
-    or has no prompt in it.
+
+def read_prompt_lists(
+    sources: Mapping[str, str | Sequence[str] | None],
+) -> tuple[dict[str, tuple[str, ...]], list[str]]:
+    """(where -> distinct prompts, sentences on what plays no part) of the lists and files that a run names; None
+    names none. Raises BadInput."""
+    tables = {where: read_prompt_table(source, where) for where, source in sources.items() if source is not None}
+    unused = {where: table.describe_unused() for where, table in tables.items()}
+    return (
+        {where: table.distinct_prompts() for where, table in tables.items()},
+        [f"{where}: {words}" for where, words in unused.items() if words],
+    )
+
+
+def read_prompt_table(source: str | Sequence[str], where: str = "prompts") -> PromptTable:
+    """The prompts of a list, or of a file of any kind that workbench.runs.prompt_files knows, with its further columns.
+
+    A name without a folder is looked up in configs/prompts too. Raises BadInput for a file that is missing, can't be
+    read, or has no prompt in it.
     """
-    if not isinstance(source, str):
-        if not_texts := [p for p in source if not isinstance(p, str)]:
-            raise BadInput(f"{where}: a prompt is a text, got {not_texts[0]!r:.60}; put quotes around it")
-        lines = [p.strip() for p in source]
-    else:
-        lines = _read_prompt_file(_find_prompt_file(source, where), where)
-    lines = list(dict.fromkeys(p for p in lines if p))
-    if not lines:
-        raise BadInput(f"{where}: {source if isinstance(source, str) else 'the list'} has no prompt in it")
-    return tuple(lines)
+    if isinstance(source, str):
+        return read_prompt_file(find_prompt_file(source, where), where)
+    return make_table((("", prompt, {}) for prompt in source), (), f"{where}: the list")
 
 
-def _find_prompt_file(source: str, where: str) -> Path:
+def find_prompt_file(source: str, where: str) -> Path:
+    """The file that `source` names, also without its folder or suffix in configs/prompts. Raises BadInput."""
     bundled = CONFIGS / "prompts"
     for path in (Path(source), bundled / source, bundled / f"{source}.txt", CONFIGS.parent / source):
         if is_file(path, where):
             return path
     if Path(source).is_dir():
-        raise BadInput(f"{where}: {source} is a folder; name a .txt or .jsonl file")
-    raise BadInput(
-        f"{where}: no prompt file {source!r}; {suggest_nearest(source, (p.stem for p in bundled.glob('*.*')))}"
-    )
-
-
-def _read_prompt_file(path: Path, where: str) -> list[str]:
-    try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError:
-        text = "\0"
-    except OSError as error:
-        raise BadInput(f"{where}: can't read {path}: {error.strerror}") from None
-    if "\0" in text:
-        raise BadInput(f"{where}: {path} is not a text file; give one prompt a line, in UTF-8")
-    if path.suffix != ".jsonl":
-        return [line.strip() for line in text.splitlines() if not line.lstrip().startswith("#")]
-    lines = []
-    for number, line in enumerate(text.split("\n"), 1):  # splitlines() would also split at U+2028 inside JSON
-        try:
-            lines += [json.loads(line)["prompt"].strip()] if line.strip() else []
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise BadInput(f'{where}: {path}, line {number} is not of the form {{"prompt": "…"}}') from None
-    return lines
+        raise BadInput(f"{where}: {source} is a folder; name a file in it")
+    nearest = suggest_nearest(source, (p.stem for p in bundled.glob("*.*")))
+    raise BadInput(f"{where}: no prompt file {quote_value(source)}; {nearest}")
 
 
 def sample_rows(prompts: Sequence[str], seed: int, samples_per_prompt: int) -> list[tuple[int, str, int, int]]:

@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from rewards.latent import LatentReward
 from workbench.core.errors import BadInput
-from workbench.methods import NRG, RPO, Centred, Reuse, Rewrite
+from workbench.methods import NRG, RPO, Centred, InstructVideo, Reuse, Rewrite
 from workbench.runs import preference_data
+from workbench.runs.captioned_media import CaptionedFolder
 from workbench.runs.prompt_expanders import Chat, make_expander
 from workbench.runs.run_noise import RunNoise
 
@@ -22,6 +24,7 @@ DEPENDENCIES: dict[type, tuple[str, Callable[[Any], Any]]] = {
     NRG: ("model", LatentReward),
     RPO: ("references", preference_data.read_references),
     Reuse: ("noise", RunNoise),
+    InstructVideo: ("clips", CaptionedFolder),
 }
 
 
@@ -32,7 +35,7 @@ def resolve_dependencies(method):
     value = getattr(method, setting, None)
     if make is None or not isinstance(value, (str, dict)):
         return method
-    if not value and isinstance(method, Reuse):  # plain sampling
+    if not value and isinstance(method, (Reuse, InstructVideo)):  # plain sampling; samples of its own
         return method
     if not value:
         raise BadInput(f"{type(method).__name__}: the setting {setting!r} is missing; see: workbench list methods")
@@ -40,3 +43,13 @@ def resolve_dependencies(method):
     if isinstance(part, Chat):
         part.check()
     return replace(method, **{setting: part})
+
+
+def list_dependency_files(method: Any) -> list[Path]:
+    """The files of the objects that a method's setting names, where the method itself does not know them."""
+    if isinstance(method, Reuse) and method.noise:
+        noise = method.noise if isinstance(method.noise, RunNoise) else RunNoise(str(method.noise))
+        return noise.input_files()
+    if isinstance(method, InstructVideo) and method.clips:
+        return CaptionedFolder(str(method.clips)).input_files()
+    return []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 
 
 class RunNoise:
@@ -24,6 +24,10 @@ class RunNoise:
 
     def __str__(self) -> str:
         return self.path
+
+    def input_files(self) -> list[Path]:
+        """The files that hold the noise."""
+        return sorted({file for file, _ in self.rows.values()})
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """[B,*latent]. Raises BadInput for a prompt and seed that the run did not make."""
@@ -42,10 +46,10 @@ def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Pat
     """(prompt, seed) -> (file of its noise, row in the file); empty where the run's log can't be read."""
     try:
         lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut short
-        events = [json.loads(line) for line in lines]
+        events = [parse_json(line, str(folder)) for line in lines]
     except (OSError, ValueError):
         return {}
-    finals = [e for e in events if e["contestant"] == contestant and e.get("final")]
+    finals = [e for e in events if isinstance(e, dict) and e.get("contestant") == contestant and e.get("final")]
     return {
         (sample["prompt"], sample["seed"]): (folder / sample["latents"], row)
         for final in finals

@@ -23,6 +23,7 @@ from typing import Any, ClassVar
 
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
+from workbench.core.text import quote_value
 from workbench.core.types import Count, NonNegative, derive_seed
 
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -99,7 +100,7 @@ def read_stages(block: Any, run: Mapping[str, Any], seed: int = 0) -> Stages:
     method or pipeline, and a share of rehearsal outside [0, 1) or in the first stage.
     """
     if not isinstance(block, Sequence) or isinstance(block, str) or not block:
-        raise BadInput(f"stages: expected a list of stages, got {block!r}")
+        raise BadInput(f"stages: expected a list of stages, got {quote_value(block)}")
     stages: list[Stage] = []
     for n, entry in enumerate(block):
         stage = build_dataclass(Stage, entry, f"stages[{n}]")

@@ -14,10 +14,13 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from pipelines.variants import pipeline_label
-from workbench.core.errors import BadInput
-from workbench.core.paths import write_atomic
+from workbench.core.errors import BadInput, DiskFull, is_disk_full, is_read_only
+from workbench.core.io.parsing import parse_json, read_json
+from workbench.core.paths import remove_temporaries, write_atomic
+from workbench.runs import records
 from workbench.runs.config import current_config
 
 SCHEMA = (
@@ -48,12 +51,19 @@ SCHEMA = (
     """,
 )
 
+CLAIM = "claim.json"  # name and config of a run that has a folder, but whose record is not written yet
+LOOK_SECONDS = 60  # that looking for a run may wait for other processes
+
 
 @contextmanager
 def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
-    """The index of a folder of runs, migrated to the newest schema; committed on success, rolled back on error."""
-    runs.mkdir(parents=True, exist_ok=True)
+    """The index of a folder of runs, migrated to the newest schema; committed on success, rolled back on error. Where
+    nothing can be written, an index of the newest schema can still be read."""
     path = runs / "workbench.db"
+    if path.is_file() and not (os.access(runs, os.W_OK) and os.access(path, os.W_OK)):
+        yield from _read_index(path)
+        return
+    runs.mkdir(parents=True, exist_ok=True)
     db = sqlite3.connect(path, timeout=30, isolation_level=None)
     db.row_factory = sqlite3.Row
     try:
@@ -71,7 +81,7 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
             db.execute(f"PRAGMA user_version={len(SCHEMA)}")
         yield db
         db.execute("COMMIT")
-    except sqlite3.DatabaseError as error:
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:  # even its messages may be damaged
         if db.in_transaction:
             db.execute("ROLLBACK")
         raise _explain_error(path, error) from error
@@ -83,15 +93,33 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
         db.close()
 
 
-def _explain_error(path: Path, error: sqlite3.DatabaseError) -> Exception:
+def _read_index(path: Path) -> Iterator[sqlite3.Connection]:
+    """The index, for reading alone: of a file that nobody changes. Raises BadInput for a write, and for an index of an
+    older schema, which would have to be migrated."""
+    db = sqlite3.connect(f"file:{quote(str(path.absolute()))}?mode=ro&immutable=1", uri=True, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    try:
+        if db.execute("PRAGMA user_version").fetchone()[0] != len(SCHEMA):
+            raise BadInput(f"{path} is of another version and can't be migrated where it is; copy the runs elsewhere")
+        yield db
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise _explain_error(path, error) from error
+    finally:
+        db.close()
+
+
+def _explain_error(path: Path, error: sqlite3.DatabaseError | UnicodeDecodeError) -> Exception:
     """A BadInput for an index that is damaged or locked by another program; any other error is a bug, and returned as
     it is."""
     message = str(error)
-    if "not a database" in message or "malformed" in message:
+    signs = ("not a database", "malformed", "no such column", "no such table")
+    if isinstance(error, UnicodeDecodeError) or any(sign in message for sign in signs):
         return BadInput(
             f"{path} is damaged ({message}); put a copy of it back, or move it away: each run is indexed again by "
             "`workbench run FOLDER`, but the votes in it are lost"
         )
+    if is_read_only(error) or "unable to open" in message:
+        return BadInput(f"{path}: can't be written here ({message}); copy the runs to a folder of yours")
     if "locked" in message:
         return BadInput(f"{path}: another program holds the index of the runs; close it and run the same command again")
     return error
@@ -110,13 +138,29 @@ class RunFolder:
 
     @staticmethod
     def open(runs: Path, name: str, config: Mapping, fresh: bool = False) -> RunFolder:
-        """The newest unfinished run of the same name and config, or a new folder `<date-time>-<name>`.
-
-        Raises BadInput when nothing can be written there.
+        """The newest unfinished run of the same name and config, or a new folder `<date-time>-<name>`: of processes
+        that ask at once, one makes it and the others get the same. Raises BadInput when nothing can be written there.
         """
-        unfinished = [] if fresh else [f for f in list_run_folders(runs) if f.matches(name, config)]
-        if unfinished:
-            return unfinished[0]
+        try:
+            runs.mkdir(parents=True, exist_ok=True)
+        except (FileExistsError, NotADirectoryError):
+            raise BadInput(
+                f"can't make a run folder in {runs}: it is not a folder; choose another with --runs"
+            ) from None
+        except OSError as error:
+            raise BadInput(f"can't make the folder {runs}: {error.strerror}; choose another with --runs") from None
+        with lock_folder(runs, timeout=LOOK_SECONDS):
+            claimed = [] if fresh else [f for f in list_claimed(runs) if f.matches(name, config, CLAIM)]
+            unfinished = [] if fresh else [f for f in list_run_folders(runs) if f.matches(name, config)]
+            if claimed or unfinished:
+                return (claimed or unfinished)[0]
+            folder = RunFolder._make(runs, name)
+            folder.write(CLAIM, {"name": name, "config": config})
+            return folder
+
+    @staticmethod
+    def _make(runs: Path, name: str) -> RunFolder:
+        """A new, empty run folder. Raises BadInput."""
         stamp = time.strftime("%Y%m%d-%H%M%S")
         for attempt in range(100):
             path = runs / (f"{stamp}-{name}" if not attempt else f"{stamp}-{attempt}-{name}")
@@ -126,55 +170,53 @@ class RunFolder:
                 (path / "latents").mkdir()
                 return RunFolder(path)
             except FileExistsError:
-                if runs.exists() and not runs.is_dir():
-                    break
+                continue
             except OSError as error:
                 raise BadInput(
                     f"can't make the run folder {path}: {error.strerror}; choose another with --runs"
                 ) from None
-        raise BadInput(f"can't make a run folder in {runs}: it is not a folder; choose another with --runs")
+        raise BadInput(f"can't make a run folder in {runs}: a hundred of this second are there; try again")
 
-    def matches(self, name: str, config: Mapping) -> bool:
+    def matches(self, name: str, config: Mapping, file: str = "run.json") -> bool:
         """Whether this is an unfinished run of that name and config, compared as JSON."""
-        run = self.read()
+        try:
+            run = self.read(file)
+        except BadInput:
+            if self.path.name.endswith(f"-{name}"):
+                raise
+            return False  # somebody else's folder, or another run that is damaged, keeps no run from its start
         config = current_config(json.loads(dump_json(config)), announce=False)
         return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """A lock on the folder, released also when the process dies. Raises BadInput while another process holds it.
-
-        The lock is SQLite's, which works on every platform and may be released by another thread.
-        """
-        db = sqlite3.connect(self.path / ".lock", timeout=0, isolation_level=None, check_same_thread=False)
-        try:
-            db.execute("BEGIN EXCLUSIVE")
-        except sqlite3.OperationalError:
-            db.close()
-            raise BadInput(
-                f"{self.path}: another process works on this run; wait for it, or start another with --new"
-            ) from None
-        try:
+        """A lock on the folder. Raises BadInput while another process holds it."""
+        began = time.time()
+        with lock_folder(self.path):
+            remove_temporaries(self.path, before=began)
             yield
-        finally:
-            db.close()
 
     def read(self, file: str = "run.json") -> dict:
         """A JSON file of the run, or {} when it isn't there yet; a config in it is returned under current names. Raises
         BadInput for a file that is damaged or can't be read."""
         path = self.path / file
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            path.lstat()
+            content = read_json(path, allow_nan=True)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except OSError as error:
             raise BadInput(f"{path}: can't be read ({error.strerror}); name a run folder") from None
-        except ValueError:
-            content = None
+        except BadInput as error:
+            raise BadInput(f"{error}; remove the run folder, or start anew with --new") from None
         if not isinstance(content, dict):
-            raise BadInput(f"{path} is damaged; remove the run folder, or start anew with --new")
-        if isinstance(content.get("config"), dict):
-            content["config"] = current_config(content["config"], announce=False)
+            raise BadInput(f"{path} is damaged: it is no mapping; remove the run folder, or start anew with --new")
+        try:
+            if isinstance(content.get("config"), dict):
+                content["config"] = current_config(content["config"], announce=False)
+            records.check_record(content, path)
+        except BadInput as error:
+            raise BadInput(f"{error}; {path.name} was edited or damaged") from None
         return content
 
     def write(self, file: str, value: Mapping) -> None:
@@ -184,14 +226,36 @@ class RunFolder:
     def events(self) -> list[dict]:
         """The complete lines of the log, without a last one that a crash cut short. Raises BadInput for a damaged
         log."""
+        events, damaged = self._read_log()
+        if damaged:
+            raise BadInput(
+                f"{self.path / 'events.jsonl'}, line {damaged[0]} is damaged; what it told of is made again by: "
+                f"workbench run {self.path}"
+            )
+        return events
+
+    def drop_damaged_lines(self) -> list[int]:
+        """Remove lines that can't be read from the log; returns their numbers."""
+        events, damaged = self._read_log(to_go_on=True)
+        if damaged:
+            write_atomic(self.path / "events.jsonl", "".join(map(json_line, events)))
+        return damaged
+
+    def _read_log(self, to_go_on: bool = False) -> tuple[list[dict], list[int]]:
+        """(events, numbers of the lines that are none). `to_go_on` as in `records.is_event`."""
         try:
             text = (self.path / "events.jsonl").read_text(encoding="utf-8", errors="replace")
         except FileNotFoundError:
-            return []
-        try:
-            return [json.loads(line) for line in text.split("\n")[:-1] if line]
-        except ValueError:
-            raise BadInput(f"{self.path / 'events.jsonl'} is damaged; start anew with --new") from None
+            return [], []
+        except OSError as error:
+            raise BadInput(f"{self.path / 'events.jsonl'}: can't be read ({error.strerror})") from None
+        events, damaged = [], []
+        for number, line in enumerate(text.split("\n")[:-1], 1):
+            if line:
+                event = parse_event(line, to_go_on)
+                events += [event] if event is not None else []
+                damaged += [number] if event is None else []
+        return events, damaged
 
     def drop_unfinished(self) -> set[tuple[str, int]]:
         """Remove from the log the events of unfinished batches, and failures; returns the finished ones, (contestant,
@@ -213,9 +277,52 @@ class RunFolder:
                 os.fsync(f.fileno())
 
 
+@contextmanager
+def lock_folder(folder: Path, timeout: float = 0) -> Iterator[None]:
+    """A lock on a folder, released also when the process dies. Raises BadInput where another process holds it for
+    longer than `timeout` seconds, and where nothing can be written.
+
+    The lock is SQLite's, which works on every platform and may be released by another thread.
+    """
+    db = None
+    try:
+        db = sqlite3.connect(folder / ".lock", timeout=timeout, isolation_level=None, check_same_thread=False)
+        db.execute("BEGIN EXCLUSIVE")
+    except sqlite3.OperationalError as error:
+        if db is not None:
+            db.close()
+        if "locked" in str(error):
+            raise BadInput(
+                f"{folder}: another process works on this run; wait for it, or start another with --new"
+            ) from None
+        if is_disk_full(error):
+            raise DiskFull(f"the disk of {folder} is full; make room and run the same command to go on") from error
+        raise BadInput(f"{folder}: can't be written ({error}); choose another folder with --runs") from None
+    try:
+        yield
+    finally:
+        db.close()
+
+
+def parse_event(line: str, to_go_on: bool = False) -> dict | None:
+    """The event in a line of the log; None where it is not one that a run has written. `to_go_on` as in
+    `records.is_event`."""
+    try:
+        event = parse_json(line, "events.jsonl")
+    except BadInput:
+        return None
+    return event if records.is_event(event, to_go_on) else None
+
+
 def json_line(event: Mapping) -> str:
     """A line of events.jsonl. Raises ValueError for NaN and infinity."""
     return json.dumps(event, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+def list_claimed(runs: Path) -> list[RunFolder]:
+    """The folders that processes have just made for runs whose record is not written yet, newest first."""
+    paths = [p.parent for p in runs.glob(f"*/{CLAIM}") if not (p.parent / "run.json").exists()]
+    return [RunFolder(p) for p in sorted(paths, reverse=True)]
 
 
 def list_run_folders(runs: Path) -> list[RunFolder]:
@@ -237,7 +344,7 @@ def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
             (*values, json.dumps(run["config"])),
         ).fetchone()
         for event in folder.events():
-            for s in event.get("samples", ()):
+            for s in (s for s in event.get("samples", ()) if s["file"]):  # one that is no medium can't be voted on
                 (artefact,) = db.execute(
                     "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256) "
                     "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE "

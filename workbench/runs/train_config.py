@@ -9,8 +9,10 @@ from functools import lru_cache
 from typing import Any, ClassVar, Literal
 
 from pipelines import Lora, processes
+from pipelines.config import read_kernel
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.text import quote_value
 from workbench.core.types import Batch, Count, Natural, NonNegative, derive_seed
 from workbench.runs.preference_data import PreferencePairs
 
@@ -52,9 +54,12 @@ class TrainConfig:
     keep_last: Count = 2  # checkpoints, besides the best
     eval_every: Natural = 20  # rounds between evaluations; 0: only before and after
     eval_prompts: Count = 12  # prompts of the evaluations, held out from training if the list is long enough
-    best: str = ""  # selects the weights to keep: a reward's name, "reward", or "last"; "": the first of `watch`
+    # selects the weights to keep: a reward's name, "reward", or "last"; "": the first of `watch`, or what a method that
+    # validates itself (rpo) found best
+    best: str = ""
     minutes: NonNegative = 0.0  # of training at most; 0: no limit
-    on_alarm: Literal["warn", "stop"] = "warn"  # when the optimised reward rises while a held-out one falls
+    # when a reward is hacked, or the training collapses or teaches nothing; stop: the best of before is exported
+    on_alarm: Literal["warn", "stop"] = "warn"
     report_to: tuple[str, ...] | None = None  # of tensorboard, wandb, trackio; not given: tensorboard where installed
 
     @property
@@ -72,7 +77,7 @@ def read_train_config(
     if config.report_to is not None:
         for name in config.report_to:
             if name not in TRACKERS:
-                raise BadInput(f"train.report_to: no tracker {name!r}; {suggest_nearest(name, TRACKERS)}")
+                raise BadInput(f"train.report_to: no tracker {quote_value(name)}; {suggest_nearest(name, TRACKERS)}")
             if importlib.util.find_spec(TRACKERS[name]) is None:
                 raise BadInput(f"train.report_to: {name} is not installed; install it, or leave it out")
     if config.shard and lora_config(config).targets != "weights":
@@ -88,7 +93,7 @@ def read_train_config(
         raise BadInput("train: decay is a share of the training in [0, 1], and betas are two numbers")
     if config.best not in ("", "last", "reward", *watch, *reward):
         raise BadInput(
-            f"train.best: {config.best!r} judges nothing here; "
+            f"train.best: {quote_value(config.best)} judges nothing here; "
             f"{suggest_nearest(config.best, ['last', 'reward', *watch, *reward])}"
         )
     lora_config(config)
@@ -115,12 +120,15 @@ def policy_overrides(config: TrainConfig) -> dict[str, dict]:
     keys = ("kernel", "call")
     for key, value in config.policy.items():
         if key not in keys:
-            raise BadInput(f"train.policy: unknown key {key!r}; {suggest_nearest(str(key), keys)}")
+            raise BadInput(f"train.policy: unknown key {quote_value(key)}; {suggest_nearest(str(key), keys)}")
         if not isinstance(value, Mapping):
-            raise BadInput(f"train.policy.{key}: expected a mapping of settings, got {value!r}")
+            raise BadInput(f"train.policy.{key}: expected a mapping of settings, got {quote_value(value)}")
     if "num_inference_steps" in config.policy.get("call", {}):
         raise BadInput("train.policy.call: the number of steps belongs to the pipeline's config: steps")
-    return {key: dict(value) for key, value in config.policy.items()}
+    overrides = {key: dict(value) for key, value in config.policy.items()}
+    if "kernel" in overrides:
+        overrides["kernel"] = read_kernel(overrides["kernel"], "train.policy.kernel")
+    return overrides
 
 
 def _check_method(name: str, method, config: TrainConfig) -> None:
