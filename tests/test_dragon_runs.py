@@ -270,15 +270,18 @@ def rows(whole: float, halves: list[float], oracle: float) -> list[dict]:
 def test_the_alarm_hears_a_set_reward_rise_only_when_it_rose_for_sure(home):
     plan = planned(home, **blocks(home))
     base = rows(-3.0, [-3.2, -2.8], oracle=0.9)
-    sure, unsure = rows(-2.0, [-2.2, -1.8], oracle=0.2), rows(-2.0, [-0.2, -4.8], oracle=0.2)
+    sure, unsure = rows(-2.0, [-2.2, -1.8], oracle=0.7), rows(-2.0, [-0.2, -4.8], oracle=0.7)
     numbers, alarm = monitoring.compare_to_base(plan, "dragon", base, sure)
     assert "dragon raised frechet, which it optimised, while oracle fell" in alarm
     assert numbers["held frechet"] == numbers["held reward"] == -2.0
     assert monitoring.compare_to_base(plan, "dragon", base, unsure)[1] is None
+    gone = rows(-2.0, [-0.2, -4.8], oracle=0.2)
+    assert "oracle, held out, fell from 0.9 to 0.2" in monitoring.compare_to_base(plan, "dragon", base, gone)[1]
     assert monitoring.compare_to_base(plan, "dragon", base, rows(-2.0, [-2.2, -1.8], oracle=0.9))[1] is None
     assert monitoring.compare_to_base(plan, "dragon", base, base)[1] is None
     plan.train_config.__dict__["best"] = "frechet"
-    assert monitoring.selection_score(plan, sure, sure, 4) == -2.0
+    metric = monitoring.selection_metric(plan, plan.methods["dragon"])
+    assert monitoring.selection_score(metric, sure, sure, 4) == -2.0
 
 
 # --- noise levels ----------------------------------------------------------------------------------------------------

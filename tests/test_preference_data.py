@@ -148,7 +148,10 @@ def test_a_folder_is_all_its_files(tmp_path):
         (lambda d: pick_a_pic(d / "a.parquet", [*TEN[:5], ("x", 1, 2, 0.3)]), r"a.parquet, row 5: label_0"),
         (lambda d: pick_a_pic(d / "a.parquet", [("", 1, 2, 1.0)]), r"a.parquet, row 0: the prompt"),
         (lambda d: pick_a_pic(d / "a.parquet", TEN[:1], jpg_0=[b"no picture"]), r"a.parquet, row 0: jpg_0"),
-        (lambda d: (parquet.write_table(pa.table({"x": [1]}), d / "b.parquet"), str(d / "b.parquet"))[1], "Pick-a-Pic"),
+        (
+            lambda d: (parquet.write_table(pa.table({"x": [1]}), d / "b.parquet"), str(d / "b.parquet"))[1],
+            "caption, jpg_0",
+        ),
         (lambda d: ((d / "c.parquet").write_text("no"), str(d / "c.parquet"))[1], "c.parquet: can't be read"),
         (lambda d: votes(d, (0, 7, "a")), "votes.jsonl, line 1: .*7.png"),
         (lambda d: votes(d, (0, 1, "c")), "votes.jsonl, line 1: `winner`"),
@@ -157,7 +160,69 @@ def test_a_folder_is_all_its_files(tmp_path):
 )
 def test_what_is_wrong_with_a_file_is_said_with_file_and_row(tmp_path, change, said):
     with pytest.raises(BadInput, match=said):
-        preference_data.PreferencePairs(change(tmp_path))[0]
+        preference_data.PreferencePairs(change(tmp_path), strict=True).read_ahead()
+    if "row 5" not in said:  # there are good ones beside it
+        with pytest.raises(BadInput, match=said):
+            preference_data.PreferencePairs(change(tmp_path)).read_ahead()
+
+
+def test_pairs_that_can_not_be_used_are_left_out_and_counted_and_the_next_stand_in_for_them(tmp_path):
+    """A broken picture, an empty one, no prompt, an unknown label, the same picture twice: five of ten."""
+    pictures_0 = [jpeg(10 * n) for n in range(10)]
+    pictures_0[2], pictures_0[5], pictures_0[8] = pictures_0[2][:40], b"", jpeg(85)
+    captions = [f"p{n}" for n in range(10)]
+    captions[3] = None
+    labels = [float(n % 2) for n in range(10)]
+    labels[7] = 0.3
+    path = pick_a_pic(tmp_path / "a.parquet", TEN, jpg_0=pictures_0, caption=captions, label_0=labels)
+    good = {"p0", "p1", "p4", "p6", "p9"}
+    found = preference_data.PreferencePairs(path)
+    found.read_ahead()
+    assert (
+        found.describe_left_out().startswith("5 pairs are left out: ")
+        and "row 3: the prompt" in found.describe_left_out()
+    )
+    assert {found[n][0] for n in range(16)} == good
+    late = preference_data.PreferencePairs(path)  # nothing read ahead, from another position: the same pairs
+    assert [late[n][0] for n in range(15, -1, -1)] == [found[n][0] for n in range(15, -1, -1)]
+    with pytest.raises(BadInput, match="row 3: the prompt|row 7: label_0"):
+        len(preference_data.PreferencePairs(path, strict=True))
+    kept = preference_data.PreferencePairs(path, ties="keep")
+    assert {kept[n][0] for n in range(16)} == good | {"p8"}
+    same = pick_a_pic(tmp_path / "b.parquet", [(f"p{n}", n, n, 1.0) for n in range(3)])
+    with pytest.raises(BadInput, match="none can be used; 3 pairs are left out: .*both media are the same"):
+        preference_data.PreferencePairs(same).read_ahead()
+
+
+def test_pairs_that_hardly_differ_are_left_out_where_a_gap_is_asked_for(tmp_path):
+    rows = [("near", 100, 101, 1.0), ("far", 100, 200, 1.0), ("middle", 100, 120, 0.0)]
+    path = pick_a_pic(tmp_path / "a.parquet", rows)
+    names = lambda gap: {preference_data.PreferencePairs(path, min_gap=gap)[n][0] for n in range(3)}  # noqa: E731
+    assert names(0.0) == {"near", "far", "middle"} and names(0.01) == {"far", "middle"} and names(0.2) == {"far"}
+    found = preference_data.PreferencePairs(path, min_gap=0.2)
+    found.read_ahead()
+    assert "2 of the pairs that were read differ by less than 0.2" in found.describe_left_out()
+    assert found.describe_left_out(faults_only=True) == ""
+    assert preference_data.measure_gap(grey(0.25, 8), grey(0.75, 20)) == pytest.approx(0.5, abs=1e-4)
+
+
+@pytest.mark.parametrize("suffix", ["jsonl", "csv", "tsv", "parquet"])
+def test_the_columns_that_others_use_say_who_won(tmp_path, suffix):
+    for n in range(3):
+        media.write_media(grey(n / 10), tmp_path / f"{n}.png")
+    for columns in (("pos_path", "neg_path"), ("chosen", "rejected")):
+        rows = [{"prompt": "x", columns[0]: f"{n + 1}.png", columns[1]: f"{n}.png"} for n in range(2)]
+        path, mark = tmp_path / f"pairs.{suffix}", "\t" if suffix == "tsv" else ","
+        if suffix == "parquet":
+            parquet.write_table(pa.Table.from_pylist(rows), path)
+        elif suffix == "jsonl":
+            path.write_text("\n".join(map(json.dumps, rows)) + "\nno json\n")
+        else:
+            path.write_text("\n".join(mark.join(row) for row in ([*rows[0]], *(r.values() for r in rows))))
+        found = preference_data.PreferencePairs(str(path))
+        assert sorted((shade(w), shade(b)) for _, w, b in (found[n] for n in range(2))) == [(26, 0), (51, 26)]
+        assert ("line 3: not valid JSON" in found.describe_left_out()) == (suffix == "jsonl")
+        assert len(found.input_files()) == 4
 
 
 def test_media_are_scaled_to_cover_a_pipelines_size_and_cut_to_its_middle():
@@ -232,7 +297,7 @@ def test_one_update_of_dpo_on_pairs_is_equation_14_by_hand():
     method, given = DPO(beta=2.0, lr=0.0), batch()
     policy = policy_with(method)
     (event,) = method(policy, None, [given])
-    total, right = np.zeros(2), 0.0
+    total, right, winners_worse = np.zeros(2), 0.0, []
     for i, level in enumerate(policy.levels):
         for b, seed in enumerate(given.seeds):
             eps = seeded_normal([seed], (3, 1, 1), "eps", i, 0).numpy().ravel()
@@ -242,11 +307,14 @@ def test_one_update_of_dpo_on_pairs_is_equation_14_by_hand():
                 ours, reference = 0.3 + 0.8 * mean - x0, mean - x0
                 said.append((mean, ours, np.mean(ours**2 - reference**2) / level.s**2))
             margin = -(said[0][2] - said[1][2])  # beta / 2 = 1
+            winners_worse.append(said[0][2] > 0)
             for sign, (mean, ours, _) in zip((1, -1), said, strict=True):
                 c = sign / (1 + math.exp(margin)) * 2 * ours / level.s**2 / 3
                 total += np.array([c.sum(), (c * mean).sum()])
             right += (margin > 0) / (2 * policy.steps)
     np.testing.assert_allclose(policy.grads[0], total / (2 * policy.steps), rtol=1e-4)
+    drifted = sum(worse for worse in winners_worse) / (2 * policy.steps)
+    assert event.metrics["winner_drift"] == pytest.approx(drifted) and 0 < drifted < 1
     assert event.metrics["agrees"] == pytest.approx(right) and policy.nfe == 2 * 2 * 2 * policy.steps
     assert "reward" not in event.metrics and event.prompts == ("a", "a", "b", "b")
 
@@ -293,6 +361,7 @@ def test_a_real_pipeline_learns_from_pictures(name):
     light, dark = (Media(torch.full((1, *policy.size), v), "image") for v in (0.9, 0.1))
     given, method = PairBatch(("a red cat",), (1,), light, dark), DPO(beta=5.0, lr=1e-3)
     first, *_, last = method(policy, None, [given] * 12)
+    assert first.metrics["winner_drift"] == 0.0  # before the first update nothing is denoised worse
     assert last.metrics["loss"] < first.metrics["loss"] - 1e-3
     assert first.metrics["loss"] == pytest.approx(math.log(2)) and first.metrics["agrees"] == 0.5
     (turned,) = method(policy, None, [replace(given, winners=dark, losers=light)])

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
+
 import pytest
 import torch
 import train_fixtures as tiny
@@ -12,7 +15,9 @@ import pipelines
 from workbench import cli
 from workbench.core.errors import BadInput
 from workbench.core.types import Event
+from workbench.runs.training_sizes import compare_sizes, export_warnings
 from workbench.training import monitoring, training_runs
+from workbench.training.training_warnings import SAMPLES_ALIKE, SAMPLES_UNJUDGED, TeachingRecord
 
 
 @pytest.fixture(scope="module")
@@ -55,26 +60,45 @@ class Weights:
         self.parameters = [torch.tensor(values)]
 
 
-def test_a_reward_that_cannot_tell_the_first_samples_apart_stops_with_a_sentence(home, tmp_path, capsys):
-    for scores, sentence in (
-        ((0.3, 0.3, float("nan")), "score 0.3"),
-        ((float("nan"),) * 2, "none of the first samples"),
-    ):
-        with pytest.raises(BadInput, match=sentence):
-            monitoring.check_first_round(event(scores=scores), None)
-    monitoring.check_first_round(event(), train_method(1))
+def test_a_reward_that_cannot_tell_any_samples_apart_stops_with_a_sentence(home, tmp_path, capsys):
+    record = TeachingRecord(planned=9)
+    for _ in range(SAMPLES_UNJUDGED // 8):
+        record.check_differences()
+        record.count(event(scores=(float("nan"),) * 8))
+    with pytest.raises(BadInput, match=f"none of the first {SAMPLES_UNJUDGED} samples could be judged"):
+        record.check_differences()
     path = tmp_path / "flat.yaml"
     flat = {"reward": {"starter_clip": {"within": [5.0, 6.0]}}, "method": NFT}
-    path.write_text(yaml.safe_dump(tiny.asked(home, **flat)))
+    path.write_text(yaml.safe_dump(tiny.asked(home, **flat, train={"rounds": 2, "eval_every": 0})))
     assert cli.main(["run", str(path), "--runs", str(tmp_path / "runs")]) == 2
-    assert "nothing to learn from" in capsys.readouterr().err
+    assert "all 8 samples of the first 2 rounds score 5, so there is nothing" in capsys.readouterr().err
+
+
+def test_a_reward_that_is_rarely_given_is_refused_only_after_many_samples():
+    """One hit among hundreds is enough; without one, the training ends at a bound."""
+    for hit, seen in ((5, None), (None, SAMPLES_ALIKE // 4)):
+        record, refused = TeachingRecord(planned=99), None
+        for k in range(90):
+            record.count(event(scores=(0.0, 0.0, float(k == hit), 0.0)))
+            assert bool(record.first_round_note) == (k == 0)
+            try:
+                record.check_differences()
+            except BadInput:
+                refused = k + 1
+                break
+        assert refused == seen
+    scarce = TeachingRecord(planned=2)
+    scarce.count(event(scores=(0.0, 0.0)))
+    scarce.check_differences()
+    with pytest.raises(BadInput, match="nothing to learn from"):
+        scarce.check_differences(at_end=True)
 
 
 def test_a_log_ratio_that_is_not_zero_before_the_first_update_stops():
-    monitoring.check_first_round(event(log_ratio=0.0), train_method(1))
-    monitoring.check_first_round(event(log_ratio=1e-3), train_method(2))  # of its second update
+    monitoring.check_first_log_ratio(event(log_ratio=0.0), train_method(1))
+    monitoring.check_first_log_ratio(event(log_ratio=1e-3), train_method(2))  # of its second update
     with pytest.raises(monitoring.TrainingHalted, match="before the first update"):
-        monitoring.check_first_round(event(log_ratio=1e-9), train_method(1))
+        monitoring.check_first_log_ratio(event(log_ratio=1e-9), train_method(1))
 
 
 def train_method(updates):
@@ -115,23 +139,25 @@ def test_a_gradient_that_is_not_finite_ends_in_a_failure_with_the_last_good_chec
     assert folder.read()["status"] == "done"
 
 
-def test_the_alarm_stops_a_training_that_was_told_to_listen(home, tmp_path, monkeypatch):
+def test_the_alarm_stops_a_training_that_was_told_to_listen_and_what_rang_is_not_exported(home, tmp_path, monkeypatch):
     looks = []
     real = monitoring.compare_to_base
 
     def verdict(plan, name, base, now):
         looks.append(base is now)
-        return (real(plan, name, base, now)[0], None if base is now else "it hacks.")
+        return (real(plan, name, base, now)[0], "it hacks." if len(looks) == 3 else None)
 
     monkeypatch.setattr(monitoring, "compare_to_base", verdict)
     plan = planned(home, train={"on_alarm": "stop", "eval_every": 1})
     folder = folder_of(plan, tmp_path)
     said = go(plan, folder)
     done = training_runs.checkpoint_store(plan, folder, "nft").finished_record
-    assert looks == [True, False] and done["updates"] == 1 and "it hacks" in done["ended"] and done["alarm"]
+    assert looks == [True, False, False] and done["updates"] == 2 and "it hacks" in done["ended"] and done["alarm"]
+    assert done["best"] == 1 and done["distance"] > 0, "of the last weights, as `best` says, before it rang"
+    assert "after round 1." in (folder.path / "export" / "README.md").read_text()
     assert any(p.phase == "message" and "alarm" in p.note for p in said)
     training_runs.rewind_run(plan, folder)  # which forgets nothing that is on a checkpoint
-    assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 1, "alarm": "it hacks."}]
+    assert [e for e in folder.events() if "alarm" in e] == [{"contestant": "nft", "step": 2, "alarm": "it hacks."}]
 
 
 def test_minutes_end_a_training_and_what_there_is_is_exported(home, tmp_path):
@@ -228,3 +254,24 @@ def test_what_a_full_gpu_undoes_leaves_nothing_behind(home, tmp_path):
         assert (calm - full).norm() < 0.02 * (
             calm - torch.cat([v.flatten() for v in kept["calm"]["old"].values()])
         ).norm()
+
+
+def test_a_training_at_another_size_than_it_is_judged_at_is_a_warning_of_the_plan(tmp_path):
+    call = {"height": 32, "width": 64}
+    warned = planned(tmp_path, train={"policy": {"call": call | {"guidance_scale": 2.0}}})
+    (line,) = [line for line in warned.checks if "another size" in line]
+    assert line.startswith("warning: contestant nft") and line.endswith(
+        "height 32 against its default, width 64 against its default"
+    )
+    assert not [line for line in planned(tmp_path).checks if "another size" in line]
+    assert compare_sizes({"steps": 4, "call": {"num_frames": 5}}, {"steps": 8, "call": {"num_frames": 9}}) == [
+        "steps 4 against 8",
+        "num_frames 5 against 9",
+    ]
+    pipeline = next(iter(warned.pipelines.values()))
+    (tmp_path / "export.json").write_text(
+        json.dumps({"pipeline": dataclasses.asdict(dataclasses.replace(pipeline, steps=8)), "parts": {}})
+    )
+    exported = dataclasses.replace(pipeline, lora=str(tmp_path))
+    (line,) = export_warnings({"nft": exported, "base": pipeline})
+    assert line.endswith("steps 8 against 3")

@@ -33,7 +33,7 @@ def home(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def pictures(home):
-    """Four pictures, and votes on them: the lighter wins."""
+    """Four pictures, and votes on them: the lighter wins. One vote says of nobody that they won."""
     place = home / "pictures"
     place.mkdir()
     for n in range(4):
@@ -42,6 +42,7 @@ def pictures(home):
         {"prompt": f"shade {n}", "a_path": f"{n}.png", "b_path": f"{n + 1}.png", "winner": "b", "voter": "x"}
         for n in range(3)
     ]
+    rows.append(rows[0] | {"winner": "?"})
     (place / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
     return place
 
@@ -73,7 +74,9 @@ def test_a_run_learns_from_pairs_and_says_so(paired):
     taught = folder.read("summary.json")["contestants"][1]["training"]
     assert taught["samples"] == training_runs.training_samples(plan, "dpo") == 2 * 2 * 2 and taught["reward_calls"] == 0
     assert taught["nfe"] == plan.denoiser_calls("dpo") - 3 * len(plan.rows), "nothing was sampled to be learnt from"
-    assert "3 preference pairs" in (folder.path / "export" / "README.md").read_text()
+    assert "3 preference pairs" in (card := (folder.path / "export" / "README.md").read_text())
+    left_out = f"1 pair is left out: {plan.pairs.files}, line 4: `winner` must be a, b or tie, got '?'"
+    assert taught["warnings"] == [f"{left_out}."] and left_out in card and any(left_out in line for line in plan.checks)
 
 
 @pytest.mark.parametrize("control", ["negated", "shuffled"])
@@ -99,7 +102,7 @@ def test_a_control_turns_the_pairs_round_or_gives_them_each_others_prompts(home,
     ("change", "sentence"),
     [
         ({"method": NFT}, "nft learns from samples of its own.*these can: dpo, kto"),
-        ({"pairs": {"files": "nowhere.parquet"}}, "nowhere.parquet is no .parquet or .jsonl"),
+        ({"pairs": {"files": "nowhere.parquet"}}, "nowhere.parquet is no .parquet, .jsonl"),
         ({"pairs": {"file": "x"}}, "did you mean 'files'"),
         ({"method": "sample"}, "no contestant of this run is trained"),
         ({"pairs": None, "method": RPO | {"references": "nowhere"}}, "no folder with pictures"),
@@ -155,7 +158,8 @@ def test_a_training_that_is_asked_to_stop_saves_says_so_and_goes_on_to_the_same_
 
 def test_rpo_delivers_its_best_copy_and_what_it_remembers_outlives_a_stop(home, pictures, tmp_path):
     method = RPO | {"references": str(pictures), "prompts": ["a red circle"]}
-    plan = planned(home, method=method, train={"rounds": 3, "prompts_per_round": 1, "eval_every": 0})
+    settings = {"rounds": 3, "prompts_per_round": 1, "eval_every": 0, "best": ""}  # its own validation picks
+    plan = planned(home, method=method, train=settings)
     whole, parts = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "parts")
     go(plan, whole)
     done = training_runs.checkpoint_store(plan, whole, "rpo").finished_record

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -18,6 +17,7 @@ import pytest
 import torch
 import train_fixtures as small
 import yaml
+from forked import Launcher
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
 from torch.nn.utils import parameters_to_vector
@@ -114,17 +114,19 @@ def test_gradients_of_several_rounds_gather_into_one_update(pipe):
         assert (norm > 0) is (policy.adapters.content_hash() != before) is (n == 2)
 
 
-def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
+@pytest.fixture(scope="module")
+def launcher():
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
+
+
+def test_two_processes_that_see_different_rows_stay_one_policy(pipe, launcher, tmp_path):
     """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them
     used."""
-    context, port = torch.multiprocessing.get_context("spawn"), free_port()  # OpenMP does not survive a fork
-    queue = context.Queue()
-    workers = [context.Process(target=work, args=(rank, port, pipe, queue)) for rank in range(2)]
-    for worker in workers:
-        worker.start()
-    messages = dict(queue.get(timeout=120) for _ in workers)
-    for worker in workers:
-        worker.join(timeout=60)
+    codes, said = launcher.launch(tmp_path / "work", function="test_train_processes:work", out=str(tmp_path))
+    assert codes == [0, 0], said
+    messages = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in (0, 1)]
     single = trainable(SD, copy.deepcopy(pipe))
     single.optimizer(1e-2)
     for seed in (1, 3):
@@ -138,14 +140,11 @@ def test_two_processes_that_see_different_rows_stay_one_policy(pipe):
     )
 
 
-def work(rank, port, pipe, queue):
-    from accelerate import PartialState
-
+def work(folder):
+    """In one process of two: its half of the gradient; what it then has is in FOLDER/RANK.json."""
     torch.set_num_threads(1)
-    PartialState._reset_state()
-    os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    policy = trainable(SD, copy.deepcopy(pipe))
+    rank = int(os.environ["RANK"])
+    policy = trainable(SD)
     policy.optimizer(1e-2)
     policy.backward(loss_of(policy, 1 + 2 * rank))
     norm = policy.update()
@@ -155,14 +154,8 @@ def work(rank, port, pipe, queue):
         first.grad = torch.ones_like(first)
     policy._average_gradients()
     messages |= {"unused": second.grad is None, "shared": float(first.grad.mean())}
-    queue.put((rank, messages))
+    (folder / f"{rank}.json").write_text(json.dumps(messages))
     torch.distributed.destroy_process_group()
-
-
-def free_port():
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return s.getsockname()[1]
 
 
 def asked_of(folder, settings):
@@ -171,41 +164,10 @@ def asked_of(folder, settings):
     return path
 
 
-def launched(path, program):
+def launched(launcher, path, **failure):
     """Exit codes of two processes that run this config, and what they said."""
-    world = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
-    command = [sys.executable, *program, "run", str(path), "--runs", str(path.parent / "runs")]
-    each = [
-        subprocess.Popen(
-            command,
-            cwd=ROOT,
-            env=os.environ | world | {"RANK": str(r), "LOCAL_RANK": str(r), "ACCELERATE_USE_CPU": "true"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-        )
-        for r in (0, 1)
-    ]
-    try:
-        message = [p.communicate(timeout=280)[0] for p in each]
-    finally:
-        for p in each:
-            p.kill()
-    return [p.returncode for p in each], message
-
-
-FAILING = """
-import os, sys, torch
-sys.path.insert(0, os.getcwd())
-from workbench import cli; from workbench.training import trainer
-
-def fails(self, *_):
-    raise {error}
-
-if os.environ["RANK"] == "{rank}":
-    trainer.Batches.__iter__ = fails
-sys.exit(cli.main(sys.argv[1:]))
-"""
+    arguments = ["run", str(path), "--runs", str(path.parent / "runs")]
+    return launcher.launch(path.parent / "launch", arguments=arguments, **failure)
 
 
 @pytest.mark.parametrize(
@@ -215,15 +177,13 @@ sys.exit(cli.main(sys.argv[1:]))
         (1, 'torch.OutOfMemoryError("full")', "failure-nft-rank1.txt", "the GPU's memory is full.*set train.micro"),
     ],
 )
-def test_a_process_that_fails_says_why_and_none_waits_for_it(tmp_path, rank, error, file, reason):
-    program = tmp_path / "failing.py"
-    program.write_text(FAILING.format(rank=rank, error=error))
+def test_a_process_that_fails_says_why_and_none_waits_for_it(tmp_path, launcher, rank, error, file, reason):
     train = {"rounds": 2, "eval_every": 0, "eval_prompts": 1}
     contestants = {"base": "sample", "nft": NFT, "second": NFT}  # which is not begun
     path = asked_of(tmp_path, dict(method=None, contestants=contestants, train=train, limit=1))
     path.write_text(yaml.safe_dump({k: v for k, v in yaml.safe_load(path.read_text()).items() if v is not None}))
     started = time.monotonic()
-    codes, message = launched(path, [str(program)])
+    codes, message = launched(launcher, path, rank=rank, error=error)
     assert all(code > 0 for code in codes) and time.monotonic() - started < 200, (codes, message)
     (line,) = [s for s in message[rank].splitlines() if s.startswith("workbench: ")]
     assert re.search(f"nft failed in process {rank} of 2: .*{reason}", line) and file in line
@@ -232,7 +192,7 @@ def test_a_process_that_fails_says_why_and_none_waits_for_it(tmp_path, rank, err
     assert folder.read()["status"] == "failed" and not list(folder.path.glob("failure-second*"))
 
 
-def test_two_processes_train_the_model_that_one_would(tmp_path):
+def test_two_processes_train_the_model_that_one_would(tmp_path, launcher):
     """Launched as `accelerate launch` does it. Three prompts on two processes: their shares are unequal. Only the
     first writes."""
     settings = dict(
@@ -241,7 +201,7 @@ def test_two_processes_train_the_model_that_one_would(tmp_path):
     plan = planned(tmp_path, **settings)
     single = folder_of(plan, tmp_path / "alone")
     go(plan, single)
-    codes, message = launched(asked_of(tmp_path, settings), ["-m", "workbench"])
+    codes, message = launched(launcher, asked_of(tmp_path, settings))
     assert codes == [0, 0], message
     (pair,) = store.list_run_folders(tmp_path / "runs")
     for ours, theirs in zip(told(pair, "train"), told(single, "train"), strict=True):

@@ -156,7 +156,7 @@ def steps_by_hand(policy, path):
 
 def chain_gradient(name, m, policy, path, r):
     """Of the first update at LIVE, which are also the weights that drew the samples."""
-    a = ((r - r.mean(1, keepdims=True)) / r.std()).ravel()
+    a = ((r - (r.mean() if name == "ddpo" else r.mean(1, keepdims=True))) / r.std()).ravel()
     found, table = np.zeros(2), list(steps_by_hand(policy, path))
     order = np.argsort(r, 1) + np.array([[0], [G]])
     logs = {i: ((x - b) ** 2 - (x - u) ** 2).mean(1) / (2 * s**2) for i, s, _, _, u, b, x in table}
@@ -164,7 +164,7 @@ def chain_gradient(name, m, policy, path, r):
     pace = {i: 1 / (policy.levels[i].s - policy.levels[i].s_next) for i, *_ in table}
     for i, std, push, mean, mu, base, x in table:
         glog = (x - mu) / std**2 * push / 2  # dlogp/dx0, per dimension
-        if name == "grpo:raw":
+        if name in ("grpo:raw", "ddpo"):
             c = -a[:, None] * glog + m.kl * (mu - base) / std**2 * push / 2
             c = c / len(a) / len(table)
         elif name == "grpo":
@@ -192,9 +192,9 @@ def chain_gradient(name, m, policy, path, r):
     return found
 
 
-@pytest.mark.parametrize("name", ["grpo", "grpo:raw", "d3po", "prdp"])
+@pytest.mark.parametrize("name", ["grpo", "grpo:raw", "ddpo", "d3po", "prdp"])
 def test_an_update_on_the_chain_is_the_one_computed_by_hand(name):
-    method = replace(CHAINS[name], **({"clip_range": 0.5} if name == "d3po" else {}))
+    method = replace(CHAINS[name], **{"d3po": {"clip_range": 0.5}, "ddpo": {"group": G}}.get(name, {}))
     policy = set_weights(gaussian_policy(method))
     s = [3 * t / (1 + 2 * t) for t in (1.0, 0.8, 0.6, 0.4, 0.2, 0.0)]  # steps of unequal length
     policy.levels = [NoiseLevel(1 - p, p, 1 - q, q, "flow_prediction") for p, q in zip(s, s[1:], strict=False)]

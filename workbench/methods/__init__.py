@@ -1,13 +1,13 @@
 """How media are aligned: one file per paper's box."""
 
-import importlib
-import operator
 from collections.abc import Mapping
 from typing import Any
 
 from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
+from workbench.core.text import quote_value
 from workbench.core.types import Method
+from workbench.core.user_code import import_object
 from workbench.methods.common.method import check_method, complete_method
 from workbench.methods.inference.beam import Beam
 from workbench.methods.inference.best_of_n import BestOfN
@@ -29,11 +29,12 @@ from workbench.methods.training.crd import CRD
 from workbench.methods.training.d3po import D3PO
 from workbench.methods.training.ddpo import DDPO
 from workbench.methods.training.dgpo import DGPO
-from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
+from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.dragon import DRAGON
 from workbench.methods.training.grpo import GRPO
 from workbench.methods.training.hypernoise import Corrected, HyperNoise
+from workbench.methods.training.instruct_video import InstructVideo
 from workbench.methods.training.kto import KTO
 from workbench.methods.training.nft import NFT
 from workbench.methods.training.parrot import Parrot
@@ -98,13 +99,9 @@ def find_method(name: str, registry: Mapping[str, Any] = METHODS, where: str = "
     if (method := registry.get(name) if isinstance(name, str) else None) is not None:
         complete_method(method if isinstance(method, type) else type(method))
         return method
-    module, colon, attribute = str(name).partition(":")
-    if not colon:
-        raise BadInput(f"{where}: unknown method {name!r}; {suggest_nearest(str(name), registry)}")
-    try:
-        cls = operator.attrgetter(attribute)(importlib.import_module(module))
-    except Exception as error:  # the module's own code runs, and may raise anything
-        raise BadInput(f"{where}: can't import {name!r}: {error}") from None
+    if ":" not in str(name):
+        raise BadInput(f"{where}: unknown method {quote_value(name)}; {suggest_nearest(str(name), registry)}")
+    cls = import_object(str(name), where)
     check_method(cls, name, where)
     return complete_method(cls)
 

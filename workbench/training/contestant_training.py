@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from pipelines import processes
-from workbench.core.errors import BadInput
+from workbench.core.errors import BadInput, is_disk_full
 from workbench.runs import store
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress
@@ -38,7 +38,7 @@ def train_contestants(
         try:
             yield from (StagedTrainer if plan.stages else Trainer)(plan, folder, name, load).run(stop)
         except Exception as error:
-            if isinstance(error, (BadInput, OSError)) and processes.count_processes() == 1:
+            if is_disk_full(error) or (isinstance(error, (BadInput, OSError)) and processes.count_processes() == 1):
                 raise
             reason = (
                 str(error)

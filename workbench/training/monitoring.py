@@ -11,12 +11,14 @@ import torch
 
 from pipelines import sharding
 from workbench.core.errors import BadInput
+from workbench.core.finite import find_finite_rows
 from workbench.core.io import media
 from workbench.core.types import Batch, Event, Media, derive_seed
 from workbench.evaluation import set_rewards, statistics
-from workbench.evaluation.summary import alarm_margins
+from workbench.evaluation.summary import alarm_margins, score_bounds
 from workbench.runs.plan import Plan
 from workbench.runs.progress import json_number, score_samples
+from workbench.training.training_warnings import fall_sentences, has_lost_diversity, judge_limit, standard_deviation
 
 SAMPLES_PER_PROMPT = 2  # of a held-out prompt; two, to measure diversity
 MAX_WRITTEN = 8  # prompts with a sample on disk at each evaluation
@@ -57,12 +59,8 @@ def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None
     }
     scores |= {name: torch.full((len(rows),), result.value) for name, result in set_results.items()}
     total = plan.reward.total({n: scores[n] for n in plan.reward.rewards}, prompts)
-    spread = [
-        statistics.measure_diversity(
-            [samples.data[n * SAMPLES_PER_PROMPT : (n + 1) * SAMPLES_PER_PROMPT].cpu().numpy()]
-        )
-        for n in range(len(plan.held_out_prompts))
-    ]
+    groups = [samples[low : low + SAMPLES_PER_PROMPT] for low in range(0, len(rows), SAMPLES_PER_PROMPT)]
+    spread = [statistics.measure_diversity([g.data[find_finite_rows(g)].cpu().numpy()]) for g in groups]
     return [
         {
             "index": n,
@@ -84,25 +82,52 @@ def write_samples(
     """Write the first sample of each of the first MAX_WRITTEN prompts, with prompt and scores as metadata."""
     folder.mkdir(parents=True, exist_ok=True)
     for b, (n, prompt, k) in enumerate(rows):
-        if k == 0 and n < MAX_WRITTEN:
+        if k == 0 and n < MAX_WRITTEN and find_finite_rows(samples[b]).all():
             meta = {"prompt": prompt, "scores": {name: json_number(values[b]) for name, values in scores.items()}}
             media.write_media(samples[b], folder / f"{n:04d}-{k}", meta=meta)
 
 
 def compare_to_base(
-    plan: Plan, name: str, base: Sequence[Mapping], current: Sequence[Mapping]
+    plan: Plan, name: str, base: Sequence[Mapping], current: Sequence[Mapping], was_trained: bool = True
 ) -> tuple[dict[str, float], str | None]:
-    """(mean scores on the held-out prompts, the hacking alarm's sentence or None): `current` rows against the same rows
-    of the base model."""
+    """(mean scores on the held-out prompts, the alarm's sentences or None): `current` rows against the same rows of the
+    base model. The alarm is that of reward hacking, and, where the plan's reward has trained it, of a collapse, in
+    which nothing rises."""
     optimised, sets = plan.reward.weights, {n: set_scores(plan, rows) for n, rows in (("base", base), (name, current))}
     parts = []
     for n, rows in (("base", base), (name, current)):
-        part = statistics.summarise_contestant(rows, base if n != "base" else None, optimised)
+        part = statistics.summarise_contestant(rows, base if n != "base" else None, optimised, score_bounds(plan))
         parts.append({"name": n, **set_rewards.add_set_scores(part, sets[n], sets["base"], optimised)})
         parts[-1]["diversity"] = mean_of(rows, "diversity")
     metrics = {f"held {n}": r["mean"] for n, r in parts[1]["rewards"].items() if r["mean"] is not None}
     metrics |= {"held diversity": parts[1]["diversity"], "held reward": mean_of(current, "reward")}
-    return metrics, statistics.hacking_alarm(parts, "base", alarm_margins(plan))
+    hacked = statistics.hacking_alarm(parts, "base", alarm_margins(plan))
+    sentences = [hacked.removesuffix(".")] if hacked else []
+    if was_trained and plan.config.control == "none":  # other controls are paid for what this alarm is about
+        sentences += collapse_sentences(plan, *parts, base, current)
+    has_collapsed = was_trained and has_lost_diversity(*parts, prompts=len(plan.held_out_prompts))
+    if has_collapsed and statistics.DIVERSITY_LOST not in str(hacked):
+        sentences.append(f"{name} {statistics.DIVERSITY_LOST}")
+    return metrics, "; ".join(sentences) + "." if sentences else None
+
+
+def collapse_sentences(
+    plan: Plan, before: Mapping, now: Mapping, base: Sequence[Mapping], current: Sequence[Mapping]
+) -> list[str]:
+    """Sentences on what fell though nothing rose; before, now: the summaries of the rows `base` and `current`."""
+
+    def finite_scores(rows: Sequence[Mapping], judge: str) -> list[float]:
+        return [statistics.none_to_nan(r["scores"][judge]) for r in rows]
+
+    rewards = [[statistics.none_to_nan(r["reward"]) for r in rows] for rows in (base, current)]
+    if plan.reward.spec.scope == "set":  # one score of all rows
+        change, spread = now["versus_base"][next(iter(plan.reward.rewards))], 0.0
+    else:
+        gaps, clusters = [a - b for b, a in zip(*rewards, strict=True)], [r["index"] for r in base]
+        change, spread = statistics.mean_with_interval(gaps, clusters), standard_deviation(rewards[0])
+    judges = {n: r for n, r in (plan.watch.rewards if plan.watch else {}).items() if r.spec.scope != "set"}
+    limits = {n: judge_limit(finite_scores(base, n), r.spec.typical) for n, r in judges.items()}
+    return fall_sentences(before, now, change, spread, limits)
 
 
 def set_scores(plan: Plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.SetScore]:
@@ -117,13 +142,20 @@ def set_scores(plan: Plan, rows: Sequence[Mapping]) -> dict[str, set_rewards.Set
     }
 
 
-def selection_score(plan: Plan, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
-    """The score by which the best weights are selected: the mean of `train.best`, else of the first reward of `watch`,
-    else of the reward. A control run, whose reward is spoilt on purpose, keeps the last weights. -inf where less than
-    half as many samples could be scored as of the base. Raises BadInput where none of the base's could."""
-    metric = plan.train_config.best or (
-        "last" if plan.config.control != "none" else next(iter(plan.watch.rewards), "") if plan.watch else "reward"
-    )
+def selection_metric(plan: Plan, method: Any) -> str:
+    """What the best weights are selected by: `train.best`, else the first reward of `watch`, else the reward. A method
+    that selects weights itself, by validations of its own, keeps what it has selected last; a control run, whose reward
+    is spoilt on purpose, its last weights."""
+    if plan.train_config.best:
+        return plan.train_config.best
+    if plan.config.control != "none" or method.selects_weights:
+        return "last"
+    return next(iter(plan.watch.rewards), "") if plan.watch else "reward"
+
+
+def selection_score(metric: str, rows: Sequence[Mapping], base: Sequence[Mapping], update: int) -> float:
+    """The score by which the best weights are selected: the mean of the metric, or of "last" the round. -inf where less
+    than half as many samples could be scored as of the base. Raises BadInput where none of the base's could."""
     if metric == "last":
         return float(update)
 
@@ -140,6 +172,12 @@ def selection_score(plan: Plan, rows: Sequence[Mapping], base: Sequence[Mapping]
     return sum(values) / len(values) if values and 2 * len(values) >= len(finite_scores(base)) else -math.inf
 
 
+def is_better(score: float, best: Mapping[str, Any]) -> bool:
+    """Whether weights with this score are better than the best so far, {"update", "score"} or {}. Of equals the earlier
+    stay, but never the untrained model's: nobody trains for those."""
+    return not best or score > best["score"] or (score == best["score"] and best["update"] == 0)
+
+
 def mean_of(rows: Sequence[Mapping], key: str) -> float:
     """The mean of row[key], without None; 0 where there is no value."""
     values = [r[key] for r in rows if r[key] is not None]
@@ -154,17 +192,8 @@ def mean_saturation(rows: Sequence[Mapping]) -> float:
 # --- checks ----------------------------------------------------------------------------------------------------------
 
 
-def check_first_round(event: Event, method: Any) -> None:
-    """Raises BadInput or TrainingHalted unless the rewards of the first round differ and its log-ratios are 0."""
-    r = event.scores.get("reward", torch.zeros(0)).double()  # pairs have no rewards
-    finite_scores = r[r.isfinite()]
-    if len(r) and not len(finite_scores):
-        raise BadInput("reward: none of the first samples could be judged, so there is nothing to learn from")
-    if len(r) > 1 and float(finite_scores.max() - finite_scores.min()) == 0.0:
-        raise BadInput(
-            f"reward: all {len(finite_scores)} samples of the first round score {float(finite_scores[0]):g}, "
-            "so there is nothing to learn from; check the reward with: workbench score"
-        )
+def check_first_log_ratio(event: Event, method: Any) -> None:
+    """Raises TrainingHalted unless the log-ratios of the first round are 0."""
     if method.optimizer_steps == 1 and event.metrics.get("log_ratio", 0.0) != 0.0:
         raise TrainingHalted(
             f"the log-ratio before the first update is {event.metrics['log_ratio']:.2g} and must be 0: "

@@ -7,6 +7,7 @@ fresh optimisers, and without the copies of weights that methods of earlier stag
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 import threading
 from collections.abc import Callable, Iterator, Mapping
@@ -21,7 +22,9 @@ from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress
 from workbench.runs.stages import Step
 from workbench.training import monitoring
-from workbench.training.trainer import Batches, Trainer
+from workbench.training.trainer import Trainer
+from workbench.training.training_batches import Batches
+from workbench.training.training_warnings import teaching_sentences
 
 
 class StagedTrainer(Trainer):
@@ -97,15 +100,26 @@ class StagedTrainer(Trainer):
         self.base = self.base or rows_by_task
         means_by_task, alarms = {}, []
         for name, task, base, rows in zip(self.names, self.tasks, self.base, rows_by_task, strict=True):
-            means, alarm = monitoring.compare_to_base(task.plan, self.name, base, rows)
+            means, alarm = monitoring.compare_to_base(task.plan, self.name, base, rows, was_trained=name == after)
+            if name == after:
+                alarm = self.extend_alarm(alarm or "", metrics["distance"], base, rows, task.teaching)
             means_by_task[name] = {key.removeprefix("held "): value for key, value in means.items()}
             alarms += [f"{name}: {alarm}"] if alarm else []
         self.matrix.append({"after": after, "step": self.rounds_done, "tasks": means_by_task})
-        self.best = {"update": self.rounds_done, "score": float(self.rounds_done)}
+        if not (alarms and self.train_config.on_alarm == "stop"):
+            self.best = {"update": self.rounds_done, "score": float(self.rounds_done)}
         metrics |= {f"{name} {key}": value for name, means in means_by_task.items() for key, value in means.items()}
         self.log_metrics("watch", metrics)
         yield self.make_progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
         yield from self.report_alarm("; ".join(alarms))
+
+    def teaching_warnings(self) -> list[str]:
+        named = zip(self.names, self.tasks, strict=True)
+        return [f"stage {name}: {text}" for name, task in named for text in teaching_sentences(task.teaching)]
+
+    def check_differences(self, at_end: bool = False) -> None:
+        for task in self.tasks:
+            task.check_differences(at_end)
 
     def halve_micro_batch(self) -> Progress:
         progress = super().halve_micro_batch()
@@ -115,7 +129,8 @@ class StagedTrainer(Trainer):
 
     def state_dict(self) -> dict[str, Any]:
         learner_states = [task.policy.learner_state() for task in self.tasks]
-        return super().state_dict() | {"tasks": learner_states, "matrix": self.matrix}
+        teachings = [dataclasses.asdict(task.teaching) for task in self.tasks]
+        return super().state_dict() | {"tasks": learner_states, "task_teachings": teachings, "matrix": self.matrix}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         super().load_state_dict(state)
@@ -123,6 +138,8 @@ class StagedTrainer(Trainer):
         for task, learner_state in zip(self.tasks, state["tasks"], strict=True):
             task.policy.load_learner_state(learner_state)
             task.distributed.micro = self.distributed.micro
+        for task, teaching in zip(self.tasks, state.get("task_teachings", ()), strict=False):
+            task.teaching = task.teaching.with_counts(teaching)
 
     def summarise_training(self) -> dict[str, Any]:
         """As of any training, with the scores of all tasks after each stage."""

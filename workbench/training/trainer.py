@@ -6,73 +6,41 @@ bit.
 from __future__ import annotations
 
 import dataclasses
-import itertools
-import random
-import shutil
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from accelerate.tracking import GeneralTracker
 
 import pipelines
 from pipelines import processes
-from workbench.core.types import Batch, Event, PairBatch, derive_seed
+from workbench.core.errors import BadInput
+from workbench.core.types import Event
 from workbench.evaluation.set_rewards import TrainingReward
 from workbench.runs import store, train_config
 from workbench.runs.budget import Cost, Meter
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress, json_number
 from workbench.runs.resolve import resolve_dependencies
-from workbench.training import monitoring, trackers
+from workbench.training import monitoring, trackers, training_warnings
 from workbench.training.monitoring import TrainingHalted
 from workbench.training.random_states import random_states, set_random_states
+from workbench.training.training_batches import Batches
+from workbench.training.training_end import finish_training
 from workbench.training.training_runs import (
     checkpoint_store,
     delivered_copy,
     delivery_method,
-    export_folder,
-    load_best_weights,
     load_trainable,
 )
+from workbench.training.training_warnings import TeachingRecord
 
 # key in a checkpoint -> attribute of Trainer
 SAVED_FIELDS = {"alarm": "alarm", "ended": "ended", "looked": "evaluated_at"}
-
-
-class Batches:
-    """The batches of a training from number `first` on. Global random generators are seeded by a batch's number, on
-    every device. `memory` is the method's own state: plain values, saved in checkpoints."""
-
-    def __init__(self, trainer: Trainer):
-        self.trainer, self.first, self.memory = trainer, trainer.batches_done, trainer.memory
-
-    def __iter__(self) -> Iterator[Batch]:
-        plan = self.trainer.plan
-        for n in itertools.count(self.first):
-            seed = derive_seed(plan.config.seed, "round", n)
-            torch.manual_seed(seed), np.random.seed(seed), random.seed(seed)
-            self.trainer.distributed.scale_learning_rate(train_config.learning_rate_factor(plan.train_config, n))
-            yield (
-                train_config.training_batch(plan.train_prompts, plan.train_config, plan.config.seed, n)
-                if plan.pairs is None
-                else self.pair_batch(n)
-            )
-
-    def pair_batch(self, n: int) -> PairBatch:
-        """Batch n of preference pairs. In a control run winners and losers are swapped, or prompts shuffled."""
-        plan, size = self.trainer.plan, self.trainer.train_config.prompts_per_round
-        batch = plan.pairs.batch(n * size, size, self.trainer.distributed.size)
-        if plan.config.control == "negated":
-            return replace(batch, winners=batch.losers, losers=batch.winners)
-        if plan.config.control == "shuffled":
-            return replace(batch, prompts=batch.prompts[1:] + batch.prompts[:1])
-        return batch
 
 
 class Trainer:
@@ -99,6 +67,8 @@ class Trainer:
         self.base: list[dict] = []  # scores of the held-out prompts before training
         self.best: dict[str, Any] = {}  # {"update": round, "score"}
         self.alarm, self.ended, self.evaluated_at = "", "", -1
+        self.teaching = TeachingRecord(self.train_config.rounds, self.train_config.accumulate)
+        self.pairs_left_out = -1  # of those that have been told of
 
     @property
     def rounds_done(self) -> int:
@@ -118,6 +88,8 @@ class Trainer:
         self.check_same_weights("at the start")
         if self.train_config.shard:
             yield self.make_progress("message", note=f"train.shard: all weights, {train_config.describe_sharding()}")
+        if note := self.describe_left_out():
+            yield self.make_progress("message", note=note)
         config = dataclasses.asdict(self.plan.config)
         if self.is_leader:
             self.trackers = trackers.open_trackers(
@@ -145,7 +117,7 @@ class Trainer:
                     yield self.halve_micro_batch()
             if stop.is_set():
                 return
-            yield from self.export_best()
+            yield from finish_training(self)
         finally:
             for tracker in self.trackers:
                 tracker.finish()
@@ -160,6 +132,8 @@ class Trainer:
             if event is None:
                 self.ended = "the method found nothing more to do"
                 return
+            if note := self.teaching.first_round_note or self.describe_left_out():
+                yield self.make_progress("message", note=note)
             if self.batches_done % self.train_config.accumulate:
                 continue
             self.log_metrics("train", event.metrics | {"lr": self.distributed.current_optimizer.param_groups[0]["lr"]})
@@ -180,9 +154,19 @@ class Trainer:
             return
         self.samples += len(event.prompts)
         if self.batches_done == 0:
-            monitoring.check_first_round(event, self.method)
+            monitoring.check_first_log_ratio(event, self.method)
         self.batches_done += 1
+        self.teaching.count(event, is_update=self.batches_done % self.train_config.accumulate == 0)
+        self.check_differences()
         monitoring.check_finite(self.policy, self.policy.has_loss_scaler)
+
+    def describe_left_out(self) -> str:
+        """A sentence on the preference pairs that can't be used; "" where there is none, or no new one."""
+        pairs = self.plan.pairs
+        if pairs is None or len(pairs.left_out) == self.pairs_left_out:
+            return ""
+        self.pairs_left_out = len(pairs.left_out)
+        return pairs.describe_left_out()
 
     def should_stop(self, stop: threading.Event) -> bool:
         """Whether to stop now, agreed on by all processes; never between the batches of one optimiser step."""
@@ -194,6 +178,16 @@ class Trainer:
         if any(self.gather_values(bool(late))):
             self.ended = self.ended or f"the {self.train_config.minutes:g} minutes were over"
         return stop.is_set() or bool(self.ended) or self.rounds_done >= self.train_config.rounds
+
+    def check_differences(self, at_end: bool = False) -> None:
+        """Raises BadInput where there is nothing to learn from (TeachingRecord.check_differences); TrainingHalted where
+        the run has other trainings, which go on."""
+        try:
+            self.teaching.check_differences(at_end)
+        except BadInput as error:
+            if len(self.plan.trained_contestants) > 1:
+                raise TrainingHalted(str(error)) from None
+            raise
 
     def gather_values(self, value: Any) -> list[Any]:
         """The values of all processes, in the order of their ranks."""
@@ -248,16 +242,32 @@ class Trainer:
             distance = self.policy.adapters.distance_from_base() if self.rounds_done else 0.0
         self.base = self.base or rows
         metrics, alarm = monitoring.compare_to_base(self.plan, self.name, self.base, rows)
-        score = monitoring.selection_score(self.plan, rows, self.base, self.rounds_done)
+        alarm = self.extend_alarm(alarm or "", distance, self.base, rows, self.teaching)
+        metric = monitoring.selection_metric(self.plan, self.method)
+        score = monitoring.selection_score(metric, rows, self.base, self.rounds_done)
         (alarm, score), *_ = self.gather_values((alarm, score))  # remote rewards may fail in one process only
-        if not self.best or score > self.best["score"]:
+        if monitoring.is_better(score, self.best) and not (alarm and self.train_config.on_alarm == "stop"):
             self.best = {"update": self.rounds_done, "score": score}
         metrics["distance"] = distance
         if "saturated_pixels" in rows[0]["scores"]:
             metrics["saturated"] = monitoring.mean_saturation(rows)
         self.log_metrics("watch", metrics)
         yield self.make_progress("watch", note=", ".join(f"{k} {v:.3f}" for k, v in metrics.items()))
-        yield from self.report_alarm(alarm or "")
+        yield from self.report_alarm(alarm)
+
+    def extend_alarm(
+        self, alarm: str, distance: float, base: Sequence[Mapping], rows: Sequence[Mapping], teaching: TeachingRecord
+    ) -> str:
+        """The alarm's sentences, with those on weights that went too far or stand still and on rounds that taught
+        nothing. base, rows: an evaluation before training and now."""
+        if not self.rounds_done:
+            return alarm
+        patience = max(teaching.silent_rounds, self.train_config.warmup + 1)
+        sentences = training_warnings.silence_sentences(teaching)
+        if not sentences or distance:
+            sentences += training_warnings.movement_sentences(distance, base, rows, self.rounds_done, patience)
+        clauses = [sentence.removesuffix(".") for sentence in (alarm, *sentences) if sentence]
+        return "; ".join(clauses) + "." if clauses else ""
 
     def score_held_out(self, folder: Path | None) -> list[dict]:
         """Rows of the held-out prompts (monitoring.evaluate_held_out), sampled as after an export of the live weights,
@@ -323,6 +333,8 @@ class Trainer:
             "base": self.base,
             "best": self.best,
             "told": {key: getattr(self, attribute) for key, attribute in SAVED_FIELDS.items()},
+            "teaching": dataclasses.asdict(self.teaching),
+            "left_out": dict(self.plan.pairs.left_out) if self.plan.pairs else {},
         }
 
     def restore_checkpoint(self) -> Iterator[Progress]:
@@ -336,6 +348,9 @@ class Trainer:
             )
         if state is not None:
             self.load_state_dict(state if self.is_leader else self.checkpoints.load(update))
+            if (planned := state.get("teaching", {}).get("planned", 0)) and planned < self.train_config.rounds:
+                more = f"{self.train_config.rounds} rounds, and was to have {planned}"
+                yield self.make_progress("message", note=f"goes on from round {update} of this run: it has {more}")
         if self.is_leader:
             self.checkpoints.discard(damaged)
             if self.best.get("update") in set(self.checkpoints):
@@ -352,37 +367,16 @@ class Trainer:
         self.base, self.best, self.memory = state["base"], dict(state["best"]), dict(state["memory"])
         for key, attribute in SAVED_FIELDS.items():
             setattr(self, attribute, state["told"][key])
+        self.teaching = self.teaching.with_counts(state.get("teaching", {}))  # older checkpoints have none
+        if self.plan.pairs is not None:
+            self.plan.pairs.left_out.update(state.get("left_out", {}))
 
     # --- the end -----------------------------------------------------------------------------------------------------
 
-    def export_best(self) -> Iterator[Progress]:
-        """Evaluate, save, export the best weights and mark the training as finished. Processes other than the first
-        return early, unless they hold shards."""
-        if self.evaluated_at != self.rounds_done:  # the training ended early
-            yield from self.evaluate()
-        self.save_checkpoint()
-        folder = export_folder(self.plan, self.folder, self.name)
-        (is_exported, *_) = self.gather_values(folder.exists())  # also waits until the checkpoint is on disk
-        if not self.is_leader and not self.policy.adapters.sharded:
-            return
-        self.reset_optimizer()  # exporting needs memory
-        weights, best = load_best_weights(self.policy, self.checkpoints, self.method)
-        self.policy.adapters.drop_copies({weights})
-        if self.is_leader:
-            for leftover in folder.parent.glob(f".{folder.name}.*"):
-                shutil.rmtree(leftover)  # of a writer that was killed
-        if not is_exported:
-            base = self.plan.pipelines[self.name]
-            metadata = {"method": self.name, "run": self.folder.path.name, "update": str(best)}
-            result = pipelines.export_policy(self.policy, folder, name=weights, about=metadata, pipeline=base)
-            for note in result.notes:
-                yield self.make_progress("message", note=note)
-        with self.policy.use(weights):
-            distance = self.policy.adapters.distance_from_base()
-        if not self.is_leader:
-            return
-        self.checkpoints.mark_finished(self.summarise_training() | {"distance": distance, "best": best})
-        yield self.make_progress("message", note=f"exported the weights of update {best} to {folder}")
+    def teaching_warnings(self) -> list[str]:
+        """Sentences on rounds and samples that taught nothing."""
+        left_out = self.plan.pairs.describe_left_out(faults_only=True) if self.plan.pairs else ""
+        return training_warnings.teaching_sentences(self.teaching) + ([f"{left_out}."] if left_out else [])
 
     def reset_optimizer(self) -> None:
         """Drop the optimiser with its state; a checkpoint holds it."""

@@ -61,7 +61,10 @@ def plan_with_exports(plan: Plan, folder: store.RunFolder) -> Plan:
         n: delivery_method(m) if n in plan.trained_contestants else m for n, m in plan.methods.items() if n in names
     }
     pipeline_configs = {
-        n: pipelines.with_lora(p, str(export_folder(plan, folder, n))) if n in plan.trained_contestants else p
+        # an export holds the LoRA that its training started from, too
+        n: pipelines.with_lora(replace(p, lora=""), str(export_folder(plan, folder, n)))
+        if n in plan.trained_contestants
+        else p
         for n, p in plan.pipelines.items()
         if n in names
     }
@@ -88,7 +91,7 @@ def rewind_run(plan: Plan, folder: store.RunFolder) -> set[tuple[str, int]]:
     folder.keep_events(
         lambda e: (
             e["step"] <= newest[e["contestant"]]
-            if "phase" in e or "alarm" in e
+            if {"phase", "alarm", "warning"} & e.keys()
             else (e["contestant"], e.get("batch")) in finished
         )
     )
@@ -108,8 +111,11 @@ def estimate_training(plan: Plan, runs: Path, name: str) -> dict[str, Any]:
     the same pipeline in the folder `runs`; None without one."""
     samples, earlier = training_samples(plan, name), {}
     for folder in store.list_run_folders(runs):
-        run = folder.read()
-        if run["config"]["pipeline"] != plan.config.pipeline:
+        try:
+            run = folder.read()
+        except BadInput:
+            continue  # an estimate does without what somebody damaged
+        if run.get("config", {}).get("pipeline") != plan.config.pipeline:
             continue
         for c in folder.read("summary.json").get("contestants", ()):
             if c.get("method") == name_of(plan.methods[name]) and c.get("training", {}).get("samples"):
@@ -149,7 +155,7 @@ def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: Checkpoint
     TrainingHalted for a damaged checkpoint."""
     update = checkpoints.best_record["update"]
     state = checkpoints.load(update)
-    if state is None:
+    if state is None or not isinstance(state.get("policy"), dict) or "adapters" not in state["policy"]:
         raise TrainingHalted(f"the best checkpoint, {update}, is damaged; start anew with --new")
     policy.adapters.load_state_dict(state["policy"]["adapters"])
     return delivered_copy(method, state["policy"]["adapters"]), update

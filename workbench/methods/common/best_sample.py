@@ -13,7 +13,7 @@ from workbench.core.types import Batch, Event, Media, derive_seed
 
 
 class BestSample:
-    """The best sample of each row so far. A score beats NaN; on a tie the earlier sample stays."""
+    """The best sample of each row so far. A score beats NaN, as which infinity counts; on a tie the earlier stays."""
 
     def __init__(self, batch: Batch):
         self.batch = batch
@@ -25,6 +25,7 @@ class BestSample:
     def take(self, media: Media, reward: Tensor, latents: Tensor | None = None) -> Tensor:
         """Consider one candidate per row, with its reward [B]; returns bool [B], where it is the best so far. Tensors
         are copied. latents: noise [B,*latent], given always or never."""
+        reward = reward.masked_fill(reward == math.inf, math.nan)
         if self.media is None:
             self.media, self.reward, self.latents = media.detach(), torch.full_like(reward, math.nan), latents
             wins = torch.ones_like(reward, dtype=torch.bool)

@@ -77,7 +77,7 @@ class ForwardProcessMethod(MethodDefaults):
             scored = collect_batch(policy, reward, batch, self.group, self.samples, self.prompts_per_pass)
             method = self if scored.group == self.group else replace(self, group=scored.group)
             weight = method.weigh(scored.advantage(self.advantage))  # [N]
-            n = int((~weight.isnan()).sum())
+            n, winners = int((~weight.isnan()).sum()), int((weight > 0).sum())
             for u in range(self.optimizer_steps):  # even if all weights are NaN: gradients of other batches may be due
                 metrics = defaultdict[str, float](float, loss=0.0)
                 for i, rows, share in method.level_batches(weight, batch, policy.steps, u):
@@ -86,6 +86,8 @@ class ForwardProcessMethod(MethodDefaults):
                     metrics["loss"] += loss.item()
                     if not scored.from_policy:
                         metrics["agrees"] += noised.preference_accuracy() * share / n
+                    if self.learns_from_pairs and winners:
+                        metrics["winner_drift"] += noised.winner_drift() * share / winners
                 norm = policy.update()
             if "old" in self.copies():
                 policy.follow("old", self.decay(k))

@@ -4,7 +4,7 @@ gets it by `complete_method`."""
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import is_dataclass
 from typing import Any
 
@@ -17,17 +17,22 @@ class MethodDefaults:
 
     scales: str = ""
     paper: str = ""
+    measured: str = ""
     yields_predictions: bool = False
     scales_in_turns: bool = False
     learns_from_pairs: bool = False
     optimises_sets: bool = False
     delivered_copy: str = ""
+    selects_weights: bool = False
     group: int = 1
     optimizer_steps: int = 1
     advantage: str = "whole"
     former_names: Mapping[str, str] = {}  # a setting's former name -> its current one
 
     def check(self, pipeline: Any, reward: Any, lora: Any) -> None:
+        return None
+
+    def check_prompts(self, prompts: Sequence[str]) -> None:
         return None
 
     def sampler(self) -> Method | None:

@@ -35,10 +35,19 @@ class NoisedBatch:
     def preference_accuracy(self) -> float:
         """How many of the n rows belong to pairs whose winner's denoising error fell more than the loser's, against the
         reference: DPO's implicit accuracy (a tie counts half)."""
-        base = self.reference if self.old is None else self.old
-        better = (0.0 if base is None else self.error(base)) - self.error(self.live)
-        margin = losses.group_sum((better * self.weight.sign()).detach(), self.group)
+        margin = losses.group_sum(self.improvement() * self.weight.sign(), self.group)
         return 0.5 * (margin.sign() + 1).sum().item()
+
+    def winner_drift(self) -> int:
+        """How many of the rows are winners that are denoised worse than by the reference: a preference loss may fall
+        all the same, as long as losers are denoised worse still (likelihood displacement, arXiv:2410.08847)."""
+        return int((self.improvement()[self.weight > 0] < 0).sum())
+
+    def improvement(
+        self,
+    ) -> Tensor:  # [n], without gradient: by how much the denoising error fell, against the reference
+        base = self.reference if self.old is None else self.old
+        return ((0.0 if base is None else self.error(base)) - self.error(self.live)).detach()
 
 
 def draw_levels(seeds: Sequence[int], count: int, times: int, u: int) -> dict[int, list[int]]:

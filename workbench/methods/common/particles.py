@@ -35,9 +35,11 @@ def fill_unscored(r: Tensor, last: Tensor) -> Tensor:
 
 
 def mask_unscored(logw: Tensor, r: Tensor) -> Tensor:
-    """Log-weights [B,K], -inf where the reward r [B,K] is not finite, except in groups without any finite one."""
-    finite = r.isfinite()
-    return logw.where(finite | ~finite.any(1, keepdim=True), -torch.inf)
+    """Log-weights [B,K], -inf where the reward r [B,K] is not finite or the weight NaN, as a broken state's is; in
+    groups without a finite reward only where the weight is NaN, and 0 if all are."""
+    valid = ~logw.isnan()
+    scored = valid & (r.isfinite() | ~(valid & r.isfinite()).any(1, keepdim=True))
+    return logw.where(scored, -torch.inf).where(scored.any(1, keepdim=True), 0.0)
 
 
 def effective_sample_size(logw: Tensor) -> Tensor:
@@ -87,9 +89,7 @@ def take_rows(law: Transition, rows: Tensor) -> Transition:
 def check_stochastic(law: Transition, i: int) -> None:
     """Raises BadInput for a deterministic step, after which copies of a state would still be equal."""
     if not law.std.any():
-        raise BadInput(
-            f"pipeline: the kernel's step {i} is deterministic, so copied states never part; set eta above 0"
-        )
+        raise BadInput(f"pipeline: the kernel's step {i} is deterministic, so copies never part; set eta above 0")
 
 
 def choose_particle(r: Tensor, logw: Tensor, choose: str, seeds: Sequence[int], i: int = 0) -> Tensor:

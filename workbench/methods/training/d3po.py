@@ -49,16 +49,17 @@ class D3PO(ChainMethod):
             sign = DPO(group=self.group).weigh(scored.advantage("centre"))  # 1 best, -1 worst, else NaN
             pairs = torch.stack([(sign == 1).nonzero().flatten(), (sign == -1).nonzero().flatten()], 1)  # [P,2]
             for _ in range(self.optimizer_steps):  # also without pairs: what other batches gathered may be due
-                total = 0.0
+                total, drift = 0.0, 0.0
                 for i in steps if len(pairs) else ():
                     for part in pairs.split(self.prompts_per_pass or len(batch)):
                         score = self.log_ratio(policy, path, i, part.flatten()).view(-1, 2)
                         loss = losses.preference_loss(self.beta * (score[:, 0] - score[:, 1])).sum()
-                        loss = loss / (len(pairs) * len(steps))
-                        policy.backward(loss)
+                        count = len(pairs) * len(steps)
+                        policy.backward(loss := loss / count)
                         total += loss.item()
+                        drift += (score[:, 0] < 0).sum().item() / count  # steps of winners that are less likely now
                 norm = policy.update()
-            yield scored.event(k, sign, norm, loss=total)
+            yield scored.event(k, sign, norm, loss=total, winner_drift=drift)
 
     def log_ratio(self, policy: TrainablePolicy, path: Trajectory, i: int, rows: Tensor) -> Tensor:
         """[n]: log clip(p / p_ref) of step i."""

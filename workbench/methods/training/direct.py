@@ -5,7 +5,6 @@
 DRaFT-K       Clark et al., ICLR 2024, arXiv:2309.17400, Algorithm 1; K = 1 is fast and often as good as more
 DRaFT-LV      the finished sample is noised to the last level `renoise_repeats` times and finished again: K = 1
 AlignProp     Prabhudesai et al. 2023, arXiv:2310.03739, section 4: K drawn for each batch: early steps learn too
-InstructVideo Yuan et al., CVPR 2024, arXiv:2312.12490: noised back by a share of the chain, run again, K = 1
 
 The cheapest way up where the reward has a gradient, and the quickest into its blind spots: judge by another, and stop
 early.
@@ -13,7 +12,7 @@ early.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -65,16 +64,22 @@ class DRaFT(GradientMethod):
 
     def __call__(self, policy: TrainablePolicy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         policy.optimizer(lr=self.lr)
+        clean_latents = self.clean_latents(policy)
         for k, batch in count_batches(batches):
             depth = self.draw_depth(batch, policy.steps)
-            path = policy.sample(batch.prompts, seeds=batch.seeds, grad=0 if self.renoise_fraction else depth)
             if not self.renoise_fraction:
-                yield update_event(policy, k, batch, path.media, ascend_reward(policy, reward, path.media, batch))
+                media = policy.sample(batch.prompts, seeds=batch.seeds, grad=depth).media
+                yield update_event(policy, k, batch, media, ascend_reward(policy, reward, media, batch))
                 continue
+            x0 = clean_latents(batch)
             for n in range(self.renoise_repeats):
-                media = policy.decode(self.renoise_and_finish(policy, path.x[:, -1], batch, depth, n), batch.prompts)
+                media = policy.decode(self.renoise_and_finish(policy, x0, batch, depth, n), batch.prompts)
                 r = ascend_reward(policy, reward, media, batch, share=1 / self.renoise_repeats)
             yield update_event(policy, k, batch, media, r)
+
+    def clean_latents(self, policy: TrainablePolicy) -> Callable[[Batch], Tensor]:
+        """A function that gives the clean latents [B,*latent] of a batch which are noised back: samples of its own."""
+        return lambda batch: policy.sample(batch.prompts, seeds=batch.seeds, grad=0).x[:, -1]
 
     def renoise_and_finish(self, policy: TrainablePolicy, x0: Tensor, batch: Batch, depth: int, n: int) -> Tensor:
         """[B,*latent]: the clean latents x0 of a batch, noised back and denoised again without new noise."""
@@ -103,13 +108,3 @@ class AlignProp(DRaFT):
     grad_steps_std: NonNegative = 5.0
     lr: NonNegative = 1e-3
     paper = "arXiv:2310.03739"
-
-
-@dataclass(frozen=True)
-class InstructVideo(DRaFT):
-    """InstructVideo (arXiv:2312.12490): samples are noised by a part of the chain, run again, the last step learns."""
-
-    renoise_fraction: NonNegative = 0.6
-    lr: NonNegative = 1e-5
-    needs = NEEDS | {"stochastic"}
-    paper = "arXiv:2312.12490"

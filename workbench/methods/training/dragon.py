@@ -102,6 +102,7 @@ class DRAGON(ForwardProcessMethod):
                 policy.backward(loss := self.loss(noised).sum() * share / len(rows))
                 metrics["loss"] += loss.item()
                 metrics["agrees"] += noised.preference_accuracy() * share / len(rows)
+                metrics["winner_drift"] += noised.winner_drift() * share / len(sets.up)
             norm = policy.update()
         return {**metrics, "grad_norm": norm}
 

@@ -50,7 +50,7 @@ class RPO(MethodDefaults):
 
     needs = NEEDS
     paper = "arXiv:2407.12164"
-    delivered_copy = BEST
+    delivered_copy, selects_weights = BEST, True
     former_names = {
         "labels": "label_reward",
         "images": "samples_per_prompt",
