@@ -16,6 +16,7 @@ import shutil
 import tempfile
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 os.environ.setdefault("GRADIO_ANALYTICS_ENABLED", "False")
@@ -25,10 +26,13 @@ from starlette.middleware import Middleware  # noqa: E402
 from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
 
 from workbench.core.errors import BadInput  # noqa: E402
+from workbench.core.io.parsing import read_text, split_lines
 from workbench.ui import theme  # noqa: E402
 from workbench.ui.context import AppContext  # noqa: E402
 from workbench.ui.jobs import JobQueue  # noqa: E402
+from workbench.ui.site_guard import LOOPBACK, AllowedHosts, LoginThrottle, guard_site, read_host  # noqa: E402
 from workbench.ui.tabs import leaderboard, rewards, runs, studio, vote  # noqa: E402
+from workbench.ui.upload_owners import UploadOwners  # noqa: E402
 
 TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
 WORK_MODULES = (  # torch comes with these
@@ -44,9 +48,9 @@ WORK_MODULES = (  # torch comes with these
     "workbench.feedback.pairing",
     "workbench.feedback.votes",
 )
-LOOPBACK = frozenset({"127.0.0.1", "localhost", "::1"})
 MAX_UPLOAD = "200mb"  # of an uploaded file
 EXPIRY = 86_400  # seconds that a temporary file is kept
+MAX_SESSIONS = 128  # open pages that are remembered; gradio keeps the settings of all components, 0.4 MB, for each
 PREFIX = "workbench-app-"
 HEADER = """<header class="wb-head"><h1>Media Alignment Workbench</h1>
 <p class="wb-note">Any pipeline, any reward, any way to align — and judges that nobody optimised.</p></header>"""
@@ -120,9 +124,9 @@ def remove_old_files(folder: Path) -> None:
 def read_users(file: Path) -> list[tuple[str, str]]:
     """The people who may enter: a line `name:password` each. Raises BadInput."""
     try:
-        lines = [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]
-    except (OSError, UnicodeDecodeError):
-        raise BadInput(f"--auth: {file} can't be read; give a text file with name:password on each line") from None
+        lines = [line for line in split_lines(read_text(file)) if line.strip()]
+    except BadInput as error:
+        raise BadInput(f"--auth: {error}; give a text file with name:password on each line") from None
     pairs = [line.split(":", 1) for line in lines]
     if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
         raise BadInput(f"--auth: {file} must hold name:password on each line, both not empty")
@@ -130,15 +134,22 @@ def read_users(file: Path) -> list[tuple[str, str]]:
 
 
 def serve(
-    runs: Path, port: int = 7860, host: str = "127.0.0.1", auth: Path | None = None, share: bool = False
+    runs: Path,
+    port: int = 7860,
+    host: str = "127.0.0.1",
+    auth: Path | None = None,
+    share: bool = False,
+    allowed_hosts: Sequence[str] = (),
 ) -> tuple[gr.Blocks, str]:
-    """Serve the page in the background; the blocks, and the address.
+    """Serve the page in the background; the blocks, and the address. `allowed_hosts`: names besides its own by which it
+    may be called, such as that of a proxy.
 
     Raises BadInput when it would be open to others without anybody having to log in, or when the port is taken.
     """
     if (share or host not in LOOPBACK) and auth is None:
         option = "--share" if share else f"--host {host}"
         raise BadInput(f"{option} opens the app to others: give --auth FILE, with name:password on each line")
+    hosts = AllowedHosts(host, allowed_hosts)
     context = AppContext(
         runs=Path(runs).absolute(), temp=make_temp_folder(), jobs=JobQueue(), imports_done=threading.Event()
     )
@@ -150,10 +161,19 @@ def serve(
             prevent_thread_lock=True, theme=theme.make_theme(), css=theme.CSS, head=theme.HEAD, quiet=True,
             show_error=False, max_file_size=MAX_UPLOAD, allowed_paths=[str(context.temp)], footer_links=["api"],
             run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
-            app_kwargs={"middleware": [Middleware(ImportGate, imports_done=context.imports_done)]},
+            state_session_capacity=MAX_SESSIONS,
+            app_kwargs={
+                "lifespan": guard_site(hosts),
+                "middleware": [
+                    *([Middleware(LoginThrottle), Middleware(UploadOwners)] if auth else []),
+                    Middleware(ImportGate, imports_done=context.imports_done),
+                ],
+            },
         )  # fmt: skip
     except OSError:
         raise BadInput(f"--port: {port} is taken on this machine; give another") from None
+    if public_url:
+        hosts.named.add(read_host(public_url.partition("://")[2]))
     threading.Thread(target=import_work_modules, args=(context.imports_done,), name="imports", daemon=True).start()
     print(f"Media Alignment Workbench: {public_url or url}", flush=True)
     return page, url

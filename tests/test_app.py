@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from types import SimpleNamespace
 
 import diffusers  # noqa: F401  # a pipeline loads without its weights if diffusers comes after a gradio page was closed
 import gradio as gr
@@ -16,8 +17,10 @@ import pytest
 from gradio_client import Client
 
 import app
+from workbench import cli
 from workbench.core.errors import BadInput
 from workbench.core.paths import ROOT
+from workbench.ui.tabs import studio, vote
 
 CALLS = {"compare", "stop", "open", "lora", "battle", "vote", "undo", "leaderboard"}
 CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}
@@ -34,6 +37,7 @@ def page_and_url(tmp_path_factory):
     runs = tmp_path_factory.mktemp("runs")
     with pytest.MonkeyPatch.context() as env:
         env.delenv("GRADIO_TEMP_DIR", raising=False)
+        env.setattr(studio.Studio, "_warm_up", lambda self, page: None)  # no test here waits for a model
         page, url = app.serve(runs, port=free_port())
         yield page, url
         page.close()
@@ -58,6 +62,34 @@ def test_only_files_that_were_meant_for_the_page_are_served(page_and_url, tmp_pa
     assert stat.S_IMODE(os.stat(os.path.dirname(private)).st_mode) == 0o700
 
 
+@pytest.mark.parametrize(
+    "headers",
+    [{"Host": "evil.example"}, {"Host": "evil.example", "Origin": "http://evil.example"},
+     {"Origin": "https://evil.example"}, {"Origin": "null"},
+     {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "no-cors"}],
+)  # fmt: skip
+def test_pages_of_other_sites_can_neither_read_nor_upload_nor_ask_whether_they_may(page_and_url, headers):
+    """DNS rebinding, cross-site forms, preflights; and no answer tells a browser that it may hand it on."""
+    _, url = page_and_url
+    ask = {"Access-Control-Request-Method": "POST"}
+    answers = [
+        httpx.get(f"{url}config", headers=headers),
+        httpx.post(f"{url}gradio_api/call/runs", json={"data": []}, headers=headers),
+        httpx.post(f"{url}gradio_api/upload", files={"files": ("a.txt", b"0")}, headers=headers),
+        httpx.options(f"{url}gradio_api/upload", headers=headers | ask),
+    ]
+    assert {answer.status_code for answer in answers} == {403}
+    assert not any("access-control-allow-origin" in answer.headers for answer in answers)
+    own = {"Origin": url.rstrip("/"), "Sec-Fetch-Site": "same-origin"}
+    upload = httpx.post(f"{url}gradio_api/upload", files={"files": ("a.txt", b"0")}, headers=own)
+    assert upload.status_code == 200 and len(upload.json()) == 1
+
+
+def test_pages_that_are_remembered_take_bounded_memory(page_and_url):
+    page, url = page_and_url
+    assert page.state_holder.capacity == app.MAX_SESSIONS <= 256
+
+
 def test_an_oversized_upload_is_refused(page_and_url, monkeypatch):
     _, url = page_and_url
     monkeypatch.setattr(page_and_url[0], "max_file_size", 1000)
@@ -77,17 +109,65 @@ def test_a_file_of_users_that_lets_in_nobody_or_anybody_is_refused(tmp_path, tex
         app.read_users(tmp_path / "users")
 
 
-def test_with_a_file_of_users_nobody_else_comes_in(tmp_path, monkeypatch):
-    monkeypatch.setenv("GRADIO_TEMP_DIR", str(tmp_path / "t"))
-    (tmp_path / "users").write_text("ada:love:lace\n")
-    page, url = app.serve(tmp_path, port=free_port(), auth=tmp_path / "users")
-    try:
-        assert httpx.get(f"{url}config").status_code == 401
-        login = httpx.post(f"{url}login", data={"username": "ada", "password": "love:lace"})
-        assert httpx.get(f"{url}config", cookies=login.cookies).status_code == 200
-        assert httpx.post(f"{url}login", data={"username": "ada", "password": "love"}).status_code == 400
-    finally:
+@pytest.fixture(scope="module")
+def page_with_logins(tmp_path_factory):
+    """The address of an app with two users."""
+    folder = tmp_path_factory.mktemp("logins")
+    (folder / "users").write_text("ada:love:lace\nbob:builder\n")
+    with pytest.MonkeyPatch.context() as env:
+        env.setenv("GRADIO_TEMP_DIR", str(folder / "t"))
+        env.setattr(studio.Studio, "_warm_up", lambda self, page: None)
+        page, url = app.serve(folder, port=free_port(), auth=folder / "users")
+        yield url
         page.close()
+
+
+def log_in(url: str, name: str, password: str) -> httpx.Client:
+    client = httpx.Client(base_url=url)
+    assert client.post("login", data={"username": name, "password": password}).status_code == 200
+    return client
+
+
+def test_whoever_logs_in_votes_under_that_name_and_no_other(page_with_logins, monkeypatch):
+    monkeypatch.setattr(vote, "ask_pair", lambda context, rater, run, modality: {"rater": rater})
+    client = Client(page_with_logins, auth=("bob", "builder"), verbose=False)
+    assert client.predict("mallory", 0, "", api_name="/battle") == {"rater": "bob"}
+
+
+def test_a_file_that_somebody_uploaded_is_for_nobody_else(page_with_logins):
+    ada, bob = log_in(page_with_logins, "ada", "love:lace"), log_in(page_with_logins, "bob", "builder")
+    (path,) = ada.post("gradio_api/upload", files={"files": ("secret.txt", b"of ada")}).json()
+    assert ada.get(f"gradio_api/file={path}").text == "of ada"
+    folder, name = os.path.split(path)
+    for text in (path, f"{folder}/../{os.path.basename(folder)}/{name}", f"//{path}"):
+        assert bob.get(f"gradio_api/file={text}").status_code == 403
+        for file in (text, {"path": text}, {"path": "", "url": f"{page_with_logins}gradio_api/file={text}"}):
+            for call, more in (("call/score", {}), ("queue/join", {"fn_index": 0}), ("run/predict", {})):
+                asked = {"data": [[file]], "session_hash": "b"} | more
+                assert bob.post(f"gradio_api/{call}", json=asked).status_code == 403, call
+    twice = f'{{"data": [], "data": ["{path}"]}}'
+    assert (
+        bob.post("gradio_api/call/score", content=twice, headers={"Content-Type": "application/json"}).status_code
+        == 400
+    )
+    assert ada.post("gradio_api/call/open", json={"data": [path]}).status_code == 200
+    (same,) = bob.post("gradio_api/upload", files={"files": ("secret.txt", b"of ada")}).json()
+    assert same == path and bob.get(f"gradio_api/file={path}").status_code == 200, "what one has oneself is no secret"
+
+
+def test_with_a_file_of_users_nobody_else_comes_in_nor_guesses_on(page_with_logins):
+    url = page_with_logins
+    assert httpx.get(f"{url}config").status_code == 401
+    assert log_in(url, "ada", "love:lace").get("config").status_code == 200
+    wrong = [httpx.post(f"{url}login", data={"username": "ada", "password": f"{n}"}) for n in range(7)]
+    assert [reply.status_code for reply in wrong] == [400] * 5 + [429] * 2
+    assert "try again in" in wrong[-1].text and int(wrong[-1].headers["retry-after"]) > 0
+
+
+def test_another_app_py_that_comes_first_is_told_and_not_served(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "app", SimpleNamespace(__file__="/somewhere/app.py"))
+    assert cli.main(["app"]) == 2
+    assert "another module called app comes first (/somewhere/app.py)" in capsys.readouterr().err
 
 
 def test_a_taken_port_is_told_in_one_sentence(page_and_url, tmp_path):
@@ -115,10 +195,10 @@ def test_the_page_stands_before_torch_is_imported(tmp_path):
     code = (
         "import sys, app; from pathlib import Path; from workbench.ui.jobs import JobQueue; from workbench.ui.context "
         f"import AppContext\napp.build_page(AppContext(Path({str(tmp_path)!r}), Path({str(tmp_path)!r}), JobQueue())); "
-        "print('torch' in sys.modules)"
+        "print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     )
     process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT, timeout=120)
-    assert process.stdout.strip() == "False", process.stderr
+    assert process.stdout.strip() == "[]", process.stderr
 
 
 def test_many_who_come_at_the_first_moment_wait_for_the_imports_and_are_all_answered(tmp_path):

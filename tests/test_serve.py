@@ -233,6 +233,24 @@ def test_a_request_that_is_too_large_is_413_whether_or_not_it_says_so(url):
     assert post(url, stream()).status_code == 413
 
 
+def test_a_client_that_drips_its_headers_or_its_body_is_not_waited_for(monkeypatch):
+    monkeypatch.setattr(reward_server, "HEADER_SECONDS", 0.3)
+    monkeypatch.setattr(reward_server, "BODY_SECONDS", 0.3)
+    app = reward_server.create_app({"brightness": build("brightness")}, SECRET)
+    port = int(serving(app, http=reward_server.HastyProtocol).rpartition(":")[2])
+    head = f"POST /score HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {SECRET}\r\nContent-Length: 99\r\n".encode()
+    for text, answer in ((b"", b""), (head, b""), (head + b"\r\nPK", b"HTTP/1.1 408 ")):
+        with socket.create_connection(("127.0.0.1", port), timeout=5) as link:
+            link.sendall(text)
+            assert link.recv(13) == answer
+    assert post(f"http://127.0.0.1:{port}", asked()).status_code == 200, "whoever is quick is served"
+
+
+def test_a_request_asks_for_no_more_rewards_than_a_person_would(url):
+    reply = post(url, asked(rewards=["brightness"] * 300))
+    assert reply.status_code == 422 and "300 rewards in one request" in reply.json()["error"]
+
+
 # What the client makes of trouble
 
 
@@ -256,7 +274,7 @@ def test_check_says_what_is_wrong_with_the_server(url, monkeypatch):
         Remote(("clop",), url).check()
     with pytest.raises(BadInput, match="workbench serve-rewards"):
         Remote(("clip",), "http://127.0.0.1:9").check()
-    monkeypatch.setenv(TOKEN, "wrong")
+    monkeypatch.setenv(TOKEN, "another-token")
     with pytest.raises(BadInput, match=f"set {TOKEN}"):
         Remote(("clip",), url).check()
     monkeypatch.delenv(TOKEN)

@@ -14,6 +14,7 @@ COMMANDS = (
     "serve_rewards",
     "suite",
     "export",
+    "lora",
     "report",
     "doctor",
     "app",

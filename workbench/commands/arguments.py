@@ -49,5 +49,6 @@ def add_reward_names(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="NAME",
-        help="a name, or YAML: {name: {setting: value}}; may be given several times",
+        help="a name, YAML as in a run's config: {name: {setting: value}}, or a .yaml file of it; may be given several "
+        "times",
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser, add_runs_folder
 
@@ -23,12 +22,12 @@ def add_command(commands: Commands) -> None:
 def doctor_command(args: argparse.Namespace) -> int:
     from rich.markup import escape
 
-    from workbench.commands.console import out
+    from workbench.commands.console import out, print_json
     from workbench.tools import doctor
 
     rows = doctor.examine_machine(args.runs)
     if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     else:
         marks = {"ok": "[green]✓[/]", "missing": "[yellow]–[/]", "broken": "[red]✗[/]"}
         for row in rows:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
@@ -39,7 +38,7 @@ def learn_command(args: argparse.Namespace) -> int:
     import yaml
     from rich.markup import escape
 
-    from workbench.commands.console import Failed, out
+    from workbench.commands.console import Failed, out, print_json
     from workbench.feedback import learn
 
     transformers.utils.logging.disable_progress_bar()
@@ -48,7 +47,7 @@ def learn_command(args: argparse.Namespace) -> int:
     except RuntimeError as error:  # the fit did not converge
         raise Failed(str(error)) from error
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
         return 0
     for sentence in result["told"]:
         out.print(escape(sentence), soft_wrap=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
 
@@ -24,7 +23,7 @@ def add_command(commands: Commands) -> None:
 
 
 def list_command(args: argparse.Namespace) -> int:
-    from workbench.commands.console import build_table, out
+    from workbench.commands.console import build_table, out, print_json
     from workbench.engine import catalogue
 
     if args.check:
@@ -32,7 +31,7 @@ def list_command(args: argparse.Namespace) -> int:
     kinds = [args.kind] if args.kind else KINDS
     rows_by_kind = {kind: getattr(catalogue, f"list_{kind}")() for kind in kinds}
     if args.json:
-        print(json.dumps(rows_by_kind[args.kind] if args.kind else rows_by_kind, ensure_ascii=False))
+        print_json(rows_by_kind[args.kind] if args.kind else rows_by_kind)
         return 0
     for kind, rows in rows_by_kind.items():
         out.print(build_table(rows, title=kind if not args.kind else None))
@@ -45,7 +44,7 @@ def print_seam_check(name: str, as_json: bool) -> int:
 
     import pipelines
     from pipelines.seam_check import check_pipeline
-    from workbench.commands.console import out
+    from workbench.commands.console import out, print_json
 
     rows = []
     for claim, holds, detail in check_pipeline(pipelines.load(name)):
@@ -54,5 +53,5 @@ def print_seam_check(name: str, as_json: bool) -> int:
             mark = "–" if holds is None else "[green]✓[/]" if holds else "[red]✗[/]"  # –: not applicable
             out.print(f"{mark} {escape(f'{claim}: {detail}')}")
     if as_json:
-        print(json.dumps(rows))
+        print_json(rows)
     return 1 if any(row["holds"] is False for row in rows) else 0

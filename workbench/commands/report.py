@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
 from workbench.core.errors import BadInput
+
+if TYPE_CHECKING:
+    from workbench.runs.store import RunFolder
 
 
 def add_command(commands: Commands) -> None:
@@ -26,12 +30,15 @@ def add_command(commands: Commands) -> None:
         help="format of the report; all but html are printed [html]",
     )
     parser.add_argument("--out", type=Path, metavar="FILE", help="write the page or the table to this file")
+    parser.add_argument(
+        "--verify", action="store_true", help="first compare every stored file with the digest in the run's log"
+    )
     add_json_flag(parser)
 
 
 def report_command(args: argparse.Namespace) -> int:
+    from workbench.commands.console import err
     from workbench.commands.run_summary import print_summary
-    from workbench.core.paths import write_atomic
     from workbench.core.schema import suggest_nearest
     from workbench.report import pages, tables
     from workbench.runs import store
@@ -46,14 +53,47 @@ def report_command(args: argparse.Namespace) -> int:
         raise BadInput(
             f"{args.run} has no summary.json, so it is no finished run; {suggest_nearest(args.run.name, finished)}"
         )
+    if args.verify:
+        verify_media(store.RunFolder(args.run))
     if args.format != "html":
         table = tables.FORMATS[args.format](summary)
-        if args.out:
-            write_atomic(args.out, table)
-        else:
+        if not args.out:
             print(table, end="")
+            return 0
+        write_out(args.out, table)
         return 0
-    page = pages.write_report(args.run)
+    page, grid = pages.draw_report(args.run)
     if args.out:
-        write_atomic(args.out, page.read_bytes())
+        write_out(args.out, page)
+    try:
+        pages.write_pages(args.run, page, grid)
+    except OSError as error:
+        if not args.out:
+            raise BadInput(f"{args.run}: can't be written ({error.strerror}); name a file with --out") from None
+        err.print(f"{args.run}: can't be written, so the page is in {args.out} alone", markup=False, soft_wrap=True)
     return print_summary(args.run, summary, args.json)
+
+
+def write_out(path: Path, text: str) -> None:
+    """Write the file that --out names. Raises BadInput where it can't be written."""
+    from workbench.core.paths import write_atomic
+
+    try:
+        write_atomic(path, text)
+    except OSError as error:
+        raise BadInput(f"--out {path}: can't be written ({error.strerror}); name another file") from None
+
+
+def verify_media(folder: RunFolder) -> None:
+    """Print that every stored file of a run is as its log says. Raises Failed, naming the first that is not."""
+    from workbench.commands.console import Failed, err
+    from workbench.runs import stored_media
+
+    damage = stored_media.find_damage(folder)
+    if damage:
+        (contestant, batch), clause = next(iter(damage.items()))
+        more = f"; {len(damage) - 1} more batches are damaged" if len(damage) > 1 else ""
+        raise Failed(
+            f"{clause} (batch {batch} of {contestant}){more}; make them again with: workbench run {folder.path}"
+        )
+    err.print(f"{stored_media.count_media(folder)} stored files are as logged", markup=False)

@@ -25,7 +25,7 @@ def add_command(commands: Commands) -> None:
         "run",
         run_config,
         "Run a config: train, make, judge, store, report. "
-        "An unfinished run of the same config goes on where it stopped.",
+        "An unfinished run of the same config goes on where it stopped, a training also with more train.rounds.",
         "workbench run configs/runs/demo.yaml samples_per_prompt=4 contestants.reno.iterations=50",
     )
     parser.set_defaults(read_request=read_run_request)
@@ -46,7 +46,13 @@ def read_run_request(args: argparse.Namespace) -> RunRequest:
     if not os.path.isfile(folder / "run.json"):
         command = shlex.join(["workbench", "run", args.config, *args.override])
         return RunRequest(config.read_run_config(args.config, args.override), command)
-    if args.override:
-        raise BadInput(f"{folder} goes on with the config that it has; for another one give a YAML file")
-    stored = build_dataclass(config.RunConfig, store.RunFolder(folder).read().get("config"), str(folder / "run.json"))
-    return RunRequest(stored, f"workbench run {shlex.quote(args.config)}" + " --new" * args.new, folder)
+    values = store.RunFolder(folder).read().get("config")
+    for override in args.override:
+        if override.partition("=")[0] not in ("train.rounds", "train.updates") or not isinstance(values, dict):
+            raise BadInput(
+                f"{folder} goes on with the config that it has, but for train.rounds; for another one give a YAML file"
+            )
+        config.apply_override(values, override)
+    stored = build_dataclass(config.RunConfig, values, str(folder / "run.json"))
+    command = shlex.join(["workbench", "run", args.config, *args.override]) + " --new" * args.new
+    return RunRequest(stored, command, folder)

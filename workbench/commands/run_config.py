@@ -6,7 +6,6 @@ They differ in `args.read_request`, which makes a RunRequest of the arguments.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import os
 import sys
 import traceback
@@ -38,7 +37,7 @@ def run_config(args: argparse.Namespace) -> int:
     from workbench.commands.console import Failed, err
     from workbench.commands.run_progress import ProgressBars, print_plan, stop_on_signal
     from workbench.commands.run_summary import print_summary
-    from workbench.engine import run
+    from workbench.engine import extension, run, threads
     from workbench.engine.plan import check_disk, plan_run
     from workbench.runs import store
     from workbench.training import training_runs
@@ -52,11 +51,13 @@ def run_config(args: argparse.Namespace) -> int:
         return print_plan(plan, runs, args.json)
 
     def open_folder() -> Path:
-        if request.folder and not args.new:
-            return request.folder
-        return store.RunFolder.open(runs, config.name, dataclasses.asdict(config), args.new).path
+        return extension.open_run(plan, runs, args.new, request.folder)
 
     path = training_runs.open_on_leader(open_folder, config.device)
+    if processes.count_processes() == 1:
+        recorded = store.RunFolder(path).read().get("threads")
+        if note := threads.choose_threads(threads.works_on_starters(plan), recorded):
+            err.print(f"workbench: {note}")
     try:
         with stop_on_signal() as stop, ProgressBars(plan, quiet=not processes.is_main_process()) as bars:
             for progress in run.execute_run(plan, store.RunFolder(path), stop):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from workbench.commands.console import err, out
+from workbench.commands.console import err, out, print_json
 from workbench.runs import config
 from workbench.runs import progress as run_events
 
@@ -90,13 +89,14 @@ class ProgressBars:
     def show(self, progress: run_events.Progress) -> None:
         """Update the bar of a progress report, or print its message."""
         event, contestant = progress.event, progress.contestant
+        if progress.phase == "message":
+            self.bars.console.print(f"{contestant}: {escape(progress.note)}", soft_wrap=True)
+            return
         self.bars.update(self.loading, visible=False)
         task = self.tasks["sample" if progress.phase == "sample" else "train", contestant]
         self.bars.start_task(task)
         if progress.failed:
             self.bars.update(task, note=f"[red]failed: {escape(progress.failed)}")
-        elif progress.phase == "message":
-            self.bars.console.print(f"{contestant}: {escape(progress.note)}", soft_wrap=True)
         elif progress.phase == "watch":
             self.bars.console.print(f"{contestant} at {progress.batch}: {escape(progress.note)}", soft_wrap=True)
         else:
@@ -113,7 +113,7 @@ def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
 
     rows, weights = [estimate_contestant(plan, runs, name) for name in plan.methods], weights_mb(plan)
     if as_json:
-        print(json.dumps({"checks": [*plan.checks], "weights_mb": weights, "contestants": rows}))
+        print_json({"checks": [*plan.checks], "weights_mb": weights, "contestants": rows})
         return 0
     for check in plan.checks:
         mark = "[yellow]![/]" if check.startswith("warning: ") else "[green]✓[/]"

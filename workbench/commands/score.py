@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import csv
-import json
-import sys
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser, add_reward_names
+from workbench.core.io import budget
 
 
 def add_command(commands: Commands) -> None:
@@ -19,7 +17,17 @@ def add_command(commands: Commands) -> None:
         "Score media files or folders. A prompt that the workbench wrote into a PNG is read from it.",
         'workbench score picture.png --reward starter_clip --reward brightness --prompt "a red circle"',
     )
-    parser.add_argument("files", nargs="+", type=Path, help="media files or folders of them")
+    most = (
+        f"a picture of {budget.PICTURE_PIXELS // 10**6} megapixels, a clip of {budget.CLIP_PIXELS // 10**6} over all "
+        f"frames, a sound of {budget.SOUND_VALUES // 10**6} million values"
+    )
+    parser.add_argument(
+        "files",
+        nargs="+",
+        type=Path,
+        help=f"media files, known by their content, or folders of them; at most {most}: up to 2.2 GB of memory beside "
+        "the rewards, as files are read one by one",
+    )
     add_reward_names(parser)
     parser.add_argument("--prompt", help="one prompt for all files")
     parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
@@ -29,16 +37,15 @@ def add_command(commands: Commands) -> None:
 def score_command(args: argparse.Namespace) -> int:
     import transformers
 
-    from workbench.commands.console import build_table, out
+    from workbench.commands.console import build_table, out, print_csv, print_json
     from workbench.evaluation import scoring
 
     transformers.utils.logging.disable_progress_bar()
     rows = scoring.score_files(args.files, args.reward, args.prompt)
     if args.json:
-        print(json.dumps(rows, ensure_ascii=False))
+        print_json(rows)
     elif args.csv:
-        writer = csv.DictWriter(sys.stdout, rows[0])
-        writer.writeheader(), writer.writerows(rows)
+        print_csv(rows)
     else:
         out.print(build_table(rows))
     return 1 if any(row.get("error") for row in rows) else 0

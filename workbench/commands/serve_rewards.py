@@ -27,6 +27,8 @@ def serve_rewards_command(args: argparse.Namespace) -> int:
     from workbench.runs.registry import all_rewards
     from workbench.tools import reward_server
 
-    rewards = scoring.build_rewards(args.reward, all_rewards())
+    rewards, whole = scoring.build_rewards(args.reward, all_rewards())
+    if whole:
+        rewards[scoring.WHOLE] = whole
     reward_server.serve_rewards(rewards, host=args.host, port=args.port, device=args.device, limit_mb=args.max_mb)
     return 0

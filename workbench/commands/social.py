@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
 
 from workbench.commands.arguments import Commands, add_json_flag, add_parser
@@ -52,7 +51,7 @@ def add_command(commands: Commands) -> None:
 def social_command(args: argparse.Namespace) -> int:
     import transformers
 
-    from workbench.commands.console import build_table, out
+    from workbench.commands.console import build_table, out, print_json
     from workbench.feedback import social
 
     transformers.utils.logging.disable_progress_bar()
@@ -84,7 +83,7 @@ def social_command(args: argparse.Namespace) -> int:
             for r in result
         ]
     if args.json:
-        print(json.dumps(result, ensure_ascii=False))
+        print_json(result)
     else:
         out.print(build_table(rows))
     return 0

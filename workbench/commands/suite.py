@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
 from pathlib import Path
 
@@ -55,8 +54,9 @@ def suite_command(args: argparse.Namespace) -> int:
     import transformers
     from rich.markup import escape
 
-    from workbench.commands.console import Failed, err, out
+    from workbench.commands.console import Failed, err, out, print_json
     from workbench.commands.run_progress import ProgressBars, print_plan
+    from workbench.core.io.parsing import read_json
     from workbench.engine import run
     from workbench.engine.plan import plan_run
     from workbench.tools import suites
@@ -75,13 +75,13 @@ def suite_command(args: argparse.Namespace) -> int:
                 bars.show(progress)
     except run.DiskFull as error:
         raise Failed(str(error)) from error
-    manifest = json.loads((args.out / suites.MANIFEST).read_text(encoding="utf-8"))
+    manifest = read_json(args.out / suites.MANIFEST)
     if not manifest["complete"]:
         raise Failed(
             f"the method failed, see the failure-*.txt of the newest run in {args.runs}; the same command tries again"
         )
     if args.json:
-        print(json.dumps(manifest, ensure_ascii=False))
+        print_json(manifest)
         return 0
     out.print(
         escape(f"{manifest['count']} pictures in {args.out}, described in {args.out / suites.MANIFEST}"), soft_wrap=True

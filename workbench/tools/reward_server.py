@@ -6,9 +6,9 @@ is unpickled, and no body is read before the token was checked.
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import io
-import json
 import logging
 import math
 import os
@@ -27,23 +27,31 @@ import uvicorn
 from fastapi import Depends, FastAPI, Request
 from fastapi.responses import JSONResponse
 from starlette.concurrency import run_in_threadpool
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rewards.remote import TOKEN, spec_to_json
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
+from workbench.core.redact import redact, remember_secret
 from workbench.core.schema import suggest_nearest
+from workbench.core.text import one_line
 from workbench.core.types import Media, Reward
 
 log = logging.getLogger(__name__)
 SHAPE = {"image": "[B,3,H,W]", "video": "[B,T,3,H,W]", "audio": "[B,C,L]"}
 ENTRIES = {"ask.npy", "data.npy", "references.npy"}
 DTYPES = {"|u1", "<f2", "<f4"}
+MAX_ASK = 16 << 20  # bytes of the JSON in a request
+MAX_NAMES = 256  # rewards that one request may ask for
+HEADER_SECONDS = 20.0  # from a connection to the end of its first request's headers
+BODY_SECONDS = 120.0  # for the body of a request, however it trickles in
 
 
 class RequestRefused(Exception):
     """A request can't be answered: one sentence, and an HTTP status."""
 
     def __init__(self, status: int, sentence: str):
-        super().__init__(sentence)
+        super().__init__(one_line(redact(sentence)))
         self.status = status
 
 
@@ -58,6 +66,7 @@ class ScoreRequest:
 def create_app(rewards: Mapping[str, Reward], token: str, device: str = "cpu", limit: int = 256 << 20) -> FastAPI:
     """The web application that serves these rewards to clients with the token; a request holds at most `limit`
     bytes."""
+    remember_secret(token)
     app = FastAPI(docs_url=None, redoc_url=None, openapi_url=None)
     one_at_a_time = threading.Lock()  # one device: batches queue
 
@@ -76,7 +85,13 @@ def create_app(rewards: Mapping[str, Reward], token: str, device: str = "cpu", l
 
     @app.post("/score", dependencies=[Depends(check_token)])
     async def score_media(request: Request) -> dict:
-        body = await read_body(request, limit)
+        try:
+            async with asyncio.timeout(BODY_SECONDS):
+                body = await read_body(request, limit)
+        except TimeoutError:
+            raise RequestRefused(
+                408, f"the request was not here after {BODY_SECONDS:g} s; send smaller batches"
+            ) from None
 
         def parse_and_score() -> dict:
             score_request = parse_request(body, rewards)
@@ -104,10 +119,10 @@ def parse_request(body: bytes, rewards: Mapping[str, Reward]) -> ScoreRequest:
     """The request's body, fully checked. Raises RequestRefused."""
     arrays = read_arrays(body)
     try:
-        header = json.loads(arrays["ask"].tobytes())
+        header = parse_json(arrays["ask"].tobytes(), "ask", max_bytes=MAX_ASK)
         modality, rate, prompts, names = header["modality"], float(header["rate"]), header["prompts"], header["rewards"]
         data = arrays["data"]
-    except (KeyError, TypeError, ValueError, OverflowError, RecursionError) as error:
+    except (BadInput, KeyError, TypeError, ValueError, OverflowError) as error:
         keys = "modality, rate, prompts and rewards"
         raise RequestRefused(400, f"the npz must hold `data`, and `ask`, a JSON with {keys} ({error!r})") from None
     if not isinstance(modality, str) or modality not in SHAPE:
@@ -117,6 +132,8 @@ def parse_request(body: bytes, rewards: Mapping[str, Reward]) -> ScoreRequest:
     for values in (prompts, names):
         if not isinstance(values, list) or not all(isinstance(v, str) for v in values):
             raise RequestRefused(422, "prompts and rewards are lists of texts")
+    if len(names) > MAX_NAMES:
+        raise RequestRefused(422, f"{len(names):,} rewards in one request; at most {MAX_NAMES}")
     if len(prompts) != len(data) or not prompts:
         raise RequestRefused(
             422, f"{len(prompts)} prompts for {len(data)} samples; there must be as many, and at least one"
@@ -193,11 +210,24 @@ def answer_request(request: ScoreRequest, rewards: Mapping[str, Reward], device:
             values = rewards[name](media=media, prompts=request.prompts, references=references).float().cpu()
         except Exception as error:  # any error of a reward is reported to the client and logged here
             log.exception("%s failed", name)
-            reasons[name] = f"{type(error).__name__}: {error}".splitlines()[0][:300]
+            reasons[name] = one_line(redact(f"{type(error).__name__}: {error}").splitlines()[0])
             values = torch.full(() if rewards[name].spec.scope == "set" else (len(media),), torch.nan)
         numbers = values.tolist()
         scores[name] = finite_or_none(numbers) if values.ndim == 0 else [finite_or_none(v) for v in numbers]
     return {"scores": scores, "reasons": reasons}
+
+
+class HastyProtocol(H11Protocol):
+    """Closes a connection whose first request has no whole headers after HEADER_SECONDS: uvicorn waits for ever, and
+    whoever opens connections and says nothing would keep everybody out."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self.loop.call_later(HEADER_SECONDS, self._close_if_silent)
+
+    def _close_if_silent(self) -> None:
+        if self.cycle is None and not self.transport.is_closing():  # a cycle begins with whole headers
+            self.transport.close()
 
 
 def finite_or_none(value: float) -> float | None:
@@ -229,7 +259,8 @@ def serve_rewards(
             reward.load(device)
     announce_server(host, listener.getsockname()[1], rewards, None if os.environ.get(TOKEN) else token)
     application = create_app(rewards, token, device, limit_mb << 20)
-    uvicorn.Server(uvicorn.Config(application, log_level="warning", limit_concurrency=64)).run(sockets=[listener])
+    settings = uvicorn.Config(application, http=HastyProtocol, log_level="warning", limit_concurrency=64)
+    uvicorn.Server(settings).run(sockets=[listener])
 
 
 def announce_server(host: str, port: int, names: Sequence[str], token: str | None) -> None:

@@ -30,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
+from workbench.core.io import parsing
 from workbench.core.schema import suggest_nearest
 from workbench.runs.config import RunConfig
 
@@ -88,11 +89,9 @@ class Suite:
 
 def read_text(path: Path) -> str:
     try:
-        text = path.read_bytes().decode("utf-8-sig")
-    except OSError as error:
-        raise BadInput(f"{path}: can't be read ({error.strerror}); give the benchmark's prompt file") from None
-    except UnicodeDecodeError:
-        text = "\0"
+        text = parsing.read_text(path)
+    except BadInput as error:
+        raise BadInput(f"{error}; give the benchmark's prompt file") from None
     if "\0" in text:
         raise BadInput(f"{path}: not a text file in UTF-8; give the benchmark's prompt file")
     return text
@@ -130,9 +129,9 @@ def read_geneval(path: Path) -> list[Entry]:
             continue
         where = f"{path}, line {line_number}"
         try:
-            task = json.loads(line)
-        except json.JSONDecodeError:
-            raise BadInput(f"{where}: not JSON; GenEval's tasks are in prompts/evaluation_metadata.jsonl") from None
+            task = parsing.parse_json(line, where)
+        except BadInput as error:
+            raise BadInput(f"{error}; GenEval's tasks are in prompts/evaluation_metadata.jsonl") from None
         is_task = isinstance(task, dict) and isinstance(task.get("tag"), str) and isinstance(task.get("include"), list)
         if not is_task or not all(isinstance(c, dict) and {"class", "count"} <= c.keys() for c in task["include"]):
             raise BadInput(
@@ -150,7 +149,7 @@ def read_t2i_compbench(path: Path) -> list[Entry]:
         )
     part = next((c for c in CATEGORIES if path.stem.startswith(c)), "")
     entries = []
-    for line_number, line in enumerate(read_text(path).splitlines(), 1):
+    for line_number, line in enumerate(parsing.split_lines(read_text(path)), 1):
         if line.strip():
             prompt = check_prompt(line.split("\t")[0], f"{path}, line {line_number}")
             if not prompt_file_name(prompt):
@@ -192,11 +191,7 @@ def read_hpdv2(path: Path) -> list[Entry]:
 
 
 def read_prompt_list(path: Path, part: str = "") -> list[Entry]:
-    text = read_text(path)
-    try:
-        prompts = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise BadInput(f"{path}, line {error.lineno}: not JSON; a list of prompts is expected") from None
+    prompts = parsing.parse_json(read_text(path), str(path))
     if not isinstance(prompts, list):
         raise BadInput(f"{path}: not a list of prompts, as HPDv2's benchmark files are")
     return [Entry(n, check_prompt(p, f"{path}, prompt {n + 1}"), part) for n, p in enumerate(prompts)]

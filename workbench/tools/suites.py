@@ -7,10 +7,8 @@ be used and an interrupted suite resumes; OUT/manifest.json records how they wer
 from __future__ import annotations
 
 import dataclasses
-import errno
 import hashlib
 import io
-import json
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -19,12 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from PIL import Image
 
 import pipelines
-from workbench.core.errors import BadInput
-from workbench.core.io import media
+from workbench.core.errors import BadInput, is_disk_full
+from workbench.core.io import media, parsing
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.engine import run
@@ -121,10 +118,7 @@ def prepare_job(
 
 
 def parse_yaml(text: str, where: str) -> Any:
-    try:
-        return yaml.safe_load(text)
-    except yaml.YAMLError:
-        raise BadInput(f"{where} {text!r}: not valid YAML; write NAME or {{NAME: {{setting: value}}}}") from None
+    return parsing.parse_yaml(text, where)
 
 
 def parse_method(text: str) -> tuple[str, dict]:
@@ -159,7 +153,7 @@ def explain_write_errors(out: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno == errno.ENOSPC:
+        if is_disk_full(error):
             raise run.DiskFull(f"the disk of {out} is full; make room and run the same command to go on") from error
         raise BadInput(f"{error.filename or out}: can't be written ({error.strerror}); choose another --out") from error
 
@@ -170,9 +164,9 @@ def open_manifest(job: SuiteJob, command: str) -> dict:
     with explain_write_errors(job.out):
         if path.is_file():
             try:
-                manifest = json.loads(path.read_text(encoding="utf-8"))
-            except ValueError:
-                raise BadInput(f"{path} is damaged; choose another --out") from None
+                manifest = parsing.read_json(path)
+            except BadInput as error:
+                raise BadInput(f"{error}; choose another --out") from None
             if not isinstance(manifest, dict) or not identity.items() <= manifest.items():
                 raise BadInput(f"{job.out} holds what another command or prompt file made; choose another --out")
             return manifest
@@ -213,6 +207,8 @@ def lay_out(job: SuiteJob, folder: store.RunFolder, manifest: Mapping) -> None:
         for file, (entry, k) in job.picture_paths().items():
             if file not in entries or not (job.out / file).is_file():
                 sample = samples[entry.prompt, k]
+                if not sample["file"]:
+                    raise BadInput(f"no picture of {entry.prompt!r} to lay out: {sample['reason']}")
                 digest = place_picture(folder.path / sample["file"], sample["sha256"], job.out / file)
                 entries[file] = {"file": file, "prompt": entry.prompt, "k": k, "seed": sample["seed"], "sha256": digest}
             files.append(entries[file])

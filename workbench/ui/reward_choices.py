@@ -18,7 +18,9 @@ from workbench.core.errors import BadInput
 from workbench.core.io.media import MediaFile
 from workbench.core.paths import resolve_repo
 from workbench.core.setting_help import summarise_class
+from workbench.core.text import one_line
 from workbench.core.types import Reward, RewardSpec
+from workbench.evaluation.scoring import score_row
 from workbench.runs.registry import all_rewards
 from workbench.ui.limits import EMBEDDING_MODELS
 
@@ -119,7 +121,7 @@ def score_uploads(
 ) -> Iterator[list[RewardRow]]:
     """The rows, again and again as they fill. A reward that fails says why, and the others go on."""
     rows: list[RewardRow] = []
-    rewards = [*list_candidates({f.media.modality for f in contents}, examples, space)]
+    rewards = [*list_candidates({f.modality for f in contents}, examples, space)]
     for _, reward, row in rewards:
         rows.append(row)
         if reward is not None:
@@ -133,8 +135,8 @@ def score_uploads(
         row.reason = ""
         try:
             _fill_row(reward, row, contents, prompts)
-        except (ValueError, RuntimeError, OSError) as error:  # BadInput is a ValueError
-            message = str(error).splitlines()[0][:300] if str(error) else type(error).__name__
+        except Exception as error:  # whatever a reward makes of an odd file
+            message = one_line(error) or type(error).__name__
             row.values, row.reason = [], message.replace(examples, "the examples") if examples else message
         yield rows
     yield rows
@@ -142,7 +144,7 @@ def score_uploads(
 
 @torch.no_grad()
 def _fill_row(reward: Reward, row: RewardRow, contents: Sequence[MediaFile], prompts: Sequence[str]) -> None:
-    is_suitable = [f.media.modality in reward.spec.modalities for f in contents]
+    is_suitable = [f.modality in reward.spec.modalities for f in contents]
     if reward.spec.scope == "set":
         features = [reward.features(f.media) for f, ok in zip(contents, is_suitable, strict=True) if ok]
         x = torch.cat(features)
@@ -153,15 +155,13 @@ def _fill_row(reward: Reward, row: RewardRow, contents: Sequence[MediaFile], pro
         row.reason = "needs a prompt: type one"
         return
     row.values = [
-        _finite_or_none(reward(media=f.media, prompts=[p])[0])
-        if ok and (p or "prompt" not in reward.spec.needs)
-        else None
+        _finite_or_none(score_row(reward, f, p)) if ok and (p or "prompt" not in reward.spec.needs) else None
         for f, p, ok in zip(contents, prompts, is_suitable, strict=True)
     ]
     if all(v is None for v in row.values):
         row.reason = "found no score: what it reads in the prompt or in the file is not there"
 
 
-def _finite_or_none(value: torch.Tensor) -> float | None:
+def _finite_or_none(value: torch.Tensor | float) -> float | None:
     number = float(value)
     return number if abs(number) < float("inf") else None

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import re
 import runpy
@@ -27,9 +26,10 @@ from urllib.parse import quote
 import psutil
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import read_json
 from workbench.core.paths import CONFIGS, write_atomic
-from workbench.engine import run
 from workbench.engine.plan import check_disk, plan_run
+from workbench.engine.run_record import describe_run
 from workbench.runs import config
 from workbench.runs.store import RunFolder, dump_json, list_run_folders
 from workbench.ui.overrides import check_overrides
@@ -78,7 +78,7 @@ def start_run(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder
     with _starting:
         _check_device_free(runs, run_config.device)
         folder = RunFolder.open(runs, run_config.name, dataclasses.asdict(run_config), fresh=True)
-        folder.write("run.json", run.describe_run(plan) | {"status": "starting"})
+        folder.write("run.json", describe_run(plan) | {"status": "starting"})
         _launch_process(folder)
     return folder
 
@@ -93,7 +93,7 @@ def resume_run(runs: Path, name: str) -> RunFolder:
         if current.name in ("done", "damaged"):
             raise BadInput(current.reason or "this run is finished; start it anew to have it again")
         record = folder.read()
-        _check_device_free(runs, record["config"].get("device", "auto"))
+        _check_device_free(runs, record.get("config", {}).get("device", "auto"))
         folder.write("run.json", record | {"status": "starting"})
         _launch_process(folder)
     return folder
@@ -170,8 +170,8 @@ def _launch_process(folder: RunFolder) -> None:
 def _read_record(folder: RunFolder) -> dict:
     """{} for a run that no page started, or whose record is not one."""
     try:
-        value = json.loads((folder.path / RECORD).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        value = read_json(folder.path / RECORD)
+    except BadInput:
         return {}
     return value if isinstance(value, dict) and isinstance(value.get("pid"), int) and "began" in value else {}
 
@@ -214,7 +214,7 @@ def _is_locked(folder: RunFolder) -> bool:
 def _check_device_free(runs: Path, device: str) -> None:
     """Raises BadInput while another run works on the same device."""
     for folder, current in _runs_of_pages(runs):
-        other = folder.read()["config"].get("device", "auto")
+        other = folder.read().get("config", {}).get("device", "auto")
         if current.is_live and (device == other or "auto" in (device, other)):
             raise BadInput(f"{folder.path.name} is at work on this device; stop it, or wait until it is done")
 

@@ -188,6 +188,8 @@ class LiveComparison:
             part.state, part.started_at = "working", time.monotonic()
 
     def _take_progress(self, p: Progress) -> None:
+        if p.phase == "message":
+            return
         part = self.contestants[p.contestant]
         part.rows = self._rows_spent()
         if p.failed:

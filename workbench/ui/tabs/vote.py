@@ -73,9 +73,10 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
     private = {"api_visibility": "private", "trigger_mode": "multiple", **UNLIMITED}
     on_open(page)(lambda: gr.Dropdown(choices=list_run_choices(context)), None, run, **private)
 
-    def next_pair(event: gr.EventData, run: int, kind: str) -> dict:
+    def next_pair(event: gr.EventData, run: int, kind: str, request: gr.Request) -> dict:
         def next_view() -> dict:
-            pair = ask_pair(context, _event_values(event).get("rater"), int(run or 0), kind or "")
+            rater = name_rater(request, _event_values(event).get("rater"))
+            pair = ask_pair(context, rater, int(run or 0), kind or "")
             view = {"phase": "battle"} | pair if pair else {"phase": "empty", "told": EMPTY_HINT}
             return view | {"asked": _event_values(event).get("asked")}
 
@@ -98,15 +99,16 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
 
 
 def _add_api(context: AppContext) -> None:
-    def battle(rater: str, run: int = 0, modality: str = "") -> dict:
+    def battle(request: gr.Request, rater: str, run: int = 0, modality: str = "") -> dict:
         """A pair to vote on: {battle, prompt, modality, seconds, left, right}, the last two as files; {} when there is
         none.
 
-        rater: any text that stays the same for the same person (a digest is kept). run: its number, 0 for any.
+        rater: any text that stays the same for the same person (a digest is kept); where people log in, the login
+        counts instead. run: its number, 0 for any.
         modality: image, video, audio, or "" for any.
         """
         with bad_input_shown():
-            return ask_pair(context, rater, run, modality) or {}
+            return ask_pair(context, name_rater(request, rater), run, modality) or {}
 
     def vote(
         battle: str, choice: str, key: str, reason: str = "", dwell_left: float = 0.0, dwell_right: float = 0.0
@@ -125,6 +127,11 @@ def _add_api(context: AppContext) -> None:
 
     for name, call in {"battle": battle, "vote": vote, "undo": back}.items():
         gr.api(call, api_name=name, concurrency_limit=None)
+
+
+def name_rater(request: gr.Request | None, said: Any) -> Any:
+    """Who votes: whoever logged in; where nobody has to, who the client says that it is."""
+    return getattr(request, "username", None) or said
 
 
 def _answer_page(work: Callable[[], dict]) -> dict:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import threading
 from collections import OrderedDict
@@ -10,6 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 from workbench.report.charts import Axis
 from workbench.report.formatting import format_number
 from workbench.ui.widgets.html import escape_text
@@ -71,8 +72,8 @@ class Series:
 
     def _take_line(self, line: bytes) -> None:
         try:
-            event = json.loads(line)
-        except (ValueError, RecursionError):
+            event = parse_json(line, "events.jsonl")
+        except BadInput:
             return  # the run itself says what is wrong with its log
         if not isinstance(event, Mapping):
             return

@@ -258,9 +258,10 @@ class Editor:
             name = lora_uploads.keep_lora(file, self.runs)
         except BadInput as error:
             return [html.error_html(error), *[gr.skip()] * SLOTS]
+        summary = lora_uploads.summarise_lora(file)
         alternatives = contestant_choices.list_alternatives(pipeline, self.runs)
         return [
-            html.hint_html(f"Kept as {name}: choose it under “Runs on” of a contestant."),
+            html.hint_html(f"Kept as {name} ({summary}): choose it under “Runs on” of a contestant."),
             *[gr.update(choices=alternatives)] * SLOTS,
         ]
 

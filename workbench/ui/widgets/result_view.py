@@ -106,7 +106,7 @@ def _table_footer(summary: Mapping, optimised_metric: str | None) -> str:
 
 
 def _guess_modality(logged: Mapping) -> str:
-    first = next((s["file"] for part in logged.values() for s in part.values()), "")
+    first = next((s["file"] for part in logged.values() for s in part.values() if s["file"]), "")
     return next((kind for kind, suffix in media.SUFFIX_BY_MODALITY.items() if first.endswith(suffix)), "image")
 
 

@@ -86,12 +86,10 @@ def draw_thumbnails(accepted: Sequence[uploads.Upload], contents: Sequence, prom
     for n, (upload, f, prompt) in enumerate(zip(accepted, contents, prompts, strict=True), 1):
         element = embed_media(upload.path, 0, upload.path.stat().st_size)
         remarks = [prompt and f"“{prompt}”", *f.notes, upload.note]
-        x, rate = f.media.data, f.media.rate
-        size = f"{x.shape[-1]} x {x.shape[-2]}" if f.media.modality != "audio" else f"{x.shape[-1] / rate:.1f} s"
         label = f"{n}: " if len(accepted) > 1 else ""
         tiles += (
             f'<figure class="wb-media">{element}<figcaption><b>{escape_text(label + upload.name)}</b>'
-            f"<span>{size}</span></figcaption>"
+            f"<span>{f.describe_size()}</span></figcaption>"
             f"{hint_html('; '.join(filter(None, remarks)))}</figure>"
         )
     return f'<div class="wb-grid" style="{FILL}">{tiles}</div>'

@@ -91,7 +91,8 @@ def draw_header(folder: RunFolder, state: run_processes.RunState, series: curves
     facts += [f"seed {config.get('seed')}", format_date(record.get("created", ""))]
     failed = {c["name"]: c["failed"] for c in summary.get("contestants", ()) if "failed" in c} | series.failures
     failed = failed if state.name == "failed" else series.failures  # what was only stopped has not failed
-    alarm = series.alarm or summary.get("alarm") or training_alarm(folder)
+    alarm = series.alarm or summary.get("alarm") or ""
+    warnings = [text for text in training_warnings(folder) if not alarm or alarm not in text]
     headline = findings.headline_sentences(summary)[0] if summary.get("contestants") and not state.is_live else ""
     return (
         f'<div class="wb-card wb-t{TONE.get(state.name, 0)}"><h3><span class="wb-dot"></span>'
@@ -101,14 +102,15 @@ def draw_header(folder: RunFolder, state: run_processes.RunState, series: curves
         f"{f'<p>{escape_text(headline)}</p>' if headline else ''}{hint_html(' · '.join(filter(None, facts)))}"
         f'<p style="margin:8px 0 0">{studio_button(f"?run={quote(folder.path.name)}")}</p></div>'
         + (f'<div class="wb-bad" role="alert"><b>Alarm.</b> {escape_text(alarm)}</div>' if alarm else "")
+        + "".join(f'<div class="wb-bad" role="alert">{escape_text(text)}</div>' for text in warnings)
         + "".join(error_html(f"{name} failed: {why}") for name, why in failed.items())
     )
 
 
-def training_alarm(folder: RunFolder) -> str:
-    """What a training of this run ended with, if it raised the alarm."""
-    ends = [RunFolder(p.parent).read(p.name) for p in sorted(folder.path.glob("checkpoints/*/done.json"))]
-    return next((str(end["alarm"]) for end in ends if end.get("alarm")), "")
+def training_warnings(folder: RunFolder) -> list[str]:
+    """Sentences on finished trainings of this run that raised the alarm or taught nothing."""
+    records = {p.parent.name: RunFolder(p.parent).read(p.name) for p in folder.path.glob("checkpoints/*/done.json")}
+    return [text for name in sorted(records) for text in findings.warnings_of_training(name, records[name])]
 
 
 def _read_summary(folder: RunFolder) -> dict:

@@ -9,15 +9,18 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.core.errors import BadInput
-from workbench.core.io import media
-from workbench.report import pages
+from workbench.core.io import folders, media
+from workbench.report import audio_view, pages
 from workbench.ui.widgets.html import data_uri, escape_text
 
 MAX_ROWS, MAX_COLUMNS, MAX_CONTESTANTS = 4, 6, 3  # shown
 SIDE = 224
 FILL = "grid-template-columns:repeat(auto-fill,minmax(min(46%,180px),1fr))"
 MAX_BYTES = 1_500_000  # of a sound or a clip that plays in the page; a longer one is in the run's folder
-SOUNDS = {".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg"}
+SOUNDS = {
+    ".wav": "audio/wav", ".flac": "audio/flac", ".mp3": "audio/mpeg", ".ogg": "audio/ogg", ".m4a": "audio/mp4",
+    ".aac": "audio/aac",
+}  # fmt: skip
 TIME = re.compile(r"(?:[a-z]+[-_]?)?(\d+)", re.I)  # 000020, update-20
 
 
@@ -25,14 +28,14 @@ def find_timeline(folder: Path) -> dict[str, dict[str, dict[int, Path]]]:
     """who -> row -> update -> file, from `samples/[WHO/]UPDATE/[WHO-]ROW.png`; update 0, and whoever is called base, is
     the base of all (update 0)."""
     files: dict[str, dict[str, dict[int, Path]]] = {}
-    for path in sorted(p for p in folder.rglob("*") if p.suffix.lower() in media.READABLE_SUFFIXES and p.is_file()):
-        folders = list(path.relative_to(folder).parts[:-1])
-        times = [n for n, part in enumerate(folders) if TIME.fullmatch(part)]
+    for path in folders.list_media(folder).files:
+        parts = list(path.relative_to(folder).parts[:-1])
+        times = [n for n, part in enumerate(parts) if TIME.fullmatch(part)]
         if not times:
             continue
-        update = int(TIME.fullmatch(folders.pop(times[-1]))[1])
+        update = int(TIME.fullmatch(parts.pop(times[-1]))[1])
         words = [w for w in re.split(r"[-_. ]+", path.stem) if w]
-        who = " ".join([*folders, *(w for w in words if not w.isdigit())]) or "trained"
+        who = " ".join([*parts, *(w for w in words if not w.isdigit())]) or "trained"
         update = 0 if "base" in who.split() else update
         files.setdefault(who, {}).setdefault("-".join(w for w in words if w.isdigit()), {}).setdefault(update, path)
     return files
@@ -78,7 +81,11 @@ def draw_contestants(folder: Path, logged: Mapping[str, Mapping[tuple[int, int],
     body = ""
     for key in pages.select_samples(logged, names)[:MAX_ROWS]:
         first = logged[names[0]][key]
-        tiles = (_draw_tile(file_inside(folder, logged[n][key].get("file", "")), folder, n) for n in names)
+        row = [logged[name][key] for name in names]
+        tiles = (
+            _draw_tile(file_inside(folder, s.get("file") or ""), folder, name, s.get("reason") or "not made")
+            for name, s in zip(names, row, strict=True)
+        )
         body += (
             f'<div class="wb-row"><h4>{escape_text(first.get("prompt"), 400)}'
             f"<small>seed {escape_text(first.get('seed'))}</small></h4>"
@@ -93,8 +100,8 @@ def file_inside(folder: Path, file: str) -> Path | None:
     return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
 
 
-def _draw_tile(path: Path | None, folder: Path, caption: str) -> str:
-    inner = '<div class="wb-none">not made</div>'
+def _draw_tile(path: Path | None, folder: Path, caption: str, gap: str = "not made") -> str:
+    inner = f'<div class="wb-none">{escape_text(gap)}</div>'
     if path is not None and file_inside(folder, str(path)):
         stat = path.stat()
         inner = embed_media(path, stat.st_mtime_ns, stat.st_size)
@@ -114,7 +121,9 @@ def embed_media(path: Path, stamp: int, size: int) -> str:
             return f'<img alt="" class="wb-tiny" src="{address}">'
         return f'<audio controls preload="metadata" src="{address}"></audio>'
     try:
-        address = data_uri(media.encode_thumbnail(path, SIDE))
+        is_sound = folders.modality_of(path) == "audio"  # of a kind that browsers don't play
+        picture = audio_view.sound_picture(media.read_media(path)) if is_sound else media.encode_thumbnail(path, SIDE)
+        address = data_uri(picture)
     except BadInput:
         return '<div class="wb-none">can’t be shown</div>'
     return f'<img alt="" src="{address}">'
