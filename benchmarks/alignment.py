@@ -132,7 +132,7 @@ GRADIENTS = {
     "draft_lv": Recipe(GRADIENT, "{name: draft_lv, lr: 1.0e-3}", (*SINGLE,)),
     "align_prop": Recipe(GRADIENT, "{name: align_prop, grad_steps: 4, grad_steps_std: 2, lr: 1.0e-3}", (*SINGLE,)),
     "refl": Recipe(GRADIENT, "{name: refl, reward_threshold: 100, lr: 1.0e-3}", (*SINGLE,)),
-    "instruct_video": Recipe(GRADIENT, "{name: instruct_video, lr: 1.0e-3}", (*SINGLE,)),
+    "instruct_video": Recipe(GRADIENT, "{name: instruct_video, samples_per_prompt: 0, lr: 1.0e-3}", (*SINGLE,)),
     "srpo": Recipe(
         GRADIENT,
         "{name: srpo, positive_words: '', negative_words: 'two ', reward_threshold: 100, lr: 5.0e-4}",

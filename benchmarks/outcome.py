@@ -78,7 +78,11 @@ def pooled(outcomes: Sequence[Outcome], judge: str, but: Collection[str] = ()) -
     before = sum((_flat(o.before[judge], found) for o, found in zip(outcomes, places, strict=True)), [])
     after = sum(each, [])
     values = {"base": before, "after": after, "gain": [b - a for a, b in zip(before, after, strict=True)]}
-    intervals = {what: evaluate.mean_with_interval(found, prompts, kinds) for what, found in values.items()}
+    share = judge.startswith("oracle")  # 0 to 1
+    ends = {"base": evaluate.SHARE, "after": evaluate.SHARE, "gain": (-1.0, 1.0)} if share else {}
+    intervals = {
+        what: evaluate.mean_with_interval(found, prompts, kinds, ends.get(what)) for what, found in values.items()
+    }
     return intervals | {"seeds": [statistics.mean(found) for found in each]}
 
 

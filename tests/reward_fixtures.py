@@ -210,12 +210,12 @@ def mps_files(folder: Path) -> dict[str, str]:
     return {"weights": str(folder / "model.safetensors"), "backbone": clip}
 
 
-def serving(app) -> str:
+def serving(app, **settings: Any) -> str:
     """The address of a web application that uvicorn serves on loopback until the tests end."""
     import uvicorn
 
     door = socket.create_server(("127.0.0.1", 0))
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical"))
+    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", **settings))
     threading.Thread(target=server.run, kwargs={"sockets": [door]}, daemon=True).start()
     return f"http://127.0.0.1:{door.getsockname()[1]}"
 

@@ -179,14 +179,6 @@ def test_clips_move_and_sounds_play(media, element, suffix, tmp_path):
     assert copy.media.modality == media.modality and copy.story["prompt"] == "one"
 
 
-def test_without_a_film_library_nothing_is_written(tmp_path, monkeypatch):
-    monkeypatch.setitem(sys.modules, "av", None)
-    clip = Media(torch.rand(1, 5, 3, 16, 16), "video", 8.0)
-    with pytest.raises(BadInput, match="needs PyAV; run: pip install av"):
-        Alignment("fk", "p", clip, {}, None, ("one",), (1,), Cost()).save(tmp_path / "new", compressed=True)
-    assert not (tmp_path / "new").exists()
-
-
 def test_pictures_have_no_compressed_copy(tmp_path):
     made = Alignment("fk", "p", Media(torch.rand(1, 3, 8, 8), "image"), {}, None, ("one",), (1,), Cost())
     with pytest.raises(BadInput, match="pictures are PNG already"):

@@ -74,7 +74,7 @@ def test_chinese_prompts_are_read_from_their_own_column(tmp_path):
 
 
 BAD = [
-    ("geneval", TASK + "not json\n", "line 2: not JSON"),
+    ("geneval", TASK + "not json\n", "line 2: not valid JSON"),
     ("geneval", '{"prompt": "x"}\n', "line 1: not of the form"),
     ("geneval", TASK.replace('"count": 1, ', ""), "line 1: not of the form"),
     ("geneval", TASK.replace("a red cat", " "), "line 1: no prompt"),
@@ -85,7 +85,7 @@ BAD = [
     ("drawbench", "Text,Category\nx,y\n", "line 1: no column 'prompts'"),
     ("drawbench", 'Prompts,Category\nx,y\n"open,z\n', "line 3: not such a table"),
     ("drawbench", "Prompts,Category\nx,y\n,z\n", "line 3: no prompt"),
-    ("hpdv2", '["a",\n"b"', "line 2: not JSON"),
+    ("hpdv2", '["a",\n"b"', "not valid JSON \\(line 2"),
     ("hpdv2", '{"photo": []}', "not a list of prompts"),
     ("hpdv2", '["a", 3]', "prompt 2: no prompt"),
     ("unigenbench", UNIGEN + "7,again,{}\n", "line 4: the index '7'"),

@@ -291,3 +291,89 @@ def test_what_cannot_be_pushed_is_refused_before_anything_is_exported(tmp_path, 
     ):
         code, _, err = call(capsys, "export", tmp_path, *asked)
         assert code == 2 and sentence in err and err.count("\n") == 1 and "run.json" not in err
+
+
+# What a terminal shows, and what it may do
+
+
+EVIL = 'a\x1b[31m "red" \x9b2J circle\u202e [bold]'
+
+
+def test_a_prompt_and_a_file_name_of_others_move_no_terminal(tmp_path, capsys):
+    from PIL.PngImagePlugin import PngInfo
+
+    info = PngInfo()
+    info.add_text("workbench", json.dumps({"prompt": EVIL}))
+    path = tmp_path / "a\x1b]0;title\x07 [red].png"
+    Image.new("RGB", (8, 8)).save(path, pnginfo=info)
+    for form in ((), ("--json",), ("--csv",)):
+        code, out, err = call(capsys, "score", path, "--reward", "brightness", *form)
+        assert code == 0 and not {"\x1b", "\x07", "\x9b", "\u202e"} & set(out + err)
+        if "--json" in form:
+            (row,) = json.loads(out)
+            assert row["prompt"] == EVIL and row["file"] == str(path), "in JSON it is written out, and still the same"
+        else:
+            assert "[bold]" in out and r"\x1b" in out
+
+
+def test_an_error_is_one_line_of_a_terminal_whatever_was_typed(capsys):
+    for arguments in (
+        ("run", "x" * 300_000),
+        ("run", "demo\x1b[2J\nworkbench: done", "--dry-run"),
+        ("run", "demo", "seed=" + "9" * 5000, "--dry-run"),
+        ("run", "demo", "watch.\ud800=1", "--dry-run"),
+        ("report", "\x1b" * 400),
+    ):
+        code, _, err = call(capsys, *arguments)
+        assert code == 2 and err.startswith("workbench: ") and err.count("\n") == 1 and len(err) <= 312
+        assert "\x1b" not in err and "\ud800" not in err
+    with pytest.raises(SystemExit):
+        cli.main(["list", "--" + "x" * 5000])
+    assert len(capsys.readouterr().err.splitlines()[-1]) < 400
+
+
+def test_a_terminal_that_knows_ascii_only_ends_no_work(tmp_path, monkeypatch):
+    import io
+
+    Image.new("RGB", (8, 8)).save(path := tmp_path / "rot \U0001f534 丸.png")
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii", errors="strict")
+    monkeypatch.setattr(sys, "stdout", stream)
+    assert cli.main(["score", str(path), "--reward", "brightness", "--prompt", "grün"]) == 0
+    assert cli.main(["list", "methods"]) == 0
+    stream.flush()
+    assert rb"gr\xfcn" in stream.buffer.getvalue() and rb"\U0001f534" in stream.buffer.getvalue().replace(b"\n", b"")
+
+
+def test_output_that_nobody_reads_any_more_is_no_traceback(monkeypatch, capfd):
+    import os
+
+    for arguments in (["list", "methods", "--json"], ["list", "methods"]):
+        reader, writer = os.pipe()
+        os.close(reader)
+        with os.fdopen(writer, "w") as stream:
+            monkeypatch.setattr(sys, "stdout", stream)
+            assert cli.main(arguments) == 141
+    assert "Traceback" not in capfd.readouterr().err
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no SIGINT for one process")
+def test_an_interruption_while_modules_are_imported_is_one_line(tmp_path):
+    import os
+    import signal
+
+    (tmp_path / "transformers.py").write_text("print('importing', flush=True)\nimport time\ntime.sleep(30)\n")
+    (tmp_path / "torch.py").write_text((tmp_path / "transformers.py").read_text())
+    path = os.pathsep.join([str(tmp_path), str(ROOT)])
+    process = subprocess.Popen(
+        [sys.executable, "-m", "workbench", "score", "x.png", "--reward", "brightness"],
+        env=os.environ | {"PYTHONPATH": path},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        cwd=tmp_path,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a job in the background ignores it
+    )
+    assert process.stdout.readline() == "importing\n"
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=20)
+    assert process.returncode == 130 and err.splitlines() == ["workbench: stopped; the same command goes on from here"]

@@ -130,7 +130,7 @@ def test_an_override_that_is_a_whole_block_may_use_old_keys(renamed, tmp_path):
 
 def test_a_contestant_is_no_list_of_pairs_though_one_could_be_made_a_mapping(tmp_path):
     """What looks at a config looks at mappings: a page's filter, and what says which pipelines and files are read."""
-    text = GOOD.replace("method: {name: reno, lr: 1e-1}", "contestants: {a: !!pairs [name: reno, lr: 0.1]}")
+    text = GOOD.replace("method: {name: reno, lr: 1e-1}", "contestants: {a: [[name, reno], [lr, 0.1]]}")
     with pytest.raises(BadInput, match="contestants.a: expected a method's name or a mapping"):
         config.build_methods(config.read_run_config(write(tmp_path, text)), METHODS)
 
@@ -160,7 +160,7 @@ def test_prompts_that_can_not_be_are_one_sentence(prompts):
 
 
 def test_a_config_of_a_name_that_no_file_can_have_is_one_sentence():
-    with pytest.raises(BadInput, match="config: x+… .*can't be looked for"):
+    with pytest.raises(BadInput, match="config: x+ … .*can't be looked for"):
         config.read_run_config("x" * 300)
 
 
@@ -169,7 +169,7 @@ def test_a_config_of_a_name_that_no_file_can_have_is_one_sentence():
     [
         ("pipeline: [", "line 1.*not valid YAML"),
         ("- a\n- b\n", "a run is a mapping"),
-        (b"\xff\xfe\x00\x01", "can't be read as text|not valid YAML"),
+        (b"\xff\xfe\x00\x01\x02", "line 1: not UTF-16 text.*save it as UTF-8"),
         ("pipeline: x\nreward: y\nmethod: reno\n", "'prompts' is missing"),
     ],
 )
@@ -186,39 +186,6 @@ def test_an_unknown_config_offers_the_nearest():
 @pytest.mark.parametrize("path", sorted((CONFIGS / "runs").rglob("*.yaml")), ids=lambda p: p.stem)
 def test_every_run_config_that_ships_is_valid(path):
     assert config.build_methods(config.read_run_config(path), METHODS)
-
-
-def test_prompt_lists_are_read_without_comments_blanks_and_repetitions(tmp_path):
-    (tmp_path / "p.txt").write_text("\ufeff# a comment\na cat\n\n  a dog \na cat\n")
-    (tmp_path / "p.jsonl").write_text('{"prompt": "a cat", "tag": 1}\n\n{"prompt": "a dog"}\n')
-    assert (
-        data.read_prompts(str(tmp_path / "p.txt")) == data.read_prompts(str(tmp_path / "p.jsonl")) == ("a cat", "a dog")
-    )
-
-
-def test_a_prompt_in_json_may_hold_any_character(tmp_path):
-    """U+2028 ends a line of a text, though not of JSON lines."""
-    (tmp_path / "p.jsonl").write_bytes('{"prompt": "a\u2028cat"}\r\n{"prompt": "a\x85dog"}\r\n'.encode())
-    assert data.read_prompts(str(tmp_path / "p.jsonl")) == ("a\u2028cat", "a\x85dog")
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "sentence"),
-    [
-        ("empty.txt", b"# nothing\n\n", "has no prompt in it"),
-        ("binary.txt", b"\x89PNG\x00\x01", "not a text file"),
-        ("nul.txt", b"a cat\x00", "not a text file"),
-        ("bad.jsonl", b'{"prompt": "a"}\n{"text": "b"}\n', "line 2"),
-        ("missing.txt", None, "no prompt file"),
-    ],
-)
-def test_a_bad_prompt_file_is_named_with_what_is_wrong(tmp_path, name, content, sentence):
-    path = tmp_path / name
-    if content is not None:
-        path.write_bytes(content)
-    with pytest.raises(BadInput, match=sentence) as caught:
-        data.read_prompts(str(path))
-    assert name in str(caught.value)
 
 
 def test_a_samples_noise_seed_does_not_depend_on_its_neighbours():

@@ -96,27 +96,33 @@ def run_python(*arguments: str, cwd: Path) -> str:
     return process.stdout
 
 
-def run_contract(arguments: list[str], cwd: Path) -> int:
-    """How many tests of the contract a reward passes."""
+def contract_command(arguments: list[str]) -> list[str]:
+    """What pytest is given to hold a reward to the contract."""
     where = ["-n0", "-p", "no:cacheprovider", "-c", str(ROOT / "pyproject.toml")]
-    output = run_python("-m", "pytest", str(ROOT / "tests" / "test_rewards.py"), *arguments, *where, cwd=cwd)
+    return [str(ROOT / "tests" / "test_rewards.py"), *arguments, *where]
+
+
+def count_passed(output: str) -> int:
     return int(re.search(r"(\d+) passed", output)[1])
 
 
 def test_the_reward_from_outside_the_tree_is_held_to_the_contract(folder):
     command = page_command("python -m pytest tests/test_rewards.py")
-    assert run_contract(command[4:], folder) > 10
+    assert count_passed(run_python("-m", "pytest", *contract_command(command[4:]), cwd=folder)) > 10
 
 
 def test_the_reward_in_the_tree_is_listed_and_held_to_the_contract(tmp_path):
-    """In a copy of `rewards`, in processes of their own."""
+    """In a copy of `rewards`, in a process of its own for both."""
     shutil.copytree(ROOT / "rewards", tmp_path / "rewards", ignore=shutil.ignore_patterns("__pycache__"))
     (tmp_path / "rewards" / "image" / "warmth.py").write_text(page_file("my_pkg/warmth.py"))
     (diff,) = [code for language, code in BLOCKS if language == "diff"]
     apply_diff(diff, tmp_path)
-    rows = json.loads(run_python("-m", *page_command("workbench list rewards"), "--json", cwd=tmp_path))
+    listing, contract = [*page_command("workbench list rewards")[1:], "--json"], contract_command(["-k", "warmth"])
+    code = f"import sys, pytest\nfrom workbench import cli\ncli.main({listing})\nsys.exit(pytest.main({contract}))"
+    output = run_python("-c", code, cwd=tmp_path)
+    rows, _ = json.JSONDecoder().raw_decode(output)
     assert [row["what"] for row in rows if row["name"] == "warmth"] == ["Mean of red minus blue, times `strength`."]
-    assert run_contract(["-k", "warmth"], tmp_path) > 10
+    assert count_passed(output) > 10
 
 
 def test_the_method_from_outside_the_tree_runs_and_is_compared(folder):

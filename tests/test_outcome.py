@@ -15,7 +15,8 @@ from outcome import Outcome, paired, pooled, record, recorded  # noqa: E402
 
 
 def sample(index, k, score):
-    return {"index": index, "k": k, "category": "ab"[index], "scores": {"oracle": score}}
+    row = {"index": index, "k": k, "prompt": "ab"[index], "seed": k, "file": None}
+    return row | {"category": "ab"[index], "scores": {"oracle": score}}
 
 
 @pytest.fixture

@@ -221,7 +221,7 @@ def test_a_bad_training_is_answered_in_one_sentence(tmp_path, small_clip, overri
     [
         (None, "no such file"),
         ("", "no pair"),
-        ("nonsense", "not readable as pairs"),
+        ("nonsense", "line 1: not valid JSON"),
         ('{"prompt": "a cat", "pos_path": "a.png"}', "pair 1 lacks 'neg_path'"),
         ('{"prompt": "a cat", "pos_path": "a.png", "neg_path": "b.png"}', "a.png: no such picture"),
     ],
@@ -231,6 +231,29 @@ def test_bad_pairs_are_answered_in_one_sentence(tmp_path, small_clip, text, says
         (tmp_path / "train.jsonl").write_text(text)
     with pytest.raises(BadInput, match=says):
         [*work.train_reward(tmp_path / "train.jsonl", tmp_path / "out", [f"model={small_clip}"])]
+
+
+def test_exported_votes_are_pairs_without_their_ties(tmp_path, caplog):
+    for name, shade in (("light", 250), ("dark", 10)):
+        Image.new("RGB", (8, 8), (shade,) * 3).save(tmp_path / f"{name}.png")
+    light, dark = ("light.png", "dark.png")
+    rows = [{"prompt": "p", "a_path": light, "b_path": dark, "winner": "a"}]
+    rows += [{"prompt": "q", "a_path": light, "b_path": dark, "winner": w, "voter": "ada"} for w in ("b", "tie")]
+    (tmp_path / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pairs = social.read_pairs(tmp_path / "votes.jsonl")
+    assert [(Path(p.pos_path).name, Path(p.neg_path).name) for p in pairs] == [(light, dark), (dark, light)]
+    assert "ties left out, which prefer nothing: 1" in caplog.text
+    (row,) = work.compare_rewards(tmp_path / "votes.jsonl", ["brightness"])
+    assert row["accuracy"] == 0.5 and row["pairs"] == 2
+    for change, says in (
+        ({"a_path": None}, "pair 1 lacks 'pos_path'; a vote has prompt, a_path and b_path"),
+        ({"a_path": 5}, "pair 1: pos_path must be a text, got 5"),
+        ({"winner": ["a"]}, "`winner` must be a, b or tie"),
+        ({"winner": "tie"}, "all of its votes are ties"),
+    ):
+        (tmp_path / "votes.jsonl").write_text(json.dumps(rows[0] | change))
+        with pytest.raises(BadInput, match=says):
+            social.read_pairs(tmp_path / "votes.jsonl")
 
 
 # --- evaluation ------------------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pipelines.starter import resumable_training
+from pipelines.starter import pack_builder, resumable_training
 from pipelines.starter.image import autoencoder, build, clip, distil, generator, measure, negatives, rendering, world
 from pipelines.starter.image.autoencoder import MIX
 from pipelines.starter.image.clip import draw_batch, vocabulary_words
@@ -19,6 +19,7 @@ from pipelines.starter.image.oracle import ImageOracle, ImageOracleSoft, compare
 from pipelines.starter.resumable_training import Draw
 from pipelines.starter.tokenizer import new_tokenizer
 from workbench.core.errors import BadInput
+from workbench.core.paths import ROOT, STARTER
 from workbench.core.types import Media, Reward
 from workbench.runs import prompts
 
@@ -209,6 +210,7 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
     assert run(tmp_path / "a", float("inf")) and run(tmp_path / "b", float("inf"))
     names = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "pack").rglob("*.safetensors"))
     assert len(names) == 7
+    assert (tmp_path / "a" / "pack" / "LICENSE.txt").read_text() == pack_builder.LICENCE.read_text()
     for name in names:
         left, right = load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name)
         assert all(torch.equal(left[k], right[k]) for k in left), name
@@ -217,3 +219,11 @@ def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeyp
 def test_an_unknown_stage_is_named():
     with pytest.raises(BadInput, match="'dream'"):
         build.build("unused", "unused", stages=["dream"])
+
+
+def test_the_weights_of_each_pack_lie_beside_their_licence():
+    text = pack_builder.LICENCE.read_text()
+    assert "SPDX-License-Identifier: Apache-2.0" in text and text.endswith((ROOT / "LICENSE").read_text())
+    packs = {path.relative_to(STARTER).parts[0] for path in STARTER.rglob("*.safetensors")}
+    assert packs == {"image", "music", "video"}
+    assert all((STARTER / pack / "LICENSE.txt").read_text() == text for pack in packs)

@@ -126,6 +126,22 @@ def test_the_gradient_lets_das_sample_the_tilted_law_with_fewer_particles():
     assert blind > gap[1] > gap[16] and gap[16] < 0.1, (blind, gap)
 
 
+def test_a_shortened_push_leaves_the_law_that_das_samples_as_it_is():
+    lam, pipe, reward = 1.5, policy(), Value()
+    method = DAS(particles=16, lam=lam, choose="draw", push_limit=0.2)
+    assert ks(draws(method, 250, reward, pipe), *target(pipe, reward, lam)) < 0.1
+
+
+def test_a_push_keeps_its_direction_and_is_no_longer_than_its_limit():
+    push = (
+        torch.randn(4, 3, 2, generator=torch.Generator().manual_seed(0)) * torch.tensor([40, 1, 0.1, 0])[:, None, None]
+    )
+    short = DAS(push_limit=1.0)._limit_push(push)
+    assert short.flatten(1).norm(dim=1).tolist() == pytest.approx([1, 1, push[2].norm().item(), 0])
+    assert torch.allclose(short[0] * push[0].norm(), push[0], rtol=1e-4)
+    assert torch.equal(short[2:], push[2:]) and torch.equal(DAS(push_limit=None)._limit_push(push), push)
+
+
 def test_svdd_samples_the_tilted_law_where_its_value_is_the_true_one():
     """For a Gaussian and a linear reward, the reward of the posterior mean IS the soft value up to a constant."""
     pipe, reward, alpha = policy(means=(0.3,), stds=(0.8,), weights=(1.0,)), Value(), 0.7

@@ -339,7 +339,7 @@ ASKED = [
     ({"method": "reno"}, "method reno optimises a reward; say which with --reward"),
     ({"method": "{reno: {iteration: 3}}", "reward": "starter_clip"}, "did you mean 'iterations'"),
     ({"method": "[reno]"}, "--method"),
-    ({"method": "{reno: ["}, "--method .* not valid YAML"),
+    ({"method": "{reno: ["}, "--method, line 1: not valid YAML"),
     ({"seeds": 0}, "seeds.*at least 1"),
     ({"limit": -1}, "--limit"),
     ({"overrides": ["batc=2"]}, "did you mean 'batch'"),

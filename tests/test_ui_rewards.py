@@ -309,7 +309,7 @@ def factors(rank=4, layer="unet.mid_block.attentions.0.to_q", down="lora_A", up=
 def test_a_lora_is_taken(tmp_path, state):
     safetensors.torch.save_file(state, tmp_path / "a.safetensors")
     upload = inspect_lora(tmp_path / "a.safetensors")
-    assert (upload.layers, upload.rank, upload.parameters) == (1, 4, 64)
+    assert ([pair.rank for pair in upload.pairs.values()], upload.parameters) == ([4], 64)
 
 
 def tensors(state):

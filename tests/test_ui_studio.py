@@ -6,8 +6,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import subprocess
-import sys
 import threading
 import time
 from pathlib import Path
@@ -298,10 +296,8 @@ def test_a_trained_run_is_offered_by_name_and_never_as_a_path(tmp_path):
 
 
 def test_a_lora_from_elsewhere_is_kept_by_name_and_a_contestant_runs_on_it(tmp_path):
-    pair = {
-        "unet.mid_block.attentions.0.to_q.lora_A.weight": torch.rand(2, 8),
-        "unet.mid_block.attentions.0.to_q.lora_B.weight": torch.rand(8, 2),
-    }
+    layer = "unet.down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"
+    pair = {f"{layer}.lora_A.weight": torch.rand(2, 96), f"{layer}.lora_B.weight": torch.rand(96, 2)}
     file = tmp_path / "My Style!.safetensors"
     save_file(pair, file)
     runs = tmp_path / "runs"
@@ -348,18 +344,3 @@ def test_a_link_to_trainings_puts_them_beside_their_base(tmp_path):
 
 def test_the_theme_asks_for_nothing_from_the_network():
     assert not theme.make_theme()._stylesheets and "http" not in theme.CSS + theme.HEAD and "@import" not in theme.CSS
-
-
-def test_a_page_stands_before_torch_is_imported():
-    code = """if 1:
-        import sys, pathlib, gradio as gr
-        from workbench.ui import theme
-        from workbench.ui.tabs import studio
-        from workbench.ui.jobs import JobQueue
-        from workbench.ui.context import AppContext
-        with gr.Blocks() as page:
-            studio.build_tab(page, AppContext(pathlib.Path("x"), pathlib.Path("y"), JobQueue()))
-        print([m for m in ("torch", "diffusers", "transformers") if m in sys.modules])
-    """
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
-    assert process.stdout.strip() == "[]", process.stderr

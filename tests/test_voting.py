@@ -110,7 +110,7 @@ def test_pictures_are_voted_on_as_they_look_and_fitted(tmp_path):
     [
         ({"encoder": "starter:image/clipp"}, "no part 'starter:image/clipp'"),
         ({"encoder": "starter:image/clip"}, r"features of 32 numbers, where .* gives \d+; name .* with --encoder"),
-        ({"file": "nowhere.jsonl"}, "nowhere.jsonl: can't be read as text"),
+        ({"file": "nowhere.jsonl"}, "nowhere.jsonl: no such file"),
         ({"out": "votes.jsonl"}, "is a file; name a folder"),
     ],
 )

@@ -16,9 +16,10 @@ from workbench.methods.training.crd import CRD
 from workbench.methods.training.d3po import D3PO
 from workbench.methods.training.ddpo import DDPO
 from workbench.methods.training.dgpo import DGPO
-from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV, InstructVideo
+from workbench.methods.training.direct import AlignProp, DRaFT, DRaFTLV
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.grpo import GRPO
+from workbench.methods.training.instruct_video import InstructVideo
 from workbench.methods.training.kto import KTO
 from workbench.methods.training.nft import NFT
 from workbench.methods.training.parrot import Parrot

@@ -1,5 +1,12 @@
 """`python -m workbench`, which is also what `accelerate launch -m workbench` starts."""
 
-import runpy
+import sys
 
-runpy.run_module("workbench.cli", run_name="__main__")
+try:
+    from workbench.cli import main
+
+    code = main()
+except KeyboardInterrupt:  # while the command line itself is imported
+    print("workbench: stopped", file=sys.stderr)
+    code = 130
+sys.exit(code)

@@ -355,10 +355,10 @@ def score(media: Any, reward: RewardLike, prompts: str | Sequence[str] | None = 
     Returns:
         A list of dicts, one a sample, for pandas: `file` (its number where there is none), `prompt`, a float for each
         reward, unweighted and higher is better; NaN where it can't judge. A reward of whole sets has the score of them
-        all in every row.
+        all in every row. A file of a folder that can't be read has NaN and an `error`; files are read one by one.
 
-    Raises BadInput for a file that can't be read, a reward of another modality, or one that needs a prompt where there
-    is none.
+    Raises BadInput for a named file that can't be read, a folder of which none can, a reward of another modality, or
+    one that needs a prompt where there is none.
 
     Source: workbench/engine/score_media.py; every reward's range and unit: docs/rewards.md.
     """

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import sqlite3
 from collections.abc import Callable, Sequence
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 from workbench.feedback import ratings
 from workbench.feedback.votes import (
     MODALITY_BY_SUFFIX,
@@ -55,7 +55,7 @@ def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
         "SELECT a.run, a.contestant, MIN(a.file) AS file, runs.folder, runs.config FROM artefacts a "
         "JOIN runs ON runs.id = a.run GROUP BY a.run, a.contestant"
     ).fetchall()
-    configs = {row["run"]: json.loads(row["config"]) for row in rows}
+    configs = {row["run"]: parse_json(row["config"], row["folder"]) for row in rows}
     return [
         RunContestant(
             row["run"],

@@ -22,6 +22,7 @@ from rewards.people import curation, social, social_training
 from workbench.core import schema
 from workbench.core.errors import BadInput
 from workbench.core.io import image
+from workbench.core.io.parsing import read_text, split_lines
 from workbench.core.paths import write_atomic
 from workbench.core.types import Media, derive_seed
 from workbench.evaluation import statistics
@@ -138,7 +139,7 @@ def _split_files(folder: Path, name: str) -> list[Path]:
 
 
 def _has_pairs(file: Path) -> bool:
-    return len(file.read_text(encoding="utf-8").splitlines()) > (file.suffix == ".csv")
+    return sum(bool(line.strip()) for line in split_lines(read_text(file))) > (file.suffix == ".csv")
 
 
 # --- evaluate --------------------------------------------------------------------------------------------------------
@@ -215,15 +216,16 @@ def head_margins(pairs: Sequence[social.Pair], embeddings: str, head: str) -> np
 
 
 def measure_agreement(pairs: Sequence[social.Pair], margin: np.ndarray) -> dict:
-    """{"accuracy" (a tie counts half), "ci95" by a bootstrap over prompts, "ece" (calibration_error), "pairs" that were
+    """{"accuracy" (a tie counts half), "ci95" over prompts, "ece" (calibration_error), "pairs" that were
     scored, "topics": topic -> mean_with_interval}; margin: [N], as from `score_margins`."""
     prompts = [p.prompt for p in pairs]
     is_correct = np.where(np.isnan(margin), np.nan, 0.5 + 0.5 * np.sign(margin))
-    accuracy = statistics.mean_with_interval(is_correct, prompts)
+    accuracy = statistics.mean_with_interval(is_correct, prompts, bounds=statistics.SHARE)
     topics = {}
     for topic in sorted({p.topic for p in pairs}):
         rows = [n for n, p in enumerate(pairs) if p.topic == topic]
-        topics[topic] = statistics.mean_with_interval(is_correct[rows], [prompts[n] for n in rows])
+        topic_prompts = [prompts[n] for n in rows]
+        topics[topic] = statistics.mean_with_interval(is_correct[rows], topic_prompts, bounds=statistics.SHARE)
     ece = calibration_error(margin, prompts)
     return {
         "accuracy": accuracy["mean"],

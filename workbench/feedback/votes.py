@@ -7,7 +7,6 @@ Votes are appended and never changed: taking one back adds a row. The valid ones
 from __future__ import annotations
 
 import hashlib
-import json
 import re
 import sqlite3
 import threading
@@ -19,6 +18,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from workbench.core.errors import BadInput
+from workbench.core.io.parsing import parse_json
 from workbench.feedback import ratings
 from workbench.runs import config as run_config
 from workbench.runs import store
@@ -221,7 +221,7 @@ def _reveal_names(db: sqlite3.Connection, battle_row: sqlite3.Row) -> dict:
         scores = db.execute("SELECT reward, value FROM scores WHERE artefact = ? ORDER BY reward", (row["id"],))
         names[side] = {
             "contestant": row["contestant"],
-            "pipeline": pipeline_of(json.loads(row["config"]), row["contestant"]),
+            "pipeline": pipeline_of(parse_json(row["config"], row["folder"]), row["contestant"]),
             "run": row["folder"],
             "seed": row["seed"],
             "scores": {s["reward"]: s["value"] for s in scores},
@@ -247,7 +247,9 @@ def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = ""
     configs: dict[str, dict] = {}
     votes = []
     for row in rows:
-        config = configs.get(row["folder"]) or configs.setdefault(row["folder"], json.loads(row["config"]))
+        config = configs.get(row["folder"]) or configs.setdefault(
+            row["folder"], parse_json(row["config"], row["folder"])
+        )
         left_side, right_side = (
             Side(row[f"{x}_id"], row[f"{x}_who"], pipeline_of(config, row[f"{x}_who"]),
                  f"{row['folder']}/{row[f'{x}_file']}", row[f"{x}_sha"]) for x in "lr"

@@ -33,6 +33,7 @@ from workbench.report.formatting import (
     join_words,
     name_in_sentence,
 )
+from workbench.report.sample_findings import sample_sentences
 
 MAX_SPELT_OUT = 4  # more differences than this are left to the plots
 CONTROL_SENTENCES = {
@@ -46,16 +47,19 @@ def headline_sentences(summary: Mapping) -> list[str]:
     table, base = estimates_by_metric(summary), base_contestant(summary)
     others = [c["name"] for c in finished_contestants(summary) if c is not base]
     if not table or base is None:
-        return ["Nothing finished, so there is nothing to compare.", *failure_sentences(summary)]
+        warnings = [*training_sentences(summary), *sample_sentences(summary), *failure_sentences(summary)]
+        return ["Nothing finished, so there is nothing to compare.", *warnings]
     judge = next(iter(table))
     judge_name, estimates = name_in_sentence(judge), table[judge]
     if base["name"] not in estimates or not set(others) & estimates.keys():
         only = [
             f"{n} scores {format_number(e['mean'])}{format_interval(e)} on {judge_name}" for n, e in estimates.items()
         ]
-        return [join_words(only) + ".", "There is nothing to compare it with.", *failure_sentences(summary)]
+        warnings = [*training_sentences(summary), *sample_sentences(summary), *failure_sentences(summary)]
+        return [join_words(only) + ".", "There is nothing to compare it with.", *warnings]
     out = [
         _outcome_sentence(summary, judge),
+        *training_sentences(summary),
         *best_of_n_sentences(summary, judge),
         *shortfall_sentences(summary),
         _setup_sentence(summary),
@@ -65,6 +69,7 @@ def headline_sentences(summary: Mapping) -> list[str]:
         *_difference_sentences(summary, judge),
         *_best_two_sentence(summary, judge),
         *interference_sentences(summary),
+        *sample_sentences(summary),
         *unjudged_sentences(summary),
     ]
     if is_optimised(estimates):
@@ -84,12 +89,26 @@ def headline_sentences(summary: Mapping) -> list[str]:
     return out + failure_sentences(summary)
 
 
+def training_sentences(summary: Mapping) -> list[str]:
+    """Sentences on trainings that raised the alarm or taught nothing."""
+    trainings = {c["name"]: c["training"] for c in summary.get("contestants", ()) if c.get("training")}
+    return [sentence for name, training in trainings.items() for sentence in warnings_of_training(name, training)]
+
+
+def warnings_of_training(name: str, training: Mapping) -> list[str]:
+    """Sentences on one contestant's training, by its record: the alarm that it ended with, and what it did not
+    teach."""
+    alarm = [f"the alarm rang: {training['alarm']}"] if training.get("alarm") else []
+    return [f"In the training of {name}, {sentence}" for sentence in [*alarm, *training.get("warnings", ())]]
+
+
 def unjudged_sentences(summary: Mapping) -> list[str]:
     """A sentence per metric that could not score some samples: means are then of different samples."""
     gaps: dict[str, list[str]] = {}
     for c in finished_contestants(summary):
+        blank = c.get("blank", {}).get("count", 0)
         for name, part in c.get("rewards", {}).items():
-            if (unscored := c.get("samples", 0) - part.get("n", 0)) > 0 and not part.get("set"):
+            if (unscored := c.get("samples", 0) - blank - part.get("n", 0)) > 0 and not part.get("set"):
                 gaps.setdefault(name, []).append(f"{unscored} of {c['samples']} samples of {c['name']}")
     return [f"{name_in_sentence(name)} could not judge {join_words(counts)}." for name, counts in gaps.items()]
 

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from PIL import Image
 
+from workbench.core.finite import find_finite_rows
 from workbench.core.io import media as media_files
 from workbench.core.types import Media
 from workbench.report import audio_view
@@ -35,7 +36,9 @@ def media_html(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[st
 
 
 def media_element(row: Media) -> str:
-    """The HTML element that shows or plays one row."""
+    """The HTML element that shows or plays one row; a box that says so where it is not finite."""
+    if not find_finite_rows(row).all():
+        return f'<div style="width:{SIDE}px;padding:24px 0;background:#f2f3f5;text-align:center">not finite</div>'
     style = f"width:{SIDE}px;display:block;image-rendering:{'pixelated' if row.data.shape[-1] < SIDE else 'auto'}"
     if row.modality == "audio":
         still = data_uri(picture_png(audio_view.still_picture(row)), "image/png")
@@ -69,7 +72,8 @@ def contact_sheet(media: Media, prompts: Sequence[str], scores: Sequence[Mapping
     rows: dict[str, list[media_files.Cell]] = {}
     for n in range(min(len(media), MAX_SAMPLES)):
         note = next((f"{name} {format_cell(value)}" for name, value in scores[n].items()), "")
-        rows.setdefault(prompts[n], []).append(media_files.Cell(audio_view.still_picture(media[n]), None, note))
+        picture = audio_view.still_picture(media[n]) if find_finite_rows(media[n]).all() else None
+        rows.setdefault(prompts[n], []).append(media_files.Cell(picture, None, note if picture else "not finite"))
     width = max(map(len, rows.values()))
     cells = [[*row, *[media_files.Cell(None)] * (width - len(row))] for row in rows.values()]
     return media_files.draw_contact_sheet(cells, rows=list(rows), columns=[f"sample {k + 1}" for k in range(width)])

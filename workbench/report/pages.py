@@ -22,7 +22,7 @@ from workbench.report.estimates import (
     is_optimised,
     set_metrics,
 )
-from workbench.report.findings import CONTROL_SENTENCES, headline_sentences
+from workbench.report.findings import CONTROL_SENTENCES, headline_sentences, training_sentences
 from workbench.report.formatting import MEDIA_NOUNS, decimals_for, format_count, format_number, format_signed
 from workbench.runs.store import RunFolder
 
@@ -61,8 +61,8 @@ def select_samples(samples_of: Mapping[str, Mapping], names: Sequence[str]) -> l
 
 
 def _sample_file(run: Path, sample: Mapping) -> Path | None:
-    """The sample's file, if it lies in the run folder and its digest is the logged one; else None."""
-    path = (run / sample["file"]).resolve()
+    """The sample's file, if it has one that lies in the run folder and its digest is the logged one; else None."""
+    path = (run / (sample["file"] or "")).resolve()
     if not path.is_relative_to(run.resolve()) or not path.is_file():
         return None
     return path if sample.get("sha256") in (None, media.file_digest(path)) else None
@@ -84,8 +84,15 @@ def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Se
             data = b"" if not path else media.encode_thumbnail(path) if path.suffix == ".png" else path.read_bytes()
             bytes_left -= len(data)
             uri = f"data:{MIME_BY_SUFFIX[path.suffix]};base64,{base64.b64encode(data).decode()}" if data else ""
+            sample = sample or {}
             cells.append(
-                {"name": name, "uri": uri, "right": _is_right(sample or {}), "scores": (sample or {}).get("scores", {})}
+                {
+                    "name": name,
+                    "uri": uri,
+                    "right": _is_right(sample),
+                    "scores": sample.get("scores", {}),
+                    "reason": sample.get("reason", "missing"),
+                }
             )
         if bytes_left < 0 and rows:
             break
@@ -105,6 +112,7 @@ def _draw_contact_sheet(
         row = [samples_of.get(n, {}).get(key) for n in names]
         files = [s and _sample_file(run, s) for s in row]
         notes = [f"{metric} {format_number(s['scores'].get(metric), 3)}" if s and metric else "" for s in row]
+        notes = [s.get("reason", note) if s else note for s, note in zip(row, notes, strict=True)]
         cells.append([media.Cell(f and audio_view.still_picture(media.read_media(f)), _is_right(s or {}), note)
                       for s, f, note in zip(row, files, notes, strict=True)])  # fmt: skip
         first = next(s for s in row if s)
@@ -113,7 +121,21 @@ def _draw_contact_sheet(
 
 
 def write_report(run_dir: Path) -> Path:
-    """Write `grid.png` and the self-contained `report.html`; returns the latter's path.
+    """Write `grid.png` and the self-contained `report.html` into a run's folder; returns the latter's path. Raises
+    BadInput as `draw_report` does, and OSError where nothing can be written."""
+    return write_pages(Path(run_dir), *draw_report(run_dir))
+
+
+def write_pages(run_dir: Path, page: str, grid: bytes) -> Path:
+    """Write what `draw_report` has drawn into a run's folder; returns the page's path."""
+    if grid:
+        write_atomic(run_dir / "grid.png", grid)
+    write_atomic(run_dir / "report.html", page)
+    return run_dir / "report.html"
+
+
+def draw_report(run_dir: Path) -> tuple[str, bytes]:
+    """(report.html, grid.png or nothing) of a run. Nothing is written.
 
     Reads run.json, summary.json, events.jsonl and media/. Raises BadInput when the folder isn't a run with a summary.
     """
@@ -135,13 +157,11 @@ def write_report(run_dir: Path) -> Path:
         ),
         None,
     )
-    if keys:
-        write_atomic(run_dir / "grid.png", _draw_contact_sheet(run_dir, samples_of, names, keys, metric))
+    grid = _draw_contact_sheet(run_dir, samples_of, names, keys, metric) if keys else b""
     page = _render_page(
         run, summary, charts.progress_charts(events), _inline_media(run_dir, samples_of, names, keys), metric
     )
-    write_atomic(run_dir / "report.html", page)
-    return run_dir / "report.html"
+    return page, grid
 
 
 def _render_page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, metric: str | None) -> str:
@@ -153,13 +173,15 @@ def _render_page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Seque
         lstrip_blocks=True,
     )
     env.filters |= {"num": format_number, "signed": format_signed, "whole": format_count}
-    first, *other_sentences = headline_sentences(summary)
+    warnings = training_sentences(summary)
+    first, *other_sentences = (sentence for sentence in headline_sentences(summary) if sentence not in warnings)
     return env.get_template("report.html").render(
         run=run,
         summary=summary,
         style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
         first=first,
         rest=other_sentences,
+        warnings=warnings,
         control=CONTROL_SENTENCES.get(summary.get("control")),
         numbers=build_table(summary, "numbers"),
         spending=build_table(summary, "costs"),
