@@ -76,7 +76,7 @@ def test_a_view_is_its_processors_own_output_whatever_the_config_says(kind, tmp_
         ours = view(x)
         assert worst(ours, torch.tensor(np.array(theirs["pixel_values"])), view) < LEVELS, settings
         kernels |= {view.kernel} if view.resize else set()
-        if view.kernel not in ("box", "hamming", "nearest") and view.crop is None:
+        if view.kernel in ("bilinear", "bicubic") and view.crop is None:  # lanczos only in the newest torchvision
             theirs = AutoImageProcessor.from_pretrained(tmp_path, backend="torchvision")(Image.fromarray(eight_bit))
             assert worst(ours, torch.stack(theirs["pixel_values"]), view) < LEVELS, settings
             fast += 1
