@@ -12,6 +12,7 @@ import pytest
 from workbench.core.errors import BadInput
 from workbench.engine import compare
 from workbench.runs import store
+from workbench.runs.checkpoints import CheckpointStore
 
 RUN = {
     "name": "mine",
@@ -164,3 +165,11 @@ def test_an_index_that_another_program_holds_is_named(tmp_path, monkeypatch):
     with pytest.raises(BadInput, match="another program holds the index"), store.open_index(tmp_path):
         pass
     other.close()
+
+
+def test_an_edited_record_of_the_best_is_refused_by_its_place(tmp_path):
+    checkpoints = CheckpointStore(tmp_path, keep_last=1)
+    for content in ("{}", '{"update": "x"}', "[]"):
+        (tmp_path / "best.json").write_text(content)
+        with pytest.raises(BadInput, match=r"best\.json"):
+            _ = checkpoints.best_record

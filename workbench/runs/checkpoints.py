@@ -14,6 +14,8 @@ import torch
 
 from workbench.core.io.parsing import read_json
 from workbench.core.paths import write_atomic
+from workbench.core.shapes import check_shape
+from workbench.runs.records import BestRecord
 from workbench.runs.store import dump_json
 
 BEST, FINISHED = "best.json", "done.json"
@@ -50,8 +52,12 @@ class CheckpointStore:
 
     @property
     def best_record(self) -> dict[str, Any]:
-        """What `mark_best` recorded, {"update": ..., ...}; {} before."""
-        return read_json(self.folder / BEST) if (self.folder / BEST).is_file() else {}
+        """What `mark_best` recorded, {"update": ..., ...}; {} before. Raises BadInput for a record that was edited."""
+        if not (self.folder / BEST).is_file():
+            return {}
+        record = read_json(self.folder / BEST)
+        check_shape(record, BestRecord, str(self.folder / BEST))
+        return record
 
     def mark_finished(self, about: Mapping[str, Any]) -> None:
         """Record that the training is over and exported."""

@@ -75,6 +75,10 @@ class TrainingRecord(TypedDict):
     warnings: NotRequired[list[str]]
 
 
+class BestRecord(TypedDict):
+    update: int
+
+
 class BlankSample(TypedDict):
     prompt: str
     seed: int
