@@ -15,6 +15,7 @@ from pipelines.config import PipelineConfig
 from pipelines.guards import SWITCHES
 from workbench.core.errors import BadInput
 from workbench.core.paths import resolve_repo
+from workbench.core.text import first_line
 from workbench.core.weights import files as weight_files
 from workbench.core.weights.libraries import find_snapshot
 
@@ -153,5 +154,5 @@ def resolve_place(repo: str) -> str:
 
 def explain_error(error: Exception) -> str:
     """An error of a library in one line."""
-    line = (str(error).strip() or type(error).__name__).splitlines()[0]
+    line = first_line(error)
     return "tensors that it needs are not in the file" if "meta tensor" in line else line[:200]

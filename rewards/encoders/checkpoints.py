@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from workbench.core import text
 from workbench.core.errors import BadInput
 from workbench.core.weights import tensors
 from workbench.core.weights.files import list_variants, select_weights
@@ -143,4 +144,5 @@ def freeze_module(net: nn.Module) -> nn.Module:
 
 
 def first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200].rstrip(".")
+    """What an error says in a clause of at most 200 letters."""
+    return text.first_line(error)[:200].rstrip(".")

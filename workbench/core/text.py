@@ -29,6 +29,11 @@ def one_line(text: Any, limit: int = LONGEST) -> str:
     return words[:head] + gap + words[len(words) - tail :]
 
 
+def first_line(error: Exception) -> str:
+    """The first line of what an error says; the name of its class where it says nothing."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def shorten_path(path: Any, limit: int = 100) -> str:
     """A path as one line that keeps its end, which names the file."""
     words = escape_control(str(path))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import pickle
 import uuid
@@ -12,6 +11,7 @@ from typing import Any
 
 import torch
 
+from workbench.core.io.media import file_digest
 from workbench.core.io.parsing import read_json
 from workbench.core.paths import write_atomic
 from workbench.core.shapes import check_shape
@@ -37,7 +37,7 @@ class CheckpointStore:
                 torch.save(dict(state), file)
                 file.flush()
                 os.fsync(file.fileno())
-            record = {"update": update, "sha256": _file_digest(temp), "bytes": temp.stat().st_size, **about}
+            record = {"update": update, "sha256": file_digest(temp), "bytes": temp.stat().st_size, **about}
             self._checkpoint_path(update, "json").unlink(missing_ok=True)  # it belongs to the old bytes
             os.replace(temp, self._checkpoint_path(update, "pt"))
         finally:
@@ -81,7 +81,7 @@ class CheckpointStore:
         processes share one copy in memory."""
         try:
             about = read_json(self._checkpoint_path(update, "json"))
-            if _file_digest(self._checkpoint_path(update, "pt")) != about["sha256"]:
+            if file_digest(self._checkpoint_path(update, "pt")) != about["sha256"]:
                 return None
             return torch.load(self._checkpoint_path(update, "pt"), map_location="cpu", weights_only=True, mmap=True)
         except (OSError, ValueError, KeyError, TypeError, RuntimeError, EOFError, pickle.UnpicklingError):
@@ -111,8 +111,3 @@ class CheckpointStore:
     def _prune_old(self) -> None:
         wanted_rounds = {*sorted(self)[-self.keep_last :], self.best_record.get("update")}
         self.discard(sorted(set(self) - wanted_rounds))
-
-
-def _file_digest(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

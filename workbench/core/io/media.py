@@ -34,11 +34,8 @@ SUFFIX_BY_MODALITY = {"image": ".png", "video": ".apng", "audio": ".wav"}  # tha
 
 def file_digest(path: str | Path) -> str:
     """SHA-256 of a file's bytes, in hex."""
-    digest = hashlib.sha256()
-    with Path(path).open("rb") as f:
-        while block := f.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+    with Path(path).open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def quantise_media(media: Media) -> Media:

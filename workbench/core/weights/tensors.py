@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from workbench.core.errors import BadInput
+from workbench.core.text import first_line
 from workbench.core.weights import files as weight_files
 from workbench.core.weights.libraries import find_component_class, quiet_libraries
 
@@ -87,8 +88,8 @@ def find_name_faults(cls: Any, part: Path, shapes: Mapping[str, Sequence[int]]) 
                 return _find_transformers_faults(cls, part, state)
             return _find_diffusers_faults(cls, part, state) if issubclass(cls, diffusers.ModelMixin) else None
     except Exception as error:  # a constructor may fail in any way on the values of a config
-        line = (str(error).strip() or type(error).__name__).splitlines()[0]
-        raise BadInput(f"{part / 'config.json'} can't describe a {cls.__name__}: {line[:150]}") from error
+        reason = first_line(error)[:150]
+        raise BadInput(f"{part / 'config.json'} can't describe a {cls.__name__}: {reason}") from error
 
 
 def _find_transformers_faults(cls: Any, part: Path, state: dict[str, Tensor]) -> NameFaults | None:
