@@ -190,9 +190,10 @@ class RunFolder:
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
-        """A lock on the folder. Raises BadInput while another process holds it."""
+        """A lock on the folder. Raises BadInput while another process holds it; one that was just killed gets two
+        seconds, for its last threads may hold the lock after it is gone from the list of processes."""
         began = time.time()
-        with lock_folder(self.path):
+        with lock_folder(self.path, timeout=2):
             remove_temporaries(self.path, before=began)
             yield
 
