@@ -23,9 +23,10 @@ from rewards.audio.loudness import (
     silent_share,
     true_peak,
 )
-from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
+from rewards.encoders.audio_frontend import AUDIO, mono_samples
 from workbench.core.errors import BadInput
 from workbench.core.io import media
+from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Media, RewardSpec
 from workbench.report import audio_view
 from workbench.ui.widgets import result_view

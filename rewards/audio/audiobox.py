@@ -21,9 +21,10 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import checkpoints, image_text
-from rewards.encoders.audio_frontend import AUDIO, mono_samples, resample_audio
+from rewards.encoders.audio_frontend import AUDIO, mono_samples
 from workbench.core.errors import BadInput
 from workbench.core.io.parsing import read_json
+from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Media, RewardSpec
 
 AXES = ("CE", "CU", "PC", "PQ")

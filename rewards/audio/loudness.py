@@ -13,8 +13,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from rewards.encoders.audio_frontend import AUDIO, audio_samples, resample_audio
+from rewards.encoders.audio_frontend import AUDIO, audio_samples
 from workbench.core.errors import BadInput
+from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Media, Reward, RewardSpec
 
 QUIETEST = -70.0  # LUFS: the absolute gate; what lies under it has no loudness

@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as recompute
 
 from rewards.encoders import image_text
-from rewards.encoders.audio_frontend import LogMel, cut_windows, mel_filters, resample_audio
+from rewards.encoders.audio_frontend import LogMel, cut_windows, mel_filters
 from workbench.core.errors import BadInput
+from workbench.core.io.resampling import resample_audio
 
 
 @dataclass(eq=False)

@@ -54,6 +54,57 @@ class Media:
         return replace(parts[0], data=torch.cat([p.data for p in parts]))
 
 
+class Input(Protocol):
+    """One thing that a sample is made from besides its text: a picture to edit, a mask, a first frame, a sound."""
+
+    @property
+    def digest(self) -> str: ...  # SHA-256 of its content in hex: two inputs with the same digest are the same
+
+    def read(self) -> Media: ...  # one row, in the size that it has; raises BadInput
+
+
+class Prompt(str):
+    """A prompt with the inputs that its sample is made from: a text in every way, but equal only to a prompt with the
+    same text and inputs of the same content. So everything that is kept by prompt is kept by text and inputs.
+
+    Without inputs it is an ordinary string. What makes a new string of it (`p.strip()`, `p + "."`) drops the inputs;
+    `reworded` keeps them.
+    """
+
+    inputs: Mapping[str, Input]  # name, one of workbench.core.inputs.NAMES -> input
+
+    def __new__(cls, text: str, inputs: Mapping[str, Input] | None = None) -> Prompt:
+        prompt = super().__new__(cls, text)
+        prompt.inputs = dict(sorted((inputs or {}).items()))
+        return prompt
+
+    @property
+    def key(self) -> str:
+        """Text and digests as one string, by which seeds and records know the prompt; without inputs, the text."""
+        return "\0".join([str(self), *(f"{name}={value.digest}" for name, value in self.inputs.items())])
+
+    def reworded(self, text: str) -> Prompt:
+        """Another text with the same inputs."""
+        return Prompt(text, self.inputs)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and self.key == prompt_key(other)
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash(self.key)
+
+    def __getnewargs__(self) -> tuple[str, Mapping[str, Input]]:  # type: ignore[override]
+        return str(self), self.inputs
+
+
+def prompt_key(prompt: str) -> str:
+    """`Prompt.key`; of an ordinary string, itself."""
+    return prompt.key if isinstance(prompt, Prompt) else prompt
+
+
 @dataclass(frozen=True)
 class Batch:
     """What a method samples or trains on: B prompts, each with the seed of its noise."""
@@ -74,8 +125,9 @@ class PairBatch(Batch):
 
 
 def derive_seed(seed: int, *path: int | str) -> int:
-    """A seed in [0, 2**31) for the part `path` of a seeded computation: a hash, the same on every machine."""
-    text = ":".join(map(str, (seed, *path)))
+    """A seed in [0, 2**31) for the part `path` of a seeded computation: a hash, the same on every machine. A prompt
+    counts with its inputs: one instruction for two pictures has two seeds."""
+    text = ":".join(prompt_key(part) if isinstance(part, str) else str(part) for part in (seed, *path))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=4).digest(), "big") >> 1
 
 
@@ -208,7 +260,7 @@ class RewardSpec:
     modalities: frozenset[Modality]
     differentiable: bool
     scope: Literal["sample", "group", "set"] = "sample"  # group: all samples of one prompt; set: a whole batch
-    needs: frozenset[str] = frozenset()  # a subset of {"prompt", "reference", "source"}; see Reward
+    needs: frozenset[str] = frozenset()  # "prompt", "reference", "source" (see Reward), or another name of an input
     typical: tuple[float, float] | None = None  # the usual range of its scores
     paper: str = ""
     weights: str = ""
@@ -222,7 +274,8 @@ class Reward(Protocol):
 
     HIGHER IS BETTER: a distance is negated. What can't be scored is NaN, never 0 or -1. Media are in the ranges of
     Media; a differentiable reward keeps the graph to `media.data`; its own weights are frozen. `references` are any
-    number of examples for a reward that needs `reference`; for one that needs `source`, what each sample was made from.
+    number of examples for a reward that needs `reference`; for one that needs `source`, what each sample was made from,
+    in the size of `media`. What else it needs of its prompts' inputs it reads by `inputs.stack_inputs(prompts, name)`.
     A reward may also have `categories(prompts) -> list[str]`, by which tables break its mean down.
     """
 

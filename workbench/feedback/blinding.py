@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from rewards.encoders.audio_frontend import resample_audio
 from workbench.core.errors import BadInput
 from workbench.core.io import media
+from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Media
 from workbench.feedback.votes import Pair
 from workbench.report import audio_view
