@@ -21,9 +21,10 @@ from pipelines.component_sources import (
     read_sources,
     resolve_place,
 )
-from pipelines.config import OPTIONAL_COMPONENTS, PipelineConfig
+from pipelines.config import PipelineConfig
 from pipelines.fingerprint import check_pack_fingerprints
 from pipelines.guards import SWITCHES, guards_off
+from pipelines.known_classes import OPTIONAL_COMPONENTS
 from pipelines.seams import named_networks
 from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER

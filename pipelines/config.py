@@ -9,48 +9,20 @@ from pathlib import Path
 
 from pipelines import lora_source, variants
 from pipelines.call_arguments import check_arguments, read_arguments, required_arguments
+from pipelines.known_classes import BLENDING, INPUTS, MODALITIES, REFUSED
 from pipelines.weight_folder import component_class, read_pipeline_class
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES
 from workbench.core.io.parsing import read_yaml
 from workbench.core.paths import CONFIGS, resolve_repo
 from workbench.core.schema import build_dataclass, convert_value, suggest_nearest
-from workbench.core.text import one_line
+from workbench.core.text import one_line, quote_value
 from workbench.core.types import Count, Modality
 
 from .schedule import FAMILIES
 
 FOLDER = CONFIGS / "pipelines"
 MAX_SOURCE_LENGTH = 1000  # letters; paths are limited to 4,096 on Linux, 1,024 on macOS
-
-# Pipeline classes that can't be policies, and why.
-REFUSED = {
-    name: reason
-    for reason, names in {
-        "its states are tokens, not continuous latents": (
-            "AmusedPipeline AmusedImg2ImgPipeline AmusedInpaintPipeline VQDiffusionPipeline LLaDA2Pipeline "
-            "DiffusionGemmaPipeline"
-        ),
-        "it steps many times in parallel": "StableDiffusionParadigmsPipeline",
-        "its scheduler has no single step": "ScoreSdeVePipeline KarrasVePipeline",
-        "it is two pipelines in one, each with its own loop": (
-            "KandinskyCombinedPipeline KandinskyV22CombinedPipeline Kandinsky3CombinedPipeline "
-            "StableCascadeCombinedPipeline WuerstchenCombinedPipeline UnCLIPPipeline"
-        ),
-        "it makes video and sound with two schedulers": "LTX2Pipeline",
-        "its guardrails pass clips on as arrays, without gradient, and its licence wants them on": (
-            "CosmosTextToWorldPipeline CosmosVideoToWorldPipeline Cosmos2TextToImagePipeline "
-            "Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline Cosmos2_5_TransferPipeline Cosmos3OmniPipeline"
-        ),
-        "it warps its states between two loops of its own": "TextToVideoZeroPipeline TextToVideoZeroSDXLPipeline",
-    }.items()
-    for name in names.split()
-}
-
-# Pipelines whose autoencoders can't decode two clips at once.
-DECODED_SINGLY = frozenset({"HunyuanVideo15Pipeline"})
-
-# Components that the class makes itself, and that save_pretrained names in model_index.json without saving them.
-OPTIONAL_COMPONENTS = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
 
 # Arguments of a pipeline's call that only the workbench sets.
 COUNT_ARGUMENTS = frozenset(f"num_{kind}_per_prompt" for kind in ("images", "videos", "waveforms"))
@@ -61,40 +33,6 @@ RESERVED_ARGUMENTS = COUNT_ARGUMENTS | {
     "output_type",
     "return_dict",
     "num_inference_steps",
-}
-
-# Modality and rate of pipelines that are loaded from a folder without a config.
-MODALITIES: dict[str, tuple[Modality, float]] = {
-    **{
-        name: ("image", 0.0)
-        for name in [
-            "StableDiffusionPipeline",
-            "StableDiffusionXLPipeline",
-            "StableDiffusion3Pipeline",
-            "FluxPipeline",
-            "Flux2KleinPipeline",
-            "PixArtAlphaPipeline",
-            "PixArtSigmaPipeline",
-            "SanaPipeline",
-            "SanaSprintPipeline",
-            "QwenImagePipeline",
-            "ZImagePipeline",
-            "LatentConsistencyModelPipeline",
-        ]
-    },
-    "WanPipeline": ("video", 16.0),
-    "LTXPipeline": ("video", 25.0),
-    "CogVideoXPipeline": ("video", 8.0),
-    "HunyuanVideoPipeline": ("video", 24.0),
-    "HunyuanVideo15Pipeline": ("video", 24.0),
-    "TextToVideoSDPipeline": ("video", 8.0),
-    "AnimateDiffPipeline": ("video", 8.0),
-    "AudioLDM2Pipeline": ("audio", 16000.0),
-    "MusicLDMPipeline": ("audio", 16000.0),
-    "StableAudioPipeline": ("audio", 44100.0),
-    "StableAudio3Pipeline": ("audio", 44100.0),
-    "AceStepPipeline": ("audio", 48000.0),
-    "LongCatAudioDiTPipeline": ("audio", 24000.0),
 }
 
 
@@ -123,6 +61,9 @@ class PipelineConfig:
     rate: float = 0.0  # video: frames per second; audio: samples per second
     call: dict = field(default_factory=dict)  # further arguments of the pipeline's call
     text: dict = field(default_factory=dict)  # arguments that are repeated for each prompt: negative_prompt, lyrics
+    # input that comes with each prompt (source, mask, reference, control, first, last, audio) -> argument of the call;
+    # by default those of the class
+    inputs: dict = field(default_factory=dict)
     guidance: str = "guidance_scale"  # the argument that scales guidance; "" where it is no argument of the call
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
     # name -> null (none), true (the pipeline's own), a repo, {repo, subfolder, dtype}, {repo, file} or {file}
@@ -143,7 +84,8 @@ class PipelineConfig:
         name = self.scheduler.get("class")
         if name is None and (local := self.folder):
             name = component_class(local, "scheduler")
-        return frozenset({"latents", "trainable"} | ({"stochastic"} if not name or name in FAMILIES else set()))
+        is_known = (not name or name in FAMILIES) and self.pipeline not in BLENDING
+        return frozenset({"latents", "trainable"} | ({"stochastic"} if is_known else set()))
 
     @property
     def folder(self) -> Path | None:
@@ -262,7 +204,9 @@ def _field_names(values: Mapping, where: str) -> dict:
 
 def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
     """The config, numbers in quotes made numbers. Raises BadInput for invalid values."""
-    refuse_unsupported(config.pipeline, where, {*config.call, *config.text})
+    config = replace(config, inputs=config.inputs or INPUTS.get(config.pipeline, {}))
+    refuse_unsupported(config.pipeline, where, {*config.call, *config.text, *config.inputs.values()})
+    check_inputs(config, where)
     check_call(config, where)
     config = replace(config, call=check_arguments(config.pipeline, config.call, f"{where}: call"))
     for key in {"class", "repo"} & set(config.scheduler):
@@ -283,9 +227,25 @@ def refuse_unsupported(cls: str, where: str, given: Collection[str] = ()) -> Non
     if not reason and (arguments := read_arguments(cls)) is not None and "prompt" not in arguments:
         reason = "its call takes no prompt"
     if not reason and (missing := [name for name in required_arguments(cls) if name not in {"prompt", *given}]):
-        reason = f"its call needs {', '.join(missing)} besides a prompt"
+        reason = (
+            f"its call needs {', '.join(missing)} besides a prompt; say what comes with each prompt, such as "
+            f"inputs: {{source: {missing[0]}}}"
+        )
     if reason:
         raise BadInput(f"{where}: {cls} can't be aligned here: {reason}")
+
+
+def check_inputs(config: PipelineConfig, where: str) -> None:
+    """Raises BadInput for an input that isn't known, or that goes to an argument which the pipeline doesn't take, or
+    which something else is given to."""
+    for name, argument in config.inputs.items():
+        if name not in NAMES:
+            raise BadInput(f"{where}: inputs: unknown {name!r}; {suggest_nearest(str(name), NAMES)}")
+        if not isinstance(argument, str):
+            raise BadInput(f"{where}: inputs: {name} names an argument of the call, got {quote_value(argument)}")
+        if argument in {*RESERVED_ARGUMENTS, *config.call, *config.text}:
+            raise BadInput(f"{where}: inputs: {name}: {argument!r} is given already; leave it out here or there")
+    check_arguments(config.pipeline, dict.fromkeys(config.inputs.values()), f"{where}: inputs")
 
 
 def check_call(config: PipelineConfig, where: str) -> None:
@@ -301,11 +261,17 @@ def check_call(config: PipelineConfig, where: str) -> None:
 
 
 def _config_for_class(cls: str, repo: str) -> PipelineConfig:
-    refuse_unsupported(cls, repo)
+    refuse_unsupported(cls, repo, INPUTS.get(cls, {}).values())
     if cls not in MODALITIES:
         raise BadInput(f"{repo}: what {cls} makes is not known; write a config with class, repo, modality, rate, steps")
     return PipelineConfig(
-        cls, repo, steps=_default_steps(cls), modality=MODALITIES[cls][0], rate=MODALITIES[cls][1], name=repo
+        cls,
+        repo,
+        steps=_default_steps(cls),
+        modality=MODALITIES[cls][0],
+        rate=MODALITIES[cls][1],
+        inputs=INPUTS.get(cls, {}),
+        name=repo,
     )
 
 

@@ -16,6 +16,7 @@ from pipelines import guards, lora_loading, lora_source, processes, schedule, se
 from pipelines.compat import patch_pipeline
 from pipelines.component_sources import DTYPES, choose_variant
 from pipelines.components import build_components, check_components
+from pipelines.known_classes import DECODED_SINGLY
 from pipelines.lora_start import merge_start
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
 from workbench.core.errors import BadInput
@@ -24,7 +25,7 @@ from workbench.core.schema import suggest_nearest
 from workbench.core.weights.libraries import quiet_libraries
 
 from . import attention as kernels
-from .config import DECODED_SINGLY, PipelineConfig, check_call, read_config, refuse_unsupported
+from .config import PipelineConfig, check_call, read_config, refuse_unsupported
 from .policy import Policy
 
 
@@ -111,7 +112,9 @@ def plan_loading(
 ) -> tuple[torch.device, torch.dtype, str]:
     """Device, dtype and attention kernels that `load` will use. Raises BadInput for every fault that can be found
     without loading weights: in the pipeline class, device, kernels, files of a local folder, and training settings."""
-    refuse_unsupported(config.pipeline, config.name or config.repo, {*config.call, *config.text})
+    refuse_unsupported(
+        config.pipeline, config.name or config.repo, {*config.call, *config.text, *config.inputs.values()}
+    )
     check_call(config, config.name or config.repo)
     where, kind = resolve_device(device), resolve_dtype(dtype, config, device)
     chosen = kernels.choose_backend(attention, where, kind, config.pipeline)

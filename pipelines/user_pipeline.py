@@ -13,7 +13,8 @@ import torch
 
 from pipelines import seams, transitions
 from pipelines.compat import patch_pipeline
-from pipelines.config import MODALITIES, PipelineConfig, check_call, list_names, read_config, refuse_unsupported
+from pipelines.config import PipelineConfig, check_call, list_names, read_config, refuse_unsupported
+from pipelines.known_classes import INPUTS, MODALITIES
 from pipelines.policy import Policy
 from workbench.core.errors import BadInput
 from workbench.core.schema import convert_value, suggest_nearest
@@ -107,7 +108,7 @@ def describe_pipeline(pipe: Any, modality: str | None = None) -> PipelineConfig:
     cls = type(pipe).__name__
     if not callable(getattr(pipe, "from_pretrained", None)) or not seams.find_schedulers(pipe):
         raise BadInput(f"pipeline: expected a name, a folder or a diffusers pipeline with a scheduler, got {cls}")
-    refuse_unsupported(cls, cls)
+    refuse_unsupported(cls, cls, INPUTS.get(cls, {}).values())
     source = str(getattr(pipe, "name_or_path", "") or "")
     scheduler = {"class": type(pipe.scheduler).__name__}
     alike = [c for c in map(read_config, list_names()) if c.pipeline == cls and is_source(c, source)] if source else []
@@ -124,6 +125,7 @@ def describe_pipeline(pipe: Any, modality: str | None = None) -> PipelineConfig:
         steps=arguments["num_inference_steps"].default if "num_inference_steps" in arguments else 1,
         modality=known_modality,
         rate=rate,
+        inputs=INPUTS.get(cls, {}),
         guidance=next((name for name in GUIDANCE if name in arguments), ""),
         scheduler=scheduler,
         name=cls,

@@ -19,7 +19,8 @@ from tiny import PROMPTS, SEEDS
 
 import pipelines
 from pipelines import attention, schedule, weight_folder
-from pipelines.config import FOLDER, MODALITIES, REFUSED, list_names, read_config
+from pipelines.config import FOLDER, list_names, read_config
+from pipelines.known_classes import MODALITIES, REFUSED
 from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER
 

@@ -13,6 +13,7 @@ import tiny
 import torch
 
 import pipelines
+from pipelines.known_classes import MODALITIES
 from rewards import build
 from workbench.core.errors import BadInput
 from workbench.core.types import Batch, Event, Media, Policy, Reward, RewardSpec
@@ -120,7 +121,7 @@ def test_every_method_is_tried_here():
     of what one of them trains, which tests/test_hypernoise.py tries."""
     still = {name for name, cls in METHODS.items() if "trainable" not in cls.needs} - {"corrected"}
     assert {case.partition(":")[0] for case in SETTINGS} >= still
-    assert len(CLASSES) >= 10 and {pipelines.config.MODALITIES[c][0] for c in CLASSES} == {"image", "video", "audio"}
+    assert len(CLASSES) >= 10 and {MODALITIES[c][0] for c in CLASSES} == {"image", "video", "audio"}
 
 
 @pytest.mark.parametrize("case", [case for case in SETTINGS if case.partition(":")[0] in METHODS])

@@ -13,7 +13,7 @@ from tiny_trained import nudge, trainable
 
 import pipelines
 from pipelines import Ancestral, FlowSDE, encoding, seams
-from pipelines.config import MODALITIES, REFUSED
+from pipelines.known_classes import MODALITIES, REFUSED
 from workbench.core.errors import BadInput
 from workbench.core.types import Media
 from workbench.runs.preference_data import fit_to_size

@@ -21,7 +21,7 @@ import transformers as t
 
 import pipelines
 from pipelines.compat import patch_pipeline
-from pipelines.config import MODALITIES
+from pipelines.known_classes import MODALITIES
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import tiny
 import torch
 
 from pipelines import Ancestral, FlowSDE, Lora, TrainablePolicy
-from pipelines.config import MODALITIES
+from pipelines.known_classes import MODALITIES
 
 SD = "StableDiffusionPipeline"
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline")

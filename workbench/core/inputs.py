@@ -90,7 +90,7 @@ def stack_inputs(prompts: Sequence[str], name: str, shape: Sequence[int] | None 
     """
     rows = [read_input(prompt, name, shape, rate) for prompt in prompts]
     first = rows[0]
-    for row, prompt in zip(rows, prompts, strict=True):
+    for row in rows:
         if row.modality != first.modality:
             raise BadInput(f"{name}: {first.modality} and {row.modality} can't be used in one batch")
         if row.data.shape != first.data.shape or row.rate != first.rate:
