@@ -20,7 +20,7 @@ from torch import Tensor
 from workbench.core.errors import BadInput
 from workbench.core.types import Media
 
-from . import seams
+from . import replay, seams
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def find_decode_path(policy: Any) -> DecodePath:
         zero = torch.zeros_like(like).requires_grad_()
         shift = capture_decoder_input(policy, zero)
         scale = (capture_decoder_input(policy, torch.ones_like(like)) - shift).detach()
-        size = tuple(policy.decode(torch.zeros_like(like), ("a",)).data.detach().shape[1:])
+        size = tuple(policy.decode(torch.zeros_like(like), policy.example_prompts("a")).data.detach().shape[1:])
         path = DecodePath(zero, shift, scale, size, _padded_length(policy, shift))
         probe = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         probe_again = (
@@ -154,7 +154,7 @@ def capture_decoder_input(policy: Any, x: Tensor) -> Tensor:
     with _autoencoder_dtype(vae, vae.dtype):  # some pipelines change the dtype to decode
         vae.decode = decode
         try:
-            return policy.run_decoder(x, ("a",))
+            return replay.run_decoder(policy, x, policy.example_prompts("a"))
         finally:
             del vae.decode
 

@@ -6,7 +6,7 @@ import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +68,7 @@ def load(
         steps=config.steps,
         call=config.call,
         text=config.text,
+        inputs=config.inputs,
         kernel=kernel,
         guidance=config.guidance,
         attention=chosen,
@@ -85,7 +86,12 @@ def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
     settings: dict[str, Any] = dict(
-        modality=config.modality, rate=config.rate, steps=config.steps, call=config.call, text=config.text
+        modality=config.modality,
+        rate=config.rate,
+        steps=config.steps,
+        call=config.call,
+        text=config.text,
+        inputs=config.inputs,
     )
     return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **settings)
 
@@ -94,8 +100,9 @@ def as_sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePoli
     """A policy that shares the weights and adapters of `policy`, but trains and samples as another `config` says, with
     an optimiser and counts of its own."""
     twin = copy.copy(policy)
-    for cached in ("structure", "_has_momentum", "levels", "_decode_path", "_output_layer"):  # of the other config
-        vars(twin).pop(cached, None)
+    for name, member in vars(Policy).items():  # of the other config
+        if isinstance(member, cached_property):
+            vars(twin).pop(name, None)
     vars(twin).update(vars(sampling_view(policy, config)))
     twin.load_learner_state({"optimizer": None, "counts": dict.fromkeys(COUNTS, 0)})
     twin._optimizer = None

@@ -70,16 +70,16 @@ def find_output_layer(policy: Any) -> OutputLayer:
     Raises BadInput where the denoiser's last layer has no LoRA: then the output isn't zero with only LoRA branches.
     """
     layers = find_lora_layers(policy)
-    order, nfe_before, x, silent_output = [], policy.nfe, policy.start(policy.noise([0])).float(), None
+    order, nfe_before, x, silent_output = [], policy.nfe, policy.structure.start(policy.noise([0])).float(), None
     hooks = [layer.register_forward_hook(lambda own, *_: order.append(own)) for layer in layers]
     try:
         with torch.no_grad():
-            policy._model_output(x, 0, ("a",))
+            policy._model_output(x, 0, policy.example_prompts("a"))
             for hook in hooks:
                 hook.remove()
             if order:
                 with lora_branch_alone(order[-1]), adapters_disabled(policy):
-                    silent_output = policy._model_output(x, 0, ("a",)).float()
+                    silent_output = policy._model_output(x, 0, policy.example_prompts("a")).float()
     finally:
         for hook in hooks:
             hook.remove()
@@ -97,7 +97,7 @@ def find_output_layer(policy: Any) -> OutputLayer:
 
 def predict_correction(policy: Any, output_layer: OutputLayer, noise: Tensor, prompts: Sequence[str]) -> Tensor:
     """The correction f(z, c) [B,*draw] of noise z [B,*draw] for prompts c, with the graph to the adapters."""
-    x = policy.start(noise)
+    x = policy.start(noise, prompts)
     with lora_branch_alone(output_layer.layer):
         output = policy._model_output(x, 0, prompts).float()
     return (

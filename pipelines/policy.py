@@ -8,7 +8,6 @@ layout in which the pipeline draws it; `start` turns noise into the first state.
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import cached_property
@@ -16,25 +15,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
-from pipelines import encoding, guards, noise_hypernetwork, schedule, seams
+from pipelines import encoding, guards, noise_hypernetwork, replay, schedule, seams
+from pipelines.conditions import Conditions, Grouping, compute_in_groups, find_grouping
 from pipelines.kernel_step import take_kernel_step
-from pipelines.prompt_cache import PromptCache
+from pipelines.prompt_cache import PromptCache, PromptCaches
 from pipelines.structure import PipelineStructure, find_structure, has_guidance_momentum
 from pipelines.transitions import Ancestral, Kernel
 from workbench.core.errors import BadInput, Stopped
 from workbench.core.types import Media, Modality, Prediction, Trajectory, Transition
-
-MAX_SHAPES = 16  # batch shapes (rows, guidance) whose stand-ins are kept
 
 
 class Policy:
     """Implements workbench.core.types.Policy for any continuous-latent diffusers pipeline.
 
     `call` are keyword arguments of the pipeline (guidance_scale, height, ...), `text` those of them that are repeated
-    for each prompt (negative_prompt, lyrics). With a `kernel`, `sample` takes that Gaussian step instead of the
-    scheduler's own and scores it; without one, `sample` is the pipeline's loop and `transition` uses Ancestral(eta=1).
+    for each prompt (negative_prompt, lyrics), `inputs` those that take what comes with each prompt beside its text
+    ({"source": "image"}): prompts are then `Prompt`s with these inputs. With a `kernel`, `sample` takes that Gaussian
+    step instead of the scheduler's own and scores it; without one, `sample` is the pipeline's loop and `transition`
+    uses Ancestral(eta=1).
     """
 
     config: Any = None  # the PipelineConfig that it was loaded by, if any
@@ -49,6 +48,7 @@ class Policy:
         steps: int | None = None,
         call: Mapping[str, Any] | None = None,
         text: Mapping[str, str] | None = None,
+        inputs: Mapping[str, str] | None = None,
         kernel: Kernel | None = None,
         guidance: str = "guidance_scale",
         attention: str = "sdpa",
@@ -70,25 +70,42 @@ class Policy:
         self.blank_reason = ""  # why rows of the latest media are NaN on purpose
         self.stop: threading.Event | None = None  # once it is set, the next call of the denoiser raises Stopped
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
-        self.cached_batches = cached_batches  # at least so many prompt batches keep their encodings
-        self.cache_bytes = cache_bytes  # more do within so many bytes: a method repeats all batches of a round
-        self._prompt_caches: OrderedDict[tuple, PromptCache] = OrderedDict()
-        self._stand_ins: OrderedDict[tuple, dict] = OrderedDict()
+        # more than `cached_batches` within so many bytes: a method repeats all batches of a round
+        self.prompt_caches = PromptCaches(cached_batches, cache_bytes)
+        self.conditions = Conditions(pipe, inputs or {}, self.call, modality, rate)
 
     @cached_property
     def structure(self) -> PipelineStructure:
+        one, two = self.example_prompts("a"), self.example_prompts("a", "b")
         with torch.random.fork_rng(self._cuda_devices):
-            return find_structure(self.pipe, self.call_arguments(("a",), [0]), self.call_arguments(("a", "b"), [0, 1]))
+            two_rows = self.call_arguments(two, [0, 1], "each")
+            return find_structure(self.pipe, self.call_arguments(one, [0]), two_rows)
 
     @cached_property
     def _has_momentum(self) -> bool:
         with torch.random.fork_rng(self._cuda_devices):
-            return has_guidance_momentum(self.pipe, self.call_arguments(("a",), [0]), self.structure)
+            arguments = self.call_arguments(self.example_prompts("a"), [0])
+            return has_guidance_momentum(self.pipe, arguments, self.structure)
+
+    @cached_property
+    def grouping(self) -> Grouping:
+        """Which rows one call can compute together."""
+        return find_grouping(self)
+
+    @cached_property
+    def is_blending(self) -> bool:
+        """Whether the pipeline lays its source under the mask again after every step: parts of a state are then not
+        sampled."""
+        return replay.is_blending(self)
+
+    def example_prompts(self, *texts: str) -> tuple[str, ...]:
+        """The texts as prompts that the pipeline can take, with inputs of noise where it needs some."""
+        return self.conditions.example_prompts(texts)
 
     @cached_property
     def levels(self) -> list[schedule.NoiseLevel]:
         """[S]; raises TypeError for a scheduler that schedule.py does not know."""
-        return schedule.noise_levels(self.structure.scheduler)
+        return schedule.noise_levels(self.structure.scheduler)[self.structure.skipped :]
 
     @property
     def steps(self) -> int:
@@ -97,7 +114,7 @@ class Policy:
     @property
     def provides(self) -> frozenset[str]:
         levels_known = all(schedule.is_known(s) for s in seams.find_schedulers(self.pipe))
-        return frozenset({"latents", "stochastic"} if levels_known else {"latents"})
+        return frozenset({"latents", "stochastic"} if levels_known and not self.is_blending else {"latents"})
 
     @cached_property
     def device(self) -> torch.device:
@@ -109,9 +126,15 @@ class Policy:
         rows = [torch.randn(self.structure.noise_shape, generator=_make_generator(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
-    def start(self, noise: Tensor) -> Tensor:
-        """The first state x_0 [B,*latent] of noise [B,*draw]: scaled and packed as by the pipeline."""
-        return self.structure.start(noise)
+    def start(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
+        """The first state x_0 [B,*latent] of noise [B,*draw]: scaled, packed, added to a source as by the pipeline."""
+        if not self.structure.has_offset:
+            return self.structure.start(noise)
+
+        def compute(prompts: tuple[str, ...], noise: Tensor) -> tuple[Tensor]:
+            return (replay.first_state(self, noise, prompts),)
+
+        return compute_in_groups(compute, self.grouping, prompts, noise)[0]
 
     def sample(
         self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0
@@ -121,7 +144,7 @@ class Policy:
         `noise` [B,*draw] replaces the first draw; the scheduler's later draws depend on the seeds alone, even where the
         pipeline passes its scheduler no generator (Wan with an SDE solver).
         With grad=K the last K steps and the decoder keep their graph; K = S reaches the noise. Raises ValueError for
-        lengths that differ or a K outside 0..S.
+        lengths that differ or a K outside 0..S, TypeError for a kernel where parts of a state are not sampled.
         """
         prompts, seeds = tuple(prompts), tuple(seeds)
         noise = self.noise(seeds) if noise is None else noise
@@ -129,6 +152,22 @@ class Policy:
             raise ValueError(f"{len(prompts)} prompts, {len(seeds)} seeds and {len(noise)} rows of noise")
         if not 0 <= grad <= self.steps:
             raise ValueError(f"grad={grad}: this policy has {self.steps} steps")
+        if self.kernel is not None:
+            self._refuse_blending()
+        stochastic: list[tuple[int, ...]] = []
+
+        def compute(prompts: tuple[str, ...], seeds: tuple[int, ...], noise: Tensor) -> tuple[Tensor, ...]:
+            path = self._sample_together(prompts, seeds, noise, grad)
+            stochastic.append(path.stochastic)
+            return path.x, path.log_prob, path.media.data
+
+        x, log_prob, data = compute_in_groups(compute, self.grouping, prompts, seeds, noise)
+        return Trajectory(prompts, x, log_prob, stochastic[0], Media(data, self.modality, self.rate), seeds)
+
+    def _sample_together(
+        self, prompts: tuple[str, ...], seeds: tuple[int, ...], noise: Tensor, grad: int
+    ) -> Trajectory:
+        """`sample` for rows that one call can compute together."""
         graph = grad > 0 and torch.is_grad_enabled()
         first = self.steps - grad
         states: list[Tensor] = []
@@ -151,13 +190,12 @@ class Policy:
                 torch.set_grad_enabled(True)
             return ret
 
-        noises = iter([noise])
         media = self.to_media(
-            self._run_pipeline(
+            self.run_pipeline(
                 prompts,
                 generators,
                 live=lambda i: True,
-                on_draw=lambda eps: next(noises, eps).to(eps) if eps.shape == noise.shape else eps,
+                on_draw=replay.serve_noise(noise),
                 on_step=on_step,
                 grad=graph and first == 0,
                 checkpoint=self.checkpoint and grad > 1,
@@ -177,6 +215,7 @@ class Policy:
         guidance that carries momentum from step to step (APG).
         """
         level = self._noise_level(i)
+        self._refuse_blending()
         return (self.kernel or Ancestral())(level, x.float(), self._model_output(x, i, prompts).float())
 
     def predict(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Prediction:
@@ -196,7 +235,11 @@ class Policy:
     def decode(self, latents: Tensor, prompts: Sequence[str]) -> Media:
         """Media of clean latents [B,*latent] by the pipeline's own decoding, differentiable, without running the
         denoiser."""
-        return self.to_media(self.run_decoder(latents, prompts))
+
+        def compute(prompts: tuple[str, ...], latents: Tensor) -> tuple[Tensor]:
+            return (self.to_media(replay.run_decoder(self, latents, prompts)).data,)
+
+        return Media(compute_in_groups(compute, self.grouping, prompts, latents)[0], self.modality, self.rate)
 
     def encode(self, media: Media) -> Tensor:
         """[B,*latent]: the clean latents that `decode` turns into these media, as far as the autoencoder can; no
@@ -216,21 +259,6 @@ class Policy:
     @cached_property
     def _decode_path(self) -> encoding.DecodePath:
         return encoding.find_decode_path(self)
-
-    def run_decoder(self, latents: Tensor, prompts: Sequence[str]) -> Any:
-        """What the pipeline returns when its last step ends in these latents."""
-
-        def on_step(step: seams.SchedulerStep) -> Any:
-            last = step.index == self.steps - 1
-            with torch.no_grad():
-                ret = step.advance()
-            torch.set_grad_enabled(last and graph)
-            return seams.with_sample(ret, latents, everywhere=True) if last else ret
-
-        graph = torch.is_grad_enabled()
-        return self._run_pipeline(
-            tuple(prompts), self._unused_generators(prompts), live=lambda i: False, on_step=on_step
-        )
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside the block this is the pipeline without its LoRA, if it has one."""
@@ -254,8 +282,7 @@ class Policy:
 
     def forget_prompts(self) -> None:
         """Drop the cached prompt encodings: needed after any network but the denoiser has changed."""
-        self._prompt_caches.clear()
-        self._stand_ins.clear()
+        self.prompt_caches.clear()
 
     def _model_output(self, x: Tensor, i: int, prompts: Sequence[str], guidance: float | None = None) -> Tensor:
         """The guided model output that the scheduler would get at step i if its state were x."""
@@ -264,32 +291,21 @@ class Policy:
                 f"the guidance of {type(self.pipe).__name__} carries momentum from step to step, so a step from any "
                 "state is not defined; switch guidance off"
             )
-        graph = torch.is_grad_enabled()
+
+        def compute(prompts: tuple[str, ...], x: Tensor) -> tuple[Tensor]:
+            return (replay.model_output(self, x, i, prompts, guidance),)
+
         x = x.contiguous()  # as in `sample`: rounding in half precision depends on the memory layout
-        noise = self.structure.exact_noise(x) if i == 0 else None
+        return compute_in_groups(compute, self.grouping, prompts, x)[0]
 
-        def on_step(step: seams.SchedulerStep) -> Any:
-            if step.index == i:
-                raise seams.LeavePipeline(self.structure.group_rows(step.model_output))
-            with torch.no_grad():
-                ret = step.advance()
-            if step.index < i - 1:
-                return ret
-            torch.set_grad_enabled(graph)
-            return seams.with_sample(ret, x)
+    def _refuse_blending(self) -> None:
+        if self.is_blending:
+            raise TypeError(
+                f"{type(self.pipe).__name__} lays its source under the mask again after every step, so that parts of a "
+                "state are not sampled and a step has no probability; use a method without stochastic steps"
+            )
 
-        noises = iter([] if noise is None else [noise])
-        return self._run_pipeline(
-            tuple(prompts),
-            self._unused_generators(prompts),
-            live=lambda k: k == i,
-            on_draw=lambda eps: next(noises, eps).to(eps),
-            on_step=on_step,
-            grad=graph and i == 0,
-            guidance=guidance,
-        )
-
-    def _run_pipeline(
+    def run_pipeline(
         self,
         prompts: tuple[str, ...],
         generators: Sequence[torch.Generator],
@@ -297,6 +313,7 @@ class Policy:
         live: Callable[[int], bool],
         on_step: seams.OnStep,
         on_draw: seams.OnDraw | None = None,
+        on_add_noise: seams.OnAddNoise | None = None,
         grad: bool = False,
         checkpoint: bool = False,
         guidance: float | None = None,
@@ -313,35 +330,21 @@ class Policy:
             kwargs[self.guidance] = guidance
         same_kernels = self.kernel is not None and seams.any_requires_grad(self.pipe, structure.denoisers)
         hooks = self._prompt_cache(prompts, guidance).make_hooks(
-            structure.denoisers, live, self._count_rows, checkpoint, same_kernels
+            structure.denoisers, structure.helpers, live, self._count_rows, checkpoint, same_kernels
         )
         keep = seams.KeepGraph() if self.modality == "audio" else nullcontext()
         with torch.random.fork_rng(self._cuda_devices), keep:
-            out = seams.run_pipeline(self.pipe, kwargs, on_step=on_step, on_draw=on_draw, grad=grad, **hooks)
+            out = seams.run_pipeline(
+                self.pipe, kwargs, on_step=on_step, on_draw=on_draw, on_add_noise=on_add_noise, grad=grad, **hooks
+            )
         if isinstance(out, Tensor) or isinstance(out[0], Tensor):
             return out
         with_graph = getattr(keep, "last", None)  # the tensor from which the array was made has the graph
         return out if with_graph is None or with_graph.shape != out[0].shape else (with_graph,)
 
     def _prompt_cache(self, prompts: tuple, guidance: float | None) -> PromptCache:
-        """The cache of these prompts: encodings by batch, as pipelines pad to the longest prompt of a batch, and
-        stand-ins by shape. Where processes must run the denoiser equally often, `prompts` are those of all processes
-        (distributed_policy.py), so that all have the same entries in their caches."""
-        key, shape = (prompts, guidance), (tree_map(type, prompts), guidance)  # without the texts
-        if key in self._prompt_caches and seams.any_requires_grad(self.pipe, but=self.structure.denoisers):
-            self._prompt_caches.clear()  # trained encoders change the encodings
-        if key not in self._prompt_caches:
-            total_bytes = sum(cache.bytes for cache in self._prompt_caches.values())
-            while len(self._prompt_caches) >= max(self.cached_batches, 1) and total_bytes > self.cache_bytes:
-                total_bytes -= self._prompt_caches.popitem(last=False)[1].bytes
-            self._prompt_caches[key] = PromptCache()
-        prompt_cache = self._prompt_caches[key]
-        prompt_cache.stand_ins = self._stand_ins.setdefault(shape, {})
-        self._prompt_caches.move_to_end(key)
-        self._stand_ins.move_to_end(shape)
-        if len(self._stand_ins) > MAX_SHAPES:
-            self._stand_ins.popitem(last=False)
-        return prompt_cache
+        encoders_train = seams.any_requires_grad(self.pipe, but=self.structure.denoisers)
+        return self.prompt_caches.recall(prompts, guidance, encoders_train=encoders_train)
 
     def _count_rows(self, rows: int, live: bool) -> None:
         if self.stop is not None and self.stop.is_set():
@@ -352,16 +355,19 @@ class Policy:
             self.warmup_nfe += rows
 
     def call_arguments(
-        self, prompts: Sequence[str], seeds: Sequence[int] | Sequence[torch.Generator]
+        self,
+        prompts: Sequence[str],
+        seeds: Sequence[int] | Sequence[torch.Generator],
+        grouping: Grouping | None = None,
     ) -> dict[str, Any]:
-        """The keyword arguments of the pipeline's call."""
+        """The keyword arguments of the pipeline's call for rows that it can take together, as `grouping` says. Raises
+        BadInput for a prompt without an input that the pipeline takes."""
+        grouping = grouping or ("each" if len(prompts) == 1 else self.grouping)
         generators = [g if isinstance(g, torch.Generator) else _make_generator(g) for g in seeds]
         rows = {name: [value] * len(prompts) for name, value in self.text.items()}
         generator = generators if len(generators) > 1 else generators[0]  # some pipelines refuse a list of one
-        return {**self.call, **rows, "prompt": list(prompts), "generator": generator}
-
-    def _unused_generators(self, prompts: Sequence[str]) -> list[torch.Generator]:
-        return [_make_generator(0) for _ in prompts]
+        given = self.conditions.arguments(prompts, grouping)
+        return {**self.call, **rows, **given, "prompt": [str(p) for p in prompts], "generator": generator}
 
     def to_media(self, out: Any) -> Media:
         """The pipeline's return value as Media: float32 unless it is float64, on the policy's device, where rewards are

@@ -1,9 +1,11 @@
 """The seam: a diffusers pipeline runs unchanged, with hooks at the four calls that all pipelines make.
 
 `on_draw` is called when the pipeline draws noise, `on_encode` when it encodes prompts, `on_call` when a module runs
-forward, `on_step` when a scheduler takes a step. Guidance, packing, rescaling, sign and time conventions remain the
-pipeline's own code. This is the only file that patches `__call__`, `forward`, `encode_prompt`, `run_safety_checker`,
-`randn_tensor` and `scheduler.step`, and it restores them. Not thread-safe: one seam is open at a time in a process.
+forward, `on_latents` when an autoencoder encodes a source, `on_add_noise` when a scheduler noises clean latents,
+`on_step` when it takes a step. Guidance, packing, rescaling, sign and time conventions remain the pipeline's own code.
+This is the only file that patches `__call__`, `forward`, `encode_prompt`, `vae.encode`, `run_safety_checker`,
+`randn_tensor` and methods of schedulers, and it restores them. Not thread-safe: one seam is open at a time in a
+process.
 """
 
 from __future__ import annotations
@@ -82,6 +84,8 @@ Forward = Callable[..., Any]
 OnDraw = Callable[[Tensor], Tensor]  # the noise that was drawn -> the noise that the pipeline gets
 OnEncode = Callable[[Forward], Any]  # the pipeline's bound encode_prompt -> its return value
 OnCall = Callable[[ModuleCall, Forward], Any]
+OnLatents = Callable[[str, Callable[[], Any]], Any]  # (component, its encoding by modes) -> that encoding
+OnAddNoise = Callable[[int, Tensor], Tensor]  # (steps taken so far, noised latents) -> those that the pipeline gets
 OnStep = Callable[[SchedulerStep], Any]  # -> the WHOLE return value of scheduler.step
 
 
@@ -118,6 +122,8 @@ def run_pipeline(
     on_encode: OnEncode | None = None,
     on_call: OnCall | None = None,
     on_step: OnStep | None = None,
+    on_latents: OnLatents | None = None,
+    on_add_noise: OnAddNoise | None = None,
     grad: bool = False,
 ) -> Any:
     """Run the pipeline's own `__call__`, without its `no_grad`, with hooks.
@@ -134,7 +140,7 @@ def run_pipeline(
     _open = True
     try:
         with ExitStack() as stack, torch.set_grad_enabled(grad):
-            for patch in _make_patches(pipe, token, on_draw, on_encode, on_call):
+            for patch in _make_patches(pipe, token, on_draw, on_encode, on_call, on_latents, on_add_noise):
                 stack.enter_context(patch)
             try:
                 return call(pipe, **kwargs)
@@ -159,6 +165,12 @@ def any_requires_grad(pipe: Any, names: Collection[str] | None = None, but: Coll
 def find_schedulers(pipe: Any) -> list[Any]:
     """The pipeline's schedulers."""
     return [part for part in vars(pipe).values() if callable(getattr(part, "step", None)) and hasattr(part, "config")]
+
+
+def list_autoencoders(pipe: Any) -> list[str]:
+    """The components that encode media to latents and decode them."""
+    pairs = named_networks(pipe).items()
+    return [name for name, part in pairs if all(callable(getattr(part, verb, None)) for verb in ("encode", "decode"))]
 
 
 def prev_sample(ret: Any) -> Tensor:
@@ -203,11 +215,14 @@ def _patch_attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name) if old is absent else setattr(owner, name, old)
 
 
-def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iterator[Any]:
+def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call, on_latents, on_add_noise) -> Iterator[Any]:
     for scheduler in find_schedulers(pipe):
         yield _patch_attribute(scheduler, TOKEN, token)
     for cls in {type(scheduler) for scheduler in find_schedulers(pipe)}:
         yield _patch_attribute(cls, "step", _watch_step(cls.step, token))
+        for name in ("add_noise", "scale_noise") if on_add_noise else ():
+            if hasattr(cls, name):
+                yield _patch_attribute(cls, name, _watch_add_noise(getattr(cls, name), token, on_add_noise))
     encoding: list[bool] = []  # not empty inside encode_prompt, where module calls are not hooked
     if on_encode and hasattr(pipe, "encode_prompt"):
         yield _patch_attribute(pipe, "encode_prompt", _watch_encode_prompt(pipe.encode_prompt, on_encode, encoding))
@@ -218,6 +233,9 @@ def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call) -> Iter
             compiled = getattr(module, "_compiled_call_impl", None)  # set by module.compile(): it bypasses `forward`
             attribute, original = ("_compiled_call_impl", compiled) if compiled else ("forward", module.forward)
             yield _patch_attribute(module, attribute, _watch_forward(name, original, token, on_call, encoding))
+    for name in list_autoencoders(pipe) if on_latents else ():
+        module = named_networks(pipe)[name]
+        yield _patch_attribute(module, "encode", _watch_autoencoder(name, module.encode, on_latents))
     if on_draw:
         files = {sys.modules[cls.__module__] for cls in type(pipe).__mro__}
         for file in (f for f in files if hasattr(f, "randn_tensor")):
@@ -243,6 +261,60 @@ def _watch_step(original: Callable, token: _Token) -> Callable:
         return ret
 
     return step
+
+
+def _watch_add_noise(original: Callable, token: _Token, on_add_noise: OnAddNoise) -> Callable:
+    @functools.wraps(original)
+    def add_noise(self, *args, **kwargs):
+        noised = original(self, *args, **kwargs)
+        return on_add_noise(token.steps, noised) if vars(self).get(TOKEN) is token else noised
+
+    return add_noise
+
+
+class PointPosterior:
+    """A posterior that is its mode: nothing is drawn from it, so that generators advance as without a source."""
+
+    def __init__(self, mode: Tensor):
+        self.mean = mode
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, generator: Any = None) -> Tensor:
+        return self.mean
+
+
+@dataclass(frozen=True)
+class EncodedSource:
+    """What an autoencoder's `encode` returns, as diffusers' AutoencoderKLOutput, by attribute or place."""
+
+    latent_dist: PointPosterior
+
+    def __getitem__(self, place: int) -> PointPosterior:
+        return (self.latent_dist,)[place]
+
+
+def _watch_autoencoder(name: str, original: Callable, on_latents: OnLatents) -> Callable:
+    """`encode` of an autoencoder, with the mode of its posterior in place of a sample: a source's latent would
+    otherwise be another one whenever it is asked for."""
+
+    @functools.wraps(original)
+    def encode(*args, **kwargs):
+        def compute_modes() -> tuple[str, Any]:
+            out = original(*args, **kwargs)
+            if hasattr(out, "latent_dist"):
+                return "output", out.latent_dist.mode()
+            if isinstance(out, tuple) and hasattr(out[0], "mode"):
+                return "tuple", out[0].mode()
+            return "plain", out
+
+        kind, value = on_latents(name, compute_modes)
+        if kind == "output":
+            return EncodedSource(PointPosterior(value))
+        return (PointPosterior(value),) if kind == "tuple" else value
+
+    return encode
 
 
 def _watch_encode_prompt(original: Callable, on_encode: OnEncode, encoding: list) -> Callable:

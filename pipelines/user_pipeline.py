@@ -56,6 +56,7 @@ class UserPipeline:
             steps=config.steps,
             call=config.call,
             text=config.text,
+            inputs=config.inputs,
             kernel=transitions.make_kernel(**config.kernel) if config.kernel else None,
             guidance=config.guidance,
         )

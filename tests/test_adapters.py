@@ -123,7 +123,7 @@ def test_a_copy_follows_the_policy_by_its_decay(policy):
 def test_a_graph_outlives_the_copies_and_the_reference_looked_at_since(policy):
     """DiffusionNFT's order: the trained prediction with its graph, then the old one and the reference, then
     backward."""
-    x = policy.start(policy.noise(SEEDS))
+    x = policy.start(policy.noise(SEEDS), PROMPTS)
 
     def gradient(between):
         out = policy.predict(x, 1, PROMPTS).x0
@@ -158,7 +158,7 @@ def test_an_export_gives_the_trained_predictions_in_a_pipeline_built_anew(name, 
         fresh = tiny.build(name)
         exec(line, {"pipe": fresh, "peft": peft})
         repeated, base = (tiny.policy(name, p).predict for p in (fresh, tiny.build(name)))
-        x = policy.start(policy.noise(SEEDS))
+        x = policy.start(policy.noise(SEEDS), PROMPTS)
         with torch.no_grad():
             want = policy.predict(x, 0, PROMPTS).x0
             assert (repeated(x, 0, PROMPTS).x0 - want).abs().max() < 1e-3 * (base(x, 0, PROMPTS).x0 - want).abs().max()

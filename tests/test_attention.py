@@ -49,14 +49,14 @@ def test_the_pipelines_that_are_refused_are_those_whose_denoiser_has_no_choice_o
     fixed, masked = kind in attention.FIXED, kind in attention.MASKED
     monkeypatch.setattr(attention, "_check_flash_fits", lambda *_: None)
     policy = tiny.policy(name, call=call)
-    x = policy.start(policy.noise((1, 2)))
+    prompts = ("a red cat on a long and narrow table by the sea", "two")
+    x = policy.start(policy.noise((1, 2)), prompts)
     if fixed:
         with pytest.raises(BadInput, match=f"would change nothing in {kind}"):
             attention.install_backend(policy.pipe, "flash")
     else:
         attention.install_backend(policy.pipe, "flash")
         assert taken(policy.pipe)
-    prompts = ("a red cat on a long and narrow table by the sea", "two")
     policy._model_output(x, 0, prompts)
     assert bool(flash_masks) != fixed and any(mask is not None for mask in flash_masks) == masked
 

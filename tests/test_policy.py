@@ -78,7 +78,7 @@ def test_a_checkpointed_backward_pass_is_not_counted_twice(policy):
 
 
 def test_prompts_are_encoded_once_and_forgotten_in_turn(policy, encodings):
-    policy.cached_batches, policy.cache_bytes = 2, 0
+    policy.prompt_caches.batches, policy.prompt_caches.max_bytes = 2, 0
     for _ in range(3):
         policy.sample(PROMPTS, seeds=SEEDS)
     once = len(encodings)
@@ -88,7 +88,7 @@ def test_prompts_are_encoded_once_and_forgotten_in_turn(policy, encodings):
     policy.sample(("three", "four"), seeds=SEEDS)
     policy.sample(("one", "two"), seeds=SEEDS)  # pushed out
     assert len(encodings) == once + 6
-    assert len(policy._prompt_caches) == 2
+    assert len(policy.prompt_caches.caches) == 2
 
 
 def test_remembered_encodings_give_the_same_picture_as_fresh_ones(policy):
@@ -243,7 +243,7 @@ def test_a_half_precision_pipeline_keeps_a_float32_master_noise(name):
     assert gradient.isfinite().all() and gradient.any()
     step = policy.transition(trajectory.x[:, 1].detach(), 1, PROMPTS)
     assert step.mean.dtype == torch.float32
-    assert torch.equal(policy.start(noise.detach()), trajectory.x[:, 0])
+    assert torch.equal(policy.start(noise.detach(), PROMPTS), trajectory.x[:, 0])
 
 
 def test_mistakes_are_told(policy):

@@ -12,7 +12,7 @@ from tiny import PROMPTS, SEEDS
 from tiny_trained import trainable
 
 from pipelines import Lora, prompt_cache
-from pipelines.policy import MAX_SHAPES
+from pipelines.prompt_cache import MAX_SHAPES
 from pipelines.trainable_policy import TrainablePolicy
 
 SD = "StableDiffusionPipeline"
@@ -26,7 +26,7 @@ def policy(pipe):
 
 
 def state(policy, rows=1):
-    return policy.start(policy.noise(range(rows)))
+    return policy.start(policy.noise(range(rows)), ["a"] * rows)
 
 
 def cost(policy, *requested, **changes):
@@ -143,38 +143,38 @@ def test_encodings_are_kept_within_bytes_but_for_the_latest_few(policy):
     x = state(policy)
     for k in range(40):
         policy.predict(x, 1, (f"round {k}",))
-    assert len(policy._prompt_caches) == 40  # far from a gibibyte
-    each = max(memo.bytes for memo in policy._prompt_caches.values())
-    policy.cache_bytes = 12 * each
+    assert len(policy.prompt_caches.caches) == 40  # far from a gibibyte
+    each = max(memo.bytes for memo in policy.prompt_caches.caches.values())
+    policy.prompt_caches.max_bytes = 12 * each
     for k in range(40):
         policy.predict(x, 1, (f"another round {k}",))
     assert (
-        12 <= len(policy._prompt_caches) <= 13
-        and sum(memo.bytes for memo in policy._prompt_caches.values()) <= policy.cache_bytes + each
+        12 <= len(policy.prompt_caches.caches) <= 13
+        and sum(memo.bytes for memo in policy.prompt_caches.caches.values()) <= policy.prompt_caches.max_bytes + each
     )
-    policy.cache_bytes = 0
+    policy.prompt_caches.max_bytes = 0
     policy.predict(x, 1, ("the last",))
-    assert len(policy._prompt_caches) == policy.cached_batches == 8
-    assert ("the last",) in [prompts for prompts, _ in policy._prompt_caches]
+    assert len(policy.prompt_caches.caches) == policy.prompt_caches.batches == 8
+    assert ("the last",) in [prompts for prompts, _ in policy.prompt_caches.caches]
 
 
 def test_bytes_are_those_of_the_encodings_and_a_little_for_the_rest(policy):
     policy.predict(state(policy), 1, ("a",))
-    (memo,) = policy._prompt_caches.values()
+    (memo,) = policy.prompt_caches.caches.values()
     bytes_held = [t for t in torch.utils._pytree.tree_leaves(memo.answers) if isinstance(t, torch.Tensor)]
     assert (
         memo.bytes
         == prompt_cache.ENTRY_BYTES + sum(t.untyped_storage().nbytes() for t in bytes_held)
         > prompt_cache.ENTRY_BYTES
     )
-    assert policy.cache_bytes / prompt_cache.ENTRY_BYTES <= 1 << 14  # batches, however small
+    assert policy.prompt_caches.max_bytes / prompt_cache.ENTRY_BYTES <= 1 << 14  # batches, however small
 
 
 def test_stand_ins_of_ever_new_guidance_do_not_pile_up(policy):
     x = state(policy)
     for k in range(MAX_SHAPES + 5):
         policy.predict(x, 1, ("a",), guidance=2.0 + k)
-    assert len(policy._stand_ins) == MAX_SHAPES
+    assert len(policy.prompt_caches.stand_ins) == MAX_SHAPES
 
 
 def test_a_text_encoder_in_training_costs_no_denoiser_call_more(policy, encodings):
@@ -193,7 +193,7 @@ def test_processes_with_other_rows_and_other_bytes_run_the_denoiser_equally_ofte
     prompt of their own."""
     monkeypatch.setattr(TrainablePolicy, "sharded", property(lambda self: True))
     ours, theirs = (trainable(SD, copy.deepcopy(pipe), lora=Lora(targets="weights")) for _ in range(2))
-    theirs.cached_batches = theirs.cache_bytes = 0
+    theirs.prompt_caches.batches = theirs.prompt_caches.max_bytes = 0
     ran = ([], [])
     for each, observed in zip((ours, theirs), ran, strict=True):
         each._count_rows = lambda *call, seen=observed: seen.append(call)  # a call of the denoiser each

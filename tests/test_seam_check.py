@@ -11,7 +11,7 @@ import tiny
 import torch
 from torch.utils._pytree import tree_map_only
 
-from pipelines import encoding, schedule, seam_check
+from pipelines import encoding, replay, schedule, seam_check
 from pipelines.policy import Policy
 from pipelines.seam_check import check_pipeline
 from pipelines.transitions import Ancestral, FlowSDE
@@ -101,9 +101,9 @@ class Magnify(torch.autograd.Function):
         return 1.3 * gradient
 
 
-def magnified_gradient(name):
-    original = getattr(Policy, name)
-    return lambda self, *args, **kwargs: magnify_tensors(original(self, *args, **kwargs))
+def magnified_gradient(owner, name):
+    original = getattr(owner, name)
+    return lambda *args, **kwargs: magnify_tensors(original(*args, **kwargs))
 
 
 def magnify_tensors(out):
@@ -119,7 +119,7 @@ def brighter_sample(self, *args, original=Policy.sample, **kwargs):
     return replace(trajectory, media=replace(trajectory.media, data=1.3 * trajectory.media.data))
 
 
-def detached_decode(self, prompts, *args, original=Policy._run_pipeline, on_draw=None, **kwargs):
+def detached_decode(self, prompts, *args, original=Policy.run_pipeline, on_draw=None, **kwargs):
     return original(self, prompts, *args, on_draw=on_draw and (lambda drawn: on_draw(drawn).detach()), **kwargs)
 
 
@@ -136,14 +136,14 @@ FAULTS = {
     "encode": (Policy, "encode", lambda: scaled(Policy, "encode"), {ENCODES}),
     "autoencoder": (encoding, "encode_media", lambda: scaled(encoding, "encode_media", 1.01), {ENCODES}),
     "decode": (
-        Policy,
+        replay,
         "run_decoder",
-        lambda: lambda self, x, prompts, was=Policy.run_decoder: was(self, 1.1 * x, prompts),
+        lambda: lambda policy, x, prompts, was=replay.run_decoder: was(policy, 1.1 * x, prompts),
         {DECODES},
     ),
-    "gradient": (Policy, "_run_pipeline", lambda: detached_decode, {GRADIENT}),
-    "denoiser's gradient": (Policy, "_model_output", lambda: magnified_gradient("_model_output"), {DENOISER}),
-    "decoder's gradient": (Policy, "run_decoder", lambda: magnified_gradient("run_decoder"), {DECODER}),
+    "gradient": (Policy, "run_pipeline", lambda: detached_decode, {GRADIENT}),
+    "denoiser's gradient": (Policy, "_model_output", lambda: magnified_gradient(Policy, "_model_output"), {DENOISER}),
+    "decoder's gradient": (replay, "run_decoder", lambda: magnified_gradient(replay, "run_decoder"), {DECODER}),
     "media": (Policy, "sample", lambda: brighter_sample, {PUBLIC, DECODES}),
     "noise": (Policy, "noise", lambda: shared_noise, {ROWS}),
 }

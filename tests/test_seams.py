@@ -61,7 +61,7 @@ def test_the_public_call_is_reproduced_bit_for_bit(subject):
 def test_noise_and_first_state_turn_into_each_other(subject):
     policy, x = subject.policy, subject.trajectory.x
     noise = policy.noise(SEEDS)
-    assert torch.equal(policy.start(noise), x[:, 0])
+    assert torch.equal(policy.start(noise, PROMPTS), x[:, 0])
     assert difference(policy.structure.invert_start(x[:, 0]), noise) <= 3e-7 * noise.abs().max()
     assert x.shape[:2] == (2, policy.steps + 1)
 
@@ -263,7 +263,7 @@ def test_several_steps_differentiated_together_give_the_gradients_of_one_at_a_ti
 def test_a_replay_that_asks_something_else_is_noticed(pipe):
     policy = tiny.policy("StableDiffusionPipeline", pipe)
     x = policy.sample(PROMPTS, seeds=SEEDS).x
-    (memory,) = policy._prompt_caches.values()
+    (memory,) = policy.prompt_caches.caches.values()
     memory.answers.insert(0, ("vae", None))
     with pytest.raises(RuntimeError, match="asked for encode_prompt where it had asked for vae"):
         policy.transition(x[:, 1], 1, PROMPTS)

@@ -290,7 +290,7 @@ def test_a_motion_adapter_is_put_on_a_stable_diffusion(tmp_path):
 
 def test_guidance_that_is_a_part_of_the_pipeline_can_not_be_overridden():
     policy = tiny.policy("HunyuanVideo15Pipeline", guidance="")
-    x = policy.start(policy.noise(SEEDS))
+    x = policy.start(policy.noise(SEEDS), PROMPTS)
     assert policy.predict(x, 0, PROMPTS).x0.isfinite().all()
     with pytest.raises(BadInput, match="guidance of HunyuanVideo15Pipeline is set in the pipeline"):
         policy.predict(x, 0, PROMPTS, guidance=1.0)

@@ -116,7 +116,8 @@ def test_with_its_adapters_off_it_is_the_pipeline_that_was_loaded(subject):
 
 def test_the_last_step_and_a_prediction_give_gradient_to_the_adapters(subject):
     _, policy = subject
-    for loss in (loss_of(policy), policy.predict(policy.start(policy.noise(SEEDS)), 0, PROMPTS).x0.square().mean()):
+    x = policy.start(policy.noise(SEEDS), PROMPTS)
+    for loss in (loss_of(policy), policy.predict(x, 0, PROMPTS).x0.square().mean()):
         gradients = torch.autograd.grad(loss, policy.adapters.parameters, allow_unused=True)
         assert all(g.isfinite().all() for g in gradients if g is not None)
         requested = len(gradients) // len(policy.structure.denoisers)  # the last step is one expert's

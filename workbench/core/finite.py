@@ -17,7 +17,8 @@ def find_finite_rows(media: Media) -> Tensor:
 
 def score_finite(reward: Reward, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
     """The reward's scores [B], NaN for rows that are not finite: a reward that scores samples one by one never sees
-    them. One that compares samples gets all, as they are."""
+    them. One that compares samples gets all, as they are. `references` go with the rows where there is one for each, as
+    a reward that needs `source` has them."""
     if reward.spec.scope != "sample" or bool(find_finite_rows(media).all()):
         return reward(media=media, prompts=prompts, references=references)
     per_row = references is not None and "source" in reward.spec.needs  # a source for each sample

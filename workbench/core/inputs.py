@@ -11,7 +11,7 @@ import hashlib
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
@@ -21,7 +21,7 @@ from torch import Tensor
 from workbench.core.errors import BadInput
 from workbench.core.io.media import encode_apng, encode_png, encode_wav, file_digest, quantise_media, read_media
 from workbench.core.io.resampling import resample_audio
-from workbench.core.types import Input, Media, Prompt
+from workbench.core.types import Input, Media, Prompt, Reward, RewardSpec, is_composed
 
 NAMES = ("source", "mask", "reference", "control", "first", "last", "audio")  # of inputs
 CACHE_BYTES = 512 << 20  # of inputs that stay in memory in the sizes in which they were asked for
@@ -97,6 +97,45 @@ def stack_inputs(prompts: Sequence[str], name: str, shape: Sequence[int] | None 
             sizes = " and ".join("x".join(map(str, r.data.shape[1:])) for r in (first, row))
             raise BadInput(f"{name}: sizes {sizes} can't be used in one batch; bring the files to one size")
     return Media.cat(rows)
+
+
+def stack_sources(reward: Reward, media: Media, prompts: Sequence[str]) -> Media | None:
+    """The `references` with which a reward that needs `source` is called: what each sample was made from, in the size
+    and on the device of `media`. None for one that needs none, and for a composed one, which finds them for its parts.
+
+    A source is what the sample is a new version of, and of its modality. The first frame of a clip is no source:
+    rewards read it by its own name, `first`. Raises BadInput for a prompt without a source, for one of another
+    modality, and for a clip that is shorter than the sample; of a longer one the first frames count.
+    """
+    if "source" not in reward.spec.needs or is_composed(reward):
+        return None
+
+    def check_modality(source: Media) -> None:
+        if source.modality != media.modality:
+            raise BadInput(
+                f"source: {reward.spec.name} compares {media.modality} with what it was made from, and got "
+                f"{source.modality}"
+            )
+
+    if media.modality == "audio":  # before a picture is brought to the size of a sound
+        for prompt in prompts:
+            check_modality(read_input(prompt, "source"))
+    sources = stack_inputs(prompts, "source", media.data.shape[1:], media.rate)
+    check_modality(sources)
+    data = sources.data
+    if media.modality == "video":
+        data = data[:, : media.data.shape[1]]
+        if data.shape[1] < media.data.shape[1]:
+            raise BadInput(
+                f"source: a clip of {data.shape[1]} frames can't be compared with one of {media.data.shape[1]}; give a "
+                "longer one"
+            )
+    return replace(sources, data=data.to(media.data.device))
+
+
+def input_needs(spec: RewardSpec) -> list[str]:
+    """The inputs that a reward needs with every prompt. (`reference` are examples, which belong to no prompt.)"""
+    return [name for name in NAMES if name in spec.needs and name != "reference"]
 
 
 def read_input(prompt: str, name: str, shape: Sequence[int] | None = None, rate: float = 0.0) -> Media:

@@ -201,7 +201,8 @@ class Policy(Protocol):
 
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
-    def start(self, noise: Tensor) -> Tensor: ...  # [B,*latent]: the first state, scaled and packed by the pipeline
+    # [B,*latent]: the first state, scaled, packed and added to a source by the pipeline
+    def start(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...
 
     # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph
     def sample(

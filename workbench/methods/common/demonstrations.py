@@ -72,7 +72,8 @@ def draw_samples(method: DemonstrationSettings, policy: TrainablePolicy, batch: 
     (prompts, seeds), size = expand_groups(batch, method.group), (method.prompts_per_pass or len(batch)) * method.group
     ends, media = [], []
     for low in range(0, len(seeds), size):
-        texts, x = prompts[low : low + size], policy.start(policy.noise(seeds[low : low + size]))
+        texts = prompts[low : low + size]
+        x = policy.start(policy.noise(seeds[low : low + size]), texts)
         with policy.merged():
             for i, j in pairwise(levels):
                 x = ode_step(policy, j - 1, policy.predict(x, i, texts))  # from level i to level j in one step

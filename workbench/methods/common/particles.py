@@ -24,7 +24,7 @@ def start_particles(policy: Policy, batch: Batch, k: int) -> tuple[Tensor, list[
     best-of-n."""
     seeds = [s if j == 0 else derive_seed(s, "candidate", j) for s in batch.seeds for j in range(k)]
     noise = policy.noise(seeds)
-    return policy.start(noise), advanced_generators(seeds, noise)
+    return policy.start(noise, [p for p in batch.prompts for _ in range(k)]), advanced_generators(seeds, noise)
 
 
 def fill_unscored(r: Tensor, last: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import reword_prompt
 from workbench.core.types import Batch, Media, Reward, TrainablePolicy, derive_seed, is_composed
 from workbench.methods.common import losses
 from workbench.methods.common.best_sample import seeded_normal
@@ -107,5 +108,5 @@ def denoising_errors(
 
 
 def remove_token(prompt: str, token: str) -> str:
-    """The prompt without the subject's token."""
-    return " ".join(prompt.replace(token, " ").split()) if token else prompt
+    """The prompt without the subject's token; its inputs stay."""
+    return reword_prompt(prompt, " ".join(prompt.replace(token, " ").split())) if token else prompt

@@ -48,9 +48,10 @@ def sample_in_window(
 
 def _sample_in_window(policy: Policy, batch: Batch, group: int, window: range, same_noise: bool) -> Trajectory:
     prompts, seeds = expand_groups(batch, group)
-    noise = policy.noise(seeds[::group] if same_noise else seeds)
+    copies = group if same_noise else 1
+    noise = policy.noise(seeds[::copies])
     generators = advanced_generators(seeds, noise)
-    x, copies, states, marks = policy.start(noise), group if same_noise else 1, [], []
+    x, states, marks = policy.start(noise, prompts[::copies]), [], []
     scores = torch.zeros(len(seeds), policy.steps, dtype=torch.float64, device=x.device)
     for i in range(policy.steps):
         if i == window.start:

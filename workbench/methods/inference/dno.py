@@ -71,7 +71,7 @@ class DNO(MethodDefaults):
 
     def chain_noise(self, policy: Policy, batch: Batch, noise: Tensor) -> Tensor:
         """[B,(S-1)*latent]: what the ancestral chain adds at all steps but the last if that is searched, else [B,0]."""
-        shape = policy.start(noise).shape[1:].numel() * (policy.steps - 1) if self.noises == "all" else 0
+        shape = policy.start(noise, batch.prompts).shape[1:].numel() * (policy.steps - 1) if self.noises == "all" else 0
         return seeded_normal(batch.seeds, [shape], "chain").to(noise)
 
     def decode_noise(self, policy: Policy, batch: Batch, shape: torch.Size, z: Tensor) -> Media:
@@ -79,7 +79,7 @@ class DNO(MethodDefaults):
         if self.noises == "first":
             grad = policy.steps if torch.is_grad_enabled() else 0
             return policy.sample(batch.prompts, seeds=batch.seeds, noise=z[:, :d].view(shape), grad=grad).media
-        x = policy.start(z[:, :d].view(shape))  # [B,*latent]
+        x = policy.start(z[:, :d].view(shape), batch.prompts)  # [B,*latent]
         for i, eps in enumerate(z[:, d:].view(len(x), policy.steps - 1, *x.shape[1:]).unbind(1)):
             law = policy.transition(x, i, batch.prompts)
             x = law.mean + law.std * eps

@@ -58,7 +58,7 @@ class Guidance(MethodDefaults):
     def __call__(self, policy: Policy, reward: Reward, batches: Iterable[Batch]) -> Iterator[Event]:
         for batch in batches:
             generators = [torch.Generator().manual_seed(derive_seed(s, "guidance")) for s in batch.seeds]
-            x, step = policy.start(policy.noise(batch.seeds)).float(), 0
+            x, step = policy.start(policy.noise(batch.seeds), batch.prompts).float(), 0
             for i in range(policy.steps):
                 if not guided_step.in_window(i, policy.steps, self.start, self.stop):
                     with torch.no_grad():

@@ -69,7 +69,7 @@ class NRG(MethodDefaults):
         weights = self.objective_weights()
         for batch in batches:
             generators = [torch.Generator().manual_seed(derive_seed(s, "nrg")) for s in batch.seeds]
-            x, step = policy.start(policy.noise(batch.seeds)).float(), 0
+            x, step = policy.start(policy.noise(batch.seeds), batch.prompts).float(), 0
             self.judge().check(x.shape[1:])
             for i in range(policy.steps):
                 with torch.no_grad():

@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 import torch
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import reword_prompt
 from workbench.core.types import Batch, Event, Media, Natural, NonNegative, Policy, Reward, derive_seed
 from workbench.methods.common.best_sample import BestSample
 from workbench.methods.common.method import MethodDefaults
@@ -71,7 +72,7 @@ class Rewrite(MethodDefaults):
                 yield best.event(j, final=j == self.n, reworded=is_reworded.float().mean().item())
 
     def find_wordings(self, policy: Policy, batch: Batch) -> list[list[str]]:
-        """[B]: each prompt, then its wordings."""
+        """[B]: each prompt, then its wordings, with its inputs."""
         if not self.n:
             return [[p] for p in batch.prompts]
         if not isinstance(self.expander, Expander):
@@ -81,7 +82,7 @@ class Rewrite(MethodDefaults):
             )
         distinct = list(dict.fromkeys(batch.prompts))
         by_prompt = dict(zip(distinct, self.expander.expand(distinct, self.n, policy.modality), strict=True))
-        return [[p, *by_prompt[p][: self.n]] for p in batch.prompts]
+        return [[p, *(reword_prompt(p, words) for words in by_prompt[p][: self.n])] for p in batch.prompts]
 
     def sample_wordings(self, policy: Policy, batch: Batch, texts: Sequence[str], seeds: Sequence[int]) -> Media:
         """Media of the wordings `texts` [B] from the noise of the seeds [B]."""
@@ -104,7 +105,7 @@ class Centred(Rewrite):
 
     def sample_wordings(self, policy: Policy, batch: Batch, texts: Sequence[str], seeds: Sequence[int]) -> Media:
         """By deterministic first-order steps; see Rewrite."""
-        x = policy.start(policy.noise(seeds))
+        x = policy.start(policy.noise(seeds), batch.prompts)
         for i in range(policy.steps):
             p = mix_predictions(policy.predict(x, i, batch.prompts), policy.predict(x, i, texts), self.wording_fraction)
             x = ode_step(policy, i, p)

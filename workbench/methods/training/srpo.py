@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import reword_prompt
 from workbench.core.types import Batch, Event, NonNegative, Policy, Reward, TrainablePolicy, derive_seed
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.reward_gradient import NEEDS, GradientMethod
@@ -83,7 +84,9 @@ class SRPO(GradientMethod):
                     continue  # where the noise ends, nothing steps back into it
                 x = direct_align(policy, x0, eps, i, j, batch.prompts)
                 media = policy.decode(x, batch.prompts)
-                positive, negative = (reward(media=media, prompts=[w + p for p in batch.prompts]) for w in words)
+                positive, negative = (
+                    reward(media=media, prompts=[reword_prompt(p, w + p) for p in batch.prompts]) for w in words
+                )
                 r = (1 + ks[0] + t * (ks[1] - ks[0])) * positive - negative
                 rows = r.detach() < self.reward_threshold  # NaN is not
                 if rows.any():
