@@ -182,7 +182,7 @@ def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
     """A copy of a return value of `scheduler.step` with the next state replaced by x, in its dtype and shape.
     everywhere: replace all tensors of that shape (LCM and SanaSprint take their picture from the second value)."""
     old = prev_sample(ret)
-    x = x.to(old).reshape(old.shape)
+    x = like_layout(x.to(old).reshape(old.shape), old)
 
     def swap(value: Any) -> Any:
         hit = value is old or (everywhere and isinstance(value, Tensor) and value.shape == old.shape)
@@ -191,6 +191,11 @@ def with_sample(ret: Any, x: Tensor, everywhere: bool = False) -> Any:
     if isinstance(ret, tuple):
         return tuple(swap(value) for value in ret)
     return type(ret)(**{name: swap(value) for name, value in ret.items()})
+
+
+def like_layout(x: Tensor, like: Tensor) -> Tensor:
+    """x in the memory layout of `like`, on which the last digits of a convolution may depend."""
+    return x if x.stride() == like.stride() else torch.empty_like(like).copy_(x)
 
 
 def clone_tensors(tree: Any) -> Any:
