@@ -49,8 +49,8 @@ def find_target_layers(module: nn.Module, kind: str) -> list[str]:
     """Names of the layers to adapt, found by their types. Raises TypeError where there are none of that kind.
 
     torch's own MultiheadAttention is left out: it reads the weights of its projections and never calls them. So are
-    grouped convolutions, which have no low-rank form, and layers that diffusers calls as `layer(input=...)`, which
-    peft's layers don't take.
+    grouped convolutions, which have no low-rank form, layers that diffusers calls as `layer(input=...)`, which
+    peft's layers don't take, and those of an IP-Adapter, which is no part of the denoiser that a LoRA is exported for.
     """
     keyword_called = {
         f"{name}.{layer}"
@@ -58,7 +58,7 @@ def find_target_layers(module: nn.Module, kind: str) -> list[str]:
         for layer in KEYWORD_CALLED.get(type(part).__name__, ())
     }
     inside = tuple(f"{name}." for name, part in module.named_modules() if _is_attention(part))
-    sealed = tuple(f"{name}." for name, part in module.named_modules() if isinstance(part, nn.MultiheadAttention))
+    sealed = tuple(f"{name}." for name, part in module.named_modules() if _is_sealed(part))
     kinds = (nn.Linear, *CONVOLUTIONS) if kind == "all" else nn.Linear
     names = [
         name
@@ -72,6 +72,10 @@ def find_target_layers(module: nn.Module, kind: str) -> list[str]:
     if not names:
         raise TypeError(f"{type(module).__name__} has no layers of the kind {kind!r} to adapt; try: linear")
     return names
+
+
+def _is_sealed(part: nn.Module) -> bool:
+    return isinstance(part, nn.MultiheadAttention) or "IPAdapter" in type(part).__name__
 
 
 def _is_attention(part: nn.Module) -> bool:

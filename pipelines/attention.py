@@ -11,10 +11,12 @@ from typing import Any
 
 import torch
 
+from pipelines.known_classes import text_class
 from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
 
 BACKENDS = ("sdpa", "xformers", "flash")
+# classes that take only text; those with the same networks that take a source count with them
 FIXED = {  # pipelines whose denoisers always call torch's attention, whatever backend diffusers is set to
     "StableDiffusionPipeline",
     "StableDiffusionXLPipeline",
@@ -78,9 +80,9 @@ def install_backend(pipe: Any, backend: str) -> None:
 
 
 def _check_flash_fits(pipeline: str, dtypes: Collection[torch.dtype | None]) -> None:
-    if pipeline in FIXED:
+    if text_class(pipeline) in FIXED:
         raise BadInput(f"attention: flash would change nothing in {pipeline}: {_FIXED}; use: auto")
-    if pipeline in MASKED:
+    if text_class(pipeline) in MASKED:
         raise BadInput(f"attention: flash takes no masks, and {pipeline} gives its attention one; use: auto")
     if set(dtypes) == {torch.float32}:
         raise BadInput("attention: flash has no kernels for fp32; use dtype: bf16 or fp16, or attention: auto")

@@ -65,6 +65,17 @@ def required_arguments(cls: str) -> list[str]:
     return by_place + [a.arg for a, default in by_name if default is None]
 
 
+def read_default(cls: str, argument: str) -> Any:
+    """The default of an argument of a pipeline's call, where it is a plain value; None where there is none."""
+    signature = _find_signature(cls)
+    if signature is None:
+        return None
+    by_place = zip(signature.args[len(signature.args) - len(signature.defaults) :], signature.defaults, strict=True)
+    by_name = zip(signature.kwonlyargs, signature.kw_defaults, strict=True)
+    value = next((d for a, d in (*by_place, *by_name) if a.arg == argument), None)
+    return value.value if isinstance(value, ast.Constant) else None
+
+
 @lru_cache(maxsize=64)
 def _find_signature(cls: str) -> ast.arguments | None:
     path = _class_files().get(cls)

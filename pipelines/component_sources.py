@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from pipelines import weight_folder
-from pipelines.config import PipelineConfig
+from pipelines.config import IPAdapterConfig, PipelineConfig
 from pipelines.guards import SWITCHES
 from workbench.core.errors import BadInput
 from workbench.core.paths import resolve_repo
@@ -32,10 +32,11 @@ class ComponentSource:
     subfolder: str = ""
     file: str = ""  # in that repo, or a path: safetensors or gguf
     dtype: str = ""
+    block: str = "components"  # of the config, that names it
 
     @property
     def where(self) -> str:
-        return f"components.{self.name}"
+        return f"{self.block}.{self.name}"
 
     @property
     def folder(self) -> Path | None:
@@ -87,6 +88,14 @@ def _read_source(name: str, spec: Any) -> ComponentSource:
     return ComponentSource(name, **values)
 
 
+def adapter_sources(adapter: IPAdapterConfig) -> tuple[ComponentSource, ComponentSource | None]:
+    """The weights of an IP-Adapter and its picture encoder; None where that is the pipeline's own."""
+    weights = ComponentSource("file", adapter.repo, file=adapter.file, block="ip_adapter")
+    if not adapter.encoder:
+        return weights, None
+    return weights, ComponentSource("encoder", adapter.repo, adapter.encoder, block="ip_adapter")
+
+
 def find_unread(config: PipelineConfig, base: Path) -> set[str]:
     """The components in the folder `base` of a config's pipeline that are not loaded: they come from elsewhere, or are
     left out."""
@@ -111,7 +120,8 @@ def list_weight_files(config: PipelineConfig) -> list[Path]:
         files.append(base / "model_index.json")
         for name in weight_folder.list_components(base).keys() - unread:
             files += _list_part(base / name, variant)
-    for source in filter(None, read_sources(config).values()):
+    adapter = adapter_sources(IPAdapterConfig(**config.ip_adapter)) if config.ip_adapter else ()
+    for source in filter(None, (*read_sources(config).values(), *adapter)):
         path = source.path if source.file else None
         files += [path] if path else _list_part(source.folder, config.variant)
     if repo := config.scheduler.get("repo"):

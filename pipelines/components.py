@@ -49,7 +49,8 @@ def check_components(config: PipelineConfig) -> None:
         index, unread = weight_folder.list_components(base), find_unread(config, base)
         variant = weight_folder.find_variant(base, config.variant, unread)
         optional = OPTIONAL_COMPONENTS.get(config.pipeline, frozenset())
-        weight_folder.check_folder(base, config.pipeline, unread, optional, variant)
+        cls = weight_folder.read_pipeline_class(base) if config.inputs and takes_components(config, index) else ""
+        weight_folder.check_folder(base, cls or config.pipeline, unread, optional, variant)
         if not base.is_relative_to(STARTER):
             for name, entry in index.items():
                 part = base / name
@@ -57,6 +58,17 @@ def check_components(config: PipelineConfig) -> None:
                     tensors.check_tensor_names(part, tuple(entry), variant)
     for source in filter(None, sources.values()):
         _check_source(source, base, config.variant)
+
+
+def takes_components(config: PipelineConfig, index: Mapping[str, Any]) -> bool:
+    """Whether the components of a folder are those of the config's class: one that starts from a source is often made
+    of the weights of a text-to-media class."""
+    cls = find_pipeline_class(config.pipeline)
+    kinds = {name: [getattr(k, "__name__", "") for k in kinds] for name, kinds in cls._get_signature_types().items()}
+    needed = set(cls._get_signature_keys(cls)[0]) - set(cls._optional_components)
+    return needed <= {*index, *config.components} and all(
+        index[name][1] in kinds[name] for name in {"transformer", "unet", "vae"} & {*index} & {*kinds}
+    )
 
 
 def _check_source(source: ComponentSource, base: Path | None, variant: str) -> None:
@@ -136,7 +148,7 @@ def build_components(config: PipelineConfig, dtype: torch.dtype, shared: Mapping
         if source is None:
             parts[name] = None
         elif not source.file:
-            parts[name] = _load_component(source, index[name], dtype, config.variant)
+            parts[name] = load_component(source, index[name], dtype, config.variant)
         elif _is_converted(source, path := source.path or download_file(source), index[name], repo):
             parts[name] = _convert_file(source, path, index[name], repo, dtype)
         else:
@@ -212,7 +224,7 @@ def _load_base(
             if not lacking:
                 raise BadInput(f"file: {path}: {explain_error(error)}") from error
             source = ComponentSource(lacking[0], repo, lacking[0])
-            parts = parts | {source.name: _load_component(source, index[source.name], dtype, variant)}
+            parts = parts | {source.name: load_component(source, index[source.name], dtype, variant)}
         except LIBRARY_ERRORS as error:
             raise BadInput(
                 f"file: {path} can't become a {config.pipeline} with the settings of {repo}: {explain_error(error)}"
@@ -231,7 +243,7 @@ def _component_index(cls: Any, repo: str) -> dict[str, Any]:
         raise BadInput(f"repo: {repo} is neither a local folder nor a reachable hub repository") from error
 
 
-def _load_component(source: ComponentSource, entry: list, default: torch.dtype, variant: str) -> Any:
+def load_component(source: ComponentSource, entry: list, default: torch.dtype, variant: str) -> Any:
     """A component loaded from another repository, of the class that model_index.json names. Raises BadInput."""
     cls, part = find_component_class(entry), source.folder
     settings: dict[str, Any] = {"dtype": DTYPES.get(source.dtype, default), "use_safetensors": True}

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from pipelines import lora_source, variants
-from pipelines.call_arguments import check_arguments, read_arguments, required_arguments
-from pipelines.known_classes import BLENDING, INPUTS, MODALITIES, REFUSED
+from pipelines.call_arguments import check_arguments, read_arguments, read_default, required_arguments
+from pipelines.known_classes import BLENDING, FIXED_ARGUMENTS, INPUTS, MODALITIES, REFUSED, TRUNCATING
 from pipelines.weight_folder import component_class, read_pipeline_class
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES
@@ -44,6 +44,16 @@ class KernelConfig:
     eta: float | None = None  # how much noise; not given: the kernel's own
 
 
+@dataclass(frozen=True)
+class IPAdapterConfig:
+    """Weights by which a denoiser reads a reference picture; see pipelines.ip_adapter."""
+
+    repo: str  # a hub id or a folder
+    file: str  # its safetensors file
+    encoder: str = ""  # the folder of its picture encoder; not given: the pipeline's own
+    scale: float = 1.0  # how much the picture counts
+
+
 def read_kernel(block: Mapping, where: str) -> dict:
     """The settings of a `kernel` block, checked. Raises BadInput."""
     kernel = build_dataclass(KernelConfig, block, where)
@@ -64,10 +74,13 @@ class PipelineConfig:
     # input that comes with each prompt (source, mask, reference, control, first, last, audio) -> argument of the call;
     # by default those of the class
     inputs: dict = field(default_factory=dict)
+    # [H,W] of pictures or [T,H,W] of clips that come with prompts, where no argument of the call says it
+    input_size: list = field(default_factory=list)
     guidance: str = "guidance_scale"  # the argument that scales guidance; "" where it is no argument of the call
     scheduler: dict = field(default_factory=dict)  # {class: ..., repo: ..., and settings of that scheduler}
     # name -> null (none), true (the pipeline's own), a repo, {repo, subfolder, dtype}, {repo, file} or {file}
     components: dict = field(default_factory=dict)
+    ip_adapter: dict = field(default_factory=dict)  # {repo, file, encoder, scale}: reads a reference picture
     kernel: dict = field(default_factory=dict)  # {name: ancestral | cps | flow-sde, eta: ...}, to sample by
     variant: str = ""  # of the weight files: fp16 for model.fp16.safetensors; by default plain ones, or the only ones
     file: str = ""  # one safetensors file with the whole pipeline; `repo` has the settings and what the file lacks
@@ -86,6 +99,16 @@ class PipelineConfig:
             name = component_class(local, "scheduler")
         is_known = (not name or name in FAMILIES) and self.pipeline not in BLENDING
         return frozenset({"latents", "trainable"} | ({"stochastic"} if is_known else set()))
+
+    @property
+    def steps_taken(self) -> int:
+        """How many of the schedule's `steps` a call takes: fewer where it starts from a source, whose share `strength`
+        says."""
+        strength = self.call.get("strength", read_default(self.pipeline, "strength"))
+        if not isinstance(strength, (int, float)):
+            return self.steps
+        share = min(self.steps * float(strength), self.steps)
+        return int(share) if self.pipeline in TRUNCATING else self.steps - int(self.steps - share)
 
     @property
     def folder(self) -> Path | None:
@@ -213,6 +236,12 @@ def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
         convert_value(config.scheduler[key], str, f"{where}: scheduler.{key}")
     if config.kernel:
         config = replace(config, kernel=read_kernel(config.kernel, f"{where}: kernel"))
+    if config.ip_adapter:
+        adapter = build_dataclass(IPAdapterConfig, config.ip_adapter, f"{where}: ip_adapter")
+        config = replace(config, ip_adapter=asdict(adapter))
+    if config.steps_taken < 1:
+        strength = config.call.get("strength")
+        raise BadInput(f"{where}: strength: {strength} leaves none of the {config.steps} steps; give more of either")
     if config.modality != "image" and config.rate <= 0:
         raise BadInput(f"{where}: rate must say how many {_rate_unit(config.modality)} a second has")
     if config.dtype not in ("", "bf16", "fp16", "fp32"):
@@ -245,6 +274,12 @@ def check_inputs(config: PipelineConfig, where: str) -> None:
             raise BadInput(f"{where}: inputs: {name} names an argument of the call, got {quote_value(argument)}")
         if argument in {*RESERVED_ARGUMENTS, *config.call, *config.text}:
             raise BadInput(f"{where}: inputs: {name}: {argument!r} is given already; leave it out here or there")
+    size = config.input_size
+    if size and (len(size) not in (2, 3) or any(type(side) is not int or side < 1 for side in size)):
+        raise BadInput(
+            f"{where}: input_size: is [height, width] of pictures or [frames, height, width] of clips, got "
+            f"{quote_value(size)}"
+        )
     check_arguments(config.pipeline, dict.fromkeys(config.inputs.values()), f"{where}: inputs")
 
 
@@ -255,6 +290,12 @@ def check_call(config: PipelineConfig, where: str) -> None:
             instead = "; say steps: instead" if reserved[0] == "num_inference_steps" else ""
             raise BadInput(
                 f"{where}: {block}: {reserved[0]!r} is given by the workbench itself, so leave it out{instead}"
+            )
+    for name, value in FIXED_ARGUMENTS.get(config.pipeline, {}).items():
+        if config.call.get(name) != value:
+            raise BadInput(
+                f"{where}: call: {name}: must be {value} with {config.pipeline}, which would draw noise at every step, "
+                "so that none could be repeated"
             )
     check_arguments(config.pipeline, config.call, f"{where}: call")
     check_arguments(config.pipeline, dict.fromkeys(config.text), f"{where}: text")

@@ -114,10 +114,11 @@ class DistributedPolicy:
         """The micro-batches of a process. With sharded weights all processes must run the denoiser equally often, so
         one with fewer micro-batches repeats its last row; the results are dropped."""
         rows = self.rows_of_process(n, process)
-        size = self.micro or len(rows)
+        micro = 1 if self.sharded and self.policy.grouping != "each" else self.micro
+        size = micro or len(rows)
         row_parts = [rows[k : k + size] for k in range(0, len(rows), size)]
         max_parts = len(row_parts)
-        if self.sharded and self.micro:
+        if self.sharded and micro:
             max_parts = -(-len(self.rows_of_process(n, 0)) // size)  # the first process has the most
         return row_parts + [rows[-1:]] * (max_parts - len(row_parts))
 

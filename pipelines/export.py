@@ -11,7 +11,7 @@ import json
 import os
 import shutil
 import traceback
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -167,10 +167,11 @@ class PolicyPredictions:
 
 
 def _record_predictions(policy: TrainablePolicy) -> PolicyPredictions:
-    states = policy.sample((PROMPT,), seeds=(SEED,)).x
-    want = _predict_states(policy, states)
+    prompts = policy.example_prompts(PROMPT)
+    states = policy.sample(prompts, seeds=(SEED,)).x
+    want = _predict_states(policy, states, prompts)
     with policy.reference():
-        effect = _largest_difference(want, _predict_states(policy, states))
+        effect = _largest_difference(want, _predict_states(policy, states, prompts))
     weights = policy.adapters.gather_full() if policy.sharded else {}
     return PolicyPredictions(states, want, effect, weights)
 
@@ -291,12 +292,12 @@ def _check_loaded_layers(module: Any, weights: Factors, name: str) -> None:
             raise ExportMismatch(f"{name}.{key}: other weights were loaded back than were written; not exported")
 
 
-def _predict_states(policy: Policy, states: Tensor) -> list[Tensor]:
+def _predict_states(policy: Policy, states: Tensor, prompts: Sequence[str]) -> list[Tensor]:
     """The guided denoiser outputs at the first, a middle and the last step; under guidance with momentum, at the first
     alone."""
     last = policy.steps - 1
     places = (0,) if policy._has_momentum else sorted({0, last // 2, last})
-    return [policy._model_output(states[:, i], i, (PROMPT,)).float() for i in places]
+    return [policy._model_output(states[:, i], i, prompts).float() for i in places]
 
 
 def _check_predictions(policy: TrainablePolicy, pipe: Any, expected: PolicyPredictions, what: str) -> float:
@@ -309,7 +310,9 @@ def _check_predictions(policy: TrainablePolicy, pipe: Any, expected: PolicyPredi
         text=policy.text,
         guidance=policy.guidance,
     )
-    off, effect = _largest_difference(expected.want, _predict_states(plain, expected.states)), expected.effect
+    plain.conditions = policy.conditions
+    predictions = _predict_states(plain, expected.states, policy.example_prompts(PROMPT))
+    off, effect = _largest_difference(expected.want, predictions), expected.effect
     dtype = max(
         (p.dtype for name in policy.adapters.denoisers for p in getattr(pipe, name).parameters()), key=_dtype_eps
     )

@@ -1,7 +1,9 @@
 """What is known of diffusers' pipeline classes before one is imported: which can't be policies, what they make, and
-what they take besides a prompt. Data only; a class that isn't here needs a config that says it."""
+what they take besides a prompt. A class that isn't here needs a config that says it."""
 
 from __future__ import annotations
+
+import re
 
 from workbench.core.types import Modality
 
@@ -21,7 +23,10 @@ REFUSED = {
             "KandinskyCombinedPipeline KandinskyV22CombinedPipeline Kandinsky3CombinedPipeline "
             "StableCascadeCombinedPipeline WuerstchenCombinedPipeline UnCLIPPipeline"
         ),
-        "it makes video and sound with two schedulers": "LTX2Pipeline",
+        "it makes video and sound with two schedulers": (
+            "LTX2Pipeline LTX2ImageToVideoPipeline LTX2ConditionPipeline LTX2InContextPipeline LTX2HDRPipeline "
+            "LTX2DFRPipeline LTX2DFRTemporalRefinePipeline"
+        ),
         "its guardrails pass clips on as arrays, without gradient, and its licence wants them on": (
             "CosmosTextToWorldPipeline CosmosVideoToWorldPipeline Cosmos2TextToImagePipeline "
             "Cosmos2VideoToWorldPipeline Cosmos2_5_PredictBasePipeline Cosmos2_5_TransferPipeline Cosmos3OmniPipeline"
@@ -31,8 +36,17 @@ REFUSED = {
     for name in names.split()
 }
 
+# What names of classes say of their inputs; the rest names a class with the same networks that takes only text.
+_KINDS = re.compile(
+    "Img2Img|Inpaint|ControlNet|InstructPix2Pix|EditPlus|Edit|Kontext|Fill|Control|ImageToVideo|VideoToVideo|Condition|"
+    "AudioToAudio"
+)
+
 # Pipelines whose autoencoders can't decode two clips at once.
-DECODED_SINGLY = frozenset({"HunyuanVideo15Pipeline"})
+DECODED_SINGLY = frozenset({"HunyuanVideo15Pipeline", "HunyuanVideo15ImageToVideoPipeline"})
+
+# Arguments of a call by which a class would draw noise at every step, so that no step could be repeated.
+FIXED_ARGUMENTS = {"LTXConditionPipeline": {"image_cond_noise_scale": 0.0}}
 
 # Components that the class makes itself, and that save_pretrained names in model_index.json without saving them.
 OPTIONAL_COMPONENTS = {"LongCatAudioDiTPipeline": frozenset({"scheduler"})}
@@ -79,6 +93,8 @@ MODALITIES: dict[str, tuple[Modality, float]] = {
     "CogVideoXImageToVideoPipeline": ("video", 8.0),
     "HunyuanVideoImageToVideoPipeline": ("video", 24.0),
     "HunyuanVideo15ImageToVideoPipeline": ("video", 24.0),
+    "WanVideoToVideoPipeline": ("video", 16.0),
+    "CogVideoXVideoToVideoPipeline": ("video", 8.0),
     "AudioLDM2Pipeline": ("audio", 16000.0),
     "MusicLDMPipeline": ("audio", 16000.0),
     "StableAudioPipeline": ("audio", 44100.0),
@@ -113,6 +129,7 @@ INPUTS: dict[str, dict[str, str]] = {
     "CogVideoXImageToVideoPipeline": FIRST,
     "HunyuanVideoImageToVideoPipeline": FIRST,
     "HunyuanVideo15ImageToVideoPipeline": FIRST,
+    **{f"{family}VideoToVideoPipeline": {"source": "video"} for family in ("Wan", "CogVideoX")},
     "StableAudio3AudioToAudioPipeline": {"source": "audio"},
     "StableAudio3InpaintPipeline": {"source": "audio"},
 }
@@ -122,3 +139,11 @@ INPUTS: dict[str, dict[str, str]] = {
 BLENDING = frozenset(f"{family}InpaintPipeline" for family in ("StableDiffusion3", "Flux", "QwenImage")) | {
     "LTXConditionPipeline"
 }
+
+# Classes that round the number of steps that `strength` leaves down; all others round it up.
+TRUNCATING = frozenset(f"{family}{kind}Pipeline" for family in FAMILIES[:2] for kind in ("Img2Img", "Inpaint"))
+
+
+def text_class(name: str) -> str:
+    """The class with the networks of this one that takes only text: FluxPipeline of FluxKontextPipeline."""
+    return _KINDS.sub("", name)

@@ -16,6 +16,7 @@ from pipelines import guards, lora_loading, lora_source, processes, schedule, se
 from pipelines.compat import patch_pipeline
 from pipelines.component_sources import DTYPES, choose_variant
 from pipelines.components import build_components, check_components
+from pipelines.ip_adapter import check_ip_adapter, install_ip_adapter
 from pipelines.known_classes import DECODED_SINGLY
 from pipelines.lora_start import merge_start
 from pipelines.trainable_policy import COUNTS, TrainablePolicy
@@ -69,6 +70,7 @@ def load(
         call=config.call,
         text=config.text,
         inputs=config.inputs,
+        input_size=config.input_size,
         kernel=kernel,
         guidance=config.guidance,
         attention=chosen,
@@ -92,6 +94,7 @@ def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
         call=config.call,
         text=config.text,
         inputs=config.inputs,
+        input_size=config.input_size,
     )
     return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **settings)
 
@@ -128,10 +131,13 @@ def plan_loading(
     if config.lora:
         lora_source.find_lora(config.lora)
     check_components(config)
+    check_ip_adapter(config)
     if config.kernel:
         transitions.make_kernel(**config.kernel)
     if train is not None:
         _check_training(train, kind, where)
+        if config.ip_adapter and getattr(train.get("lora"), "targets", "") == "weights":
+            raise BadInput("targets: weights can't be trained beside an IP-Adapter, which changes them; train a LoRA")
     return where, kind, chosen
 
 
@@ -175,8 +181,10 @@ def _load_pipeline(
 
 
 def _build_pipeline(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
-    """The pipeline with the config's components and scheduler. Raises BadInput."""
+    """The pipeline with the config's components, IP-Adapter and scheduler. Raises BadInput."""
     pipe = build_components(config, dtype, shared)
+    if config.ip_adapter:
+        install_ip_adapter(pipe, config, dtype, shared)
     if config.scheduler:
         pipe.scheduler = _make_scheduler(pipe, config)
     return pipe

@@ -15,6 +15,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_map_only
 
 from pipelines import encoding, guards, noise_hypernetwork, replay, schedule, seams
 from pipelines.conditions import Conditions, Grouping, compute_in_groups, find_grouping
@@ -31,7 +32,8 @@ class Policy:
 
     `call` are keyword arguments of the pipeline (guidance_scale, height, ...), `text` those of them that are repeated
     for each prompt (negative_prompt, lyrics), `inputs` those that take what comes with each prompt beside its text
-    ({"source": "image"}): prompts are then `Prompt`s with these inputs. With a `kernel`, `sample` takes that Gaussian
+    ({"source": "image"}): prompts are then `Prompt`s with these inputs, which are brought to the size of the call, or
+    to `input_size` where the call doesn't say it. With a `kernel`, `sample` takes that Gaussian
     step instead of the scheduler's own and scores it; without one, `sample` is the pipeline's loop and `transition`
     uses Ancestral(eta=1).
     """
@@ -49,6 +51,7 @@ class Policy:
         call: Mapping[str, Any] | None = None,
         text: Mapping[str, str] | None = None,
         inputs: Mapping[str, str] | None = None,
+        input_size: Sequence[int] = (),
         kernel: Kernel | None = None,
         guidance: str = "guidance_scale",
         attention: str = "sdpa",
@@ -72,14 +75,14 @@ class Policy:
         self.checkpoint = checkpoint  # recompute the denoiser's activations in the backward pass of several steps
         # more than `cached_batches` within so many bytes: a method repeats all batches of a round
         self.prompt_caches = PromptCaches(cached_batches, cache_bytes)
-        self.conditions = Conditions(pipe, inputs or {}, self.call, modality, rate)
+        self.conditions = Conditions(pipe, inputs or {}, self.call, modality, rate, input_size)
 
     @cached_property
     def structure(self) -> PipelineStructure:
         one, two = self.example_prompts("a"), self.example_prompts("a", "b")
         with torch.random.fork_rng(self._cuda_devices):
-            two_rows = self.call_arguments(two, [0, 1], "each")
-            return find_structure(self.pipe, self.call_arguments(one, [0]), two_rows)
+            arguments = self.call_arguments(one, [0])
+            return find_structure(self.pipe, arguments, lambda: self.call_arguments(two, [0, 1], "each"))
 
     @cached_property
     def _has_momentum(self) -> bool:
@@ -367,6 +370,8 @@ class Policy:
         rows = {name: [value] * len(prompts) for name, value in self.text.items()}
         generator = generators if len(generators) > 1 else generators[0]  # some pipelines refuse a list of one
         given = self.conditions.arguments(prompts, grouping)
+        if self.modality == "audio":  # not all pipelines bring a sound to where, and as what, they encode it
+            given = tree_map_only(Tensor, lambda sound: sound.to(self.device, self.pipe.vae.dtype), given)
         return {**self.call, **rows, **given, "prompt": [str(p) for p in prompts], "generator": generator}
 
     def to_media(self, out: Any) -> Media:

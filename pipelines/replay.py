@@ -72,26 +72,29 @@ def run_decoder(policy: Any, latents: Tensor, prompts: tuple[str, ...]) -> Any:
 
 def first_state(policy: Any, noise: Tensor, prompts: tuple[str, ...]) -> Tensor:
     """The first state x_0 [B,*latent] of a call with this noise [B,*draw], with the graph to it."""
-    return _leave_at_first_step(policy, prompts, noise, lambda step: step.sample, is_live=False)
+    return _leave_at_step(policy, 0, prompts, noise, lambda step: step.sample, is_live=False)
 
 
-def first_output(policy: Any, prompts: tuple[str, ...], seeds: Sequence[int], grouping: str) -> Tensor:
-    """The denoiser's output [B,*latent] at the first step of a call whose inputs are given in that form. No gradient;
-    the policy's counts and caches stay as they are."""
+def early_output(policy: Any, i: int, prompts: tuple[str, ...], seeds: Sequence[int], grouping: str) -> Tensor:
+    """The guided output [B,*latent] at step i of a call whose inputs are given in that form. No gradient; the policy's
+    counts and caches stay as they are."""
     twin = copy.copy(policy)
     twin.grouping, twin.prompt_caches = grouping, PromptCaches(0, 0)
     with torch.no_grad():
-        return _leave_at_first_step(twin, prompts, policy.noise(seeds), lambda step: step.model_output, is_live=True)
+        return _leave_at_step(twin, i, prompts, policy.noise(seeds), lambda step: step.model_output, is_live=True)
 
 
-def _leave_at_first_step(
+def _leave_at_step(
     policy: Any,
+    i: int,
     prompts: tuple[str, ...],
     noise: Tensor,
     read: Callable[[seams.SchedulerStep], Tensor],
     is_live: bool,
 ) -> Tensor:
     def on_step(step: seams.SchedulerStep) -> Any:
+        if step.index < i:
+            return step.advance()
         raise seams.LeavePipeline(policy.structure.group_rows(read(step)))
 
     return policy.run_pipeline(

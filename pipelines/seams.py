@@ -151,6 +151,21 @@ def run_pipeline(
         _open = False
 
 
+@contextmanager
+def encode_sources_by_mode(pipe: Any) -> Iterator[None]:
+    """Inside the block `pipe(...)` encodes a source by the mode of its posterior, as behind the seam.
+
+    Many classes sample that posterior, and from the generator of the noise, before the noise. A policy's noise is by
+    contract the FIRST draw of a seed, as methods replace it and optimise it; with the mode nothing is drawn before it,
+    so that the call of the class and the policy start from the same noise.
+    """
+    with ExitStack() as stack:
+        for name, autoencoder in named_autoencoders(pipe).items():
+            encode = _watch_autoencoder(name, autoencoder.encode, lambda _, compute: compute())
+            stack.enter_context(_patch_attribute(autoencoder, "encode", encode))
+        yield
+
+
 def named_networks(pipe: Any) -> dict[str, nn.Module]:
     """Name -> network of the pipeline, with the optional ones that `pipe.components` leaves out."""
     return {name: part for name, part in vars(pipe).items() if isinstance(part, nn.Module)}
@@ -167,10 +182,10 @@ def find_schedulers(pipe: Any) -> list[Any]:
     return [part for part in vars(pipe).values() if callable(getattr(part, "step", None)) and hasattr(part, "config")]
 
 
-def list_autoencoders(pipe: Any) -> list[str]:
-    """The components that encode media to latents and decode them."""
-    pairs = named_networks(pipe).items()
-    return [name for name, part in pairs if all(callable(getattr(part, verb, None)) for verb in ("encode", "decode"))]
+def named_autoencoders(pipe: Any) -> dict[str, Any]:
+    """Name -> network that encodes media to latents and decodes them."""
+    networks: dict[str, Any] = named_networks(pipe)
+    return {n: part for n, part in networks.items() if all(hasattr(part, verb) for verb in ("encode", "decode"))}
 
 
 def prev_sample(ret: Any) -> Tensor:
@@ -238,9 +253,8 @@ def _make_patches(pipe: Any, token: _Token, on_draw, on_encode, on_call, on_late
             compiled = getattr(module, "_compiled_call_impl", None)  # set by module.compile(): it bypasses `forward`
             attribute, original = ("_compiled_call_impl", compiled) if compiled else ("forward", module.forward)
             yield _patch_attribute(module, attribute, _watch_forward(name, original, token, on_call, encoding))
-    for name in list_autoencoders(pipe) if on_latents else ():
-        module = named_networks(pipe)[name]
-        yield _patch_attribute(module, "encode", _watch_autoencoder(name, module.encode, on_latents))
+    for name, autoencoder in named_autoencoders(pipe).items() if on_latents else ():
+        yield _patch_attribute(autoencoder, "encode", _watch_autoencoder(name, autoencoder.encode, on_latents))
     if on_draw:
         files = {sys.modules[cls.__module__] for cls in type(pipe).__mro__}
         for file in (f for f in files if hasattr(f, "randn_tensor")):

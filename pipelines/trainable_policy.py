@@ -10,6 +10,7 @@ import random
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from torch.utils._pytree import tree_map
 
 from pipelines import seams, sharding
 from pipelines.adapters import Adapters, Lora, copy_to_cpu, strip_lora
+from pipelines.conditions import Grouping
 from pipelines.lora_start import StartLora
 from pipelines.policy import Policy
 from pipelines.processes import join_processes
@@ -97,10 +99,20 @@ class TrainablePolicy(Policy):
         """Whether this is the first process, the one that writes."""
         return self._world.process_index == 0
 
+    @cached_property
+    def grouping(self) -> Grouping:
+        """Which rows one call can compute together. Sharded, where all processes must run the denoiser equally often,
+        rows are not grouped by their inputs, which differ from process to process."""
+        grouping = super().grouping
+        if not self.sharded:
+            return grouping
+        from accelerate.utils import broadcast_object_list
+
+        return "each" if broadcast_object_list([grouping])[0] == "each" else "alone"
+
     def _prompt_cache(self, prompts: tuple[str, ...], guidance: float | None) -> Any:
-        return super()._prompt_cache(
-            self.cache_scope if self.sharded and self.cache_scope is not None else prompts, guidance
-        )
+        is_scope = self.sharded and self.cache_scope is not None and prompts in self.cache_scope
+        return super()._prompt_cache(self.cache_scope if is_scope else prompts, guidance)
 
     def reference(self) -> AbstractContextManager[None]:
         """Inside the block this is the policy before training, bit for bit."""

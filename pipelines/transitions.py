@@ -66,6 +66,8 @@ class FlowSDE:
     def __call__(self, n: NoiseLevel, x: Tensor, out: Tensor) -> Transition:
         if not n.is_flow:
             raise TypeError("the flow-sde kernel needs flow matching (a = 1 - s); use: ancestral")
+        if n.s_next > n.s:  # Stable Audio 3 begins so, where it starts from a source
+            raise TypeError("the flow-sde kernel needs noise levels that fall, and this schedule has a step that rises")
         x0, eps = predict_x0(n, x, out), predict_eps(n, x, out)
         if not n.s_next:
             return Transition(x0, torch.zeros((), device=x.device), x0)

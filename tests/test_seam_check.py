@@ -49,7 +49,7 @@ def test_a_healthy_pipeline_passes_every_claim_and_is_left_as_it_was(policy):
     weights = [p.clone() for part in parts for p in part.parameters()]
     results = list(check_pipeline(policy))
     assert [r.claim for r in results if r.holds is False and r.claim != UNTRAINED] == []
-    assert len(results) == 16 and [r.claim for r in results if r.holds is None] == [WEIGHTS]  # it has no files
+    assert len(results) == 17 and [r.claim for r in results if r.holds is None] == [WEIGHTS]  # it has no files
     assert all(any(c.isdigit() for c in r.evidence) for r in results if r.holds is not None)
     assert all(torch.equal(p, was) for p, was in zip((p for m in parts for p in m.parameters()), weights, strict=True))
     assert policy.kernel is None

@@ -21,7 +21,7 @@ import transformers as t
 
 import pipelines
 from pipelines.compat import patch_pipeline
-from pipelines.known_classes import MODALITIES
+from pipelines.known_classes import INPUTS, MODALITIES
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,10 @@ class Tiny:
     guidance: str = "guidance_scale"
     steps: int = 3
     fixed: dict[str, Any] = field(default_factory=dict)  # lengths that the pipeline has as attributes, not as arguments
+    inputs: dict[str, str] = field(default_factory=dict)  # by default those of the class
+    rate: float | None = None  # by default that of the class
+    input_size: list[int] = field(default_factory=list)
+    extend: Callable[[Any], None] | None = None  # what is done to the pipeline once it is made: an IP-Adapter
 
 
 def class_of(name: str) -> str:
@@ -125,26 +129,34 @@ TINY: dict[str, Tiny] = {
     "LongCatAudioDiTPipeline": Tiny(audio.longcat, dict(guidance_scale=3.0, audio_duration_s=0.001), BAD),
     "StableAudio3Pipeline": Tiny(audio.stable_audio_3, dict(guidance_scale=3.0, duration=1.0), BAD),
 }
+TABLES = [TINY]  # tiny_conditioned.py has further ones
 VIDEO = [name for name in TINY if MODALITIES[class_of(name)][0] == "video"]
 AUDIO = [name for name in TINY if MODALITIES[class_of(name)][0] == "audio"]
+
+
+def find(name: str) -> Tiny:
+    return next(table[name] for table in TABLES if name in table)
 
 
 def build(name: str, seed: int = 0) -> Any:
     """The pipeline of that class: frozen, in eval mode, float32. What follows a colon in its name is a variant of
     it."""
+    tiny = find(name)
     t.logging.set_verbosity_error()
     d.logging.set_verbosity_error()
     with warnings.catch_warnings(), torch.random.fork_rng([]):
         warnings.simplefilter("ignore")
         torch.manual_seed(seed)
-        parts = TINY[name].parts()
+        parts = tiny.parts()
         for part in parts.values():
             if isinstance(part, torch.nn.Module):
                 randomise(part.eval().requires_grad_(False))
         extra = {"requires_safety_checker": False} if "safety_checker" in parts else {}
         pipe = getattr(d, class_of(name))(**parts, **extra)
+        if tiny.extend is not None:
+            tiny.extend(pipe)
     pipe.set_progress_bar_config(disable=True)
-    vars(pipe).update(TINY[name].fixed)
+    vars(pipe).update(tiny.fixed)
     return patch_pipeline(pipe)
 
 
@@ -162,17 +174,17 @@ def save(name: str, folder: Path) -> Path:
 
 
 def config(name: str, repo: str | Path, **changes: Any) -> pipelines.PipelineConfig:
-    tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
-    settings = dict(
-        steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate
-    )
-    return pipelines.PipelineConfig(class_of(name), str(repo), **{**settings, **changes})
+    return pipelines.PipelineConfig(class_of(name), str(repo), **{**settings(name), **changes})
+
+
+def settings(name: str) -> dict[str, Any]:
+    tiny, (modality, rate) = find(name), MODALITIES[class_of(name)]
+    names = ("steps", "call", "text", "guidance", "input_size")
+    inputs = tiny.inputs or INPUTS.get(class_of(name), {})
+    rate = rate if tiny.rate is None else tiny.rate
+    return dict(modality=modality, rate=rate, inputs=inputs, **{name: getattr(tiny, name) for name in names})
 
 
 def policy(name: str, pipe: Any = None, **changes: Any) -> pipelines.Policy:
     """A Policy straight on the pipeline, without a folder in between."""
-    tiny, (modality, rate) = TINY[name], MODALITIES[class_of(name)]
-    settings = dict(
-        steps=tiny.steps, call=tiny.call, text=tiny.text, guidance=tiny.guidance, modality=modality, rate=rate
-    )
-    return pipelines.Policy(pipe or build(name), **{**settings, **changes})
+    return pipelines.Policy(pipe or build(name), **{**settings(name), **changes})

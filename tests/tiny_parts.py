@@ -70,6 +70,13 @@ def clip(projected: bool = False, width: int = 16, positions: int = 16) -> Any:
     return kind(t.CLIPTextConfig(**settings, **special))
 
 
+def clip_vision(width: int = 8) -> Any:
+    size = dict(hidden_size=width, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2)
+    return t.CLIPVisionModelWithProjection(
+        t.CLIPVisionConfig(image_size=16, patch_size=8, projection_dim=width, **size)
+    )
+
+
 def t5(width: int = 16) -> Any:
     return t.T5EncoderModel(t.T5Config(vocab_size=64, d_model=width, d_ff=16, d_kv=8, num_heads=2, num_layers=1))
 

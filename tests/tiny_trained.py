@@ -8,7 +8,6 @@ import tiny
 import torch
 
 from pipelines import Ancestral, FlowSDE, Lora, TrainablePolicy
-from pipelines.known_classes import MODALITIES
 
 SD = "StableDiffusionPipeline"
 FLOWS = ("StableDiffusion3Pipeline", "FluxPipeline", "WanPipeline")
@@ -17,12 +16,9 @@ SMALL = Lora(rank=4, alpha=16.0)
 
 def trainable(name: str, pipe: Any = None, **changes: Any) -> TrainablePolicy:
     """With a stochastic kernel, so that its steps can be scored."""
-    spec, (modality, rate) = tiny.TINY[name], MODALITIES[tiny.class_of(name)]
-    settings = dict(
-        steps=spec.steps, call=spec.call, text=spec.text, guidance=spec.guidance, modality=modality, rate=rate
-    )
     kernel = FlowSDE() if name in FLOWS else Ancestral()
-    return TrainablePolicy(pipe or tiny.build(name), **{"lora": SMALL, "kernel": kernel, **settings, **changes})
+    settings = {"lora": SMALL, "kernel": kernel, **tiny.settings(name), **changes}
+    return TrainablePolicy(pipe or tiny.build(name), **settings)
 
 
 @torch.no_grad()

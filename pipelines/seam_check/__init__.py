@@ -1,8 +1,8 @@
 """Checks of the seam on a given pipeline: every claim on which methods rely is tested, with a control that must fail.
 
 The pipeline's own call is recorded step by step. Then `sample`, `transition`, `predict`, `decode` and `encode` must
-reproduce it, and must differ for another state, other weights, another prompt or another seed. Gradients are compared
-with finite differences, and weights with their files.
+reproduce it, and must differ for another state, other weights, another prompt, other inputs or another seed. Gradients
+are compared with finite differences, and weights with their files.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from functools import partial
 import torch
 
 from pipelines.policy import Policy
-from pipelines.seam_check import gradient_checks, media_checks, step_checks
+from pipelines.seam_check import gradient_checks, input_checks, media_checks, step_checks
 from pipelines.seam_check.evidence import (
     SEEDS,
     CheckResult,
@@ -36,6 +36,7 @@ PROMPTS: dict[Modality, tuple[str, str]] = {  # words that the starter pack's to
 CLAIMS: dict[str, Callable[..., CheckResult]] = {  # besides those on structure, weights and the public call
     "replays every step exactly": step_checks.check_replay,
     "depends on the prompt": step_checks.check_prompts,
+    "counts the rows through its denoiser": step_checks.check_count,
     "knows the scheduler's noise levels": step_checks.check_levels,
     "takes the sampled steps again": step_checks.check_transitions,
     "scores the sampled steps": step_checks.check_log_prob,
@@ -47,6 +48,12 @@ CLAIMS: dict[str, Callable[..., CheckResult]] = {  # besides those on structure,
     "differentiates its denoiser": gradient_checks.check_denoiser_gradient,
     "differentiates its decoder": gradient_checks.check_decoder_gradient,
     "makes each row from its own seed alone": step_checks.check_rows,
+}
+
+INPUT_CLAIMS: dict[str, Callable[..., CheckResult]] = {  # of pipelines that take more than a text
+    "depends on its inputs": input_checks.check_inputs,
+    "makes each row from its own inputs alone": input_checks.check_input_rows,
+    "forgets no input": input_checks.check_memory,
 }
 
 
@@ -62,14 +69,15 @@ def check_pipeline(policy: Policy) -> Iterator[CheckResult]:
     yield try_claim("holds the weights of its files", partial(media_checks.check_weights, policy=policy))
     if not runs.holds:
         return  # the pipeline's own call fails, so that there is nothing to compare with
-    structure, prompts = policy.structure, PROMPTS[policy.modality]
+    structure, prompts = policy.structure, policy.example_prompts(*PROMPTS[policy.modality])
     public_call = partial(media_checks.check_public_call, policy=policy, prompts=prompts)
     yield try_claim("reproduces the public call bit for bit", public_call)
     last = structure.steps - 1
     places = (0,) if policy._has_momentum else tuple(sorted({0, min(1, last), last // 2, last}))
     with torch.no_grad():
-        recorded = record_steps(policy, prompts)
+        recorded, nfe = record_steps(policy, prompts), policy.nfe
         sample = policy.sample(prompts, seeds=SEEDS)
-    evidence = Evidence(policy, prompts, recorded, sample, places, 3e-5 if sample.x.dtype == torch.float32 else 5e-2)
-    for claim, check in CLAIMS.items():
+    exact = 3e-5 if sample.x.dtype == torch.float32 else 5e-2
+    evidence = Evidence(policy, prompts, recorded, sample, policy.nfe - nfe, places, exact)
+    for claim, check in (CLAIMS | (INPUT_CLAIMS if policy.conditions else {})).items():
         yield try_claim(claim, partial(check, evidence=evidence))

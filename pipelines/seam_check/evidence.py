@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipelines import seams
+from pipelines.conditions import compute_in_groups
 from pipelines.policy import Policy
 from pipelines.transitions import Kernel
 from workbench.core.types import Trajectory
@@ -20,6 +22,7 @@ from workbench.core.types import Trajectory
 SEEDS = (1, 2)
 # Schedulers whose step returns x0 besides the next state; that keep it.
 X0_RETURNED = {"DDIM", "DDPM", "EulerDiscrete", "EulerAncestralDiscrete", "LMSDiscrete", "SCM"}
+BLENDING = "it lays its source under the mask after every step, so that parts of a state are not sampled"
 X0_KEPT = {"CosineDPMSolverMultistep"}  # besides solvers whose config says so
 
 
@@ -41,6 +44,7 @@ class RecordedStep:
     output: Tensor  # [B,*latent], the guided denoiser's output
     x_next: Tensor  # [B,*latent]
     x0: Tensor | None  # [B,*latent], the scheduler's own x0, where it has one
+    rows: int  # that went through the denoisers for it
 
 
 @dataclass(frozen=True)
@@ -48,9 +52,10 @@ class Evidence:
     """The data of all tests: two rows of the pipeline's own call, as recorded and as the policy samples them."""
 
     policy: Policy
-    prompts: tuple[str, str]
+    prompts: tuple[str, ...]
     recorded: list[RecordedStep]
     sample: Trajectory
+    nfe: int  # that the policy counted for its samples
     places: tuple[int, ...]  # steps to check, with the last; only the first where guidance has momentum
     exact: float  # relative error allowed at the first step, whose noise is recovered up to rounding
 
@@ -65,20 +70,37 @@ def try_claim(claim: str, check: Callable[[str], CheckResult]) -> CheckResult:
 
 
 def record_steps(policy: Policy, prompts: Sequence[str], seeds: Sequence[int] = SEEDS) -> list[RecordedStep]:
-    """Every scheduler step of the pipeline's own call, recorded without any policy's hooks."""
-    rows, recorded = policy.structure.group_rows, []
+    """Every scheduler step of the pipeline's own call, recorded without any policy's hooks. Sources are encoded by the
+    mode of their posterior, and rows computed in the groups that the class takes."""
+    group_rows, rows = policy.structure.group_rows, Counter[int]()
 
-    def on_step(step: seams.SchedulerStep) -> Any:
-        x, output = map(rows, seams.clone_tensors((step.sample, step.model_output)))
-        returned = step.advance()
-        x0 = scheduler_x0(step.scheduler, returned)
-        x_next, x0 = seams.clone_tensors((seams.prev_sample(returned), x0))
-        recorded.append(RecordedStep(x, output, rows(x_next), None if x0 is None else rows(x0)))
-        return returned
+    def record_together(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor, ...]:
+        steps: list[list[Tensor]] = []
 
-    with torch.random.fork_rng(policy._cuda_devices):
-        seams.run_pipeline(policy.pipe, policy.call_arguments(prompts, seeds), on_step=on_step)
-    return recorded
+        def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
+            rows[call.step] += call.rows if call.module in policy.structure.denoisers else 0
+            return forward(*call.args, **call.kwargs)
+
+        def on_step(step: seams.SchedulerStep) -> Any:
+            before = seams.clone_tensors([step.sample, step.model_output])
+            returned = step.advance()
+            x0 = scheduler_x0(step.scheduler, returned)
+            after = seams.clone_tensors([seams.prev_sample(returned), *([] if x0 is None else [x0])])
+            steps.append([group_rows(x) for x in before + after])
+            return returned
+
+        arguments = policy.call_arguments(prompts, seeds)
+        with torch.random.fork_rng(policy._cuda_devices), seams.encode_sources_by_mode(policy.pipe):
+            seams.run_pipeline(policy.pipe, arguments, on_call=on_call, on_step=on_step)
+        return tuple(x for step in steps for x in step)
+
+    tensors = compute_in_groups(record_together, policy.grouping, prompts, tuple(seeds))
+    kinds = len(tensors) // policy.steps
+    steps = [tensors[i * kinds : (i + 1) * kinds] for i in range(policy.steps)]
+    return [
+        RecordedStep(x, output, x_next, x0[0] if x0 else None, rows[i])
+        for i, (x, output, x_next, *x0) in enumerate(steps)
+    ]
 
 
 def scheduler_x0(scheduler: Any, returned: Any) -> Tensor | None:
@@ -120,8 +142,7 @@ def allowed_rounding(evidence: Evidence, places: Sequence[int], rounding: float 
 
 
 def with_kernel(policy: Policy, kernel: Kernel) -> Policy:
-    """The same policy, sampling by that kernel. Raises NotApplicable where the scheduler's noise levels are not
-    known."""
+    """The same policy, sampling by that kernel. Raises NotApplicable where a step has no probability that is known."""
     require_levels(policy)
     twin = copy.copy(policy)
     twin.kernel = kernel
@@ -129,6 +150,8 @@ def with_kernel(policy: Policy, kernel: Kernel) -> Policy:
 
 
 def require_levels(policy: Policy) -> None:
+    if policy.is_blending:
+        raise NotApplicable(f"not tried: {BLENDING}")
     if "stochastic" not in policy.provides:
         raise NotApplicable(f"not tried: the noise levels of {type(policy.structure.scheduler).__name__} are not known")
 

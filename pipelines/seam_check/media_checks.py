@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pipelines import components, encoding
+from pipelines import components, encoding, seams
+from pipelines.conditions import Grouping, compute_in_groups
 from pipelines.policy import Policy
 from pipelines.seam_check.evidence import (
     SEEDS,
@@ -22,6 +23,11 @@ from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER
 from workbench.core.types import Media
 
+TAKES: dict[Grouping, str] = {
+    "each": "one for each prompt of a batch",
+    "one": "one for all prompts of a batch, so those of other inputs are computed apart",
+    "alone": "one prompt at a time",
+}
 PACK = "; all with the fingerprints that were recorded when the pack was built"
 
 
@@ -29,7 +35,8 @@ def check_structure(claim: str, policy: Policy) -> CheckResult:
     """The pipeline's call is found to have denoisers, noise and steps."""
     structure = policy.structure
     parts = f"denoiser {', '.join(sorted(structure.denoisers))}; noise {list(structure.noise_shape)}"
-    return CheckResult(claim, True, f"{parts}; {structure.steps} steps")
+    taken = f"; takes {' and '.join(policy.conditions.inputs)}: {TAKES[policy.grouping]}" if policy.conditions else ""
+    return CheckResult(claim, True, f"{parts}; {structure.steps} steps{taken}")
 
 
 def check_weights(claim: str, policy: Policy) -> CheckResult:
@@ -51,10 +58,15 @@ def check_weights(claim: str, policy: Policy) -> CheckResult:
 
 
 def check_public_call(claim: str, policy: Policy, prompts: Sequence[str]) -> CheckResult:
-    """`sample` makes what the pipeline's own call makes."""
-    with torch.no_grad():
+    """`sample` makes what the pipeline's own call makes, of rows that the class can compute together. Sources are
+    encoded by the mode of their posterior."""
+
+    def call_pipeline(prompts: Sequence[str], seeds: Sequence[int]) -> tuple[Tensor]:
+        return (policy.to_media(policy.pipe(**policy.call_arguments(prompts, seeds))).data,)
+
+    with torch.no_grad(), seams.encode_sources_by_mode(policy.pipe):
+        (plain,) = compute_in_groups(call_pipeline, policy.grouping, prompts, SEEDS)
         sample = policy.sample(prompts, seeds=SEEDS)
-        plain = policy.to_media(policy.pipe(**policy.call_arguments(prompts, SEEDS))).data
     ours = sample.media.data
     return compare_steps(
         claim, {0: absolute_distance(ours, plain)}, {0: 0.0}, {"swapped seeds": absolute_distance(ours.flip(0), plain)}

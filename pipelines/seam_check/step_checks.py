@@ -22,6 +22,7 @@ from pipelines.seam_check.evidence import (
     with_kernel,
 )
 from pipelines.transitions import Ancestral
+from workbench.core.inputs import reword_prompt
 
 FIRST_ORDER = {"FlowMatchEulerDiscrete", "CogVideoXDDIM"}  # schedulers whose next state is one first-order step
 
@@ -51,10 +52,20 @@ def check_replay(claim: str, evidence: Evidence) -> CheckResult:
 def check_prompts(claim: str, evidence: Evidence) -> CheckResult:
     policy, x = evidence.policy, evidence.recorded[0].x
     output = policy._model_output(x, 0, evidence.prompts)
-    change = relative_distance(policy._model_output(x, 0, evidence.prompts[::-1]), output)
+    swapped = tuple(reword_prompt(p, str(q)) for p, q in zip(evidence.prompts, evidence.prompts[::-1], strict=True))
+    change = relative_distance(policy._model_output(x, 0, swapped), output)
     same = relative_distance(policy._model_output(x, 0, evidence.prompts), output)
     details = f"its output moves by {change:.1e}; {same:.1e} with the same prompts (control)"
     return CheckResult(claim, change > 0 and same == 0, details)
+
+
+def check_count(claim: str, evidence: Evidence) -> CheckResult:
+    """What the policy counts for its samples is what runs through the denoisers in the pipeline's own call; a
+    ControlNet isn't one of them."""
+    rows = sum(step.rows for step in evidence.recorded)
+    helpers = "".join(f", without {name}" for name in sorted(evidence.policy.structure.helpers))
+    details = f"{evidence.nfe} rows of {evidence.policy.steps} steps; {rows} in the pipeline's own call{helpers}"
+    return CheckResult(claim, 0 < rows == evidence.nfe, details)
 
 
 @torch.no_grad()
