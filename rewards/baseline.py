@@ -23,14 +23,15 @@ from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json, read_json, read_text
 from workbench.core.paths import write_atomic
 from workbench.core.schema import suggest_nearest
-from workbench.core.types import Media
+from workbench.core.types import Media, prompt_key
 
 BASE = "base"  # the contestant of a run that is the un-aligned model
 
 
 @dataclass(frozen=True, eq=False)
 class BaselineScores:
-    """Base scores, reward -> prompt -> one score a sample, none of them NaN; and the version of each reward."""
+    """Base scores, reward -> prompt -> one score a sample, none of them NaN; and the version of each reward. Prompts
+    with inputs are told apart by these too (`Prompt.key`)."""
 
     scores: Mapping[str, Mapping[str, Sequence[float]]]
     versions: Mapping[str, str] = field(default_factory=dict)
@@ -77,12 +78,12 @@ class BaselineScores:
     def for_prompt(self, name: str, prompt: str, pooled: bool = False) -> Tensor:
         """float64 [M]: the scores of this prompt. One without any takes those of all prompts if `pooled`, and raises
         BadInput otherwise."""
-        if values := self.scores[name].get(prompt):
+        if values := self.scores[name].get(prompt_key(prompt)):
             return torch.tensor(values, dtype=torch.float64)
         if pooled:
             return self.pool[name]
         raise BadInput(
-            f"no base scores of {name} for the prompt {prompt!r}; measure it, or set `pooled: true` "
+            f"no base scores of {name} for the prompt {str(prompt)!r}; measure it, or set `pooled: true` "
             "to use all prompts' scores"
         )
 
@@ -137,11 +138,16 @@ def _from_run(path: Path, log: str) -> BaselineScores:
     scores: dict[str, dict[str, list[float]]] = {}
     for sample in (s for e in finals for s in e["samples"]):
         for name, score in sample["scores"].items():
-            _add_scores(scores.setdefault(name, {}), [sample["prompt"]], [score])
+            _add_scores(scores.setdefault(name, {}), [_sample_key(sample)], [score])
     return BaselineScores(scores, read_json(path / "run.json").get("rewards", {}))
+
+
+def _sample_key(sample: Mapping[str, Any]) -> str:
+    """`Prompt.key` of a sample in a run's log."""
+    return "\0".join([sample["prompt"], *(f"{n}={d}" for n, d in sorted(sample.get("inputs", {}).items()))])
 
 
 def _add_scores(scores: dict[str, list[float]], prompts: Sequence[str], values: Iterable[float | None]) -> None:
     for prompt, value in zip(prompts, values, strict=True):
         if value is not None and math.isfinite(value):
-            scores.setdefault(prompt, []).append(float(value))
+            scores.setdefault(prompt_key(prompt), []).append(float(value))

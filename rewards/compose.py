@@ -12,6 +12,7 @@ from torch import Tensor
 from rewards.ensemble import COMBINATIONS, Sum
 from rewards.transforms import SHAPES, clamp_range
 from workbench.core.errors import BadInput
+from workbench.core.inputs import stack_sources
 from workbench.core.types import Media, Reward, RewardSpec
 
 
@@ -41,8 +42,16 @@ class WeightedReward:
         return self.total(self.breakdown(media=media, prompts=prompts, references=references), prompts)
 
     def breakdown(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> dict[str, Tensor]:
-        """Each component, unweighted: name -> [B], graph attached."""
-        scores = {n: r(media=media, prompts=prompts, references=references) for n, r in self.rewards.items()}
+        """Each component, unweighted: name -> [B], graph attached. Without `references`, one that needs `source` gets
+        what its prompts come with (workbench.core.inputs.stack_sources)."""
+        scores = {
+            name: part(
+                media=media,
+                prompts=prompts,
+                references=stack_sources(part, media, prompts) if references is None else references,
+            )
+            for name, part in self.rewards.items()
+        }
         self.last = {name: values.detach() for name, values in scores.items()}
         return scores
 

@@ -159,6 +159,7 @@ UNVERSIONED = TRANSPORT | {
     "checkpoint",
     "rows",
     "of",
+    "captions",
     "path",
     "person",
     "unproven",

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from rewards.latent import KEY, LatentScorer
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs
 from workbench.core.io.parsing import parse_json
 from workbench.core.paths import write_atomic
 from workbench.core.types import Policy, Reward, derive_seed
@@ -44,8 +45,14 @@ def collect_samples(
     """The policy's samples of `prompts`, `seeds` each, with their scores, one file a batch; goes on where it was left.
 
     Each sample is also scored against `others` other prompts, so that the network has to read: most samples fit their
-    own.
+    own. Raises BadInput for a reward that compares samples with what they were made from, which the network can't see.
     """
+    for name, reward in rewards.items():
+        if inputs := input_needs(reward.spec):
+            raise BadInput(
+                f"latent reward: {name} compares with the {inputs[0]} of a sample, and a latent reward reads only its "
+                "prompt"
+            )
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     rows = [(p, derive_seed(seed, "latent reward", p, k)) for k in range(seeds) for p in prompts]

@@ -9,6 +9,10 @@ from rewards.audio.audiobox import Audiobox
 from rewards.audio.clap import CLAPScore
 from rewards.audio.loudness import Clipping, Gated, Loudness, Silence
 from rewards.audio.starter_clap import StarterCLAP
+from rewards.edits.directional_clip import DirectionalCLIP
+from rewards.edits.first_frame import FirstFrame
+from rewards.edits.identity import AudioIdentity, Identity
+from rewards.edits.unchanged import Background, Unchanged
 from rewards.encoders import image_text
 from rewards.encoders.load_audio import release_audio_encoders
 from rewards.image import aesthetic, imagereward, mps
@@ -36,16 +40,21 @@ from rewards.sets.vendi import Vendi
 from rewards.video.frames import Consistency, Frames, Motion
 from rewards.video.starter_clip import StarterVideoCLIP
 from rewards.vlm import judge_client
-from rewards.vlm.judge import Judge, JudgePairs, JudgeRegions
+from rewards.vlm.judge import Judge
 from rewards.vlm.judge_named import (
     EditScore,
     IXCReward,
     QInsight,
     UnifiedReward,
+    UnifiedRewardEdit,
+    UnifiedRewardEditPairs,
+    UnifiedRewardEditQuality,
     UnifiedRewardThink,
     UnifiedRewardVideo,
     VideoDimensions,
 )
+from rewards.vlm.judge_pairs import JudgePairs
+from rewards.vlm.judge_regions import JudgeRegions
 from workbench.core import schema
 from workbench.core.errors import BadInput
 from workbench.core.text import quote_value
@@ -86,6 +95,13 @@ REWARDS: dict[str, type] = {
     "frames": Frames,
     "motion": Motion,
     "consistency": Consistency,
+    # what was made from a source
+    "unchanged": Unchanged,
+    "background": Background,
+    "identity": Identity,
+    "directional_clip": DirectionalCLIP,
+    "audio_identity": AudioIdentity,
+    "first_frame": FirstFrame,
     # whole sets, examples, and the credit of single samples in a set
     "frechet": Frechet,
     "kid": KID,
@@ -105,6 +121,9 @@ REWARDS: dict[str, type] = {
     "unifiedreward_video": UnifiedRewardVideo,
     "unifiedreward_think": UnifiedRewardThink,
     "editscore": EditScore,
+    "unifiedreward_edit": UnifiedRewardEdit,
+    "unifiedreward_edit_quality": UnifiedRewardEditQuality,
+    "unifiedreward_edit_pairs": UnifiedRewardEditPairs,
     "q_insight": QInsight,
     "ixc_reward": IXCReward,
     "video_dimensions": VideoDimensions,

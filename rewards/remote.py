@@ -2,8 +2,9 @@
 
 Over HTTP with a bearer token. GET /rewards answers {"rewards": {name: spec}}. POST /score takes one uncompressed npz:
 `ask`, the bytes of a JSON {"modality", "rate", "prompts", "rewards"}, `data` and perhaps `references` in Media's shapes
-(float32, float16, or uint8 for pictures in 0..255). It answers {"scores": {name: [number or null]}, "reasons":
-{name: sentence}}. No pickle, either way.
+(float32, float16, or uint8 for pictures in 0..255): examples, or a source for each sample. What else the rewards need
+of each prompt's inputs goes by its name (`mask`, `first`, …), pictures and clips in the samples' size. It answers
+{"scores": {name: [number or null]}, "reasons": {name: sentence}}. No pickle, either way.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, input_needs, stack_inputs
 from workbench.core.io.bounded_http import RequestFailed, Server, ServerReply, check_server_url
 from workbench.core.redact import redact
 from workbench.core.text import one_line
@@ -107,6 +109,10 @@ class Remote:
         arrays = {"data": media.data.detach().to("cpu", kind, copy=True).numpy()}
         if references is not None:
             arrays["references"] = references.data.detach().to("cpu", kind, copy=True).numpy()
+        for name in input_needs(self.spec):
+            if name != "source":  # which is among the references
+                size = None if media.modality == "audio" else media.data.shape[-3:]
+                arrays[name] = stack_inputs(prompts, name, size, media.rate).data.to("cpu", kind, copy=True).numpy()
         ask = {"modality": media.modality, "rate": media.rate, "prompts": [*prompts], "rewards": self.names}
         return _thread_pool().submit(self._post_batch, ask, arrays, media.data.device)
 
@@ -168,13 +174,18 @@ class Remote:
             raise BadInput(
                 f"remote: {', '.join(self.names)} don't judge the same media in the same way; ask them apart"
             )
+        needs = frozenset().union(*(s.needs for s in specs))
+        if {"reference", "source"} <= needs:
+            raise BadInput(
+                f"remote: of {', '.join(self.names)} one compares with examples and one with sources; ask them apart"
+            )
         return RewardSpec(
             type(self).spec.name,
             "+".join(f"{name}@{s.version}" for name, s in zip(self.names, specs, strict=True)),
             modalities,
             differentiable=False,
             scope=specs[0].scope,
-            needs=frozenset().union(*(s.needs for s in specs)),
+            needs=needs,
             typical=specs[0].typical if len(specs) == 1 and not self.weights else None,
             bounds=specs[0].bounds if len(specs) == 1 and not self.weights else None,
             weights=self.url,
@@ -207,7 +218,7 @@ def spec_from_json(fields: Mapping[str, Any]) -> RewardSpec:
         and spec.modalities
         and spec.modalities <= set(get_args(Modality))
         and spec.scope in ("sample", "group", "set")
-        and spec.needs <= {"prompt", "reference", "source"}
+        and spec.needs <= {"prompt", *NAMES}
         and all(pair is None or len(pair) == 2 for pair in (spec.typical, spec.bounds))
     )
     if not sound:

@@ -52,11 +52,16 @@ def completion(text: str = "", first: dict[str, float] | None = None, finish: st
 
 def pictures(body: dict) -> list[str]:
     """The data URIs of a request, in order."""
-    return [p["image_url"]["url"] for p in body["messages"][0]["content"] if p["type"] == "image_url"]
+    return [p["image_url"]["url"] for p in user_turn(body) if p["type"] == "image_url"]
 
 
 def question(body: dict) -> str:
-    return next(p["text"] for p in body["messages"][0]["content"] if p["type"] == "text")
+    """The text after the pictures."""
+    return user_turn(body)[-1]["text"]
+
+
+def user_turn(body: dict) -> list[dict]:
+    return next(m["content"] for m in body["messages"] if m["role"] == "user")
 
 
 def plausible(body: dict) -> dict:
@@ -72,7 +77,7 @@ def plausible(body: dict) -> dict:
     keys = ("rating", "alignment", "realism", "aesthetics", "VQ", "MQ", "TA", "global", "local")
     better = 1 if taste(shown[-2:-1]) > taste(shown[-1:]) else 2
     text = [f"{mark}", *lines, f"Rating: {mark}", json.dumps(dict.fromkeys(keys, mark) | {"score": [mark, mark]})]
-    text += [f"Winner: {better}" + f"<answer>Winner: {better}, Image {better} is better</answer>"]
+    text += [f"Winner: {better}" + f"<answer>Winner: {better}, Edited image {better} is better</answer>"]
     return completion("\n".join(text), {"Yes": 0.05 + 0.8 * u, "No": 0.9 - 0.8 * u})
 
 

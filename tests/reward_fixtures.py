@@ -17,7 +17,8 @@ import torch
 from torch import Tensor
 
 from rewards import REWARDS, build
-from workbench.core.types import Media, Reward, RewardSpec
+from workbench.core.inputs import MediaInput, input_needs, stack_sources
+from workbench.core.types import Media, Prompt, Reward, RewardSpec, derive_seed
 
 _FOLDER = tempfile.TemporaryDirectory()  # lives as long as the tests do
 
@@ -247,7 +248,8 @@ SMALL: dict[str, Callable[[Path], dict[str, Any]]] = {
     "social": lambda folder: {"model": small_settings("clip")["model"]},
 }
 JUDGES = ("judge", "judge_pairs", "judge_regions", "unifiedreward", "unifiedreward_video", "unifiedreward_think",
-          "editscore", "q_insight", "ixc_reward", "video_dimensions")  # fmt: skip
+          "editscore", "unifiedreward_edit", "unifiedreward_edit_quality", "unifiedreward_edit_pairs", "q_insight",
+          "ixc_reward", "video_dimensions")  # fmt: skip
 SMALL |= {name: lambda folder: {"url": judge_url(), "model": "judge"} for name in JUDGES}
 # Rewards in an embedding of the caller's choice: it is not in their `weights`, and these tests choose a small one.
 SMALL |= dict.fromkeys(("frechet", "kid", "kad", "cmmd", "vendi"), SMALL["social"])
@@ -271,6 +273,9 @@ SMALL |= {
     "song_set": lambda folder: {"of": {"audio_vendi": {"model": "logmel", "window": 0.2}}},
     "frames": lambda folder: {"of": "brightness"},
     "consistency": lambda folder: SMALL["social"](folder),
+    "identity": SMALL["social"],
+    "directional_clip": SMALL["social"],
+    "audio_identity": lambda folder: {"model": "logmel"},
 }
 
 
@@ -337,12 +342,34 @@ def small(name: str, **more) -> Reward:
 
 
 def scored(reward: Reward, media: Media, prompts: Sequence[str] = PROMPTS) -> Tensor:
-    """One prompt a sample, one for all of a group, any for a set; references do not depend on the batch: a set has SET,
-    a sample its own."""
-    one, many = [prompts[0]] * len(media), prompts[: len(media)]
-    needs = reward.spec.needs & {"reference", "source"}
-    references = media_for(reward.spec, SET if "reference" in needs else len(media), seed=9) if needs else None
-    return reward(media=media, prompts=many if reward.spec.scope == "sample" else one, references=references)
+    """One prompt a sample, one for all of a group, any for a set, with what the reward needs; references do not depend
+    on the batch: a set has SET, a sample that of its prompt."""
+    chosen = prompts[: len(media)] if reward.spec.scope == "sample" else [prompts[0]] * len(media)
+    own = [with_inputs(reward.spec, prompt, media) for prompt in chosen]
+    examples = media_for(reward.spec, SET, seed=9) if "reference" in reward.spec.needs else None
+    return reward(media=media, prompts=own, references=examples or stack_sources(reward, media, own))
+
+
+def with_inputs(spec: RewardSpec, prompt: str, media: Media) -> str:
+    """The prompt with the inputs that a reward of such media needs: always the same for a prompt."""
+    names = input_needs(spec)
+    return Prompt(prompt, {name: input_for(name, str(prompt), media) for name in names}) if names else prompt
+
+
+def input_for(name: str, prompt: str, media: Media) -> MediaInput:
+    """A source of the kind and size of one of the media; a picture under any other name, half black and half white as a
+    mask."""
+    g = torch.Generator().manual_seed(derive_seed(9, name, prompt))
+    data = torch.rand(1, *[max(side, 1) for side in media.data.shape[1:]], generator=g)
+    if media.modality == "audio":
+        return MediaInput.of(Media(data - 0.5, "audio", media.rate or 8000.0))
+    if name == "source":
+        return MediaInput.of(Media(data, media.modality, media.rate))
+    data = data.flatten(0, -4)[:1]
+    if name == "mask":
+        data = torch.zeros_like(data)
+        data[..., data.shape[-1] // 2 :] = 1
+    return MediaInput.of(Media(data, "image"))
 
 
 def batch_for(spec: RewardSpec, n: int) -> Media:

@@ -24,11 +24,14 @@ from judge_server import (
 )
 
 from rewards.vlm import judge_client, judge_named
-from rewards.vlm.judge import Judge, JudgePairs, JudgeRegions
+from rewards.vlm.judge import Judge
 from rewards.vlm.judge_answers import Lines, Rubric, Verdict, YesNo
 from rewards.vlm.judge_client import JudgeError, Reply
 from rewards.vlm.judge_named import EditScore, IXCReward, QInsight, UnifiedReward, VideoDimensions
-from rewards.vlm.judge_presets import PRESETS, Preset
+from rewards.vlm.judge_pairs import JudgePairs
+from rewards.vlm.judge_presets import PRESETS
+from rewards.vlm.judge_questions import Preset
+from rewards.vlm.judge_regions import JudgeRegions
 from workbench.core import schema
 from workbench.core.errors import BadInput
 from workbench.core.types import Media, Reward
@@ -222,7 +225,7 @@ def test_only_text_alignment_of_a_clip_depends_on_the_prompt(serve):
 
 def test_an_edit_needs_its_source(serve):
     server = serve()
-    with pytest.raises(BadInput, match="give the sources as `references`"):
+    with pytest.raises(BadInput, match="give a source with each prompt, or `references`"):
         ask(judge(server, EditScore), greys(0.5))
     with pytest.raises(ValueError, match="1 for 2 samples"):
         ask(judge(server, EditScore), greys(0.5, 0.6), references=greys(0.5))
@@ -328,7 +331,7 @@ def test_a_preset_is_whole(preset: Preset):
     assert len(set(preset.dimensions)) == len(preset.dimensions)
     spec = preset.spec()
     assert ("source" in spec.needs) == any("source" in q.shows for q in preset.questions)
-    assert ("prompt" in spec.needs) == (preset.name != "q_insight")
+    assert ("prompt" in spec.needs) == (preset.name not in ("q_insight", "unifiedreward_edit_quality"))
     for q in preset.questions:
         assert q.answer.request["max_tokens"] >= 1
         left = q.text.replace("{prompt}", "").replace("{medium}", "").replace("{Medium}", "")

@@ -8,8 +8,9 @@ import pytest
 import torch
 from judge_server import ask, clips, completion, greys, judge, level, pictures, question
 
-from rewards.vlm.judge import JudgePairs, JudgeRegions
 from rewards.vlm.judge_named import UnifiedRewardThink
+from rewards.vlm.judge_pairs import JudgePairs
+from rewards.vlm.judge_regions import JudgeRegions
 from workbench.core.types import Media
 
 # Pairs

@@ -43,12 +43,13 @@ class TextCache:
         self.encode, self.limit, self.rows = encode, limit, OrderedDict()
 
     def __call__(self, prompts: Sequence[str]) -> Tensor:
-        """[B,...]: one row a prompt."""
-        for p in dict.fromkeys(prompts):
-            if p not in self.rows:
-                self.rows[p] = self.encode(p)
-            self.rows.move_to_end(p)
-        rows = torch.stack([self.rows[p] for p in prompts])
+        """[B,...]: one row a prompt, whose inputs play no part."""
+        texts = [str(p) for p in prompts]
+        for text in dict.fromkeys(texts):
+            if text not in self.rows:
+                self.rows[text] = self.encode(text)
+            self.rows.move_to_end(text)
+        rows = torch.stack([self.rows[text] for text in texts])
         while len(self.rows) > (self.limit or CACHED_PROMPTS):
             self.rows.popitem(last=False)
         return rows

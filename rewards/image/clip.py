@@ -61,7 +61,7 @@ class CLIPScore(EncoderReward):
             return cosine
         if self.mode == "scaled":
             return encoder.logits(cosine)
-        same = torch.tensor([[p == n for n in self.negatives] for p in prompts], device=x.device)  # [B,N]
+        same = torch.tensor([[str(p) == n for n in self.negatives] for p in prompts], device=x.device)  # [B,N]
         others = (image @ encoder.embed_texts(self.negatives).T).masked_fill(same, -torch.inf)
         return torch.cat([cosine[:, None], others], 1).mul(encoder.scale).log_softmax(1)[:, 0]
 

@@ -2,7 +2,8 @@
 
 A file of votes has one JSON object a line:
     {"prompt": "a red circle", "a_path": "1.png", "b_path": "2.png", "winner": "a", "voter": "ada"}
-winner is a, b or tie; voter may be left out; paths are relative to the file. Instead of a path a side may give
+winner is a, b or tie; voter may be left out; paths are relative to the file. What both were made from may be named too
+(`source`, `mask`, ...): one instruction for two pictures is two prompts. Instead of a path a side may give
 `a_features` / `b_features`, its image embedding by the encoder that is named in fitting.
 """
 
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from rewards.encoders import image_text
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES
 from workbench.core.io import image
 from workbench.core.io.parsing import read_json_lines
 from workbench.core.schema import suggest_nearest
@@ -33,7 +35,7 @@ HALF, EASY = 0.5, 0.6  # chance; an accuracy that a modest taste reaches, for sa
 # 150 fits each of 150 and of 40 random votes on 8 features, of which 5 to 6 % would have been called better than chance
 # instead of 2.5 %; counted half, 1 % are.
 REUSE = 2.0
-KEYS = ("prompt", "a_path", "b_path", "a_features", "b_features", "winner", "voter")
+KEYS = ("prompt", "a_path", "b_path", "a_features", "b_features", "winner", "voter", *NAMES)
 TARGET = {"a": 1.0, "b": 0.0, "tie": 0.5}
 
 
@@ -88,7 +90,7 @@ def read_votes(path: str | Path, model: str = "starter:image/clip", device: torc
         F.normalize(a, dim=1),
         F.normalize(b, dim=1),
         torch.tensor([TARGET[row["winner"]] for _, row in lines], dtype=torch.float64),
-        tuple(row["prompt"] for _, row in lines),
+        tuple(_prompt_key(row) for _, row in lines),
         tuple(row.get("voter", "") for _, row in lines),
         tuple(media),
     )
@@ -108,7 +110,7 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
         if unknown := set(row) - set(KEYS):
             word = sorted(unknown)[0]
             raise BadInput(f"{where}: unknown key {word!r}; {suggest_nearest(word, KEYS)}")
-        for key in ("prompt", "voter"):
+        for key in ("prompt", "voter", *NAMES):
             if not isinstance(row.get(key, ""), str) or (key == "prompt" and key not in row):
                 raise BadInput(f"{where}: `{key}` must be a text")
         if row.get("winner") not in tuple(TARGET):
@@ -119,6 +121,11 @@ def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
             if not isinstance(row.get(f"{side}_path", ""), str):
                 raise BadInput(f"{where}: `{side}_path` must be a text, got {quote_value(row[f'{side}_path'])}")
         yield where, row
+
+
+def _prompt_key(row: dict) -> str:
+    """The prompt with what it came with, by which votes are kept apart."""
+    return "\0".join([row["prompt"], *(f"{name}={row[name]}" for name in NAMES if row.get(name))])
 
 
 def _media_key(row: dict, side: str) -> str:

@@ -24,6 +24,7 @@ from rewards.sets.exemplar import IMAGE_AND_VIDEO, SetReward
 from rewards.sets.mmd import KernelReward
 from rewards.sets.moments import finite_rows
 from workbench.core.errors import BadInput
+from workbench.core.inputs import stack_sources
 from workbench.core.types import Media, Reward, RewardSpec
 
 
@@ -63,7 +64,7 @@ class SetCredit:
     """Credit for each sample of a set reward, or of a weighted sum of them."""
 
     of: Reward  # a set reward or a weighted sum of them; in a config a name, or a block as under `reward:`
-    per: Literal["batch", "prompt"] = "batch"  # the set: all samples of a call, or those of each prompt by itself
+    per: Literal["batch", "prompt"] = "batch"  # the set: all samples of a call, or those of each prompt with its inputs
 
     nested = ("of",)
 
@@ -126,7 +127,9 @@ class LeaveOneOut(SetCredit):
             def credit_called(rows: Tensor) -> Tensor:
                 def score_subset(data: Tensor, subset: Tensor) -> Tensor:
                     subset_prompts = [prompts[b] for b in rows[subset].tolist()]
-                    return part(media=replace(media, data=data[subset]), prompts=subset_prompts, references=references)
+                    chosen = replace(media, data=data[subset])
+                    sources = stack_sources(part, chosen, subset_prompts) if references is None else references
+                    return part(media=chosen, prompts=subset_prompts, references=sources)
 
                 return leave_one_out(score_subset, media.data[rows])
 

@@ -20,6 +20,7 @@ from rewards.encoders import image_text
 from rewards.encoders.preprocess import media_pixels
 from rewards.image.simple import FRAMES_AT_ONCE, TINY, to_luma
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs
 from workbench.core.io.clips import StoredClip
 from workbench.core.types import Count, Media, NonNegative, Reward, RewardSpec, derive_seed
 
@@ -68,7 +69,11 @@ class Frames:
 
     def __post_init__(self):
         of = self.of
-        if of.spec.scope != "sample" or "image" not in of.spec.modalities or "source" in of.spec.needs:
+        if inputs := input_needs(of.spec):
+            raise BadInput(
+                f"frames.of: {of.spec.name} compares with the {inputs[0]} of a whole clip; name it without frames"
+            )
+        if of.spec.scope != "sample" or "image" not in of.spec.modalities:
             raise BadInput(f"frames.of: {of.spec.name} does not judge single pictures; name a reward that does")
         inherited = {"differentiable": of.spec.differentiable, "needs": of.spec.needs, "typical": of.spec.typical}
         inherited["version"] = f"{of!r} {of.spec.version} {self.pick} {self.segments} {self.decay:g} {self.normalise}"

@@ -3,8 +3,9 @@
     reward: {editscore: {url: "http://127.0.0.1:8000/v1"}}                     a published judge
     reward: {judge: {preset: yes_no, model: Qwen/Qwen3-VL-8B-Instruct}}        a question to any judge
 
-The published judges are in judge_named.py, what is asked in judge_presets.py, how answers are read in
-judge_answers.py, the requests in judge_client.py.
+Judges that compare two are in judge_pairs.py, those of a picture's parts in judge_regions.py, the published ones in
+judge_named.py, what is asked in judge_presets.py, how answers are read in judge_answers.py, the requests in
+judge_client.py.
 """
 
 from __future__ import annotations
@@ -14,17 +15,18 @@ import hashlib
 import io
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from itertools import permutations
 from statistics import fmean, pstdev
 from typing import Annotated, Any, Literal
 
 import torch
 from torch import Tensor
 
+from rewards.edits.sources import check_sources
 from rewards.encoders.preprocess import media_pixels, resize_images
 from rewards.vlm import judge_client
 from rewards.vlm.judge_client import Cost, Endpoint, Job, JudgeError
-from rewards.vlm.judge_presets import COMBINE, PRESETS, Preset
+from rewards.vlm.judge_presets import PRESETS
+from rewards.vlm.judge_questions import COMBINE, Preset
 from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
 from workbench.core.types import AtLeast, Count, Media, Natural, NonNegative, RewardSpec
@@ -50,7 +52,8 @@ class JudgedBatch:
 
 @dataclass(frozen=True)
 class Judge:
-    """A vision-language model's opinion of a picture or clip, by one of the questions in judge_presets.py.
+    """A vision-language model's opinion of a picture or clip, by one of the questions in judge_presets.py, or of an
+    edit, by one of those in edit_presets.py.
 
     With `passes` above 1 the mean over that many sampled answers (EditScore's Avg@k); passes without a readable answer
     take no part. After a call, `last_dimensions` holds every criterion, name -> [B] (and `spread`, the standard
@@ -64,6 +67,8 @@ class Judge:
     wording: tuple[str, ...] = ()  # the preset's questions in other words, as many; {prompt} and {medium} are filled in
     passes: Count = 1  # answers to each question, with seeds seed, seed+1, ...
     temperature: NonNegative = 0.0
+    top_p: Annotated[float, AtLeast(0.01)] = 1.0  # sample from the likeliest tokens of this mass; 1: not sent
+    top_k: Natural = 0  # sample from so many likeliest tokens, which vLLM and SGLang know; 0: not sent
     seed: Natural = 42
     frames: Count = 8  # of a clip, at most, evenly spread
     fps: NonNegative = 0.0  # of a clip, at most, by its true rate; 0: `frames` whatever it lasts
@@ -94,6 +99,8 @@ class Judge:
             raise BadInput(
                 f"{name}: {self.preset} asks {len(questions)} question(s), `wording` has {len(self.wording)}"
             )
+        if self.top_p > 1:
+            raise BadInput(f"{name}: `top_p` is at most 1, got {self.top_p:g}")
         if self.passes > 1 and not self.temperature:
             raise BadInput(
                 f"{name}: {self.passes} passes at temperature 0 would be the same answer; raise `temperature`"
@@ -186,12 +193,9 @@ class Judge:
         )
 
     def _check_sources(self, media: Media, references: Media | None) -> Media:
-        if references is None:
-            raise BadInput(f"{self.spec.name} compares with what was edited: give the sources as `references`")
-        if len(references) != len(media):
-            raise ValueError(f"{self.spec.name} needs a source a sample: {len(references)} for {len(media)} samples")
-        media_pixels(replace(self.spec, needs=frozenset()), references, [])
-        return references
+        sources = check_sources(self.spec, media, references)
+        media_pixels(replace(self.spec, needs=frozenset()), sources, [])
+        return sources
 
     def _encode_medium(self, medium: Tensor, media: Media) -> DataURIs:
         """uint8 [3,H,W] or [T,3,H,W] -> data URIs."""
@@ -218,128 +222,26 @@ class Judge:
         question = self._preset.questions[q]
         pictures = [*(source if "source" in question.shows else []), *(uri for part in media for uri in part)]
         text = self.wording[q] if self.wording else question.text
-        parts: list[dict[str, Any]] = [{"type": "image_url", "image_url": {"url": uri}} for uri in pictures]
-        messages = [
-            {"role": "user", "content": [*parts, {"type": "text", "text": _fill_template(text, prompt, medium)}]}
-        ]
+        parts: list[dict[str, Any]] = []
+        for n, uri in enumerate(pictures, 1):
+            if label := self._preset.label:
+                parts.append({"type": "text", "text": label.format(n=n)})
+            parts.append({"type": "image_url", "image_url": {"url": uri}})
+        parts.append({"type": "text", "text": _fill_template(text, prompt, medium)})
+        messages: list[dict[str, Any]] = [{"role": "user", "content": parts}]
+        if self._preset.system:
+            messages.insert(0, {"role": "system", "content": self._preset.system})
         if question.reply:
             messages.append({"role": "assistant", "content": _fill_template(question.reply, prompt, medium)})
         request = dict(question.answer.request)
         longest = request.pop("max_tokens")
         body = {"model": self._model, "messages": messages, "temperature": self.temperature, "seed": self.seed + k}
+        body |= {"top_p": self.top_p} if self.top_p < 1 else {}
+        body |= {"top_k": self.top_k} if self.top_k else {}
         return Job(body | request | {self.limit: self.max_tokens or longest}, question.answer.read)
 
     def _ask_jobs(self, jobs: Mapping[Hashable, Job]) -> dict[Hashable, tuple[float, ...] | JudgeError]:
         return dict(zip(jobs, self._client.ask(list(jobs.values()), self.cost), strict=True))
-
-
-@dataclass(frozen=True)
-class JudgePairs(Judge):
-    """A judge's win rates among the samples of one prompt (Pref-GRPO), every pair asked in both orders.
-
-    Samples of one prompt in one call (and, for edits, of one source) meet each other: K of them make K(K-1) questions.
-    A win is 1, a tie 1/2; a pair counts by the mean of its two orders, so a judge that likes the first place gives 1/2
-    to all. Where one order has no usable answer the pair is left out, for its bias would not cancel; a sample without
-    a pair left, or alone with its prompt, is NaN. `last_dimensions["first_place"]` is how often the first place won in
-    a sample's pairs: 1/2 for a judge without a bias.
-    """
-
-    preset: str = "pairs"
-
-    spec = PRESETS["pairs"].spec("judge_pairs")
-    kind = "pairs"
-
-    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        scene, passes = self._encode_batch(media, prompts, references), range(self.passes)
-        groups: dict[Hashable, list[int]] = {}
-        for b in scene.good:
-            groups.setdefault((scene.prompts[b], *scene.sources.get(b, [])), []).append(b)
-        ordered = [pair for members in groups.values() for pair in permutations(members, 2)]
-        pictures, source, texts = scene.pictures, scene.sources, scene.prompts
-        jobs = {
-            (i, j, k): self._make_job(0, k, texts[i], media.modality, source.get(i, []), pictures[i], pictures[j])
-            for i, j in ordered
-            for k in passes
-        }
-        answers = self._ask_jobs(jobs)
-        first: dict[tuple[int, int], float] = {}  # how far i beat j when i was shown first
-        for i, j in ordered:
-            replies = [answers[i, j, k] for k in passes]
-            if read := [a[0] for a in replies if not isinstance(a, JudgeError)]:
-                first[i, j] = fmean(read)
-            else:
-                self.last_failures.setdefault(i, str(replies[0]))
-                self.last_failures.setdefault(j, str(replies[0]))
-        scores, parts = self._empty_scores(len(media), ["first_place"])
-        for members in groups.values():
-            for b in members:
-                met = [o for o in members if o != b and (b, o) in first and (o, b) in first]
-                if met:
-                    scores[b] = fmean((first[b, o] + 1 - first[o, b]) / 2 for o in met)
-                    parts["first_place"][b] = fmean((first[b, o] + first[o, b]) / 2 for o in met)
-                    self.last_failures.pop(b, None)
-                else:
-                    self.last_failures.setdefault(
-                        b, "nothing to compare with: the only judged sample of its prompt here"
-                    )
-        self.last_dimensions.update(parts)
-        return scores.to(media.data.device)
-
-
-@dataclass(frozen=True)
-class JudgeRegions(Judge):
-    """A judge's view of the whole picture and of its parts (after SRUM): (1 - share) * global + share * mean local.
-
-    The parts are the tiles of a grid, each shown beside the whole; `last_dimensions` holds `global`, `local` and the
-    spatial reward `map`, [B,grid,grid]. A tile without a readable answer is NaN there and takes no part in the mean.
-    """
-
-    preset: str = "regions"
-    grid: Annotated[int, AtLeast(2)] = 2  # tiles across and down
-    share: Annotated[float, AtLeast(0.0)] = 0.5  # weight of the parts, up to 1
-
-    spec = PRESETS["regions"].spec("judge_regions")
-    kind = "regions"
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.share > 1:
-            raise BadInput(f"{self.spec.name}: `share` is at most 1, got {self.share:g}")
-
-    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
-        scene, n, passes = self._encode_batch(media, prompts, references), self.grid, range(self.passes)
-        if min(media.data.shape[-2:]) < n:
-            raise BadInput(f"{self.spec.name}: a grid of {n} needs pictures of at least {n} pixels a side")
-        jobs = {}
-        for b in scene.good:
-            picture, prompt = scene.pictures[b], scene.prompts[b]
-            for k in passes:
-                jobs[b, k, -1] = self._make_job(0, k, prompt, media.modality, [], picture)
-                for tile, crop in enumerate(_cut_tiles(scene.media[b], n)):
-                    jobs[b, k, tile] = self._make_job(1, k, prompt, media.modality, [], picture, [self._png_uri(crop)])
-        answers = self._ask_jobs(jobs)
-        scores, parts = self._empty_scores(len(media), ["global", "local"])
-        parts["map"] = torch.full((len(media), n * n), torch.nan)
-        for b in scene.good:
-            replies = {t: [answers[b, k, t] for k in passes] for t in range(-1, n * n)}
-            means = {
-                t: fmean(r) for t, a in replies.items() if (r := [v[0] for v in a if not isinstance(v, JudgeError)])
-            }
-            picture, local = means.pop(-1, torch.nan), list(means.values())
-            for tile, value in means.items():
-                parts["map"][b, tile] = value
-            parts["global"][b], parts["local"][b] = picture, fmean(local) if local else torch.nan
-            scores[b] = (1 - self.share) * parts["global"][b] + self.share * parts["local"][b]
-            if scores[b].isnan():
-                self.last_failures[b] = str(next(v for a in replies.values() for v in a if isinstance(v, JudgeError)))
-        parts["map"] = parts["map"].view(-1, n, n)
-        self.last_dimensions.update(parts)
-        return scores.to(media.data.device)
-
-
-def _cut_tiles(picture: Tensor, n: int) -> list[Tensor]:
-    """[3,H,W] -> n*n crops that cover it, row by row."""
-    return [tile for row in picture.tensor_split(n, -2) for tile in row.tensor_split(n, -1)]
 
 
 def _to_uint8(x: Tensor) -> Tensor:

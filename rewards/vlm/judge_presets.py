@@ -1,4 +1,5 @@
 """What judges are asked and how their answers become numbers: frozen data, one entry a published judge or protocol.
+Those of edits are in edit_presets.py.
 
 The wordings are this project's own; what a published judge was trained to answer (the keys, the lines, the scale) is
 kept to the letter. To put a publication's exact words, give them as `wording`.
@@ -6,83 +7,9 @@ kept to the letter. To put a publication's exact words, give them as `wording`.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Literal
-
-from rewards.vlm.judge_answers import Answer, Lines, Rubric, Verdict, YesNo
-from workbench.core.types import Modality, RewardSpec
-
-IMAGE, VIDEO = frozenset({"image"}), frozenset({"video"})
-MediumRole = Literal["source", "media", "region", "first", "second"]
-
-
-@dataclass(frozen=True)
-class Question:
-    """`{prompt}` stands for the prompt, `{medium}` for image or video."""
-
-    text: str
-    answer: Answer
-    shows: tuple[MediumRole, ...] = ("media",)
-    reply: str = ""  # an assistant's turn after the question, for judges that score a conversation
-
-
-def _mean_rating(rows: Sequence[Sequence[float]]) -> float:
-    values = [v for row in rows for v in row]
-    return sum(values) / len(values)
-
-
-def _combine_viescore(rows: Sequence[Sequence[float]]) -> float:
-    """sqrt(min SC * min PQ) (VIEScore, arXiv:2312.14867): the worst criterion of each question decides."""
-    return math.prod(min(row) for row in rows) ** (1 / len(rows))
-
-
-COMBINE: dict[str, Callable[[Sequence[Sequence[float]]], float]] = {"mean": _mean_rating, "viescore": _combine_viescore}
-
-
-@dataclass(frozen=True)
-class Preset:
-    """A judge's protocol. `version` rises whenever a wording or a form changes, for scores are then others."""
-
-    name: str
-    version: str
-    questions: tuple[Question, ...]
-    modalities: frozenset[Modality] = IMAGE | VIDEO
-    combine: Literal["mean", "viescore"] = "mean"  # the dimensions' mean, or the worst of each question
-    typical: tuple[float, float] | None = None
-    paper: str = ""
-    weights: str = ""
-    licence: str = ""
-
-    @property
-    def kind(self) -> Literal["sample", "pairs", "regions"]:
-        roles = {s for q in self.questions for s in q.shows}
-        return "pairs" if "first" in roles else "regions" if "region" in roles else "sample"
-
-    @property
-    def dimensions(self) -> tuple[str, ...]:
-        return tuple(d for q in self.questions for d in q.answer.dimensions)
-
-    def spec(self, name: str = "", wording: Sequence[str] = ()) -> RewardSpec:
-        """What a reward that asks this says of itself; `wording` may ask without the prompt."""
-        needs = (
-            {"prompt"} if any("{prompt}" in t for t in wording or [q.text + q.reply for q in self.questions]) else set()
-        )
-        needs |= {"source"} if any("source" in q.shows for q in self.questions) else set()
-        return RewardSpec(
-            name or self.name,
-            self.version,
-            self.modalities,
-            differentiable=False,
-            scope="group" if self.kind == "pairs" else "sample",
-            needs=frozenset(needs),
-            typical=self.typical,
-            paper=self.paper,
-            weights=self.weights,
-            licence=self.licence,
-            bounds=self.typical,  # marks outside are no answers
-        )
+from rewards.vlm.edit_presets import EDIT_PRESETS
+from rewards.vlm.judge_answers import Lines, Rubric, Verdict, YesNo
+from rewards.vlm.judge_questions import IMAGE, SAY_WINNER, VIDEO, WINNER, Preset, Question
 
 
 def _axis_lines(*names: str) -> Lines:
@@ -107,13 +34,12 @@ def _ask_rating(what: str, key: str, low: int = 1, high: int = 10) -> str:
 
 
 _BETTER = Verdict(r"\b(?:Image|Video) 1 is better", r"\b(?:Image|Video) 2 is better", r"\b(?:tie|equally good)\b")
-_WINNER = Verdict(r"Winner:\W*1\b", r"Winner:\W*2\b", r"Winner:\W*tie\b")
 _HALVES = " (of a video, the first half of the frames is number 1 and the second half number 2)"
-_END = 'Say briefly why, then end with one line: "Winner: 1", "Winner: 2" or "Winner: tie".'
 
 PRESETS: dict[str, Preset] = {
     preset.name: preset
     for preset in (
+        *EDIT_PRESETS,
         Preset(
             "yes_no",
             "1",
@@ -180,33 +106,6 @@ PRESETS: dict[str, Preset] = {
             licence="MIT",
         ),
         Preset(
-            "editscore",
-            "1",
-            (
-                Question(
-                    "The first image was edited into the second by this instruction: {prompt}\nGive two scores from 0 "
-                    "to 25: how far the edit carries the instruction out (0 not at all, 25 completely), and how little "
-                    "else it changed (0 another picture altogether, 25 nothing beyond the instruction). Answer with a "
-                    'JSON object: {"reasoning": "...", "score": [instruction, rest]}.',
-                    Rubric(("prompt_following", "consistency"), 0, 25, "score", 0.4),
-                    ("source", "media"),
-                ),
-                Question(
-                    "This image was made by a machine. Give two scores from 0 to 25: how natural it looks (0 wrong "
-                    "light, shadows, proportions; 25 natural throughout) and how free it is of artefacts (0 distorted, "
-                    'blurred or malformed parts; 25 none). Answer with a JSON object: {"reasoning": "...", "score": '
-                    "[naturalness, artefacts]}.",
-                    Rubric(("naturalness", "artefacts"), 0, 25, "score", 0.4),
-                ),
-            ),
-            IMAGE,
-            "viescore",
-            (0.0, 10.0),
-            "arXiv:2509.23909",
-            "EditScore/EditScore-7B",
-            "Apache-2.0",
-        ),
-        Preset(
             "q_insight",
             "1",
             (
@@ -270,27 +169,11 @@ PRESETS: dict[str, Preset] = {
             (
                 Question(
                     f'Two {{medium}}s were made for "{{prompt}}"{_HALVES}. Which is better, first by what was asked '
-                    f"for, then by how it looks? {_END}",
-                    _WINNER,
+                    f"for, then by how it looks? {SAY_WINNER}",
+                    WINNER,
                     ("first", "second"),
                 ),
             ),
-            typical=(0.0, 1.0),
-            paper="arXiv:2508.20751",
-        ),
-        Preset(
-            "pairs_edit",
-            "1",
-            (
-                Question(
-                    'The first image was edited twice by the instruction "{prompt}": the second image is edit number '
-                    "1, the third is edit number 2. Which edit is better: done as asked, all else untouched, natural "
-                    f"to look at? {_END}",
-                    _WINNER,
-                    ("source", "first", "second"),
-                ),
-            ),
-            IMAGE,
             typical=(0.0, 1.0),
             paper="arXiv:2508.20751",
         ),

@@ -30,6 +30,19 @@ def add_command(commands: Commands) -> None:
     )
     add_reward_names(parser)
     parser.add_argument("--prompt", help="one prompt for all files")
+    parser.add_argument(
+        "--prompts",
+        metavar="FILE",
+        help="a file of prompts, with what each was made from in columns (source, mask, …); its column file_name names "
+        "the scored files, without one its rows go with them in order",
+    )
+    parser.add_argument(
+        "--source",
+        type=Path,
+        metavar="FILE",
+        help="what the files were made from, for rewards of edits: one for all, or a folder of as many, by name or in "
+        "order",
+    )
     parser.add_argument("--csv", action="store_true", help="print CSV instead of a table")
     add_json_flag(parser)
 
@@ -41,7 +54,7 @@ def score_command(args: argparse.Namespace) -> int:
     from workbench.evaluation import scoring
 
     transformers.utils.logging.disable_progress_bar()
-    rows = scoring.score_files(args.files, args.reward, args.prompt)
+    rows = scoring.score_files(args.files, args.reward, args.prompt, prompts=args.prompts, source=args.source)
     if args.json:
         print_json(rows)
     elif args.csv:

@@ -19,7 +19,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from workbench.core.errors import BadInput
-from workbench.core.io.media import encode_apng, encode_png, encode_wav, file_digest, quantise_media, read_media
 from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Input, Media, Prompt, Reward, RewardSpec, is_composed
 
@@ -38,16 +37,20 @@ class FileInput:
     @staticmethod
     def at(path: str | Path) -> FileInput:
         """The input in a file as it is now. Raises BadInput for a file that can't be read."""
+        from workbench.core.io import media  # with PIL, which rewards load only where they are asked
+
         try:
-            return FileInput(str(path), file_digest(path))
+            return FileInput(str(path), media.file_digest(path))
         except OSError as error:
             raise BadInput(f"{path}: can't be read ({error.strerror or error})") from None
 
     def read(self) -> Media:
-        media = read_media(self.path)
-        if file_digest(self.path) != self.digest:
+        from workbench.core.io import media
+
+        content = media.read_media(self.path)
+        if media.file_digest(self.path) != self.digest:
             raise BadInput(f"{self.path}: changed after it was first read; start again")
-        return media
+        return content
 
 
 @dataclass(frozen=True)
@@ -60,6 +63,8 @@ class MediaInput:
     @staticmethod
     def of(media: Media) -> MediaInput:
         """Raises ValueError for several rows and for values that aren't finite."""
+        from workbench.core.io.media import encode_apng, encode_png, encode_wav, quantise_media
+
         media = quantise_media(media.detach())
         encode = {"image": encode_png, "video": encode_apng, "audio": encode_wav}[media.modality]
         return MediaInput(media, hashlib.sha256(encode(media)).hexdigest())

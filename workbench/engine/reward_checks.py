@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from rewards.compose import WeightedReward
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs, prompt_inputs
+from workbench.core.text import quote_value
+from workbench.core.types import Reward
+from workbench.engine.pairwise_watch import find_pair_judges
 from workbench.methods import METHODS, trains_weights
 from workbench.runs import config as configs
+from workbench.runs.prompt_inputs import input_modality
 
 
 def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], reward: WeightedReward) -> None:
@@ -31,29 +36,55 @@ def check_set_reward(config: configs.RunConfig, methods: Mapping[str, Any], rewa
 
 
 def check_modality(part: WeightedReward, repo: str, modality: str) -> None:
-    """Raises BadInput for a reward of another modality, or one that needs the source picture of an edit."""
+    """Raises BadInput for a reward of another modality."""
     for name, judge in part.rewards.items():
         if modality not in judge.spec.modalities:
             raise BadInput(
                 f"reward {name} judges {' and '.join(sorted(judge.spec.modalities))}, "
                 f"but {repo} makes {modality}; see: workbench list rewards"
             )
-        if "source" in judge.spec.needs:
-            raise BadInput(
-                f"reward {name} compares with the source of an edit, and these samples are made from nothing"
-            )
+
+
+def check_inputs(rewards: Mapping[str, Reward], modality: str, prompts: Iterable[str]) -> None:
+    """Raises BadInput for a reward that can't read what comes with the prompts: an input of another modality than it
+    compares with samples of this one, or a prompt that it knows nothing of."""
+    prompts = list(dict.fromkeys(prompts))
+    comparable = {"source": {modality}, "mask": {"image", modality}, "first": {"image"}, "last": {"image"}}
+    for label, reward in rewards.items():
+        for name in input_needs(reward.spec):
+            for prompt in prompts:
+                input_kind = input_modality(prompt_inputs(prompt)[name])
+                if input_kind not in comparable.get(name, {input_kind}):
+                    raise BadInput(
+                        f"reward {label} can't compare {modality} with a {name} that is {input_kind}, as that of "
+                        f"{quote_value(str(prompt))} is"
+                    )
+        if hasattr(reward, "check_prompts"):
+            reward.check_prompts(prompts)
 
 
 def check_group_reward(
     config: configs.RunConfig, reward: WeightedReward, watch: WeightedReward | None, methods: Mapping[str, Any]
 ) -> None:
     """Raises BadInput for a reward of scope "group", which compares the samples of one prompt, unless every method that
-    optimises it scores a prompt's samples in one call (methods that train on groups), and for one that is held out."""
-    watched_specs = {watch.spec.name: watch.spec} | {n: r.spec for n, r in watch.rewards.items()} if watch else {}
-    if comparing := [n for n, spec in watched_specs.items() if spec.scope == "group"]:
-        raise BadInput(
-            f"watch: {comparing[0]} compares the samples of one prompt, which says nothing of how contestants differ"
-        )
+    optimises it scores a prompt's samples in one call (methods that train on groups), and for one that is held out,
+    unless it can compare the samples of two contestants."""
+    watched = watch.rewards if watch else {}
+    comparing = [n for n, r in watched.items() if r.spec.scope == "group"]
+    if watch and watch.spec.scope == "group" and not comparing:  # of how they are put together
+        comparing = [watch.spec.name]
+    for name in comparing:
+        if name not in find_pair_judges(watched):
+            raise BadInput(
+                f"watch: {name} compares the samples of one prompt, which says nothing of how contestants differ"
+            )
+        if any(map(trains_weights, methods.values())):
+            raise BadInput(
+                f"watch: {name} compares contestants with the first one, which a training can't do while it goes on; "
+                "watch it in a run that samples with the trained weights"
+            )
+        if len(methods) < 2:
+            raise BadInput(f"watch: {name} compares contestants with the first one, and this run has no other")
     if reward.spec.scope != "group":
         return
     group_rewards = [n for n, r in reward.rewards.items() if r.spec.scope == "group"]

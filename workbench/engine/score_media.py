@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +13,19 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, FileInput, MediaInput, input_needs, prompt_inputs, stack_sources
 from workbench.core.io import folders
 from workbench.core.io import image as pictures
 from workbench.core.io import media as media_files
 from workbench.core.io.clips import StoredClip
-from workbench.core.text import one_line
-from workbench.core.types import Media, Modality, Reward
+from workbench.core.schema import suggest_nearest
+from workbench.core.text import one_line, quote_value
+from workbench.core.types import Input, Media, Modality, Prompt, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
+from workbench.evaluation.file_prompts import restore_inputs
 from workbench.evaluation.scoring import score_row
+from workbench.runs.prompt_files import check_prompt
+from workbench.runs.prompt_inputs import open_input
 
 log = logging.getLogger(__name__)
 ROWS, VALUES = 16, 1 << 26  # media of equal shape that a reward scores at once, and their values
@@ -37,6 +42,12 @@ class Item:
     file: str = ""
     prompt: str | None = None
     in_folder: bool = False  # found in a folder and not named: if it can't be read, that costs its row and no more
+    inputs: Mapping[str, Input] = field(default_factory=dict)  # what it was made from, beside what its prompt brings
+
+    def made_from(self, prompt: str | None) -> str:
+        """The prompt with all that this was made from."""
+        inputs = {**prompt_inputs(prompt or ""), **self.inputs}
+        return Prompt(prompt or "", inputs) if inputs else prompt or ""
 
     def read(self) -> media_files.MediaFile:
         """Raises BadInput for a file that can't be read."""
@@ -87,16 +98,36 @@ def media_paths(path: Path) -> list[Path]:
     return list(listing.files)
 
 
-def with_prompts(items: Sequence[Item], prompts: str | Sequence[str] | None) -> list[str | None]:
+def with_sources(items: Sequence[Item], sources: Sequence[Item]) -> list[Item]:
+    """The items with what each was made from: one source for all, or one for each. Raises BadInput for another number,
+    and for a source that can't be read."""
+    if len(sources) not in (1, len(items)):
+        raise BadInput(f"sources: {len(sources)} for {len(items)} media; give one for each, or one for all")
+    inputs = [MediaInput.of(s.media) if s.media is not None else FileInput.at(s.file) for s in sources]
+    inputs = inputs * len(items) if len(inputs) == 1 else inputs
+    return [replace(item, inputs={**item.inputs, "source": value}) for item, value in zip(items, inputs, strict=True)]
+
+
+def with_prompts(items: Sequence[Item], prompts: str | Sequence[str | Mapping[str, Any]] | None) -> list[str | None]:
     """A prompt for each item: the one text, the item's of a list, or, without `prompts`, the one that came with it;
-    None where its file may have one. Raises BadInput for a list of another length."""
+    None where its file may have one. A mapping is a prompt with its inputs: {"prompt": text, "source": file}. Raises
+    BadInput for a list of another length, and for an input that can't be read."""
     if prompts is None:
         return [item.prompt for item in items]
     if isinstance(prompts, str):
         return [prompts] * len(items)
     if len(prompts) != len(items):
         raise BadInput(f"prompts: {len(prompts)} for {len(items)} media; give one for each, or one text for all")
-    return list(prompts)
+    return [read_prompt(p) if isinstance(p, Mapping) else p for p in prompts]
+
+
+def read_prompt(row: Mapping[str, Any]) -> Prompt:
+    """The prompt that a mapping says, with its inputs. Raises BadInput."""
+    if unknown := [key for key in row if key not in ("prompt", *NAMES)]:
+        raise BadInput(f"prompts: unknown key {quote_value(unknown[0])}; {suggest_nearest(str(unknown[0]), NAMES)}")
+    text = row.get("prompt", "")
+    check_prompt(text, "prompts")
+    return Prompt(text, {name: open_input(row[name], name, "", Path()) for name in NAMES if row.get(name) is not None})
 
 
 def check_rewards(rewards: Mapping[str, Reward], items: Sequence[Item], prompts: Sequence[str | None]) -> None:
@@ -107,8 +138,6 @@ def check_rewards(rewards: Mapping[str, Reward], items: Sequence[Item], prompts:
             raise BadInput(
                 f"reward {name}: compares the samples of one prompt made together, so it can't score single media"
             )
-        if "source" in reward.spec.needs:
-            raise BadInput(f"reward {name}: needs what each picture was made from, which score doesn't take")
     for item, prompt in zip(items, prompts, strict=True):
         if item.media is not None:
             check_item(rewards, item, item.media.modality, prompt)
@@ -122,6 +151,12 @@ def check_item(rewards: Mapping[str, Reward], item: Item, modality: Modality, pr
             raise BadInput(f"reward {name} judges {modalities}, and {item.file or 'this'} is {modality}")
         if "prompt" in reward.spec.needs and prompt is None:
             raise BadInput(f"reward {name} needs the prompt of {item.file or 'every sample'}; give prompts=")
+        if unmet := [need for need in input_needs(reward.spec) if need not in prompt_inputs(item.made_from(prompt))]:
+            way_out = "sources=, or " if unmet[0] == "source" else ""
+            raise BadInput(
+                f"reward {name} needs the {unmet[0]} of {item.file or 'every sample'}; give {way_out}prompts= with a "
+                f"{{'prompt': text, {unmet[0]!r}: file}} for each"
+            )
 
 
 @torch.no_grad()
@@ -135,7 +170,7 @@ def score_items(
     """
     check_rewards(rewards, items, prompts)
     rows: list[dict[str, Any]] = []
-    waiting: list[tuple[dict, Media]] = []  # rows to be scored in one call
+    waiting: list[tuple[dict, Media, str]] = []  # rows to be scored in one call
     features: dict[str, list[Tensor]] = {name: [] for name, r in rewards.items() if r.spec.scope == "set"}
     for n, (item, prompt) in enumerate(zip(items, prompts, strict=True)):
         row = {"file": item.file or n, "prompt": prompt, **dict.fromkeys(rewards, math.nan)}
@@ -149,14 +184,16 @@ def score_items(
             continue
         words = content.story.get("prompt")
         row["prompt"] = prompt if prompt is not None else words if isinstance(words, str) else None
+        item = replace(item, inputs={**restore_inputs(Path(item.file), content.story), **item.inputs})
         check_item(rewards, item, content.modality, row["prompt"])
+        origin = item.made_from(row["prompt"])
         if isinstance(content.content, StoredClip):
-            _score_clip(rewards, content, row, features)
+            _score_clip(rewards, content, origin, row, features)
             continue
         media = content.media
         if waiting and not (is_alike(media, waiting[0][1]) and len(waiting) < rows_at_once(media)):
             _score_waiting(rewards, waiting, features)
-        waiting.append((row, media))
+        waiting.append((row, media, origin))
     _score_waiting(rewards, waiting, features)
     if rows and all("error" in row for row in rows):
         raise BadInput(rows[0]["error"])
@@ -174,31 +211,36 @@ def rows_at_once(media: Media) -> int:
 
 
 def _score_waiting(
-    rewards: Mapping[str, Reward], waiting: list[tuple[dict, Media]], features: Mapping[str, list[Tensor]]
+    rewards: Mapping[str, Reward], waiting: list[tuple[dict, Media, str]], features: Mapping[str, list[Tensor]]
 ) -> None:
     """Fill the rows that wait, in one call a reward, and forget them."""
     if not waiting:
         return
-    media = Media.cat([part for _, part in waiting])
-    prompts = [row["prompt"] or "" for row, _ in waiting]
+    rows, parts, prompts = zip(*waiting, strict=True)
+    media = Media.cat(parts)
     for name, reward in rewards.items():
         if name in features:
             features[name].append(reward.features(media))
             continue
-        for (row, _), value in zip(waiting, reward(media=media, prompts=prompts).float().tolist(), strict=True):
+        scores = reward(media=media, prompts=[*prompts], references=stack_sources(reward, media, prompts))
+        for row, value in zip(rows, scores.float().tolist(), strict=True):
             row[name] = value
     waiting.clear()
 
 
 def _score_clip(
-    rewards: Mapping[str, Reward], content: media_files.MediaFile, row: dict, features: Mapping[str, list[Tensor]]
+    rewards: Mapping[str, Reward],
+    content: media_files.MediaFile,
+    prompt: str,
+    row: dict,
+    features: Mapping[str, list[Tensor]],
 ) -> None:
     """Fill the row of a clip from a file, whose frames become numbers as they are needed."""
     for name, reward in rewards.items():
         if name in features:
             features[name].append(reward.features(content.media))
         else:
-            row[name] = score_row(reward, content, row["prompt"] or "")
+            row[name] = score_row(reward, content, prompt)
 
 
 def is_alike(one: Media, other: Media) -> bool:

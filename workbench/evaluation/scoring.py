@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,13 @@ from rewards import build_reward
 from rewards.compose import WeightedReward
 from rewards.factory import PRESETS
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs, stack_sources
 from workbench.core.io import folders, media
 from workbench.core.io.clips import StoredClip
 from workbench.core.io.parsing import parse_yaml, read_yaml
 from workbench.core.text import one_line, quote_value
-from workbench.core.types import EmbeddingReward, Modality, Reward, embeds_media
+from workbench.core.types import EmbeddingReward, Modality, Prompt, Reward, embeds_media
+from workbench.evaluation.file_prompts import pair_files, restore_inputs
 from workbench.runs.registry import all_rewards
 
 log = logging.getLogger(__name__)
@@ -80,21 +82,28 @@ def _says_how(settings: Any) -> bool:
     return settings != 1
 
 
-def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None) -> list[dict]:
+def score_files(
+    files: Sequence[Path],
+    names: Sequence[str],
+    prompt: str | None = None,
+    *,
+    prompts: str | None = None,
+    source: Path | None = None,
+) -> list[dict]:
     """One row per file: `file`, `prompt`, a score per reward (None where there is none), that of the whole where
     `build_rewards` makes one, `note` on what is odd about the file or was converted, and `error`, one sentence, empty
     when no score is missing.
 
-    With set rewards, a last row has the scores of all files together. A reward skips files of a modality that it can't
-    score. Raises BadInput for an invalid reward, when none of the paths exists, and when no file can be scored because
-    no reward fits its modality or a prompt is missing.
+    prompt, prompts, source: what the files were made from, as `file_prompts.pair_files` takes them; without a prompt,
+    what a file itself says, and of a run's samples what its folder keeps. With set rewards, a last row has the scores
+    of all files together. A reward skips files of a modality that it can't score. Raises BadInput for an invalid
+    reward, when none of the paths exists, and when no file can be scored because no reward fits its modality, or a
+    prompt or an input is missing.
     """
     rewards, whole = build_rewards(names, all_rewards())
     for name, reward in {**rewards, **({WHOLE: whole} if whole else {})}.items():
         if reward.spec.scope == "group":
             raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
-        if "source" in reward.spec.needs:
-            raise BadInput(f"--reward {name}: needs what each picture was made from, which `score` doesn't take")
         if reward.spec.scope == "set" and reward is not whole and not embeds_media(reward):
             raise BadInput(f"--reward {name}: judges whole sets, and has no features to take file by file")
         if "reference" in reward.spec.needs:
@@ -106,22 +115,33 @@ def score_files(files: Sequence[Path], names: Sequence[str], prompt: str | None)
     rows, refusals, paths = [], [], [*_expand_folders(files)]
     if all(problem for _, problem in paths):
         raise BadInput(paths[0][1])
+    needed = {name for reward in rewards.values() for name in input_needs(reward.spec)}
+    origins = iter(
+        pair_files([p for p, problem in paths if not problem], needed, prompt=prompt, prompts=prompts, source=source)
+    )
     for path, problem in paths:
         labels = [*rewards, *([WHOLE] if whole else [])]
         row = {"file": str(path), "prompt": prompt, **dict.fromkeys(labels), "note": "", "error": problem}
         rows.append(row)
         if problem:
             continue
+        origin = next(origins)
+        row |= {"prompt": origin.text, "error": origin.problem}
+        if origin.problem:
+            refusals.append(origin.problem)
+            continue
         try:
             loaded = media.inspect_media(path)
         except BadInput as error:
             row["error"] = str(error)
             continue
-        row["prompt"] = prompt if prompt is not None else _prompt_in_file(loaded.story)
+        row["prompt"] = text = _prompt_in_file(loaded.story) if origin.text is None else origin.text
         row["note"] = "; ".join(loaded.notes)
-        missing_input = _missing_requirement(rewards, loaded.modality, row["prompt"], path)
-        refusals += [missing_input] if missing_input else []
-        row["error"] = missing_input or _score_file(rewards, set_rewards, loaded, row, path, sets)
+        inputs = {**restore_inputs(path, loaded.story), **origin.inputs}
+        refusal = _missing_requirement(rewards, loaded.modality, text, inputs, path)
+        refusals += [refusal] if refusal else []
+        origin_prompt = Prompt(text or "", inputs)
+        row["error"] = refusal or _score_file(rewards, set_rewards, loaded, origin_prompt, row, path, sets)
         if whole and all(row[name] is not None for name in rewards):
             row[WHOLE] = float(whole.total({n: torch.tensor([row[n]]) for n in rewards}, [row["prompt"] or ""])[0])
     if refusals and all(row["error"] for row in rows):
@@ -152,11 +172,12 @@ def _score_sets(
 
 
 def score_row(reward: Reward, item: media.MediaFile, prompt: str) -> float:
-    """The score of one file. A reward with `score_clip(clip, prompts)` takes a clip in 8 bits, and makes numbers only
-    of the frames that it looks at."""
+    """The score of one file, made from the inputs of the prompt. A reward with `score_clip(clip, prompts)` takes a clip
+    in 8 bits, and makes numbers only of the frames that it looks at."""
     if isinstance(item.content, StoredClip) and hasattr(reward, "score_clip"):
         return float(reward.score_clip(item.content, [prompt])[0])
-    return float(reward(media=item.media, prompts=[prompt])[0])
+    sources = stack_sources(reward, item.media, [prompt])
+    return float(reward(media=item.media, prompts=[prompt], references=sources)[0])
 
 
 def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
@@ -179,8 +200,11 @@ def _prompt_in_file(story: dict) -> str | None:
     return words if isinstance(words, str) else None
 
 
-def _missing_requirement(rewards: Mapping[str, Reward], modality: Modality, prompt: str | None, path: Path) -> str:
-    """Why a file can't be scored: no reward fits its modality, or one needs a prompt and there is none; else ""."""
+def _missing_requirement(
+    rewards: Mapping[str, Reward], modality: Modality, prompt: str | None, inputs: Collection[str], path: Path
+) -> str:
+    """Why a file can't be scored: no reward fits its modality, or one needs a prompt or an input and there is none;
+    else ""."""
     fitting = {name: reward for name, reward in rewards.items() if modality in reward.spec.modalities}
     if not fitting:
         modalities = "; ".join(f"{name} judges {', '.join(sorted(r.spec.modalities))}" for name, r in rewards.items())
@@ -188,6 +212,12 @@ def _missing_requirement(rewards: Mapping[str, Reward], modality: Modality, prom
     for name, reward in fitting.items():
         if "prompt" in reward.spec.needs and prompt is None:
             return f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT"
+        if unmet := [need for need in input_needs(reward.spec) if need not in inputs]:
+            way_out = "--source FILE, or " if unmet[0] == "source" else ""
+            return (
+                f"reward {name} needs the {unmet[0]} of {path}; give {way_out}--prompts FILE.jsonl with a key "
+                f"`{unmet[0]}` in each line"
+            )
     return ""
 
 
@@ -196,6 +226,7 @@ def _score_file(
     rewards: Mapping[str, Reward],
     set_rewards: Mapping[str, EmbeddingReward],
     item: media.MediaFile,
+    prompt: Prompt,
     row: dict,
     path: Path,
     sets: Mapping[str, list[Tensor]],
@@ -211,7 +242,7 @@ def _score_file(
             if name in set_rewards:
                 sets[name].append(set_rewards[name].features(item.media))
                 continue
-            value = score_row(reward, item, row["prompt"] or "")
+            value = score_row(reward, item, prompt)
         except Exception as error:  # whatever a reward makes of an odd file: it costs this score, and the row says so
             why = one_line(error, 200) or type(error).__name__
             problems.append(f"{name} can't judge {path}: {why}")
