@@ -1,5 +1,6 @@
 """A report says what the numbers say, shows everybody, and needs nothing but itself."""
 
+import base64
 import html
 import io
 import json
@@ -9,12 +10,17 @@ from html.parser import HTMLParser
 
 import pytest
 import torch
+from PIL import Image
 from report_fixtures import compared_summary, make_contestant, summary_of, usual_summary
 from rich.console import Console
+from vote_fixtures import write_run
 
+from workbench.core import inputs as core_inputs
 from workbench.core.errors import BadInput
+from workbench.core.inputs import MediaInput
 from workbench.core.io import media
-from workbench.core.types import Media
+from workbench.core.types import Media, Prompt
+from workbench.report import notebook_view, pages
 from workbench.report.charts import Axis, Doublings, progress_charts, scaling_charts
 from workbench.report.pages import collect_samples, select_samples, write_report
 from workbench.report.tables import console_table
@@ -192,6 +198,86 @@ def test_clips_and_sounds_are_on_the_page_and_on_the_sheet(modality, suffix, dat
     assert {"video": "data:image/apng;base64,", "audio": "data:audio/wav;base64,"}[modality] in page
     sheet = media.read_media(tmp_path / "grid.png").data
     assert sheet.std() > 0.1 and media.read_media(tmp_path / rows[0]["file"]).modality == modality
+
+
+def given_run(folder, modality, inputs):
+    """Two contestants on two prompts that come with inputs."""
+    run = write_run(folder, names=("base", "reno"), prompts=PLAIN, modality=modality, inputs=inputs)
+    parts = [make_contestant(name, 0.5, 0.2, 8) for name in ("base", "reno")]
+    run.write("summary.json", summary_of(*parts, modality=modality, prompts=2))
+    return run.path
+
+
+PLAIN, GREY = ("make it red", "make it blue"), Media(torch.full((1, 3, 24, 48), 0.5), "image")
+
+
+@pytest.mark.parametrize(
+    ("modality", "inputs", "begins", "over"),
+    [
+        ("image", {"source": GREY, "mask": GREY}, ["data:image/png"] * 2, True),
+        ("image", {"reference": GREY}, ["data:image/png"], False),
+        ("video", {"first": GREY}, ["data:image/png"], False),
+        ("video", {"source": Media(torch.rand(1, 9, 3, 24, 48), "video", 4.0)}, ["data:image/apng"], False),
+        ("audio", {"source": Media(torch.rand(1, 1, 8000) - 0.5, "audio", 8000.0)}, ["data:audio/wav"], False),
+    ],
+)
+def test_what_samples_were_made_from_comes_first_on_the_page_and_the_sheet(tmp_path, modality, inputs, begins, over):
+    folder = given_run(tmp_path, modality, inputs)
+    page = Page(text := page_of(folder))
+    figures = text.split("<figure")[1:]
+    assert len(figures) == 2 and ("Above each row" if modality == "audio" else "First in each row") in page.text
+    titles = ["first frame" if name == "first" else name for name in inputs]
+    for figure, prompt in zip(figures, PLAIN, strict=True):
+        cells = re.findall(
+            r'<(?:img|audio controls preload="none") src="([^;]*);[^"]*" (?:alt|aria-label)="([^"]*)"', figure
+        )
+        assert [begin for begin, _ in cells[: len(begins)]] == begins
+        assert [words for _, words in cells[: len(begins)]] == [f"{title} of: {prompt}" for title in titles]
+        assert [words.partition(":")[0] for _, words in cells[len(begins) :]] == ["base", "reno"]
+    assert ("--source: url(data:image/png" in text) == over == ("|result − source|" in page.text)
+    assert text.count('class="pair" tabindex="0"') == (4 if over else 0)
+    names = [attrs.get("style", "") for tag, attrs in page.tags if tag == "div" and attrs.get("class") == "gallery"]
+    assert f"--across: {2 if modality == 'audio' else 2 + len(inputs)}" in names[0]
+    if begins == ["data:image/apng"]:
+        clip = Image.open(io.BytesIO(base64.b64decode(text.split("data:image/apng;base64,")[1].split('"')[0])))
+        assert (clip.n_frames, clip.size) == (4, (16, 16)), "as many frames as were made of it"
+    sheet = media.read_media(folder / "grid.png").data
+    assert sheet.shape[-1] == 2 * (2 * 24 + 148 + (2 + len(inputs)) * (14 + 160))
+    assert not re.search(r"@import|https?://|<script", text)
+
+
+def test_a_source_is_laid_over_a_result_in_its_size_and_one_that_is_gone_is_called_missing(tmp_path):
+    folder = given_run(tmp_path, "image", {"source": GREY})
+    source = re.search(r"--source: url\(data:image/png;base64,([^)]*)\)", page_of(folder))[1]
+    assert Image.open(io.BytesIO(base64.b64decode(source))).size == (256, 256), "cropped to 16 x 16, as its results are"
+    next((folder / "inputs").iterdir()).unlink()
+    core_inputs._CACHE.rows.clear()  # as in another process
+    text = page_of(folder)
+    assert Page(text).text.count("missing source") == 2 and "--source:" not in text
+
+
+def test_a_report_without_inputs_has_nothing_of_them(run):
+    text, sheet = page_of(run), (pages.TEMPLATES / "report.css").read_text()
+    assert f"<style>\n{sheet}\n</style>" in text and "the optimised reward.</p>\n<div" in text
+    assert (
+        '<figure><figcaption><span>a red circle</span><small>color</small></figcaption>\n<div class="cells">\n<div'
+        in text
+    )
+    assert not [word for word in ("--source", "difference;", 'class="pair"', "cell from", "given") if word in text]
+
+
+def test_a_notebook_shows_what_a_prompt_comes_with_once_before_its_samples():
+    samples, scores = Media(torch.rand(3, 3, 8, 8), "image"), [{"a": 0.1}] * 3
+    given = Prompt("make it red", {"first": MediaInput.of(GREY)})
+    shown = notebook_view.media_html(samples, [given, given, "plain"], scores)
+    assert shown.count("<figure") == 4 and shown.index("first frame") < shown.index("make it red")
+    plain = notebook_view.media_html(samples, ["make it red"] * 2 + ["plain"], scores)
+    assert shown.replace(notebook_view.input_figures(given)[0], "") == plain
+    wide, narrow = (
+        Image.open(io.BytesIO(notebook_view.contact_sheet(samples, prompts, scores))).width
+        for prompts in ([given, given, "plain"], ["make it red", "make it red", "plain"])
+    )
+    assert wide == narrow + 2 * (14 + 160)
 
 
 def test_a_run_without_oracle_pictures_or_command_still_reports(run):

@@ -86,6 +86,26 @@ def test_examples_bring_the_rewards_of_sets_in_and_leave_no_path_behind(page, pi
     assert str(page[1].temp) not in table
 
 
+def test_a_source_lets_rewards_of_edits_judge_and_without_one_they_say_what_they_need(page, picture, tmp_path):
+    refused = ask(page[0], [picture])[0].split("<details")[1]
+    assert "compares a file with the source and the mask that it was made from: give it under" in refused
+    source = media.write_media(Media(torch.full((1, 3, 80, 64), 0.5), "image"), tmp_path / "grey")
+    mask = media.write_media(Media(torch.zeros(1, 3, 80, 64), "image"), tmp_path / "mask")
+    given = [handle_file(source), handle_file(mask), None]
+    table, tiles = page[0].predict([handle_file(picture)], "", [], SPACE, *given, api_name="/score")
+    scored = table.split("<details")[0]
+    x = media.read_media(picture).data
+    assert (
+        ">unchanged<small>" in scored and f"<td>{-(x - 128 / 255).square().mean():.3f}</td>".replace("-", "−") in scored
+    )
+    assert ">background<small>" in scored and "Source: grey.png" in tiles and "Mask: mask.png" in tiles
+    sound = media.write_media(Media(torch.rand(1, 1, 800) - 0.5, "audio", 8000.0), tmp_path / "sound")
+    table, _ = page[0].predict([handle_file(picture)], "", [], SPACE, handle_file(sound), None, None, api_name="/score")
+    assert "unchanged compares image with what it was made from, and got audio" in table.split("<details")[1]
+    table, _ = page[0].predict([handle_file(picture)], "", [], SPACE, None, None, handle_file(sound), api_name="/score")
+    assert 'role="alert"' in table and "sound.wav: is a sound, and the first frame is a picture" in table
+
+
 def test_a_prompt_is_text_and_has_an_end(page, picture):
     table, tiles = ask(page[0], [picture], EVIL)
     assert "<script" not in table + tiles and "{{evil" not in tiles and "&lt;script&gt;alert(1)" in tiles

@@ -15,15 +15,17 @@ import pytest
 import torch
 from PIL import Image
 from report_fixtures import make_contestant, summary_of
+from vote_fixtures import write_run
 
 from rewards.encoders.audio_frontend import LogMel, mel_filters
+from workbench.core import inputs
 from workbench.core.io import media
 from workbench.core.types import Media
-from workbench.report import audio_view
+from workbench.report import audio_view, pages
 from workbench.report.columns import build_table
 from workbench.runs import store
 from workbench.ui import served_files
-from workbench.ui.widgets import result_view
+from workbench.ui.widgets import result_view, samples
 
 
 def stored(folder, media_by_name: dict[str, list[Media]], kind: str) -> store.RunFolder:
@@ -97,6 +99,42 @@ def test_clips_share_one_clock_and_slide_by_their_middle_frames(tmp_path):
     )
     left_file, _ = result_view.slider_pair(result_view.slider_state(result)["rows"], "video", 0, "base", "reno")
     assert Image.open(left_file).format == "PNG" and Image.open(left_file).size == (512, 512)
+
+
+def test_a_clip_stands_beside_its_first_frame_and_slides_over_it(tmp_path):
+    first = Media(torch.rand(1, 3, 40, 64), "image")
+    folder = write_run(tmp_path, names=("base", "reno"), prompts=("a wave",), modality="video", inputs={"first": first})
+    result = result_view.read_result(folder, tmp_path / "temp")
+    grid = result.html.split('class="wb-grid wb-even"')[1]
+    figures = grid.split("<figure")[1:]
+    assert 'alt="first frame of: a wave"' in figures[0] and "wb-given" in figures[0] and len(figures) == 3
+    assert "<canvas" in figures[1] and "wb-over" not in result.html, "a clip is no edit of its first frame"
+    given = result.rows[0]["given"][0]
+    assert Image.open(given["file"]).size == (16, 16), "in the size of the clips, as the pipeline took it"
+    files = result_view.slider_state(result)["rows"]
+    assert list(files[0]) == ["first frame", "base", "reno"]
+    assert Image.open(result_view.slider_pair(files, "video", 0, "first frame", "reno")[0]).size == (512, 512)
+    assert "first frame" in samples.draw_contestants(folder.path, pages.collect_samples(folder.events()))
+    for file in (folder.path / "inputs").iterdir():
+        file.write_bytes(media.encode_png(Media(torch.zeros(1, 3, 8, 8), "image")))
+    inputs._CACHE.rows.clear()  # as in another process
+    assert "missing" in result_view.read_result(folder, tmp_path / "temp").html, "another picture is not shown for it"
+
+
+def test_a_sound_is_heard_below_what_it_was_made_from_and_as_loud(tmp_path):
+    folder = write_run(
+        tmp_path, names=("base", "reno"), prompts=("louder",), modality="audio", inputs={"source": tone(0.02)}
+    )
+    result = result_view.read_result(folder, tmp_path / "temp")
+    above, grid = result.html.split('class="wb-grid wb-even"')
+    assert above.count("<audio") == 1 and 'aria-label="source of: louder"' in above and grid.count("<audio") == 2
+    (given,), cells = result.rows[0]["given"], result.rows[0]["cells"]
+    assert float(given["volume"]) == 1 and all(float(cell["volume"]) < 0.5 for cell in cells), (
+        "the source is the quietest"
+    )
+    assert (
+        "<audio" in samples.draw_contestants(folder.path, pages.collect_samples(folder.events())).split("figcaption")[0]
+    )
 
 
 def test_the_table_of_results_has_the_columns_that_the_report_lists_for_the_app(tmp_path):

@@ -11,11 +11,13 @@ from types import SimpleNamespace
 import gradio as gr
 import httpx
 import pytest
+import torch
 from gradio_client import Client
 from gradio_client.exceptions import AppError
 from vote_fixtures import cast_many_votes, write_run
 
 from workbench.core.errors import BadInput
+from workbench.core.types import Media
 from workbench.feedback import votes
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import JobQueue
@@ -67,6 +69,29 @@ def test_nothing_before_the_vote_names_a_contestant_and_the_answer_to_the_vote_d
     answer = app.client.predict(battle["battle"], "left", f"key-{battle['battle']}", api_name="/vote")
     assert {answer["left"]["contestant"], answer["right"]["contestant"]} < set(NAMES)
     assert set(answer["left"]["scores"]) == {"level", "noise"}
+
+
+@pytest.mark.parametrize(("modality", "given"), [("image", "image"), ("video", "image"), ("audio", "audio")])
+def test_a_vote_shows_what_both_were_made_from_and_its_file_names_nobody(tmp_path, modality, given):
+    data = torch.rand(1, 3, 40, 64) if given == "image" else torch.rand(1, 1, 8000) - 0.5
+    source = Media(data, given, 0.0 if given == "image" else 8000.0)
+    context = AppContext(tmp_path, tmp_path / "temp", None)
+    name = "first" if modality == "video" else "source"
+    folder = write_run(
+        tmp_path, names=NAMES[:2], prompts=("zebra_red", "blue"), modality=modality, inputs={name: source}
+    )
+    battles = [vote.ask_pair(context, rater) for rater in ("ada", "bob", "carl")]
+    for battle in battles:
+        (shown,) = battle["inputs"]
+        assert (shown["name"], shown["modality"]) == (name, given) and shown["label"] in ("Source", "First frame")
+        assert json.loads(json.dumps(battle["prompt"])) in ("zebra_red", "blue")
+        words = Path(shown["file"]["path"]).name + Path(shown["file"]["path"]).read_bytes().decode("latin-1")
+        assert "zebra" not in words and next((folder.path / "inputs").iterdir()).stem not in words
+    assert len({battle["inputs"][0]["file"]["path"] for battle in battles}) == 1, "written once"
+    next((folder.path / "inputs").iterdir()).unlink()
+    assert vote.ask_pair(context, "dora")["inputs"], "what was written is there for others"
+    shutil.rmtree(context.temp)
+    assert vote.ask_pair(context, "emil")["inputs"] == []
 
 
 def test_a_repeated_call_is_one_vote_and_a_vote_can_be_taken_back(app):

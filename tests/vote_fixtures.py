@@ -7,10 +7,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from workbench.core.inputs import MediaInput
 from workbench.core.io import media
-from workbench.core.types import Media
+from workbench.core.types import Media, Prompt
 from workbench.feedback import pairing, votes
-from workbench.runs import store
+from workbench.runs import run_inputs, store
 
 PROMPTS = tuple(f"{n} red circles" for n in range(12))
 NAMES = ("base", "best_of_n", "reno")
@@ -24,13 +25,17 @@ def write_run(
     modality: str = "image",
     blocks: dict | None = None,
     pipeline: str = "tiny-pipeline",
+    inputs: dict[str, Media] | None = None,
 ) -> store.RunFolder:
-    """A finished run on disk and in the index; `level` scores what `names` lists later higher, `noise` knows
-    nothing."""
+    """A finished run on disk and in the index; `level` scores what `names` lists later higher, `noise` knows nothing.
+    inputs: what all samples are made from."""
+    given = {name: MediaInput.of(row) for name, row in (inputs or {}).items()}
+    prompts = [Prompt(prompt, given) for prompt in prompts] if given else prompts
     config = {"pipeline": pipeline, "contestants": blocks or dict.fromkeys(names, "sample")}
     folder = store.RunFolder.open(runs, name, config, fresh=True)
     folder.write("run.json", {"name": name, "created": "2026-01-01T00:00:00", "status": "done", "config": config,
                               "rewards": {"level": "1", "noise": "1"}})  # fmt: skip
+    run_inputs.store_inputs(folder.path, prompts)
     g = torch.Generator().manual_seed(len(name))
     for c, contestant in enumerate(names):
         home, samples = folder.path / "media" / contestant, []
@@ -40,8 +45,8 @@ def write_run(
             story = {"prompt": prompt, "seed": n, "contestant": contestant, "pipeline": pipeline, "scores": scores}
             path = media.write_media(make_media(modality, c, n, g), home / f"{n:04d}-0", meta=story)
             file = path.relative_to(folder.path).as_posix()
-            samples.append({"index": n, "k": 0, "prompt": prompt, "seed": n, "file": file, "scores": scores,
-                            "sha256": media.file_digest(path)})  # fmt: skip
+            samples.append({"index": n, "k": 0, "prompt": prompt, **run_inputs.record_inputs(prompt), "seed": n,
+                            "file": file, "scores": scores, "sha256": media.file_digest(path)})  # fmt: skip
         folder.append_event({"contestant": contestant, "batch": 0, "final": True, "samples": samples})
     store.sync_index(runs, folder)
     return folder

@@ -1,8 +1,10 @@
-"""Blind pairs for voting: copies of two media whose content, names and loudness don't reveal where they come from."""
+"""Blind pairs for voting: copies of two media whose content, names and loudness don't reveal where they come from, and
+of what both were made from."""
 
 from __future__ import annotations
 
 import hashlib
+import os
 import secrets
 import struct
 import time
@@ -11,16 +13,29 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import prompt_inputs
 from workbench.core.io import media
 from workbench.core.io.resampling import resample_audio
-from workbench.core.types import Media
-from workbench.feedback.votes import Pair
+from workbench.core.paths import write_atomic
+from workbench.core.types import Media, Modality
+from workbench.feedback.votes import MODALITY_BY_SUFFIX, Pair
 from workbench.report import audio_view
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # the chunks that make the picture or the clip
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")
 MAX_AGE = 3600.0  # seconds after which a shown file is removed
+SIDE = 1024  # pixels of a picture that both were made from
+SECRET = secrets.token_hex(16)  # of this process: nobody can guess where a file is
+
+
+@dataclass(frozen=True)
+class BlindInput:
+    """What both media of a pair were made from."""
+
+    name: str  # one of workbench.core.inputs.NAMES
+    modality: Modality
+    file: Path
 
 
 @dataclass(frozen=True)
@@ -30,6 +45,7 @@ class BlindPair:
     left: Path
     right: Path
     seconds: float  # how long the shorter one plays; 0 for pictures
+    inputs: tuple[BlindInput, ...] = ()  # what both were made from
 
 
 def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
@@ -57,7 +73,32 @@ def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
     names = [temp / f"{secrets.token_urlsafe(16)}{Path(pair.left.file).suffix}" for _ in parts]
     for name, data in zip(names, parts, strict=True):
         name.write_bytes(data)
-    return BlindPair(*names, seconds)
+    return BlindPair(*names, seconds, tuple(_show_inputs(pair.prompt, temp)))
+
+
+def _show_inputs(prompt: str, temp: Path) -> Iterator[BlindInput]:
+    """What comes with the prompt, as browsers show it and without metadata. Both sides have it, so it is written once
+    for all pairs. One that is gone or was changed is left out."""
+    for name, value in prompt_inputs(prompt).items():
+        place = temp / hashlib.sha256(f"{SECRET}{value.digest}".encode()).hexdigest()[:32]
+        file = next((f for suffix in MODALITY_BY_SUFFIX if (f := place.with_suffix(suffix)).is_file()), None)
+        try:
+            file = file or _write_input(value.read(), place)
+        except BadInput:
+            continue
+        os.utime(file)  # it is still in use
+        yield BlindInput(name, MODALITY_BY_SUFFIX[file.suffix], file)
+
+
+def _write_input(content: Media, place: Path) -> Path:
+    if content.modality == "audio":
+        ((sound, _),) = audio_view.match_loudness([content])
+        data = media.encode_wav(sound)
+    else:
+        data = media.encode_thumbnail(content, SIDE) if content.modality == "image" else media.encode_apng(content)
+    file = place.with_suffix(media.SUFFIX_BY_MODALITY[content.modality])
+    write_atomic(file, data)
+    return file
 
 
 def _read_original(runs: Path, file: str, sha256: str) -> tuple[Path, bytes] | None:

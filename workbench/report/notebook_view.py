@@ -10,9 +10,11 @@ from collections.abc import Mapping, Sequence
 from PIL import Image
 
 from workbench.core.finite import find_finite_rows
+from workbench.core.inputs import NAMES, prompt_inputs, read_input
 from workbench.core.io import media as media_files
 from workbench.core.types import Media
 from workbench.report import audio_view
+from workbench.report.sample_inputs import input_title
 
 SIDE = 256  # width of a picture on the page, in pixels
 MAX_SAMPLES = 24  # that are shown; the others are counted
@@ -20,9 +22,10 @@ MAX_SAMPLES = 24  # that are shown; the others are counted
 
 def media_html(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]], heading: str = "") -> str:
     """HTML with a figure for each sample: the picture, the playing clip, or the sound's spectrogram with a player;
-    prompt and scores below."""
-    figures = []
+    prompt and scores below. What a prompt comes with stands before its samples."""
+    figures: list[str] = []
     for n in range(min(len(media), MAX_SAMPLES)):
+        figures += input_figures(prompts[n]) if n == 0 or prompts[n] != prompts[n - 1] else []
         caption = "<br>".join(f"{html.escape(name)} <b>{format_cell(value)}</b>" for name, value in scores[n].items())
         figures.append(
             f'<figure style="display:inline-block;width:{SIDE}px;margin:0 12px 12px 0;vertical-align:top">'
@@ -33,6 +36,16 @@ def media_html(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[st
     more = f"<p>and {len(media) - MAX_SAMPLES} more</p>" if len(media) > MAX_SAMPLES else ""
     head = f'<p style="font-size:12px">{html.escape(heading)}</p>' if heading else ""
     return f"<div>{head}{''.join(figures)}{more}</div>"
+
+
+def input_figures(prompt: str) -> list[str]:
+    """A figure for each input of a prompt."""
+    return [
+        f'<figure style="display:inline-block;width:{SIDE}px;margin:0 12px 12px 0;vertical-align:top;opacity:.85">'
+        f"{media_element(read_input(prompt, name))}"
+        f'<figcaption style="font-size:12px;line-height:1.4">{input_title(name)}</figcaption></figure>'
+        for name in prompt_inputs(prompt)
+    ]
 
 
 def media_element(row: Media) -> str:
@@ -68,15 +81,26 @@ def data_uri(data: bytes, kind: str) -> str:
 
 
 def contact_sheet(media: Media, prompts: Sequence[str], scores: Sequence[Mapping[str, float]]) -> bytes:
-    """PNG bytes: a row of samples for each prompt; clips as nine of their frames, sounds as spectrograms."""
+    """PNG bytes: a row of samples for each prompt, after what it comes with; clips as nine of their frames, sounds as
+    spectrograms."""
     rows: dict[str, list[media_files.Cell]] = {}
     for n in range(min(len(media), MAX_SAMPLES)):
         note = next((f"{name} {format_cell(value)}" for name, value in scores[n].items()), "")
         picture = audio_view.still_picture(media[n]) if find_finite_rows(media[n]).all() else None
         rows.setdefault(prompts[n], []).append(media_files.Cell(picture, None, note if picture else "not finite"))
     width = max(map(len, rows.values()))
-    cells = [[*row, *[media_files.Cell(None)] * (width - len(row))] for row in rows.values()]
-    return media_files.draw_contact_sheet(cells, rows=list(rows), columns=[f"sample {k + 1}" for k in range(width)])
+    inputs = [name for name in NAMES if any(name in prompt_inputs(prompt) for prompt in rows)]
+    cells = [
+        [*(_input_cell(prompt, name) for name in inputs), *row, *[media_files.Cell(None)] * (width - len(row))]
+        for prompt, row in rows.items()
+    ]
+    columns = [*map(input_title, inputs), *(f"sample {k + 1}" for k in range(width))]
+    return media_files.draw_contact_sheet(cells, rows=list(rows), columns=columns)
+
+
+def _input_cell(prompt: str, name: str) -> media_files.Cell:
+    has_it = name in prompt_inputs(prompt)
+    return media_files.Cell(audio_view.still_picture(read_input(prompt, name)) if has_it else None)
 
 
 def table_html(rows: Sequence[Mapping[str, object]]) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import jinja2
 import yaml
+from PIL import Image
 
 from workbench.core.errors import BadInput
 from workbench.core.io import media
@@ -24,9 +25,18 @@ from workbench.report.estimates import (
 )
 from workbench.report.findings import CONTROL_SENTENCES, headline_sentences, training_sentences
 from workbench.report.formatting import MEDIA_NOUNS, decimals_for, format_count, format_number, format_signed
+from workbench.report.sample_inputs import encode_input, fit_input, input_title, list_input_names
 from workbench.runs.store import RunFolder
 
 TEMPLATES = Path(__file__).parent
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(TEMPLATES),
+    autoescape=True,
+    undefined=jinja2.StrictUndefined,
+    trim_blocks=True,
+    lstrip_blocks=True,
+)
+PAGES.filters |= {"num": format_number, "signed": format_signed, "whole": format_count}
 MAX_INLINE_ROWS = 14  # of inlined media at most
 GRID_ROWS = 8
 MAX_INLINE_BYTES = 2_200_000  # of inlined media, before base64 makes them a third longer
@@ -74,50 +84,99 @@ def _is_right(sample: Mapping) -> bool | None:
 
 
 def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
-    """Rows of media as data URIs, as many complete rows as the limits allow."""
+    """Rows of media as data URIs, as many complete rows as the limits allow, each after what it was made from."""
     rows, bytes_left = [], MAX_INLINE_BYTES
+    input_names = list_input_names(sample for name in names for sample in samples_of.get(name, {}).values())
     for key in keys[:MAX_INLINE_ROWS]:
         cells = []
+        files = {n: s and _sample_file(run, s) for n in names for s in [samples_of.get(n, {}).get(key)]}
+        sizes = {name: _frame_size(path) for name, path in files.items()}
+        size = next(filter(None, sizes.values()), None)
+        first = next(samples_of[n][key] for n in names if key in samples_of.get(n, {}))
+        inputs = [_inline_input(run, first, name, size) for name in input_names]
+        source = next((i["uri"] for i in inputs if i["name"] == "source" and i["uri"].startswith("data:image/png")), "")
+        bytes_left -= sum(3 * len(i["uri"]) // 4 for i in inputs)
         for name in names:
-            sample = samples_of.get(name, {}).get(key)
-            path = sample and _sample_file(run, sample)
+            sample, path = samples_of.get(name, {}).get(key), files[name]
             data = b"" if not path else media.encode_thumbnail(path) if path.suffix == ".png" else path.read_bytes()
             bytes_left -= len(data)
-            uri = f"data:{MIME_BY_SUFFIX[path.suffix]};base64,{base64.b64encode(data).decode()}" if data else ""
             sample = sample or {}
             cells.append(
                 {
                     "name": name,
-                    "uri": uri,
+                    "uri": _data_uri(data, MIME_BY_SUFFIX[path.suffix]) if path else "",
                     "right": _is_right(sample),
                     "scores": sample.get("scores", {}),
                     "reason": sample.get("reason", "missing"),
+                    "over": bool(source and path and path.suffix == ".png" and sizes[name] == size),
                 }
             )
         if bytes_left < 0 and rows:
             break
-        first = next(samples_of[n][key] for n in names if key in samples_of.get(n, {}))
         rows.append(
-            {"prompt": first["prompt"], "category": first.get("category"), "seed": first["seed"], "cells": cells}
+            {
+                "prompt": first["prompt"],
+                "category": first.get("category"),
+                "seed": first["seed"],
+                "cells": cells,
+                "inputs": inputs,
+                "source": source,
+            }
         )
     return rows
+
+
+def _inline_input(run: Path, sample: Mapping, name: str, size: tuple[int, int, int] | None) -> dict:
+    """A cell with an input of a sample."""
+    cell = {"name": name, "title": input_title(name), "uri": "", "reason": f"no {input_title(name)}"}
+    try:
+        content = fit_input(run, sample, name, size)
+    except BadInput:
+        return cell | {"reason": "missing"}
+    return cell | ({"uri": _data_uri(*encode_input(content))} if content else {})
+
+
+def _data_uri(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _frame_size(path: Path | None) -> tuple[int, int, int] | None:
+    """(T,H,W) of a picture or clip of a run."""
+    if path is None or path.suffix == ".wav":
+        return None
+    with Image.open(path) as image:
+        return getattr(image, "n_frames", 1), image.height, image.width
 
 
 def _draw_contact_sheet(
     run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]], metric: str | None
 ) -> bytes:
-    """grid.png: the first rows of the same selection, clips as nine of their frames and sounds as spectrograms."""
+    """grid.png: the first rows of the same selection, clips as nine of their frames and sounds as spectrograms, after
+    what they were made from."""
     cells, captions = [], []
+    input_names = list_input_names(sample for name in names for sample in samples_of.get(name, {}).values())
     for key in keys[:GRID_ROWS]:
         row = [samples_of.get(n, {}).get(key) for n in names]
         files = [s and _sample_file(run, s) for s in row]
         notes = [f"{metric} {format_number(s['scores'].get(metric), 3)}" if s and metric else "" for s in row]
         notes = [s.get("reason", note) if s else note for s, note in zip(row, notes, strict=True)]
-        cells.append([media.Cell(f and audio_view.still_picture(media.read_media(f)), _is_right(s or {}), note)
-                      for s, f, note in zip(row, files, notes, strict=True)])  # fmt: skip
         first = next(s for s in row if s)
+        size = next(filter(None, map(_frame_size, files)), None)
+        given = [_draw_input(run, first, name, size) for name in input_names]
+        made = [media.Cell(f and audio_view.still_picture(media.read_media(f)), _is_right(s or {}), note)
+                for s, f, note in zip(row, files, notes, strict=True)]  # fmt: skip
+        cells.append([*given, *made])
         captions.append(" ".join(first["prompt"].split()) + (f"\n{first['category']}" if first.get("category") else ""))
-    return media.draw_contact_sheet(cells, rows=captions, columns=names)
+    return media.draw_contact_sheet(cells, rows=captions, columns=[*map(input_title, input_names), *names])
+
+
+def _draw_input(run: Path, sample: Mapping, name: str, size: tuple[int, int, int] | None) -> media.Cell:
+    """A cell of the contact sheet; a gap for an input that is missing or was changed."""
+    try:
+        content = fit_input(run, sample, name, size)
+    except BadInput:
+        return media.Cell(None, note="missing")
+    return media.Cell(content and audio_view.still_picture(content))
 
 
 def write_report(run_dir: Path) -> Path:
@@ -165,20 +224,12 @@ def draw_report(run_dir: Path) -> tuple[str, bytes]:
 
 
 def _render_page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Sequence, metric: str | None) -> str:
-    env = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(TEMPLATES),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    env.filters |= {"num": format_number, "signed": format_signed, "whole": format_count}
     warnings = training_sentences(summary)
     first, *other_sentences = (sentence for sentence in headline_sentences(summary) if sentence not in warnings)
-    return env.get_template("report.html").render(
+    return PAGES.get_template("report.html").render(
         run=run,
         summary=summary,
-        style=(TEMPLATES / "report.css").read_text(encoding="utf-8"),
+        style="".join((TEMPLATES / name).read_text(encoding="utf-8") for name in _style_sheets(gallery)),
         first=first,
         rest=other_sentences,
         warnings=warnings,
@@ -202,3 +253,7 @@ def _render_page(run: Mapping, summary: Mapping, lines: Sequence, gallery: Seque
         noun=MEDIA_NOUNS[summary["modality"]],
         config=yaml.safe_dump(run.get("config", {}), sort_keys=False, allow_unicode=True),
     )
+
+
+def _style_sheets(gallery: Sequence[Mapping]) -> list[str]:
+    return ["report.css", *(["report_inputs.css"] if gallery and gallery[0]["inputs"] else [])]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -19,3 +19,5 @@ class ComparisonRequest:
     seeds: int = 1  # noises per prompt
     calls: int = 0  # denoiser calls a sample to which every method is fitted; 0: as their settings say
     batch: int = 16  # samples made at once
+    # what all samples are made from besides their prompts: name -> file that input_uploads.py has kept
+    inputs: Mapping[str, str] = field(default_factory=dict)

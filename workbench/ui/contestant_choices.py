@@ -18,9 +18,11 @@ from pipelines.variants import pipeline_label
 from rewards import configure_reward
 from rewards.vlm.judge import Judge
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs
 from workbench.core.paths import CONFIGS
 from workbench.core.schema import suggest_nearest
 from workbench.core.setting_help import describe_settings, summarise_class
+from workbench.engine.input_checks import argument_modality
 from workbench.methods import METHODS, trains_weights
 from workbench.runs import config, store
 from workbench.runs.registry import all_rewards, is_starter_reward
@@ -59,38 +61,52 @@ def find_pipeline(name: str, runs: Path) -> str:
     return source_by_name[name]
 
 
+def list_inputs(pipeline: str, runs: Path) -> dict[str, str]:
+    """What this pipeline makes its samples from besides a prompt: name -> modality, "" where it may be any."""
+    return inputs_of(find_pipeline(pipeline, runs))
+
+
+def inputs_of(repo: str) -> dict[str, str]:
+    """The same of a pipeline as a run config calls it."""
+    config = pipelines.read_config(repo)
+    return {name: argument_modality(config, argument) for name, argument in config.inputs.items()}
+
+
 def list_prompt_lists() -> list[str]:
     return sorted(path.stem for path in (CONFIGS / "prompts").glob("*.txt"))
 
 
 def list_alternatives(pipeline: str, runs: Path) -> list[tuple[str, str]]:
-    """(label, name) of what a contestant may run on instead: pipelines of the same kind of media."""
-    kind = pipelines.read_config(find_pipeline(pipeline, runs)).modality
-    alternatives = [n for n, repo in list_pipelines(runs).items() if n != pipeline and _read_modality(repo) == kind]
+    """(label, name) of what a contestant may run on instead: pipelines of the same kind of media, which are made from
+    nothing that this one is not made from."""
+    own = pipelines.read_config(find_pipeline(pipeline, runs))
+    alternatives = [n for n, repo in list_pipelines(runs).items() if n != pipeline and _is_alternative(repo, own)]
     alternatives += lora_uploads.list_loras(runs)
     return [("the same pipeline", "")] + [
         (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in alternatives
     ]
 
 
-def _read_modality(repo: str) -> str | None:
+def _is_alternative(repo: str, own: pipelines.PipelineConfig) -> bool:
     try:
-        return pipelines.read_config(repo).modality
+        other = pipelines.read_config(repo)
     except BadInput:
-        return None  # an export that is damaged
+        return False  # an export that is damaged
+    return other.modality == own.modality and other.inputs.keys() <= own.inputs.keys()
 
 
 def list_rewards(pipeline: str, runs: Path) -> list[tuple[str, str]]:
-    """(label, name) of the rewards that can score single samples of this pipeline, without a server or a file to name;
-    those whose weights are here come first."""
+    """(label, name) of the rewards that can score single samples of this pipeline, without a server or a file to name,
+    and that compare with nothing but what the samples are made from; those whose weights are here come first."""
     config, choices = pipelines.read_config(find_pipeline(pipeline, runs)), []
     is_starter = config.repo.startswith("starter:")
     for name, cls in all_rewards().items():
         spec = cls.spec
-        is_suitable = (
-            config.modality in spec.modalities and spec.scope == "sample" and not spec.needs & {"source", "reference"}
-        )
-        if not is_suitable or issubclass(cls, Judge) or (is_starter_reward(cls) and not is_starter):
+        is_suitable = config.modality in spec.modalities and spec.scope == "sample" and "reference" not in spec.needs
+        is_suitable = is_suitable and set(input_needs(spec)) <= config.inputs.keys()
+        if is_starter_reward(cls):  # those that read a scene by its prompt can't read it by an instruction
+            is_suitable = is_suitable and is_starter and bool(input_needs(spec)) == bool(config.inputs)
+        if not is_suitable or issubclass(cls, Judge):
             continue
         try:
             configure_reward(cls, {}, name)
@@ -109,11 +125,12 @@ def has_weights(cls: type) -> bool:
 
 
 def default_watch(pipeline: str, optimised: Sequence[str], runs: Path) -> list[str]:
-    """Who looks on unless told otherwise: the oracle where there is one, the watchdog of clipped values, and every
-    published scorer whose weights are here."""
+    """Who looks on unless told otherwise: the oracle where there is one, the watchdog of clipped values, how much of a
+    source is left as it was, and every published scorer whose weights are here."""
     offered = [name for label, name in list_rewards(pipeline, runs) if label == name and name not in optimised]
     scorers = [n for n in offered if not is_starter_reward(all_rewards()[n]) and all_rewards()[n].spec.weights]
-    return [n for n in offered if n.endswith("oracle") or n == "saturated_pixels" or n in scorers]
+    watchdogs = ("saturated_pixels", "unchanged")
+    return [n for n in offered if n.endswith("oracle") or n in watchdogs or n in scorers]
 
 
 def list_methods(pipeline: str, optimised: Sequence[str], runs: Path) -> list[tuple[str, str]]:

@@ -52,6 +52,8 @@ def _check_value(value: Any, where: tuple[str, ...]) -> None:
     if "pipeline" in where:
         _check_pipeline(value, where, where[where.index("pipeline") + 1 :])
     if isinstance(value, dict):
+        if {"prompts", "test"} & set(where):
+            raise BadInput(f"override {key_path[:60]}: from here prompts are texts, and come with no files or folders")
         for key, inner in value.items():
             _check_word(str(key), ".".join((*where, str(key)))[:60])
             _check_value(inner, (*where, str(key)))

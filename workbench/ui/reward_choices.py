@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,15 +15,18 @@ from huggingface_hub import try_to_load_from_cache
 from rewards import configure_reward
 from rewards.sets import exemplar
 from workbench.core.errors import BadInput
+from workbench.core.inputs import input_needs
 from workbench.core.io.media import MediaFile
 from workbench.core.paths import resolve_repo
 from workbench.core.setting_help import summarise_class
 from workbench.core.text import one_line
-from workbench.core.types import Reward, RewardSpec
+from workbench.core.types import Input, Prompt, Reward, RewardSpec
 from workbench.evaluation.scoring import score_row
+from workbench.report.sample_inputs import input_title
 from workbench.runs.registry import all_rewards
 from workbench.ui.limits import EMBEDDING_MODELS
 
+NO_SCORE = "found no score: what it reads in the prompt or in the file is not there"
 WEIGHTS = ("model", "weights", "backbone", "tokenizer")  # the fields that say what a reward loads
 FILES = ("config.json", "tokenizer_config.json", "open_clip_config.json", "model_index.json")
 
@@ -81,14 +84,15 @@ def list_embedding_models() -> list[str]:
 
 
 def list_candidates(
-    modalities: set[str], examples: str = "", space: str = EMBEDDING_MODELS[0]
+    modalities: set[str], examples: str = "", space: str = EMBEDDING_MODELS[0], given: Collection[str] = ()
 ) -> Iterator[tuple[str, Reward | None, RewardRow]]:
     """(name, the reward or None where it is not tried, its row with the reason) for every reward of these modalities.
 
-    `examples` is a folder of the exemplar set, "" without one; `space` the model through which sets are seen."""
+    `examples` is a folder of the exemplar set, "" without one; `space` the model through which sets are seen; `given`
+    the names of what the media are known to be made from."""
     for name, cls in all_rewards().items():
         about = summarise_class(cls)
-        reward, reason = _build_reward(name, cls, examples, space)
+        reward, reason = _build_reward(name, cls, examples, space, given)
         row = RewardRow(name, (reward or cls).spec, about, reason=reason)
         loads = any(getattr(reward or cls, f, "") for f in WEIGHTS)
         row.licence = row.spec.licence or ("that of the model it looks through" if loads else "no weights of its own")
@@ -96,7 +100,7 @@ def list_candidates(
             yield name, reward if not reason else None, row
 
 
-def _build_reward(name: str, cls: type, examples: str, space: str) -> tuple[Reward | None, str]:
+def _build_reward(name: str, cls: type, examples: str, space: str, given: Collection[str]) -> tuple[Reward | None, str]:
     settings: dict = {}
     fields = {f.name for f in dataclasses.fields(cls)} if dataclasses.is_dataclass(cls) else set()
     if "url" in fields:
@@ -109,19 +113,32 @@ def _build_reward(name: str, cls: type, examples: str, space: str) -> tuple[Rewa
         return None, f"needs settings of yours: {str(error).partition(': ')[2]}"
     if "reference" in reward.spec.needs:
         return None, "compares with examples: give some below"
-    if "source" in reward.spec.needs or reward.spec.scope == "group":
-        return None, "judges an edit or the samples of one prompt together, which single files are not"
+    if reward.spec.scope == "group":
+        return None, "judges the samples of one prompt together, which single files are not"
+    if lacking := [need for need in input_needs(reward.spec) if need not in given]:
+        titles = " and the ".join(map(input_title, lacking))
+        return (
+            None,
+            f"compares a file with the {titles} that it was made from: give it under “What they were made from”",
+        )
     if lacking_source := missing_weights(reward):
         return None, f"its weights are not on this machine: {lacking_source}"
     return reward, ""
 
 
 def score_uploads(
-    contents: Sequence[MediaFile], prompts: Sequence[str], examples: str, space: str, stop: threading.Event
+    contents: Sequence[MediaFile],
+    prompts: Sequence[str],
+    examples: str,
+    space: str,
+    stop: threading.Event,
+    inputs: Mapping[str, Input] | None = None,
 ) -> Iterator[list[RewardRow]]:
-    """The rows, again and again as they fill. A reward that fails says why, and the others go on."""
+    """The rows, again and again as they fill. A reward that fails says why, and the others go on. inputs: what all
+    files were made from."""
     rows: list[RewardRow] = []
-    rewards = [*list_candidates({f.modality for f in contents}, examples, space)]
+    rewards = [*list_candidates({f.modality for f in contents}, examples, space, inputs or ())]
+    prompts = [Prompt(prompt, inputs) for prompt in prompts]
     for _, reward, row in rewards:
         rows.append(row)
         if reward is not None:
@@ -154,12 +171,16 @@ def _fill_row(reward: Reward, row: RewardRow, contents: Sequence[MediaFile], pro
     if "prompt" in reward.spec.needs and not any(prompts):
         row.reason = "needs a prompt: type one"
         return
-    row.values = [
-        _finite_or_none(score_row(reward, f, p)) if ok and (p or "prompt" not in reward.spec.needs) else None
-        for f, p, ok in zip(contents, prompts, is_suitable, strict=True)
-    ]
+    refusals = []
+    for f, prompt, ok in zip(contents, prompts, is_suitable, strict=True):
+        row.values.append(None)
+        if ok and (prompt or "prompt" not in reward.spec.needs):
+            try:
+                row.values[-1] = _finite_or_none(score_row(reward, f, prompt))
+            except BadInput as error:  # it costs this file's score
+                refusals.append(one_line(error))
     if all(v is None for v in row.values):
-        row.reason = "found no score: what it reads in the prompt or in the file is not there"
+        row.reason = refusals[0] if refusals else NO_SCORE
 
 
 def _finite_or_none(value: torch.Tensor | float) -> float | None:

@@ -7,6 +7,7 @@ import os
 import secrets
 import shutil
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import quote
@@ -20,14 +21,27 @@ SECRET = secrets.token_hex(16)  # of this app: nobody can guess where a file is 
 def serve_copy(temp: Path, file: Path, name: str = "") -> Path:
     """A copy of a file where the page may serve from, under a name that nobody can guess. Old ones are removed in
     time."""
-    token = hashlib.sha256(f"{SECRET}{file}{file.stat().st_mtime_ns}".encode()).hexdigest()[:32]
-    copy = temp / "studio" / token / (name or file.name)
+
+    def write(partial: Path) -> None:
+        shutil.copyfile(file, partial)
+
+    return _publish(temp, f"{file}{file.stat().st_mtime_ns}", name or file.name, write)
+
+
+def serve_made(temp: Path, key: str, name: str, make: Callable[[], bytes]) -> Path:
+    """A file of what `make` returns, made once for a key and served as copies are."""
+    return _publish(temp, key, name, lambda partial: partial.write_bytes(make()))
+
+
+def _publish(temp: Path, key: str, name: str, write: Callable[[Path], object]) -> Path:
+    token = hashlib.sha256(f"{SECRET}{key}".encode()).hexdigest()[:32]
+    copy = temp / "studio" / token / name
     if copy.is_file():
         os.utime(copy)
         return copy
     copy.parent.mkdir(parents=True, exist_ok=True)
     partial = copy.with_name(f".{secrets.token_hex(8)}")
-    shutil.copyfile(file, partial)
+    write(partial)
     os.replace(partial, copy)
     return copy
 

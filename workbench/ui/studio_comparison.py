@@ -24,7 +24,7 @@ from workbench.runs import config, store
 from workbench.runs import prompts as data
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress, score_samples
-from workbench.ui import contestant_choices, run_processes
+from workbench.ui import contestant_choices, input_uploads, run_processes
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import Job
@@ -54,12 +54,16 @@ def build_config(request: ComparisonRequest, context: AppContext) -> config.RunC
     )
     blocks = contestant_choices.read_contestants(request.contestants, runs)
     pipeline = contestant_choices.find_pipeline(request.pipeline, runs)
+    watched = [contestant_choices.check_reward_name(name) for name in watch]
+    repos = {request.pipeline: pipeline} | {name: b["pipeline"] for name, b in blocks.items() if "pipeline" in b}
+    taken = {name: contestant_choices.inputs_of(repo) for name, repo in repos.items()}
+    input_uploads.check_inputs(request.inputs, taken, [*rewards, *watched], runs)
     run_config = config.RunConfig(
         pipeline,
         rewards,
-        list(prompts),
+        input_uploads.join_inputs(prompts, request.inputs),
         contestants=_fit_contestants(blocks, pipeline, request.calls),
-        watch=[contestant_choices.check_reward_name(name) for name in watch] or None,
+        watch=watched or None,
         name="studio",
         seed=int(request.seed),
         samples_per_prompt=int(request.seeds),
@@ -292,11 +296,12 @@ class ComparisonManager:
         if not is_plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
         lines = contestant_choices.format_lines(stored.contestants, self.context.runs)
-        pipeline, prompts = names_by_source[pipeline_label(stored.pipeline)], stored.prompts
+        pipeline = names_by_source[pipeline_label(stored.pipeline)]
+        prompts, inputs = input_uploads.split_inputs(stored.prompts, folder.path, self.context.runs)
         if isinstance(prompts, str) and Path(prompts).stem in contestant_choices.list_prompt_lists():
             prompts = Path(prompts).stem
         return ComparisonRequest(
-            prompts, pipeline, lines, rewards, watch, stored.seed, stored.samples_per_prompt, batch=stored.batch
+            prompts, pipeline, lines, rewards, watch, stored.seed, stored.samples_per_prompt, 0, stored.batch, inputs
         )
 
     def request_for_trainings(self, names: str) -> ComparisonRequest:
@@ -306,23 +311,20 @@ class ComparisonManager:
         trained = contestant_choices.list_trained(self.context.runs)
         if not 1 <= len(chosen) < SLOTS or not set(chosen) <= trained.keys():
             raise BadInput("there are no such trainings here: the link is mistyped, or of another machine")
-        stored = build_dataclass(
-            config.RunConfig,
-            self.find_folder(chosen[0].removeprefix("run:").split("/")[0]).read()["config"],
-            "run.json",
-        )
+        folder = self.find_folder(chosen[0].removeprefix("run:").split("/")[0])
+        stored = build_dataclass(config.RunConfig, folder.read()["config"], "run.json")
         names_by_source = {repo: name for name, repo in contestant_choices.list_pipelines(self.context.runs).items()}
         if pipeline_label(stored.pipeline) not in names_by_source:
             raise BadInput("these trainings started from a pipeline that is not configured here")
-        prompts = data.read_prompts(stored.test or stored.prompts)[:PROMPTS_OF_LINK]
+        pipeline, inputs = names_by_source[pipeline_label(stored.pipeline)], {}
+        if contestant_choices.list_inputs(pipeline, self.context.runs):
+            samples = (s for e in folder.events() if e.get("final") for s in e["samples"])
+            prompts, inputs = input_uploads.first_inputs(samples, folder.path, self.context.runs)
+        else:
+            prompts = list(data.read_prompts(stored.test or stored.prompts))
         lines = ["sample", *(f"sample@{name}" for name in chosen)]
-        return ComparisonRequest(
-            prompts,
-            names_by_source[pipeline_label(stored.pipeline)],
-            lines,
-            plain_weights(stored.reward) or {},
-            seed=stored.seed,
-        )
+        rewards = plain_weights(stored.reward)
+        return ComparisonRequest(prompts[:PROMPTS_OF_LINK], pipeline, lines, rewards, seed=stored.seed, inputs=inputs)
 
     def find_folder(self, name: Any) -> store.RunFolder:
         """The folder of a stored comparison. Raises BadInput."""

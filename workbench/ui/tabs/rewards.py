@@ -13,9 +13,22 @@ import gradio as gr
 from workbench.core.errors import BadInput
 from workbench.ui.context import AppContext
 from workbench.ui.handlers import on_open
-from workbench.ui.limits import EMBEDDING_MODELS, LOG_HINT, MAX_FILES, MAX_PROMPT_LETTERS, SCORE_HINT
+from workbench.ui.limits import (
+    EMBEDDING_MODELS,
+    INPUTS,
+    JUDGED_INPUTS,
+    LOG_HINT,
+    MAX_FILES,
+    MAX_PROMPT_LETTERS,
+    MEDIA_WORDS,
+    SCORE_HINT,
+)
 from workbench.ui.widgets.html import error_html, hint_html, placeholder_html
 
+MADE_FROM_HINT = (
+    "For rewards that compare an edit with its source, or a clip with its first frame: one for all files. Of a mask, "
+    "white was to change."
+)
 EXAMPLES_HINT = (
     "With examples, rewards of sets join in: exemplar says how near your file is to them, frechet, kid, kad and "
     "cmmd how near all files together are."
@@ -66,6 +79,12 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
                 label="Prompt", lines=2, max_length=MAX_PROMPT_LETTERS, placeholder="a red circle above a blue square",
                 info="a file that the workbench wrote brings its own",
             )  # fmt: skip
+            with gr.Accordion("What they were made from", open=False):
+                gr.HTML(hint_html(MADE_FROM_HINT))
+                given = [
+                    gr.File(label=f"{INPUTS[name][0]}: {MEDIA_WORDS[kind]}", type="filepath", height=110)
+                    for name, kind in JUDGED_INPUTS.items()
+                ]
             with gr.Accordion("Compare with examples", open=False):
                 gr.HTML(hint_html(EXAMPLES_HINT))
                 examples = gr.File(label="Examples (pictures)", file_count="multiple", type="filepath", height=130)
@@ -94,10 +113,19 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
     with gr.Accordion("All rewards", open=False):
         table = gr.HTML()
 
-    def score(media: list[str], prompt: str, examples: list[str], space: str) -> Iterator[tuple]:
-        """Files, their prompt, and an exemplar set with the model that sees it: the table of scores, as HTML while it
-        fills."""
-        yield from stream_view(context, "score_files", media, prompt, examples, space, further_outputs=1)
+    def score(
+        media: list[str],
+        prompt: str,
+        examples: list[str],
+        space: str,
+        source: str | None = None,
+        mask: str | None = None,
+        first: str | None = None,
+    ) -> Iterator[tuple]:
+        """Files, their prompt, an exemplar set with the model that sees it, and what all files were made from: the
+        table of scores, as HTML while it fills."""
+        values = (media, prompt, examples, space, source, mask, first)
+        yield from stream_view(context, "score_files", *values, further_outputs=1)
 
     def draw_map(media: list[str], number: float, prompt: str, reward: str) -> Iterator[str]:
         """Where a reward looks in file `number` (from 1): its map as HTML, sharpening."""
@@ -108,7 +136,7 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
         yield from stream_view(context, "curate_log", log, window, min_views, confidence, further_outputs=1)
 
     busy = {"concurrency_limit": 8, "show_progress": "hidden"}
-    scoring = go.click(score, [media, prompt, examples, space], [scores, thumbnails], api_name="score", **busy)
+    scoring = go.click(score, [media, prompt, examples, space, *given], [scores, thumbnails], api_name="score", **busy)
     mapping = see.click(draw_map, [media, number, prompt, which], saliency_map, api_name="saliency", **busy)
     counting = make_pairs.click(curate, [log, window, views, confidence], [card, pairs], api_name="curate", **busy)
     opened(load_choices, None, [space, which, table], api_name="rewards", queue=False, show_progress="hidden")

@@ -49,7 +49,7 @@ class Studio:
     """One for an app."""
 
     def __init__(self, context: AppContext):
-        self.context, self.editor = context, Editor(context.runs)
+        self.context, self.editor = context, Editor(context)
         self._manager: ComparisonManager | None = None
         self._manager_lock = threading.Lock()
 
@@ -279,14 +279,12 @@ class Studio:
         from workbench.ui.widgets import result_view
 
         rows = [(f"{n + 1}. {row['prompt'][:80]}", n) for n, row in enumerate(result.rows)]
-        names = [
-            name
-            for name in result.names
-            if any(c["file"] for row in result.rows for c in row["cells"] if c["name"] == name)
-        ]
+        files = result_view.slider_state(result)["rows"]
+        given = [cell["title"] for row in result.rows[:1] for cell in row["given"] if cell["title"] in files[0]]
+        names = [name for name in dict.fromkeys([*given, *result.names]) if any(name in row for row in files)]
         if result.kind == "audio" or len(names) < 2:
             return [gr.update(visible=False), *[gr.skip()] * 4]
-        pair = result_view.slider_pair(result_view.slider_state(result)["rows"], result.kind, 0, names[0], names[-1])
+        pair = result_view.slider_pair(files, result.kind, 0, names[0], names[-1])
         picks = [gr.update(choices=names, value=names[0]), gr.update(choices=names, value=names[-1])]
         return [gr.update(visible=True), gr.update(choices=rows, value=0), *picks, pair or gr.skip()]
 
@@ -307,6 +305,7 @@ class Studio:
         seeds: int = 1,
         calls: int = 0,
         batch: int = 16,
+        inputs: dict[str, dict] | None = None,
     ) -> dict:
         """Compare contestants on the same prompts and noises. A generator: views while it works, the result at the end.
 
@@ -320,6 +319,8 @@ class Studio:
             seeds: noises per prompt
             calls: denoiser calls a sample to which every method is fitted; 0 leaves their settings
             batch: samples made at once
+            inputs: what all samples are made from, where the pipeline takes it: name (source, mask, first, ...) -> an
+                uploaded file, such as gradio_client's `handle_file` makes of a path; of a mask, white is changed
 
         Views are {"key", "run", "state", "share", "contestants": [{"name", "state", "rows", "of", "seconds", "left",
         "reward", "previews": [{"uri", "prompt"}]}]}; the result is what `open` gives. `stop` takes the key or the run.
@@ -327,10 +328,10 @@ class Studio:
         from workbench.ui.widgets import live_view, result_view
 
         name = prompts.strip().removeprefix("list:") if prompts.strip().startswith("list:") else None
-        request = ComparisonRequest(
-            name or prompts.splitlines(), pipeline, contestants, rewards, watch, seed, seeds, calls, batch
-        )
         try:
+            given = self.editor.given.read_uploads(pipeline, inputs or {})
+            texts = name or prompts.splitlines()
+            request = ComparisonRequest(texts, pipeline, contestants, rewards, watch, seed, seeds, calls, batch, given)
             live = self.manager.start(request)
             previews = live_view.Previews(live)
             for _ in live.job.watch(0.5):

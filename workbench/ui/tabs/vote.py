@@ -17,6 +17,7 @@ import gradio as gr
 from workbench.core.errors import BadInput
 from workbench.ui.context import AppContext
 from workbench.ui.handlers import UNLIMITED, bad_input_shown, on_open
+from workbench.ui.limits import INPUTS
 from workbench.ui.widgets.html import TEMPLATES
 from workbench.ui.widgets.vote_filters import ALL_RUNS, MEDIA_KINDS, list_run_choices
 
@@ -27,7 +28,8 @@ EMPTY_HINT = (
 
 
 def ask_pair(context: AppContext, rater: str, run: int = 0, modality: str = "") -> dict | None:
-    """{battle, prompt, modality, seconds, left, right: files}; None when there is nothing."""
+    """{battle, prompt, modality, seconds, left, right: files, inputs: [{name, label, modality, file}]}; None when there
+    is nothing."""
     from workbench.feedback import blinding, pairing  # and torch with them, here as below: not before the page stands
 
     battle_and_files = pairing.ask_next_pair(
@@ -40,8 +42,12 @@ def ask_pair(context: AppContext, rater: str, run: int = 0, modality: str = "") 
     if battle_and_files is None:
         return None
     battle, pair, files = battle_and_files
-    view = {"battle": battle, "prompt": pair.prompt, "modality": pair.modality, "seconds": round(files.seconds, 2)}
-    return view | {"left": _served_file(files.left), "right": _served_file(files.right)}
+    view = {"battle": battle, "prompt": str(pair.prompt), "modality": pair.modality, "seconds": round(files.seconds, 2)}
+    inputs = [
+        {"name": i.name, "label": INPUTS[i.name][0], "modality": i.modality, "file": _served_file(i.file)}
+        for i in files.inputs
+    ]
+    return view | {"inputs": inputs, "left": _served_file(files.left), "right": _served_file(files.right)}
 
 
 def record_vote(context: AppContext, *values: Any, **named_values: Any) -> dict:
@@ -100,8 +106,8 @@ def build_tab(page: gr.Blocks, context: AppContext) -> None:
 
 def _add_api(context: AppContext) -> None:
     def battle(request: gr.Request, rater: str, run: int = 0, modality: str = "") -> dict:
-        """A pair to vote on: {battle, prompt, modality, seconds, left, right}, the last two as files; {} when there is
-        none.
+        """A pair to vote on: {battle, prompt, modality, seconds, left, right, inputs}: the two as files, and inputs is
+        what both were made from, [{name, label, modality, file}]; {} when there is none.
 
         rater: any text that stays the same for the same person (a digest is kept); where people log in, the login
         counts instead. run: its number, 0 for any.

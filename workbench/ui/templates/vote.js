@@ -70,10 +70,29 @@ function player(side, url) {
   return media;
 }
 
+// What both were made from: no part of the choice, so buttons don't wait for it.
+function given(input) {
+  const figure = document.createElement('figure'), sound = input.modality === 'audio';
+  const media = document.createElement(sound ? 'audio' : 'img');
+  if (sound) {
+    media.controls = true; media.preload = 'metadata'; media.setAttribute('aria-label', input.label);
+    media.addEventListener('play', () => root().querySelectorAll('audio').forEach(o => { if (o !== media) o.pause(); }));
+  } else {
+    media.alt = `${input.label}: what both were made from`; media.draggable = false;
+    media.addEventListener('load', () => media.classList.toggle('mw-small', media.naturalWidth < 256));
+  }
+  media.src = input.file.url;
+  figure.className = sound ? 'mw-vote-heard' : '';
+  figure.append(text('figcaption', input.label), media);
+  return figure;
+}
+
 function battle(value) {
   now = value; key = token(); loaded = {}; spent = {left: 0, right: 0}; last = null; phase = 'battle'; held = 0;
   $('.mw-vote-round').hidden = false;
   $('.mw-vote-prompt').textContent = value.prompt;
+  $('.mw-vote-given').hidden = !value.inputs?.length;
+  $('.mw-vote-given').replaceChildren(...(value.inputs ?? []).map(given));
   $('.mw-vote-reason input').value = '';
   for (const side of ['left', 'right']) {
     const pane = $(`[data-side=${side}]`);

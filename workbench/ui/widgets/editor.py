@@ -4,15 +4,16 @@ fields."""
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 from workbench.core.errors import BadInput
 from workbench.ui.comparison_request import ComparisonRequest
+from workbench.ui.context import AppContext
 from workbench.ui.limits import SLOTS
 from workbench.ui.widgets import html
+from workbench.ui.widgets.input_fields import InputFields
 
 FIRST = (("sample", {}), ("best_of_n", {"n": 21}), ("reno", {"iterations": 20, "lr": 5.0, "momentum": 0.9}))
 PIPELINE, REWARD, WATCH = "starter-image", "starter_clip", ("oracle", "saturated_pixels")
@@ -32,8 +33,8 @@ class Editor:
     """Names of fields are those of `ComparisonRequest`. Nothing is imported for it before the page stands: until then
     its choices are those of the first comparison."""
 
-    def __init__(self, runs: Path):
-        self.runs = runs
+    def __init__(self, context: AppContext):
+        self.runs, self.given = context.runs, InputFields(context)
 
     def draw_prompts(self) -> None:
         """What stands over the buttons."""
@@ -41,6 +42,7 @@ class Editor:
         with gr.Row():
             self.prompt_list = gr.Dropdown([("the prompts above", "")], value="", label="Or a list", min_width=150)
             self.pipeline = gr.Dropdown([PIPELINE], value=PIPELINE, label="Pipeline", min_width=150)
+        self.given.draw()
 
     def draw_contestants(self) -> None:
         gr.HTML('<h3 style="margin:6px 0 0;font-size:15px">Contestants</h3>')
@@ -102,7 +104,9 @@ class Editor:
         ]
         mixed = [m["name"] for m in self.mix]
         methods = [s["method"] for s in self.slots]
+        choices += self.given.outputs()
         self.pipeline.input(self.choose_pipeline, [self.pipeline, *methods, *mixed], choices, **QUIET)
+        self.given.wire_events(self.pipeline)
         gr.on(
             [m.input for m in mixed],
             self.choose_rewards,
@@ -136,13 +140,15 @@ class Editor:
         slots = [c for s in self.slots for c in (s["method"], *s["knobs"], s["rest"], s["on"])]
         mix = [c for m in self.mix for c in (m["name"], m["weight"])]
         numbers = [self.seed, self.seeds, self.calls, self.batch]
-        return [self.prompts, self.prompt_list, self.pipeline, self.watch, *numbers, *slots, *mix]
+        given = self.given.inputs()
+        return [self.prompts, self.prompt_list, self.pipeline, self.watch, *numbers, *slots, *mix, *given]
 
     def outputs(self) -> list:
         slots = [c for s in self.slots for c in (s["box"], s["method"], *s["knobs"], s["about"], s["rest"], s["on"])]
         mix = [c for m in self.mix for c in (m["box"], m["name"], m["weight"])]
         numbers = [self.seed, self.seeds, self.calls, self.batch]
-        return [self.prompts, self.prompt_list, self.pipeline, self.watch, *numbers, *slots, *mix]
+        given = self.given.outputs()
+        return [self.prompts, self.prompt_list, self.pipeline, self.watch, *numbers, *slots, *mix, *given]
 
     def fill_fields(self, request: ComparisonRequest) -> list:
         """The editor, filled with what was asked."""
@@ -176,7 +182,7 @@ class Editor:
             out += [*self._slot_updates(method, values, further), gr.update(choices=alternatives, value=target)]
         for name, weight in [*request.rewards.items(), *[(None, 1.0)] * SLOTS][:SLOTS]:
             out += [gr.update(visible=name is not None), gr.update(choices=names, value=name), weight]
-        return out
+        return [*out, *self.given.fill_fields(request.pipeline, request.inputs)]
 
     def _slot_updates(self, method: str | None, values: Sequence[float | None] = (), further: str = "") -> list:
         """Updates of a slot's knobs, its words and its further settings."""
@@ -220,6 +226,7 @@ class Editor:
             *out,
             *[gr.update(choices=alternatives, value="")] * SLOTS,
             *(gr.update(choices=names, value=name) for name in remaining),
+            *self.given.choose_pipeline(pipeline),
         ]
 
     def choose_rewards(self, pipeline: str, *chosen: str | None) -> list:
@@ -280,7 +287,8 @@ class Editor:
         """What the editor says. Raises BadInput."""
         from workbench.ui import contestant_choices
 
-        numbers, slots, mix = further[:4], further[4 : 4 + 6 * SLOTS], further[4 + 6 * SLOTS :]
+        numbers, slots, further = further[:4], further[4 : 4 + 6 * SLOTS], further[4 + 6 * SLOTS :]
+        mix, given = further[: 2 * SLOTS], further[2 * SLOTS :]
         lines = []
         for n in range(SLOTS):
             method, *values, more, on = slots[6 * n : 6 * n + 6]
@@ -293,6 +301,5 @@ class Editor:
             if name:
                 rewards[name] = weight
         seed, seeds, calls, batch = numbers
-        return ComparisonRequest(
-            prompt_list or prompts.splitlines(), pipeline, lines, rewards, watch or [], seed, seeds, calls or 0, batch
-        )
+        texts, inputs = prompt_list or prompts.splitlines(), self.given.read_inputs(pipeline, given) if given else {}
+        return ComparisonRequest(texts, pipeline, lines, rewards, watch or [], seed, seeds, calls or 0, batch, inputs)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Mapping
 
 from PIL import Image
 
+from workbench.core.inputs import prompt_inputs, read_input
 from workbench.core.io import media
 from workbench.core.types import Media
 from workbench.report import audio_view, formatting
+from workbench.report.sample_inputs import input_title
 from workbench.ui.studio_comparison import ContestantProgress, LiveComparison
 from workbench.ui.widgets import curves
 from workbench.ui.widgets.html import data_uri, template_environment
@@ -46,6 +48,7 @@ class Previews:
 
     def __init__(self, live: LiveComparison):
         self.live, self.cache = live, {}
+        self.inputs = _draw_inputs(live.plan.rows[0][1])
 
     def draw_previews(self, part: ContestantProgress) -> list[dict]:
         turn, frames = part.preview_updates, dict(part.frames)
@@ -57,11 +60,22 @@ class Previews:
                     {
                         "uri": data_uri(PREVIEW[sample.modality](sample)),
                         "tiny": tiny,
-                        "prompt": self.live.plan.rows[row][1],
+                        "prompt": str(self.live.plan.rows[row][1]),
                     }
                 )
             self.cache[part.name] = (turn, previews)
         return self.cache[part.name][1]
+
+
+def _draw_inputs(prompt: str) -> list[dict]:
+    """What a prompt's samples are made from. From a page, that of one is that of all."""
+    inputs = []
+    for name in prompt_inputs(prompt):
+        content = read_input(prompt, name)
+        uri = data_uri(PREVIEW[content.modality](content))
+        tiny = content.modality != "audio" and max(content.data.shape[-2:]) <= TINY
+        inputs.append({"title": input_title(name), "uri": uri, "tiny": tiny, "sound": content.modality == "audio"})
+    return inputs
 
 
 def format_duration(seconds: float) -> str:
@@ -117,6 +131,7 @@ def live_view(live: LiveComparison, previews: Previews) -> dict:
         "clock": clock_text,
         "share": rows_spent / total if total else 0.0,
         "contestants": parts,
+        "inputs": previews.inputs,
     }
 
 

@@ -14,13 +14,14 @@ from rewards.audio.loudness import QUIETEST, integrated_loudness
 from workbench.core.io import media
 from workbench.report import audio_view, estimates, findings, formatting, pages
 from workbench.report.columns import build_table
+from workbench.report.sample_inputs import list_input_names
 from workbench.runs.store import RunFolder
 from workbench.ui.served_files import file_url, serve_copy
 from workbench.ui.studio_comparison import mean_reward, plain_weights
-from workbench.ui.widgets import curves, samples
+from workbench.ui.widgets import curves, given_inputs, samples
+from workbench.ui.widgets.given_inputs import TINY
 from workbench.ui.widgets.html import data_uri, template_environment
 
-TINY = 128  # a picture of fewer pixels is shown as squares
 ROWS = 24  # of a result
 
 
@@ -43,7 +44,7 @@ class ComparisonResult:
     run: str
     kind: str
     names: list[str]
-    rows: list[dict]  # {prompt, category, seed, k, cells}
+    rows: list[dict]  # {prompt, category, seed, k, cells, given: what its samples were made from}
     summary: dict
     note: str
     headline: list[str]
@@ -62,6 +63,7 @@ def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonRe
     optimised_metric = _first_optimised(table.results.metrics) if table else None
     keys = sorted({key for part in logged.values() for key in part})
     rows = [_result_row(folder, temp, logged, names, key, kind, optimised_metric) for key in keys[:ROWS]]
+    _add_inputs(folder.path, temp, logged, rows, kind)
     state = record.get("status", "")
     note = status or {
         "stopped": "Stopped: this is the best that was found so far; “Same seed again” goes on from here.",
@@ -143,27 +145,40 @@ def _result_row(
             copy = serve_copy(temp, file, f"{name}-{file.name}")
             cell |= {"file": str(copy), "url": file_url(copy)} | FACTS[kind](file)
         cells.append(cell)
-    if kind == "audio":
-        playable = [c for c in cells if c["url"]]
-        for cell, volume in zip(playable, playback_volumes([c["loudness"] for c in playable]), strict=True):
-            cell["volume"] = f"{volume:.4f}"
     return {
         "prompt": first["prompt"],
         "category": first.get("category"),
         "seed": first["seed"],
         "k": key[1],
         "cells": cells,
+        "made": first,
     }
+
+
+def _add_inputs(folder: Path, temp: Path, logged: Mapping, rows: Sequence[dict], kind: str) -> None:
+    """Add to each row what its samples were made from, and to each sound how loud it is played."""
+    names = list_input_names(sample for part in logged.values() for sample in part.values())
+    for row in rows:
+        size = next((c["size"] for c in row["cells"] if c.get("size")), None)
+        row["given"] = given_inputs.input_cells(folder, temp, row["made"], names, size)
+        for cell in row["cells"]:
+            cell["over"] = given_inputs.over_address(row["given"], kind, cell.get("size"))
+        row["over"] = any(cell["over"] for cell in row["cells"])
+        if kind == "audio":
+            playable = [c for c in (*row["given"], *row["cells"]) if "loudness" in c]
+            for cell, volume in zip(playable, playback_volumes([c["loudness"] for c in playable]), strict=True):
+                cell["volume"] = f"{volume:.4f}"
 
 
 def _picture_facts(file: Path) -> dict:
     with Image.open(file) as image:
-        return {"tiny": max(image.size) <= TINY}
+        return {"tiny": max(image.size) <= TINY, "size": (1, image.height, image.width)}
 
 
 def _clip_facts(file: Path) -> dict:
     with Image.open(file) as image:
-        return {"tiny": max(image.size) <= TINY, "rate": 1000 / (image.info.get("duration") or 125)}
+        size, rate = (image.n_frames, image.height, image.width), 1000 / (image.info.get("duration") or 125)
+        return {"tiny": max(image.size) <= TINY, "size": size, "rate": rate}
 
 
 def _sound_facts(file: Path) -> dict:
@@ -186,8 +201,13 @@ FACTS: dict[str, Callable[[Path], dict]] = {"image": _picture_facts, "video": _c
 
 
 def slider_state(result: ComparisonResult) -> dict:
-    """What a page must remember of a result to slide between its files."""
-    rows = [{c["name"]: c["file"] for c in row["cells"] if c["file"]} for row in result.rows]
+    """What a page must remember of a result to slide between its files: those of contestants, and before them those
+    pictures in their size which they were made from."""
+    rows = [
+        {c["title"]: c["file"] for c in row["given"] if c["file"] and c["kind"] == "image" and c["name"] != "mask"}
+        | {c["name"]: c["file"] for c in row["cells"] if c["file"]}
+        for row in result.rows
+    ]
     return {"run": result.run, "kind": result.kind, "rows": rows}
 
 
@@ -200,6 +220,12 @@ def result_for_programs(result: ComparisonResult, folder: RunFolder) -> dict:
         for c in row["cells"]
         if c["url"]
     ]
+    given = [
+        {"name": g["name"], "url": g["original"]} | {k: row[k] for k in keys}
+        for row in result.rows
+        for g in row["given"]
+        if g.get("original")
+    ]
     state = folder.read().get("status", "")
     answer = {
         "run": result.run,
@@ -208,7 +234,7 @@ def result_for_programs(result: ComparisonResult, folder: RunFolder) -> dict:
         "note": result.note,
         "headline": result.headline,
     }
-    return answer | {"link": f"?run={quote(result.run)}", "summary": result.summary, "files": files}
+    return answer | {"link": f"?run={quote(result.run)}", "summary": result.summary, "files": files, "inputs": given}
 
 
 def slider_pair(

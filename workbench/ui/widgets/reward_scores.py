@@ -5,19 +5,20 @@ from __future__ import annotations
 import shutil
 import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards import configure_reward
 from rewards.people import curation
 from workbench.core.errors import BadInput
+from workbench.core.inputs import FileInput
 from workbench.core.schema import build_dataclass as settings_of
 from workbench.feedback import social
 from workbench.runs.registry import all_rewards
-from workbench.ui import reward_choices, uploads
+from workbench.ui import input_uploads, reward_choices, uploads
 from workbench.ui.context import AppContext
-from workbench.ui.limits import LOG_HINT, MAX_FILES, MAX_PROMPT_LETTERS, SCORE_HINT
+from workbench.ui.limits import INPUTS, JUDGED_INPUTS, LOG_HINT, MAX_FILES, MAX_PROMPT_LETTERS, SCORE_HINT
 from workbench.ui.widgets import reward_tables, saliency
 from workbench.ui.widgets.html import error_html, escape_text, hint_html, placeholder_html, table_html
 from workbench.ui.widgets.samples import FILL, embed_media
@@ -58,9 +59,15 @@ def stream_job(
 
 
 def score_files(
-    context: AppContext, media: Sequence[str] | None, prompt: str, examples: Sequence[str] | None, space: str
+    context: AppContext,
+    media: Sequence[str] | None,
+    prompt: str,
+    examples: Sequence[str] | None,
+    space: str,
+    *given: str | None,
 ) -> Iterator[tuple]:
-    """(table, thumbnails) as HTML, as they fill."""
+    """(table, thumbnails) as HTML, as they fill. given: what the files were made from, a path or None for each of
+    JUDGED_INPUTS."""
     if not media:
         yield placeholder_html(SCORE_HINT), ""
         return
@@ -70,19 +77,35 @@ def score_files(
     accepted = uploads.accept_uploads(media, context.temp, MAX_FILES)
     examples_folder = copy_examples(uploads.accept_uploads(examples, context.temp), context.temp)
     names = [u.name for u in accepted]
+    sources = {
+        name: input_uploads.accept_input(path, name, JUDGED_INPUTS[name], context.temp)
+        for name, path in zip(JUDGED_INPUTS, given, strict=False)
+        if path
+    }
+    inputs = {name: FileInput.at(upload.path) for name, upload in sources.items()}
 
     def work(stop: threading.Event) -> Iterator[tuple]:
         contents = [uploads.read_upload(u) for u in accepted]
         prompts = [prompt or prompt_of_file(f.story) for f in contents]
-        tiles = draw_thumbnails(accepted, contents, prompts)
-        for rows in reward_choices.score_uploads(contents, prompts, examples_folder, space, stop):
+        tiles = draw_thumbnails(accepted, contents, prompts, sources)
+        for rows in reward_choices.score_uploads(contents, prompts, examples_folder, space, stop, inputs):
             yield reward_tables.scores_table(rows, names), tiles
 
     yield from stream_job(context, f"score {len(accepted)} file(s)", work, tuple, (hint_html("Reading …"), ""))
 
 
-def draw_thumbnails(accepted: Sequence[uploads.Upload], contents: Sequence, prompts: Sequence[str]) -> str:
+def draw_thumbnails(
+    accepted: Sequence[uploads.Upload],
+    contents: Sequence,
+    prompts: Sequence[str],
+    sources: Mapping[str, uploads.Upload] | None = None,
+) -> str:
+    """The files as tiles, after what they were made from."""
     tiles = ""
+    for name, upload in (sources or {}).items():
+        element = embed_media(upload.path, 0, upload.path.stat().st_size)
+        caption = f"<figcaption><b>{escape_text(f'{INPUTS[name][0]}: {upload.name}')}</b></figcaption>"
+        tiles += f'<figure class="wb-media wb-given">{element}{caption}</figure>'
     for n, (upload, f, prompt) in enumerate(zip(accepted, contents, prompts, strict=True), 1):
         element = embed_media(upload.path, 0, upload.path.stat().st_size)
         remarks = [prompt and f"“{prompt}”", *f.notes, upload.note]

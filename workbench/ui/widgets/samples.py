@@ -11,6 +11,8 @@ from pathlib import Path
 from workbench.core.errors import BadInput
 from workbench.core.io import folders, media
 from workbench.report import audio_view, pages
+from workbench.report.sample_inputs import input_title, list_input_names
+from workbench.runs.run_inputs import find_input
 from workbench.ui.widgets.html import data_uri, escape_text
 
 MAX_ROWS, MAX_COLUMNS, MAX_CONTESTANTS = 4, 6, 3  # shown
@@ -76,16 +78,19 @@ def _read_prompt(path: Path) -> str:
 
 
 def draw_contestants(folder: Path, logged: Mapping[str, Mapping[tuple[int, int], Mapping]]) -> str:
-    """HTML of the first samples that every contestant has made, from the same noise; "" before there is one."""
+    """HTML of the first samples that every contestant has made, from the same noise, after what they were made from; ""
+    before there is one."""
     names = list(logged)[:MAX_COLUMNS]
+    inputs = list_input_names(sample for part in logged.values() for sample in part.values())
     body = ""
     for key in pages.select_samples(logged, names)[:MAX_ROWS]:
         first = logged[names[0]][key]
         row = [logged[name][key] for name in names]
-        tiles = (
+        tiles = [_draw_input(folder, first, name) for name in inputs]
+        tiles += [
             _draw_tile(file_inside(folder, s.get("file") or ""), folder, name, s.get("reason") or "not made")
             for name, s in zip(names, row, strict=True)
-        )
+        ]
         body += (
             f'<div class="wb-row"><h4>{escape_text(first.get("prompt"), 400)}'
             f"<small>seed {escape_text(first.get('seed'))}</small></h4>"
@@ -100,12 +105,18 @@ def file_inside(folder: Path, file: str) -> Path | None:
     return path if path.is_relative_to(folder.resolve()) and path.is_file() else None
 
 
-def _draw_tile(path: Path | None, folder: Path, caption: str, gap: str = "not made") -> str:
+def _draw_input(folder: Path, sample: Mapping, name: str) -> str:
+    title, digest = input_title(name), (sample.get("inputs") or {}).get(name)
+    path = digest and find_input(folder, digest)
+    return _draw_tile(path or None, folder, title, "missing" if digest else f"no {title}", "wb-media wb-given")
+
+
+def _draw_tile(path: Path | None, folder: Path, caption: str, gap: str = "not made", classes: str = "wb-media") -> str:
     inner = f'<div class="wb-none">{escape_text(gap)}</div>'
     if path is not None and file_inside(folder, str(path)):
         stat = path.stat()
         inner = embed_media(path, stat.st_mtime_ns, stat.st_size)
-    return f'<figure class="wb-media">{inner}<figcaption><b>{escape_text(caption)}</b></figcaption></figure>'
+    return f'<figure class="{classes}">{inner}<figcaption><b>{escape_text(caption)}</b></figcaption></figure>'
 
 
 @lru_cache(512)
