@@ -152,7 +152,7 @@ def test_a_contestant_that_can_not_be_is_one_sentence_that_names_it(tmp_path, bl
         config.build_methods(config.read_run_config(write(tmp_path, text)), METHODS)
 
 
-@pytest.mark.parametrize("prompts", [[1, 2], ["a cat", None], [{"prompt": "a cat"}], "x" * 300, "y/" * 3000])
+@pytest.mark.parametrize("prompts", [[1, 2], ["a cat", None], [{"promt": "a cat"}], "x" * 300, "y/" * 3000])
 def test_prompts_that_can_not_be_are_one_sentence(prompts):
     with pytest.raises(BadInput, match="^test: ") as caught:
         data.read_prompts(prompts, "test")

@@ -99,7 +99,7 @@ def test_a_folder_by_the_name_of_an_optional_package_is_not_that_package(monkeyp
 # What is here, and the same broken on purpose
 
 FORMULAS = {"brightness", "contrast", "colourfulness", "sharpness", "saturated_pixels", "compressibility"}
-FORMULAS |= {"loudness", "clipping", "silence", "motion"}
+FORMULAS |= {"loudness", "clipping", "silence", "motion", "unchanged", "background", "first_frame"}
 PACK = {"starter_clip", "starter_clap", "starter_video_clip", "oracle", "oracle_soft", "hidden_taste", "dynamic_degree"}
 READERS = ["starter_clip", "starter_clap", "starter_video_clip", "oracle", "oracle_soft", "hidden_taste"]
 OF_PICTURES = ["frechet", "kid", "kad", "cmmd", "vendi", "prdc", "exemplar", "subject", "consistency"]

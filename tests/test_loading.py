@@ -20,7 +20,7 @@ from tiny import PROMPTS, SEEDS
 import pipelines
 from pipelines import attention, schedule, weight_folder
 from pipelines.config import FOLDER, list_names, read_config
-from pipelines.known_classes import MODALITIES, REFUSED
+from pipelines.known_classes import BLENDING, MODALITIES, REFUSED
 from workbench.core.errors import BadInput
 from workbench.core.paths import STARTER
 
@@ -133,7 +133,8 @@ def one_step(policy) -> int:
 def test_every_shipped_config_reads_and_names_a_class_that_exists(name):
     config = pipelines.read_config(name)
     assert config.name == name
-    assert config.provides == {"latents", "stochastic", "trainable"}
+    is_scored = config.pipeline not in BLENDING
+    assert config.provides == {"latents", "trainable"} | ({"stochastic"} if is_scored else set())
     cls = getattr(diffusers, config.pipeline)
     assert MODALITIES[config.pipeline][0] == config.modality
     code = cls.__call__.__wrapped__.__code__
@@ -348,7 +349,7 @@ def test_a_pipeline_whose_scheduler_is_unknown_offers_no_stochastic_steps(saved)
     assert policy.provides == promised - {"trainable"} == {"latents"}
     assert config.provides == {"latents", "stochastic", "trainable"}
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):
-        policy.transition(policy.start(policy.noise(SEEDS)), 0, PROMPTS)
+        policy.transition(policy.start(policy.noise(SEEDS), PROMPTS), 0, PROMPTS)
     with pytest.raises(TypeError, match="HeunDiscreteScheduler are not known"):
         pipelines.load(config, device="cpu", scheduler={"class": "HeunDiscreteScheduler"}, kernel={"name": "cps"})
 

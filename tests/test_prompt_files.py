@@ -12,6 +12,7 @@ import pytest
 
 from workbench.core.errors import BadInput
 from workbench.runs import prompt_files
+from workbench.runs.prompt_inputs import take_prompts
 from workbench.runs.prompts import read_prompt_table, read_prompts
 
 PARTS = [
@@ -102,10 +103,11 @@ def test_what_is_left_out_is_counted_and_other_inputs_make_another_prompt(tmp_pa
     path = tmp_path / "p.csv"
     path.write_text("prompt,source,tags\nred,a.png,x\nred,b.png,x\nred,a.png,y\n ,c.png,x\n\nRed\n")
     table = read_prompt_table(str(path))
-    assert table.prompts == ("red", "red", "Red") and table.columns["source"] == ("a.png", "b.png", None)
-    assert table.notes == ("1 repeated left out", "2 empty left out")
+    assert table.prompts == ("red", "red", "", "Red") and (table.repeated, table.empty) == (1, 1)
+    assert table.columns["source"] == ("a.png", "b.png", "c.png", None)
     assert read_prompts(str(path)) == ("red", "Red")
-    assert table.describe_unused() == "1 repeated left out; 2 empty left out; columns not used: source, tags"
+    unused = take_prompts(table, {}).unused
+    assert unused == "1 repeated left out; 2 empty left out; columns not used: source, tags"
     assert read_prompts(["a", " a ", "", "b"]) == ("a", "b")
 
 

@@ -9,6 +9,7 @@ import tiny
 import torch
 import torch.nn.functional as F
 from tiny import AUDIO, PROMPTS, SEEDS, VIDEO
+from tiny_conditioned_timed import CONDITIONED_TIMED
 from tiny_trained import nudge, trainable
 
 import pipelines
@@ -35,7 +36,7 @@ def stochastic(name: str) -> pipelines.Policy:
 
 def test_every_class_that_a_config_or_a_folder_may_name_is_tried():
     timed = {name for name, (modality, _) in MODALITIES.items() if modality != "image"}
-    assert timed == {tiny.class_of(name) for name in TIMED}
+    assert timed == {tiny.class_of(name) for name in (*TIMED, *CONDITIONED_TIMED)}
     configured = {pipelines.read_config(name).pipeline for name in pipelines.config.list_names()}
     assert timed - configured == set(), "and each has a config to start from"
 
@@ -312,6 +313,7 @@ def test_musicldm_reads_its_prompts_with_the_transformers_of_today(tmp_path):
     ("name", "why"),
     [
         ("LTX2Pipeline", "video and sound with two schedulers"),
+        ("LTX2ImageToVideoPipeline", "video and sound with two schedulers"),
         ("TextToVideoZeroPipeline", "between two loops of its own"),
     ],
 )

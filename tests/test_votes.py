@@ -224,8 +224,10 @@ def test_votes_on_media_that_were_made_anew_since_do_not_count(runs):
 
 def test_an_index_from_before_votes_takes_them(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "SCHEMA", store.SCHEMA[:1])
-    write_run(tmp_path)
+    with store.open_index(tmp_path):
+        pass
     monkeypatch.undo()
+    write_run(tmp_path)
     assert cast_vote(tmp_path)["choice"] == "left" and len(votes.standing_votes(tmp_path)) == 1
 
 

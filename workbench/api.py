@@ -34,7 +34,7 @@ from workbench.engine.python_calls import (
     split_settings,
 )
 from workbench.engine.run_results import Comparison, Run, read_run_folder
-from workbench.engine.score_media import read_items, score_items, with_prompts
+from workbench.engine.score_media import read_items, score_items, with_prompts, with_sources
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import find_method, trains_weights
 from workbench.methods.common.method import short_name
@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     Scorer = Callable[[Media, Sequence[str]], Any]
     RewardLike = str | Reward | Scorer | Mapping[Any, Any] | Sequence[str | Scorer]
     MethodLike = str | Method | Mapping[str, Any]
+    PromptsLike = str | Path | Mapping[str, Any] | Sequence[str | Mapping[str, Any]]
 
 __all__ = ["align", "compare", "load", "read_run", "reward", "score", "train"]
 
@@ -120,7 +121,7 @@ def align(
     method: MethodLike = "reno",
     *,
     reward: RewardLike,
-    prompts: str | Path | Sequence[str],
+    prompts: PromptsLike,
     watch: RewardLike | None = None,
     seed: int = 0,
     samples_per_prompt: int = 1,
@@ -140,7 +141,8 @@ def align(
         pipeline: as in `load`, or what that returned.
         method: a name (`workbench list methods`), `package.module:Class`, or a Method instance.
         reward: what is optimised: a name (`workbench list rewards`), a callable, {name or callable: weight}, or a list.
-        prompts: a list of P texts, or the name of a file.
+        prompts: a list of P texts, or the name of a file. What comes with inputs (docs/inputs.md) is written
+            {"prompt": text, "source": path, PIL picture or Media}.
         watch: rewards that only judge and are never optimised, written like `reward`.
         seed: everything random follows from it.
         samples_per_prompt: K noises for each prompt.
@@ -196,7 +198,7 @@ def compare(
     contestants: Sequence[Any] | Mapping[str, Any],
     *,
     reward: RewardLike,
-    prompts: str | Path | Sequence[str],
+    prompts: PromptsLike,
     pipeline: PipelineLike | None = None,
     watch: RewardLike | None = None,
     calls: int | None = None,
@@ -249,7 +251,7 @@ def compare(
                 contestants, base, calls, timed=seconds is not None, objects=objects
             )
             values: dict[str, Any] = {
-                "prompts": read_prompts(prompts),
+                "prompts": read_prompts(prompts, runs),
                 "contestants": blocks,
                 "name": name,
                 "limit": limit,
@@ -272,8 +274,8 @@ def train(
     method: MethodLike = "nft",
     *,
     reward: RewardLike,
-    prompts: str | Path | Sequence[str],
-    test: str | Path | Sequence[str] | None = None,
+    prompts: PromptsLike,
+    test: PromptsLike | None = None,
     watch: RewardLike | None = None,
     train: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -325,13 +327,13 @@ def train(
         raise BadInput(f"train: {label} trains nothing; use align({describe_argument(pipeline)}, {label!r}, ...)")
     source = objects.name_pipeline(pipeline)
     values: dict[str, Any] = {
-        "prompts": read_prompts(prompts),
+        "prompts": read_prompts(prompts, runs),
         "seed": seed,
         "batch": batch,
         "name": name or label,
         "limit": limit,
     }
-    values |= {"test": None if test is None else read_prompts(test), "samples_per_prompt": samples_per_prompt}
+    values |= {"test": None if test is None else read_prompts(test, runs), "samples_per_prompt": samples_per_prompt}
     values |= {"train": {**recipe, **(train or {})}, "device": device, "dtype": dtype, "attention": attention}
     values |= {"contestants": {"base": "sample", label: block}}
     with quiet_libraries():
@@ -341,7 +343,12 @@ def train(
         return run_in_folder(plan, objects, Path(runs), new, progress)
 
 
-def score(media: Any, reward: RewardLike, prompts: str | Sequence[str] | None = None) -> list[dict[str, Any]]:
+def score(
+    media: Any,
+    reward: RewardLike,
+    prompts: str | Sequence[str | Mapping[str, Any]] | None = None,
+    sources: Any = None,
+) -> list[dict[str, Any]]:
     """What rewards say of media, whoever made them.
 
         w.score("pictures/", ["starter_clip", "brightness"], prompts="a red circle")
@@ -351,6 +358,9 @@ def score(media: Any, reward: RewardLike, prompts: str | Sequence[str] | None = 
             Media, what `align` returned, or a list of these.
         reward: as in `align`.
         prompts: one for all, or one for each [those that files of the workbench carry inside, and those of `align`].
+            {"prompt": text, "mask": file} is one that comes with inputs.
+        sources: what the media were made from, for rewards of edits: one for all, or one for each, in any form of
+            `media` [what the prompts come with].
 
     Returns:
         A list of dicts, one a sample, for pandas: `file` (its number where there is none), `prompt`, a float for each
@@ -358,7 +368,7 @@ def score(media: Any, reward: RewardLike, prompts: str | Sequence[str] | None = 
         all in every row. A file of a folder that can't be read has NaN and an `error`; files are read one by one.
 
     Raises BadInput for a named file that can't be read, a folder of which none can, a reward of another modality, or
-    one that needs a prompt where there is none.
+    one that needs a prompt or a source where there is none.
 
     Source: workbench/engine/score_media.py; every reward's range and unit: docs/rewards.md.
     """
@@ -367,6 +377,8 @@ def score(media: Any, reward: RewardLike, prompts: str | Sequence[str] | None = 
     items = list(read_items(media))
     if not items:
         raise BadInput("media: nothing to score")
+    if sources is not None:
+        items = with_sources(items, list(read_items(sources)))
     with quiet_libraries():
         return score_items(items, rewards, with_prompts(items, prompts))
 

@@ -28,6 +28,7 @@ from workbench.runs.controls import CountedReward, apply_control
 from workbench.runs.plan import Plan
 from workbench.runs.progress import score_samples
 from workbench.runs.resolve import resolve_dependencies
+from workbench.runs.run_inputs import record_inputs, store_inputs
 
 COMPRESSED_WRITERS: dict[str, tuple[str, Callable[..., Path]]] = {  # modality -> suffix, what writes it
     "video": (".mp4", video_files.write_mp4),
@@ -104,8 +105,9 @@ class Alignment:
 
     def save(self, folder: str | Path, *, compressed: bool = False) -> Path:
         """Write one file per sample (PNG, animated PNG or WAV, with prompt, seed and scores as metadata),
-        `samples.json`, and `latents.safetensors` where there are latents; returns the folder. A sample that is not
-        finite has no file, and a `reason`. Raises BadInput for a folder that has a `samples.json`.
+        `samples.json`, `inputs/` with what the prompts came with, by digest, and `latents.safetensors` where there are
+        latents; returns the folder. A sample that is not finite has no file, and a `reason`. Raises BadInput for a
+        folder that has a `samples.json`.
 
         compressed: also write each clip as MP4 and each sound as FLAC, for players that know neither animated PNG nor
         float32 WAV. For pictures there is no such copy: BadInput.
@@ -116,9 +118,11 @@ class Alignment:
         if compressed and self.media.modality not in COMPRESSED_WRITERS:
             raise BadInput("compressed: pictures are PNG already; leave it out")
         folder.mkdir(parents=True, exist_ok=True)
-        rows = self.table()
+        rows = [row | record_inputs(row["prompt"]) for row in self.table()]
+        store_inputs(folder, self.prompts)
         for n, (sample, row) in enumerate(zip(self, rows, strict=True)):
-            meta = {"prompt": sample.prompt, "seed": sample.seed, "contestant": self.method, "pipeline": self.pipeline}
+            meta = {"prompt": sample.prompt, **record_inputs(sample.prompt), "seed": sample.seed}
+            meta |= {"contestant": self.method, "pipeline": self.pipeline}
             meta["scores"] = json_scores(sample.scores)
             if not find_finite_rows(sample.media).all():
                 row |= {"file": None, "reason": "its values are not finite"}

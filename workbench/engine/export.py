@@ -16,10 +16,12 @@ from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.engine import plan as planning
 from workbench.engine import usage_code
+from workbench.engine.input_checks import count_trained_prompts
 from workbench.engine.user_objects import UserObjects
 from workbench.report import findings
 from workbench.runs import config, store
 from workbench.runs.plan import Plan
+from workbench.runs.prompt_inputs import label_input
 from workbench.runs.train_config import TrainConfig
 from workbench.training import training_runs
 
@@ -187,6 +189,9 @@ def _usage_lines(plan: Plan, run: Mapping, name: str, out: Path) -> list[str]:
     start_name = start.parent.name if start.name == "export" else start.name
     started = [f"Trained on top of {start_name}, which is in these files too.", ""] if base.lora else []
     started += [f"{note}.\n" for note in run.get("loras", {}).get(name, ()) if "not applied" in note]
+    if base.inputs:
+        arguments = ", ".join(f"{label_input(name)} (`{argument}`)" for name, argument in base.inputs.items())
+        started += [f"{base.pipeline} makes its samples from more than a prompt: {arguments}.", ""]
     return ["## Use", *started, "In plain diffusers, with this folder for `FOLDER`:", "```python", code, "```", ""]
 
 
@@ -215,7 +220,7 @@ def _result_lines(plan: Plan, summary: Mapping, name: str) -> list[str]:
     warnings = findings.training_sentences(summary)  # stand at the top
     sentences = [sentence for sentence in findings.headline_sentences(summary) if sentence not in warnings]
     alarm = [f"**Alarm:** {summary['alarm']}"] if summary.get("alarm") else []
-    repeated = 0 if plan.pairs is not None else planning.count_trained_prompts(plan.rows, plan.train_prompts)
+    repeated = count_trained_prompts({row[1] for row in plan.rows}, plan.trained_sources)
     subject = (
         f"{repeated} of the {summary['prompts']} were trained on too" if repeated else "none of which was trained on"
     )

@@ -15,13 +15,14 @@ from rewards import build_reward
 from rewards.compose import WeightedReward
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import derive_seed
-from workbench.engine.reward_checks import check_group_reward, check_modality, check_set_reward
+from workbench.engine import input_checks
+from workbench.engine.reward_checks import check_group_reward, check_inputs, check_modality, check_set_reward
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, name_of, trains_weights
 from workbench.runs import config as configs
 from workbench.runs import preference_data, prompts, stages, train_config, training_sizes
 from workbench.runs.budget import Budget
+from workbench.runs.controls import check_shuffled
 from workbench.runs.plan import Plan
 from workbench.runs.resolve import resolve_dependencies
 from workbench.training import training_runs
@@ -66,16 +67,20 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
     check_group_reward(config, reward, watch, methods)
     for method in methods.values():
         resolve_dependencies(method)
-    pairs = read_pairs(config, methods, next(iter(configs_by_name.values())).modality)
-    prompt_lists, unused = prompts.read_prompt_lists({"prompts": config.prompts, "test": config.test})
-    prompt_list = prompt_lists["prompts"]
+    rewards = reward.rewards | (watch.rewards if watch else {})
+    sources = {"prompts": config.prompts, "test": config.test}
+    prompt_lists = input_checks.read_prompt_lists(sources, configs_by_name, rewards)
+    prompt_list = prompt_lists["prompts"].prompts
+    modality = next(iter(configs_by_name.values())).modality
+    check_inputs(rewards, modality, (p for part in prompt_lists.values() for p in part.prompts))
+    pairs = read_pairs(config, methods, configs_by_name)
     training = any(map(trains_weights, methods.values()))
     if not training and (config.train is not None or config.test is not None):
         raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
-    test_prompts = prompt_lists.get("test", prompt_list)
+    test_prompts = prompt_lists.get("test", prompt_lists["prompts"]).prompts
     rows = prompts.sample_rows(test_prompts[: config.limit or None], config.seed, config.samples_per_prompt)
-    if config.control == "shuffled" and len({r[1] for r in rows}) < 2:
-        raise BadInput("control: shuffled prompts need at least two different prompts")
+    if config.control == "shuffled":
+        check_shuffled(reward, (row[1] for row in rows))
     for part in (reward, watch) if watch else (reward,):
         part.check_combination([r[1] for r in rows])
     checks = [
@@ -94,7 +99,7 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
         f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.samples_per_prompt} seed(s) = {len(rows)} samples in batches "
         f"of {config.batch}",
-        *unused,
+        *input_checks.describe_lists(prompt_lists, configs_by_name),
     ]
     if budget:
         checks.append(
@@ -124,13 +129,11 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
     )
     for name, method in methods.items():
         check_training(replace(plan, train_config=recipe), name, method)
-    train, held_out, set_apart = train_config.split_prompts(prompt_list, recipe, config.seed)
-    if plan.pairs is not None:  # pairs have prompts of their own, so any of the run's prompts are held out
-        train, held_out, set_apart = (
-            (),
-            tuple(sorted(prompt_list, key=lambda p: derive_seed(config.seed, "held", p))[: recipe.eval_prompts]),
-            True,
-        )
+    if plan.pairs is None:
+        train, held_out, set_apart = train_config.split_prompts(prompt_list, recipe, config.seed)
+    else:  # pairs have prompts of their own, so any of the run's prompts are held out
+        train, sources = [], plan.pairs.list_sources()
+        held_out, set_apart = train_config.hold_out_prompts(prompt_list, recipe, config.seed, sources)
     for name, method in methods.items():
         try:
             resolve_dependencies(method).check_prompts(train)
@@ -138,6 +141,8 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
             raise BadInput(f"contestants.{name}: {error}") from None
     if config.control == "shuffled" and (len(train) if plan.pairs is None else recipe.prompts_per_round) < 2:
         raise BadInput("control: shuffled prompts need at least two different prompts to train on")
+    if config.control == "shuffled" and plan.pairs is None:
+        check_shuffled(plan.reward, train)
     for part in (plan.reward, plan.watch) if plan.watch else (plan.reward,):
         part.check_combination([*train, *held_out])
     lines = [
@@ -149,24 +154,20 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
         ),
         *train_config.describe_training(recipe, held_out, set_apart, train if plan.pairs is None else plan.pairs),
     ]
-    trained = replace(plan, train_config=recipe)
+    trained = replace(plan, train_config=recipe, train_prompts=train, held_out_prompts=held_out)
     for name in methods:
         lines += training_sizes.size_warnings(
             name, training_runs.training_pipeline(trained, name), plan.pipelines[name]
         )
-    if config.test is not None and plan.pairs is None and (repeated := count_trained_prompts(plan.rows, train)):
-        lines.append(f"warning: {repeated} of the {len({row[1] for row in plan.rows})} test prompts are trained on too")
+    tested = {row[1] for row in plan.rows}
+    if config.test is not None and (repeated := input_checks.count_trained_prompts(tested, trained.trained_sources)):
+        lines.append(f"warning: {repeated} of the {len(tested)} test prompts are trained on too")
     if plan.pairs is not None and (left_out := plan.pairs.describe_left_out()):
         lines.append("warning: " * bool(plan.pairs.describe_left_out(faults_only=True)) + f"pairs: {left_out}")
     if config.test is None:
         which = "that they were trained on" if plan.pairs is None else "by which the best weights are picked"
         lines.append(f"warning: no `test` prompts are named, so the trained are judged on prompts {which}")
-    return replace(plan, train_config=recipe, train_prompts=train, held_out_prompts=held_out, checks=lines)
-
-
-def count_trained_prompts(rows: Sequence[tuple], train: Sequence[str]) -> int:
-    """How many of the prompts of the final samples are trained on too."""
-    return len({row[1] for row in rows} & set(train))
+    return replace(trained, checks=lines)
 
 
 def check_training(plan: Plan, name: str, method: Any) -> None:
@@ -181,7 +182,7 @@ def check_training(plan: Plan, name: str, method: Any) -> None:
 
 
 def read_pairs(
-    config: configs.RunConfig, methods: Mapping[str, Any], modality: str
+    config: configs.RunConfig, methods: Mapping[str, Any], pipeline_configs: Mapping[str, pipelines.PipelineConfig]
 ) -> preference_data.PreferencePairs | None:
     """The preference pairs of a run, with their labels read; None without a `pairs` block. Raises BadInput."""
     if config.pairs is None:
@@ -195,9 +196,10 @@ def read_pairs(
             raise BadInput(
                 f"pairs: {name} learns from samples of its own, not from pairs; these can: {', '.join(pair_methods)}"
             )
-    if modality == "audio":
+    if any(pipeline.modality == "audio" for pipeline in pipeline_configs.values()):
         raise BadInput("pairs: sounds can't be turned back into latents, so there is nothing to learn from them")
     pairs = build_dataclass(preference_data.PreferencePairs, {"seed": config.seed, **config.pairs}, "pairs")
+    pairs = pairs.with_inputs(input_checks.wanted_inputs(pipeline_configs.values(), ()))
     pairs.check()
     pairs.read_ahead()
     return pairs
@@ -225,7 +227,9 @@ def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -
                 f"stages[{n}] ({stage.name}): its method leaves no weights that another stage could go on from"
             )
         test_prompts = tuple(dict.fromkeys(row[1] for row in task.rows))
-        tasks.append(replace(task, train_prompts=prompts.read_prompts(stage.prompts), held_out_prompts=test_prompts))
+        rewards = task.reward.rewards | (task.watch.rewards if task.watch else {})
+        train_prompts = input_checks.read_prompt_lists({"prompts": stage.prompts}, task.pipelines, rewards)["prompts"]
+        tasks.append(replace(task, train_prompts=train_prompts.prompts, held_out_prompts=test_prompts))
     prompts_source = config.prompts if config.test is None else config.test
     contestants = {"base": "sample", "staged": "sample"}
     config_of_samples = replace(
@@ -330,6 +334,7 @@ def check_disk(plan: Plan, runs: Path) -> None:
     disk_folder = next(p for p in (runs.absolute(), *runs.absolute().parents) if p.exists())
     sides = [p.call.get("height", 1024) * p.call.get("width", 1024) for p in plan.pipelines.values()]
     need = len(plan.rows) * sum(sides) * 3 / 2**20 if plan.modality == "image" else 0
+    need += 4 * input_checks.total_input_mb(row[1] for row in plan.rows)  # which are written as they are
     free = shutil.disk_usage(disk_folder).free / 2**20
     if free < FREE_MB:
         raise BadInput(

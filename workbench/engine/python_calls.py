@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, FileInput, prompt_inputs
 from workbench.core.schema import build_dataclass, suggest_nearest
+from workbench.core.types import Prompt
 from workbench.engine import extension
 from workbench.engine import plan as planning
 from workbench.engine import run as driver
@@ -22,19 +24,49 @@ from workbench.runs import config as configs
 from workbench.runs import prompts as prompt_lists
 from workbench.runs import store
 from workbench.runs.plan import Plan
+from workbench.runs.prompt_files import read_prompt_list
+from workbench.runs.prompt_inputs import take_prompts
+from workbench.runs.run_inputs import store_inputs
 from workbench.runs.train_config import TrainConfig
 from workbench.training import training_runs
 
 
-def read_prompts(prompts: str | Path | Sequence[str]) -> str | list[str]:
-    """Prompts in the form of a config: a file's name or a list. Raises BadInput for a text that names no file."""
+def read_prompts(
+    prompts: str | Path | Mapping[str, Any] | Sequence[str | Mapping[str, Any]], folder: str | Path | None = None
+) -> str | dict[str, Any] | list[Any]:
+    """Prompts in the form of a config: a file's name, a list, or a folder of media ({folder, prompt}). In a list a
+    Prompt, or {"prompt": text, "source": path, PIL picture or Media}, comes with inputs; with `folder` they are named
+    by their files, and media from memory are written into `folder`/inputs, so that a run can go on without them.
+
+    Raises BadInput for a text that names no file, and for an input that can't be read."""
     if isinstance(prompts, (str, Path)):
         try:
-            prompt_lists.read_prompts(str(prompts))
+            prompt_lists.read_prompt_table(str(prompts))
         except BadInput as error:
             raise BadInput(f"{error}; a prompt of your own goes into a list: prompts=[{str(prompts)!r:.40}]") from None
         return str(prompts)
-    return list(prompts)
+    if isinstance(prompts, Mapping):
+        if "folder" not in prompts:
+            raise BadInput("prompts: a prompt of your own goes into a list: prompts=[{…}]")
+        return {key: str(value) if isinstance(value, Path) else value for key, value in prompts.items()}
+    items = list(prompts)
+    if not any(isinstance(item, Mapping) or (isinstance(item, str) and prompt_inputs(item)) for item in items):
+        return items
+    table = read_prompt_list(items)
+    if unknown := [key for key in table.columns if key not in NAMES]:
+        raise BadInput(f"prompts: unknown key {unknown[0]!r}; {suggest_nearest(unknown[0], NAMES)}")
+    texts = take_prompts(table, dict.fromkeys(NAMES, "")).prompts
+    return [*texts] if folder is None else [_name_inputs(prompt, Path(folder)) for prompt in texts]
+
+
+def _name_inputs(prompt: str, folder: Path) -> str | dict[str, str]:
+    """A prompt as a config's list has it."""
+    if not (inputs := prompt_inputs(prompt)):
+        return prompt
+    in_memory = {name: value for name, value in inputs.items() if not isinstance(value, FileInput)}
+    files = store_inputs(folder, [Prompt("", in_memory)])
+    paths = {n: Path(v.path) if isinstance(v, FileInput) else folder / files[v.digest] for n, v in inputs.items()}
+    return {"prompt": str(prompt), **{name: str(path.absolute()) for name, path in paths.items()}}
 
 
 def split_settings(method: Any, settings: Mapping[str, Any], objects: UserObjects) -> tuple[dict, dict]:

@@ -28,6 +28,7 @@ def find_differences(before: Mapping[str, Any], now: Mapping[str, Any]) -> Itera
         yield from _setting_differences(before, now)
         yield from _file_differences(before["inputs"], now["inputs"])
     if before.get("prompts", now["prompts"]) != now["prompts"]:
+        yield from _input_differences(before.get("inputs", {}), now["inputs"])
         names = ", ".join(one_line(name, 80) for name in now["inputs"].get("prompts", {}))
         yield f"its prompts have changed {BEGAN}{f' ({names})' if names else ''}"
     for name, old_version in before.get("rewards", {}).items():
@@ -48,7 +49,7 @@ def _setting_differences(before: Mapping, now: Mapping) -> Iterator[str]:
 
 def _file_differences(before: Mapping, now: Mapping) -> Iterator[str]:
     for source in (s for s in before if s in now):
-        if source.rpartition(", ")[2] in input_files.BY_CONTENT:
+        if source.rpartition(", ")[2] in (*input_files.BY_CONTENT, input_files.PROMPT_INPUTS):
             continue
         old, new = before[source], now[source]
         for verb, names in (
@@ -59,6 +60,15 @@ def _file_differences(before: Mapping, now: Mapping) -> Iterator[str]:
             if names:
                 more = f", and {len(names) - 1} more" if len(names) > 1 else ""
                 yield f"{shorten_path(names[0], 100)} ({one_line(source, 60)}) {verb} {BEGAN}{more}"
+
+
+def _input_differences(before: Mapping, current: Mapping) -> Iterator[str]:
+    """A clause on files of inputs that have another content now. One that was moved with its content is the same."""
+    old, new = (record.get(input_files.PROMPT_INPUTS, {}) for record in (before, current))
+    names = [name for name in old if name in new and old[name] != new[name]]
+    if names:
+        more = f", and {len(names) - 1} more" if len(names) > 1 else ""
+        yield f"{shorten_path(names[0], 100)} (what a prompt comes with) has changed {BEGAN}{more}"
 
 
 def placement_changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -27,10 +27,11 @@ from workbench.core.finite import find_finite_rows
 from workbench.core.io import media
 from workbench.core.types import Batch, Event, Method, Policy, Reward, derive_seed
 from workbench.engine import export, resume
+from workbench.engine.pairwise_watch import score_against_first
 from workbench.engine.run_record import describe_run
 from workbench.evaluation.summary import summarise_run
 from workbench.report import pages
-from workbench.runs import config, prompts, store
+from workbench.runs import config, prompts, run_inputs, store
 from workbench.runs.budget import Budget, Cost, Meter
 from workbench.runs.controls import CountedReward, apply_control
 from workbench.runs.plan import Plan
@@ -94,6 +95,7 @@ def _execute_locked(plan: Plan, folder: store.RunFolder, stop: threading.Event, 
     (folder.path / store.CLAIM).unlink(missing_ok=True)
     status = "failed"
     try:
+        run_inputs.store_inputs(folder.path, (row[1] for row in plan.rows))
         yield from contestant_training.train_contestants(plan, folder, stop, load)
         sampling_plan = training_runs.plan_with_exports(plan, folder)
         unfinished = [n for n in sampling_plan.methods if any((n, b) not in finished for b in range(plan.batch_count))]
@@ -255,6 +257,7 @@ def _store_samples(
     the latents. A sample that is not finite has no file, no scores, and `nan_reason`."""
     samples_media = media.quantise_media(event.media.detach())
     scores, finite = score_samples(plan, samples_media, event.prompts), find_finite_rows(samples_media).tolist()
+    scores |= score_against_first(plan, folder, name, rows, samples_media, event.prompts)
     media_folder, latents_folder = folder.path / "media" / name, folder.path / "latents" / name
     media_folder.mkdir(parents=True, exist_ok=True), latents_folder.mkdir(parents=True, exist_ok=True)
     latents, digest = None, {}
@@ -271,13 +274,15 @@ def _store_samples(
         sample = {
             "index": position,
             "prompt": prompt,
+            **run_inputs.record_inputs(prompt),
             "k": k,
             "seed": seed,
             "category": categories[b],
             "scores": own_scores,
         }
         if finite[b]:
-            meta = {"prompt": prompt, "seed": seed, "contestant": name, "pipeline": repo, "scores": own_scores}
+            meta = {"prompt": prompt, **run_inputs.record_inputs(prompt), "seed": seed, "contestant": name}
+            meta |= {"pipeline": repo, "scores": own_scores}
             path = media.write_media(samples_media[b], media_folder / f"{position:04d}-{k}", meta=meta)
             sample |= {"file": path.relative_to(folder.path).as_posix(), "sha256": media.file_digest(path)}
         else:

@@ -18,6 +18,7 @@ import pipelines
 from pipelines.variants import pipeline_label
 from workbench.core.errors import BadInput
 from workbench.core.paths import ROOT
+from workbench.core.types import prompt_key
 from workbench.engine.user_objects import is_plain
 from workbench.methods import name_of
 from workbench.runs import config as configs
@@ -106,13 +107,14 @@ def json_value(value: Any) -> Any:
 
 
 def digest_prompts(plan: Plan) -> str:
-    """SHA-256 of the prompts and seeds of a run: its config only names prompt files, which may be edited."""
+    """SHA-256 of the prompts, their inputs and the seeds of a run: its config only names prompt files, which may be
+    edited, and these name other files."""
     prompts: dict[str, Any] = {
-        "rows": [*map(list, plan.rows)],
-        "train": [*plan.train_prompts],
-        "held": [*plan.held_out_prompts],
+        "rows": [[n, prompt_key(prompt), k, seed] for n, prompt, k, seed in plan.rows],
+        "train": [*map(prompt_key, plan.train_prompts)],
+        "held": [*map(prompt_key, plan.held_out_prompts)],
     }
-    prompts |= {"stages": [[*task.train_prompts] for task in plan.tasks]}
+    prompts |= {"stages": [[*map(prompt_key, task.train_prompts)] for task in plan.tasks]}
     return hashlib.sha256(json.dumps(prompts).encode()).hexdigest()
 
 

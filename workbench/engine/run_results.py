@@ -19,6 +19,7 @@ from workbench.engine import export
 from workbench.engine.user_objects import UserObjects
 from workbench.report import notebook_view
 from workbench.report.columns import build_table
+from workbench.runs.run_inputs import restore_prompt
 from workbench.runs.store import RunFolder
 
 
@@ -58,14 +59,15 @@ class Run:
         return table_rows(self.summary)
 
     def samples(self, contestant: str | None = None) -> list[dict[str, Any]]:
-        """One dict per sample, for pandas: contestant, prompt, k (which of the prompt's samples), seed, file, scores.
-        A sample that is no medium has the file None and a `reason`."""
+        """One dict per sample, for pandas: contestant, prompt (with what it came with, read from the run folder), k
+        (which of the prompt's samples), seed, file, scores. A sample that is no medium has the file None and a
+        `reason`."""
         if contestant is not None:
             self._check_name(contestant)
         return [
             {
                 "contestant": event["contestant"],
-                "prompt": sample["prompt"],
+                "prompt": restore_prompt(self.path, sample),
                 "k": sample["k"],
                 "seed": sample["seed"],
                 "file": str(self.path / sample["file"]) if sample["file"] else None,

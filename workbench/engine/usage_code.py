@@ -7,6 +7,7 @@ from typing import Any
 
 import pipelines
 from workbench.core.paths import resolve_repo
+from workbench.engine import input_checks
 
 DTYPES = {"bf16": "torch.bfloat16", "fp16": "torch.float16", "fp32": "torch.float32"}
 
@@ -21,7 +22,15 @@ def write_usage(config: pipelines.PipelineConfig, load_lines: list[str], dtype: 
     if config.scheduler:
         lines.append(_make_scheduler(config.scheduler))
     lines += [*load_lines, _call(config)]
-    modules = ("diffusers", "huggingface_hub", "peft", "safetensors.torch", "torch", "workbench.core.paths")
+    modules = (
+        "diffusers",
+        "huggingface_hub",
+        "peft",
+        "safetensors.torch",
+        "soundfile",
+        "torch",
+        "workbench.core.paths",
+    )
     imports = [f"import {name}" for name in modules if any(f"{name}." in line for line in lines)]
     return "\n".join([*imports, "", *lines])
 
@@ -74,7 +83,19 @@ def _make_scheduler(settings: dict[str, Any]) -> str:
 
 
 def _call(config: pipelines.PipelineConfig) -> str:
-    return f"made = pipe('a prompt', num_inference_steps={config.steps}{_arguments(config.call | config.text)})"
+    inputs = "".join(f", {argument}={_read_input(config, name)}" for name, argument in config.inputs.items())
+    settings = _arguments(config.call | config.text)
+    return f"made = pipe('a prompt'{inputs}, num_inference_steps={config.steps}{settings})"
+
+
+def _read_input(config: pipelines.PipelineConfig, name: str) -> str:
+    """The Python that reads an input from a file of its name."""
+    modality = input_checks.argument_modality(config, config.inputs[name])
+    if modality == "audio":
+        return f"torch.from_numpy(soundfile.read('{name}.wav', always_2d=True)[0].T[None]).float()"
+    if modality == "video":
+        return f"diffusers.utils.load_video('{name}.mp4')"
+    return f"diffusers.utils.load_image('{name}.png')"
 
 
 def _arguments(settings: dict[str, Any]) -> str:

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from workbench.core.errors import BadInput
 from workbench.core.finite import score_finite_rows
-from workbench.core.types import Media, Reward, derive_seed
+from workbench.core.inputs import prompt_inputs, reword_prompt
+from workbench.core.types import Media, Prompt, Reward
 from workbench.evaluation import statistics
 from workbench.methods.common.set_scores import can_embed, prepare_set_score
 from workbench.runs.config import RunConfig
+from workbench.runs.controls import shuffle_prompts
 from workbench.runs.plan import Plan
 
 HALF_DRAWS = 100  # random halves of the prompts, for an interval
@@ -40,8 +42,7 @@ class TrainingReward:
         self.scores_alone = all(r.spec.scope == "sample" for r in reward.rewards.values())
         self.shuffled_prompts: dict[str, str] = {}
         if config.control == "shuffled":
-            ring = sorted(set(prompts), key=lambda p: derive_seed(config.seed, "shuffle", p))
-            self.shuffled_prompts = dict(zip(ring, ring[1:] + ring[:1], strict=True))  # no prompt keeps its own
+            self.shuffled_prompts = shuffle_prompts(prompts, config.seed)
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         return self.total(self.breakdown(media=media, prompts=prompts), prompts)
@@ -62,15 +63,18 @@ class TrainingReward:
         return self.rows.score_rows(some, len(media)) if self.scores_alone else some([*range(len(media))])
 
     def prompt_for_reward(self, prompt: str) -> str:
-        """The prompt with which a sample is scored: another one where prompts are shuffled, after the prefix that a
-        method may have added. Raises BadInput for a prompt that can't be shuffled: the control would be scored
-        correctly."""
+        """The prompt with which a sample is scored: another one, with its inputs, where prompts are shuffled, after the
+        prefix that a method may have added. Raises BadInput for a prompt that can't be shuffled: the control would be
+        scored correctly."""
         if not self.shuffled_prompts or prompt in self.shuffled_prompts:
             return self.shuffled_prompts.get(prompt, prompt)
-        listed_prompt = max((p for p in self.shuffled_prompts if prompt.endswith(p)), key=len, default=None)
+        inputs = prompt_inputs(prompt)
+        endings = (p for p in self.shuffled_prompts if prompt.endswith(p) and p == Prompt(p, inputs))
+        listed_prompt = max(endings, key=len, default=None)
         if listed_prompt is None:
             raise BadInput(f"control: shuffled can't be had of a method that asks the reward about {prompt!r}")
-        return prompt.removesuffix(listed_prompt) + self.shuffled_prompts[listed_prompt]
+        other = self.shuffled_prompts[listed_prompt]
+        return reword_prompt(other, prompt.removesuffix(listed_prompt) + other)
 
     def embed_samples(self, media: Media) -> dict[str, Tensor]:
         """name -> [N,D]: the features of the samples, by which set rewards score them."""

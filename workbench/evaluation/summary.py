@@ -10,11 +10,12 @@ from operator import itemgetter
 from types import MappingProxyType
 
 from pipelines.loading import resolve_device
+from workbench.core.inputs import prompt_inputs
 from workbench.core.io import media
 from workbench.core.types import Media
 from workbench.evaluation import sample_checks, set_rewards, statistics
 from workbench.methods import name_of
-from workbench.runs import config, store
+from workbench.runs import config, run_inputs, store
 from workbench.runs.budget import Cost
 from workbench.runs.plan import Plan
 from workbench.runs.stages import TaskScores
@@ -71,7 +72,17 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
         "contestants": parts,
         "flat_rewards": sample_checks.find_flat_rewards(samples_of),
         "alarm": statistics.hacking_alarm(parts, next(iter(plan.methods)), alarm_margins(plan)),
+        **describe_inputs(plan, folder),
     }
+
+
+def describe_inputs(plan: Plan, folder: store.RunFolder) -> dict[str, list[dict[str, str]]]:
+    """{"inputs": [{name: file in the run folder} of each prompt]}; {} where no prompt has any."""
+    prompts = {n: prompt for n, prompt, *_ in plan.rows}
+    if not any(map(prompt_inputs, prompts.values())):
+        return {}
+    files = run_inputs.store_inputs(folder.path, prompts.values())
+    return {"inputs": [{n: files[v.digest] for n, v in prompt_inputs(p).items()} for p in prompts.values()]}
 
 
 def score_whole_sets(
@@ -87,7 +98,7 @@ def score_whole_sets(
             media_batch = Media.cat([media.read_media(folder.path / s["file"]) for s in samples[low : low + size]])
             yield replace(media_batch, data=media_batch.data.to(device))
 
-    prompts = [s["prompt"] for s in samples]
+    prompts = [run_inputs.restore_prompt(folder.path, s) for s in samples]
     return {
         name: set_rewards.score_set(reward, chunks(), prompts)
         for name, reward in set_rewards.set_rewards_of(plan).items()

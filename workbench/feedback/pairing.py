@@ -24,6 +24,7 @@ from workbench.feedback.votes import (
     modality_of,
     open_for_writing,
     pipeline_of,
+    prompt_of,
     pseudonym_of,
     sql_has_voted,
 )
@@ -90,9 +91,9 @@ def votable_runs(runs: Path) -> list[VotableRun]:
         several = {e.run: e for e in contestants if numbers.count(e.run) > 1 and (runs / e.folder).is_dir()}
         rows = [
             db.execute(
-                "SELECT COUNT(DISTINCT a.prompt) AS prompts, (SELECT prompt FROM artefacts WHERE run = a.run ORDER BY "
-                "position LIMIT 1) AS first, runs.created FROM artefacts a JOIN runs ON runs.id = a.run WHERE "
-                "a.run = ?",
+                "SELECT COUNT(DISTINCT a.prompt || a.inputs) AS prompts, (SELECT prompt FROM artefacts WHERE "
+                "run = a.run ORDER BY position LIMIT 1) AS first, runs.created FROM artefacts a JOIN runs ON "
+                "runs.id = a.run WHERE a.run = ?",
                 (number,),
             ).fetchone()
             for number in several
@@ -153,7 +154,7 @@ def _candidate_pairs(runs: Path, asker: str, modality: str, run: int, rng: np.ra
         pairs: list[Pair] = []
         for already_shown in (False, True):
             for n in order:
-                pairs += _pairs_of_media(db, *meetings[n], asker, already_shown, rng)
+                pairs += _pairs_of_media(runs, db, *meetings[n], asker, already_shown, rng)
                 if len(pairs) >= MAX_TRIES:
                     return pairs
         return pairs
@@ -180,6 +181,7 @@ def _expected_gains(db: sqlite3.Connection, meetings: Sequence[tuple[RunContesta
 
 
 def _pairs_of_media(
+    runs: Path,
     db: sqlite3.Connection,
     a: RunContestant,
     b: RunContestant,
@@ -191,17 +193,19 @@ def _pairs_of_media(
     order, without equal files and without pairs that this rater has voted on."""
     met = "SELECT 1 FROM battles WHERE asker = :who AND left_artefact = {} AND right_artefact = {}"
     rows = db.execute(
-        "SELECT a.id AS a, b.id AS b, a.prompt, a.file AS a_file, b.file AS b_file, a.sha256 AS a_sha, b.sha256 AS "
-        "b_sha FROM artefacts a JOIN artefacts b ON b.run = a.run AND b.contestant = :b AND b.position = a.position "
-        "AND b.k = a.k AND b.prompt = a.prompt WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 AND "
+        "SELECT a.id AS a, b.id AS b, a.prompt, a.inputs, :folder AS folder, a.file AS a_file, b.file AS b_file, "
+        "a.sha256 AS a_sha, b.sha256 AS b_sha FROM artefacts a JOIN artefacts b ON b.run = a.run AND "
+        "b.contestant = :b AND b.position = a.position AND b.k = a.k AND b.prompt = a.prompt AND b.inputs = a.inputs "
+        "WHERE a.run = :run AND a.contestant = :a AND a.sha256 <> b.sha256 AND "
         f"(EXISTS ({met.format('a.id', 'b.id')}) OR EXISTS ({met.format('b.id', 'a.id')})) = :seen AND NOT "
         f"{sql_has_voted(':who', 'a.id', 'b.id')} ORDER BY RANDOM() LIMIT 8",
-        {"run": a.run, "a": a.contestant, "b": b.contestant, "who": asker, "seen": int(already_shown)},
-    ).fetchall()
+        {"run": a.run, "folder": a.folder, "a": a.contestant, "b": b.contestant, "who": asker,
+         "seen": int(already_shown)},
+    ).fetchall()  # fmt: skip
     pairs = []
     for row in rows:
         sides = [Side(row[x], e.contestant, e.pipeline, f"{e.folder}/{row[f'{x}_file']}", row[f"{x}_sha"])
                  for x, e in (("a", a), ("b", b))]  # fmt: skip
         first = int(rng.integers(2))
-        pairs.append(Pair(sides[first], sides[1 - first], row["prompt"], a.folder))
+        pairs.append(Pair(sides[first], sides[1 - first], prompt_of(runs, row), a.folder))
     return pairs

@@ -13,6 +13,7 @@ import torch
 
 from rewards.people.votes import HeldOutReport, make_report
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, FileInput, prompt_inputs
 from workbench.core.paths import write_atomic
 from workbench.feedback.blinding import strip_png
 from workbench.feedback.votes import Vote
@@ -93,12 +94,14 @@ def majority_votes(votes: Iterable[Vote]) -> list[Vote]:
 
 def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
     """Write the votes to a JSONL file for `workbench learn` and a run's `pairs` (rewards/people/votes.py), with paths
-    relative to it; returns the number of rows. "Both bad" is left out. Raises BadInput when nothing is left.
+    relative to it, also of what the prompts came with; returns the number of rows. "Both bad" is left out. Raises
+    BadInput when nothing is left.
     """
     rows = []
     for v in _preferring_votes(votes):
         row = {
             "prompt": v.prompt,
+            **_input_paths(v.prompt, file),
             "a_path": _relative_path(runs, v.left.file, file),
             "b_path": _relative_path(runs, v.right.file, file),
         }
@@ -112,7 +115,8 @@ def write_parquet(votes: Iterable[Vote], runs: Path, file: Path) -> int:
 
     `caption`, `jpg_0` and `jpg_1` (a picture's bytes, empty for other media), `label_0` and `label_1` (1 and 0, 1/2
     each for a tie), `has_label`, `user_id`; besides, `image_0` and `image_1` (paths relative to the file), `model_0`
-    and `model_1` (contestants), `modality`, `created_at`. Raises BadInput when nothing is left, or without pyarrow.
+    and `model_1` (contestants), `modality`, `created_at`, and a path for each input that a prompt came with. Raises
+    BadInput when nothing is left, or without pyarrow.
     """
     try:
         import pyarrow as pa
@@ -120,7 +124,8 @@ def write_parquet(votes: Iterable[Vote], runs: Path, file: Path) -> int:
     except ImportError:
         raise BadInput("writing Parquet needs pyarrow; run: pip install pyarrow, or take JSONL") from None
     preferences, temp = _preferring_votes(votes), file.with_name(f".{uuid.uuid4().hex}.tmp")
-    texts = ("caption", "image_0", "image_1", "model_0", "model_1", "modality", "user_id", "created_at")
+    inputs = [name for name in NAMES if any(name in prompt_inputs(v.prompt) for v in preferences)]
+    texts = ("caption", *inputs, "image_0", "image_1", "model_0", "model_1", "modality", "user_id", "created_at")
     schema = pa.schema([(n, pa.string()) for n in texts] + [(f"jpg_{k}", pa.binary()) for k in (0, 1)]
                        + [(f"label_{k}", pa.float64()) for k in (0, 1)] + [("has_label", pa.bool_())])  # fmt: skip
     try:
@@ -149,7 +154,7 @@ def _preferring_votes(votes: Iterable[Vote]) -> list[Vote]:
 def _parquet_row(v: Vote, runs: Path, file: Path) -> dict:
     first, second = LABELS[v.choice]
     row = {"caption": v.prompt, "label_0": first, "label_1": second, "has_label": True, "user_id": v.rater,
-           "created_at": v.created, "modality": v.modality}  # fmt: skip
+           "created_at": v.created, "modality": v.modality} | _input_paths(v.prompt, file)  # fmt: skip
     for k, side in enumerate((v.left, v.right)):
         data = (runs / side.file).read_bytes() if v.modality == "image" else None
         row |= {
@@ -158,6 +163,12 @@ def _parquet_row(v: Vote, runs: Path, file: Path) -> dict:
             f"jpg_{k}": data and strip_png(data),
         }
     return row
+
+
+def _input_paths(prompt: str, file: Path) -> dict[str, str]:
+    """Name -> path, relative to `file`, of what a prompt came with."""
+    files = {n: v.path for n, v in prompt_inputs(prompt).items() if isinstance(v, FileInput)}
+    return {name: _relative_path(Path(), path, file) for name, path in files.items()}
 
 
 def _relative_path(runs: Path, media: str, file: Path) -> str:

@@ -21,7 +21,7 @@ from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json
 from workbench.feedback import ratings
 from workbench.runs import config as run_config
-from workbench.runs import store
+from workbench.runs import run_inputs, store
 
 CHOICES = ("left", "right", "tie", "bad")
 MODALITY_BY_SUFFIX = {".png": "image", ".apng": "video", ".wav": "audio"}  # of files that runs write
@@ -90,6 +90,13 @@ def pipeline_of(config: Mapping, contestant: str) -> str:
     """The label of a contestant's pipeline: the run's own, unless its block names another."""
     block = (config.get("contestants") or {}).get(contestant)
     return run_config.pipeline_of(block, config["pipeline"])
+
+
+def prompt_of(runs: Path, row: sqlite3.Row) -> str:
+    """The prompt of a row with `prompt`, `inputs` and `folder`, with its inputs: one instruction for two pictures is
+    two prompts."""
+    inputs = parse_json(row["inputs"], row["folder"]) if row["inputs"] else {}
+    return run_inputs.restore_prompt(runs / row["folder"], {"prompt": row["prompt"], "inputs": inputs})
 
 
 def pseudonym_of(rater: str) -> str:
@@ -239,9 +246,9 @@ def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = ""
     raters = {rater, pseudonym_of(rater)} if rater else set()
     with store.open_index(runs) as db:
         rows = db.execute(
-            "SELECT v.*, b.prompt, runs.folder, runs.config, l.id AS l_id, l.contestant AS l_who, l.file AS l_file, "
-            "l.sha256 AS l_sha, r.id AS r_id, r.contestant AS r_who, r.file AS r_file, r.sha256 AS r_sha "
-            f"FROM {STANDING_VOTES} AND :run IN (0, runs.id) ORDER BY v.id",
+            "SELECT v.*, b.prompt, l.inputs, runs.folder, runs.config, l.id AS l_id, l.contestant AS l_who, "
+            "l.file AS l_file, l.sha256 AS l_sha, r.id AS r_id, r.contestant AS r_who, r.file AS r_file, "
+            f"r.sha256 AS r_sha FROM {STANDING_VOTES} AND :run IN (0, runs.id) ORDER BY v.id",
             {"run": run},
         ).fetchall()
     configs: dict[str, dict] = {}
@@ -257,7 +264,7 @@ def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = ""
         vote = Vote(
             left_side,
             right_side,
-            row["prompt"],
+            prompt_of(runs, row),
             row["folder"],
             row["id"],
             row["battle"],

@@ -28,9 +28,10 @@ class RunConfig:
 
     pipeline: str | dict  # a name in configs/pipelines, a local folder, or a hub id; or {name: one, settings of it}
     reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
-    prompts: str | list  # a .txt or .jsonl file, or a list
+    # a file, a list, or {folder: of pictures, prompt: one for all}; see docs/inputs.md
+    prompts: str | list | dict
     # prompts that trained contestants are evaluated on; not given: `prompts`, which they were trained on
-    test: str | list | None = None
+    test: str | list | dict | None = None
     method: dict | str | None = None  # shorthand for `contestants`: the base and this method
     # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
     contestants: dict | None = None

@@ -20,9 +20,11 @@ from pipelines.component_sources import list_weight_files
 from pipelines.config import FOLDER as PIPELINE_CONFIGS
 from pipelines.variants import current_source
 from workbench.core.errors import BadInput
+from workbench.core.inputs import FileInput, prompt_inputs
 from workbench.core.paths import CONFIGS, ROOT, resolve_repo
 from workbench.runs import config as configs
 from workbench.runs.plan import Plan
+from workbench.runs.prompt_files import METADATA
 from workbench.runs.prompts import find_prompt_file
 from workbench.runs.resolve import list_dependency_files
 
@@ -31,6 +33,7 @@ PLACES = ("model", "weights", "tokenizer", "backbone", "reference", "references"
 OURS = ("rewards", "workbench", "pipelines")  # packages whose code belongs to the workbench's own revision
 # read for what they say: their prompts and settings are recorded and compared, so a comment may change
 BY_CONTENT = ("prompts", "pipeline config")
+PROMPT_INPUTS = "inputs of prompts"  # known by their content alone: their files may be moved
 
 WHOLE, SPREAD, BLOCK = 64 << 20, 4 << 20, 1 << 14  # bytes
 SOURCE_TOTAL, SMALLEST = 512 << 20, 1 << 16  # bytes read of all files of one source; of each at least
@@ -45,7 +48,9 @@ def digest_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     Of a file over 64 MiB, and of many files that hold more than 512 MiB together, blocks spread over all of the file
     are read, and the header of safetensors; the digest then begins with "blocks:". Times of files play no part.
     """
-    return {source: digest_files(paths) for source, paths in list_inputs(plan).items() if paths}
+    digests = {source: digest_files(paths) for source, paths in list_inputs(plan).items() if paths}
+    inputs = _digest_prompt_inputs(plan)
+    return digests | ({PROMPT_INPUTS: inputs} if inputs else {})
 
 
 def list_inputs(plan: Plan) -> dict[str, list[Path]]:
@@ -68,9 +73,23 @@ def list_inputs(plan: Plan) -> dict[str, list[Path]]:
     return {source: list(dict.fromkeys(paths)) for source, paths in sources.items()}
 
 
+def _digest_prompt_inputs(plan: Plan) -> dict[str, str]:
+    """File -> SHA-256 of what comes with the prompts of a run."""
+    tasks = [plan, *plan.tasks]
+    prompts = [
+        p for task in tasks for p in (*(row[1] for row in task.rows), *task.train_prompts, *task.held_out_prompts)
+    ]
+    inputs = [value for prompt in dict.fromkeys(prompts) for value in prompt_inputs(prompt).values()]
+    return {show_path(Path(value.path)): value.digest for value in inputs if isinstance(value, FileInput)}
+
+
 def list_prompt_files(config: configs.RunConfig) -> list[Path]:
     """The prompt files of a run."""
-    return [find_prompt_file(source, "prompts") for source in (config.prompts, config.test) if isinstance(source, str)]
+    sources = (config.prompts, config.test)
+    paths = [find_prompt_file(source, "prompts") for source in sources if isinstance(source, str)]
+    folders = [Path(str(source.get("folder", ""))) for source in sources if isinstance(source, dict)]
+    metadata_files = [path / name for path in paths + folders for name in METADATA]
+    return [path for path in paths + metadata_files if path.is_file()]
 
 
 def _pipeline_config_file(label: str) -> list[Path]:

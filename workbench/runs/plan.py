@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 
 from pipelines import PipelineConfig
 from rewards.compose import WeightedReward
@@ -12,6 +13,7 @@ from workbench.methods import trains_weights
 from workbench.runs.budget import Budget
 from workbench.runs.config import RunConfig
 from workbench.runs.preference_data import PreferencePairs
+from workbench.runs.prompt_inputs import prompt_source
 from workbench.runs.stages import Stages
 from workbench.runs.train_config import TrainConfig
 
@@ -42,6 +44,13 @@ class Plan:
         """The contestants whose methods train weights."""
         return [name for name, method in self.methods.items() if trains_weights(method)]
 
+    @cached_property
+    def trained_sources(self) -> frozenset[str]:
+        """What a training learns from (prompt_inputs.prompt_source), which nothing held out may be made from."""
+        if self.pairs is not None:
+            return self.pairs.list_sources()
+        return frozenset(prompt_source(prompt) for prompt in self.train_prompts)
+
     @property
     def modality(self) -> str:
         return next(iter(self.pipelines.values())).modality
@@ -53,7 +62,7 @@ class Plan:
 
     def denoiser_calls(self, name: str) -> int:
         """Denoiser calls that contestant `name` will make, a guided call counted once."""
-        method, steps = self.methods[name], self.pipelines[name].steps
+        method, steps = self.methods[name], self.pipelines[name].steps_taken
         if not trains_weights(method):
             return method.calls(steps) * len(self.rows)
         if self.tasks:

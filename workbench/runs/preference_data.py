@@ -7,8 +7,8 @@ from __future__ import annotations
 import logging
 import os
 from bisect import bisect_right
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Literal
@@ -20,7 +20,17 @@ from workbench.core.errors import BadInput
 from workbench.core.io import folders, media
 from workbench.core.text import quote_value
 from workbench.core.types import Media, Natural, NonNegative, PairBatch, derive_seed
-from workbench.runs.preference_files import READERS, TIE, Block, Comparison, PairReader, named_media, read_blocks
+from workbench.runs.preference_files import (
+    READERS,
+    TIE,
+    Block,
+    Comparison,
+    PairReader,
+    digest_inputs,
+    named_media,
+    read_blocks,
+)
+from workbench.runs.prompt_inputs import MAIN
 
 log = logging.getLogger(__name__)
 GAP_SIZE = 64  # side at which two media are compared for `min_gap`
@@ -43,6 +53,13 @@ class PreferencePairs:
     min_gap: NonNegative = 0.0  # leave out pairs that differ by less: root mean square of pixels in [0,1], at 64 x 64
     strict: bool = False  # a pair that can't be used ends the run, rather than being left out and counted
     seed: Natural = 0
+    inputs: tuple[str, ...] = field(default=(), init=False)  # see `with_inputs`
+
+    def with_inputs(self, names: Iterable[str]) -> PreferencePairs:
+        """The pairs with prompts that come with these inputs (source, mask, ...), from columns of their names."""
+        pairs = replace(self)
+        object.__setattr__(pairs, "inputs", tuple(names))
+        return pairs
 
     def check(self) -> int:
         """The number of pairs per epoch. Raises BadInput, naming file and row, for faults visible without reading
@@ -55,10 +72,19 @@ class PreferencePairs:
     def input_files(self) -> list[Path]:
         """The files of pairs, and the media that they name, as far as these exist."""
         files = self._files()
-        media_paths = {path for file in files for path in named_media(file)}
+        media_paths = {path for file in files for path in named_media(file, self.inputs)}
         return files + sorted(
             path for path in media_paths if os.path.isfile(path)
         )  # no error for a name of 5,000 letters
+
+    def list_sources(self) -> frozenset[str]:
+        """What the media of the pairs were made from (prompt_inputs.prompt_source); none for pairs without inputs."""
+        name = next((name for name in MAIN if name in self.inputs), None)
+        return (
+            frozenset(f"\0{digest}" for file in self._files() for digest in digest_inputs(file, name))
+            if name
+            else frozenset()
+        )
 
     def __getitem__(self, position: int) -> tuple[str, Media, Media]:
         """Prompt, winner and loser, one row each. Raises BadInput, naming file and row, where READ_AHEAD pairs in a row
@@ -161,7 +187,7 @@ class PreferencePairs:
 
     @cached_property
     def _blocks(self) -> list[Block]:
-        blocks = [self._without_ties(block) for file in self._files() for block in read_blocks(file)]
+        blocks = [self._without_ties(block) for file in self._files() for block in read_blocks(file, self.inputs)]
         faults = [sentence for block in blocks for sentence in block.left_out]
         if faults and self.strict:
             raise BadInput(faults[0])

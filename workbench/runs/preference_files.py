@@ -10,7 +10,8 @@ Parquet, JSON lines, CSV and TSV, by the columns that they have:
     prompt, pos_path, neg_path                    what a public preferred, as `workbench social curate` writes it
     prompt or caption, chosen, rejected           as datasets of the hub have them
 
-A medium is a path, relative to the file, or the bytes of a picture, also in the datasets library's {bytes, path}.
+A medium is a path, relative to the file, or the bytes of a picture, also in the datasets library's {bytes, path}. What
+the pipeline makes its samples from is in columns of the inputs' names: source, mask, and so on.
 Labels are read at once, media on access. Rows are counted from 0, lines from 1. A row that can't be used is left out,
 and a sentence says why.
 """
@@ -18,8 +19,10 @@ and a sentence says why.
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from itertools import combinations
@@ -27,11 +30,13 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import MediaInput
 from workbench.core.io import image as pictures
 from workbench.core.io import media
 from workbench.core.io.parsing import parse_json, read_text
 from workbench.core.text import one_line, quote_value
-from workbench.core.types import Media
+from workbench.core.types import Input, Media, Prompt
+from workbench.runs.prompt_inputs import check_mask, measure_file, open_input
 
 TIE = -1
 BLOCK = 1000  # rows of a text file that are shuffled together; of a Parquet file, a row group
@@ -88,9 +93,9 @@ class Layout:
         """The medium of one side. Raises BadInput."""
         return decode_medium(row.get(self.sides[side]), self.sides[side], folder)
 
-    def paths(self, row: Mapping) -> list[str]:
-        """The paths of media that a row names."""
-        return [value for key in self.sides if isinstance(value := row.get(key), str)]
+    def paths(self, row: Mapping, inputs: Sequence[str]) -> list[str]:
+        """The paths of media that a row names, also of these inputs."""
+        return [value for key in (*self.sides, *inputs) if isinstance(value := row.get(key), str)]
 
 
 class ListLayout(Layout):
@@ -109,9 +114,10 @@ class ListLayout(Layout):
     def read_media(self, row: Mapping, side: int, folder: Path) -> Media:
         return decode_medium(row["image_path"][side], "image_path", folder)
 
-    def paths(self, row: Mapping) -> list[str]:
+    def paths(self, row: Mapping, inputs: Sequence[str]) -> list[str]:
         paths = row.get("image_path")
-        return [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+        sides = [path for path in paths if isinstance(path, str)] if isinstance(paths, list) else []
+        return sides + [value for key in inputs if isinstance(value := row.get(key), str)]
 
 
 def _picked(row: Mapping) -> int | None:
@@ -141,23 +147,55 @@ LAYOUTS = (
 )
 
 
-def read_blocks(file: Path) -> list[Block]:
-    """The comparisons in a file. Raises BadInput for a file that is none of the above."""
-    return READERS[file.suffix.lower()](file)
+def read_blocks(file: Path, inputs: Sequence[str] = ()) -> list[Block]:
+    """The comparisons in a file, whose prompts come with these inputs. Raises BadInput for a file that is none of the
+    above."""
+    return READERS[file.suffix.lower()](file, inputs)
 
 
-def named_media(file: Path) -> set[Path]:
-    """The files of media that a file of pairs names. Raises BadInput as `read_blocks` does."""
+def named_media(file: Path, inputs: Sequence[str] = ()) -> set[Path]:
+    """The files of media and of inputs that a file of pairs names. Raises BadInput as `read_blocks` does."""
     if file.suffix.lower() != ".parquet":
         layout, rows, _ = _read_text_rows(file)
-        return {file.parent / path for _, row in rows for path in layout.paths(row)}
+        return {file.parent / path for _, row in rows for path in layout.paths(row, inputs)}
     from pyarrow import parquet as pq
 
     table = pq.ParquetFile(file)
-    sides, texts = {side for layout in LAYOUTS for side in layout.sides}, ("string", "large_string", "list")
+    sides = {*inputs, *(side for layout in LAYOUTS for side in layout.sides)}
+    texts = ("string", "large_string", "list")
     columns = [f.name for f in table.schema_arrow if f.name in sides and str(f.type).startswith(texts)]
     parquet_rows = table.read(columns=columns).to_pylist() if columns else []
-    return {file.parent / path for row in parquet_rows for layout in LAYOUTS for path in layout.paths(row)}
+    return {file.parent / path for row in parquet_rows for layout in LAYOUTS for path in layout.paths(row, inputs)}
+
+
+def digest_inputs(file: Path, name: str) -> set[str]:
+    """The digests of the inputs in a column of a file of pairs, of those that can be read."""
+    if file.suffix.lower() != ".parquet":
+        values = [row.get(name) for _, row in _read_text_rows(file)[1]]
+        return _digest_values(values, file.parent)
+    from pyarrow import parquet as pq
+
+    table = pq.ParquetFile(file)
+    if name not in table.schema_arrow.names:
+        return set()
+    groups = (table.read_row_group(n, columns=[name]).column(0) for n in range(table.num_row_groups))
+    return {digest for group in groups for digest in _digest_values(group.to_pylist(), file.parent)}
+
+
+def _digest_values(values: Sequence[Any], folder: Path) -> set[str]:
+    digests = set()
+    for value in map(_unpack_cell, values):
+        if isinstance(value, bytes):
+            digests.add(hashlib.sha256(value).hexdigest())
+        elif isinstance(value, str) and value.strip():
+            with suppress(BadInput):  # it costs its pair, whose sentence says why
+                digests.add(measure_file(folder / value, decode=False).digest)
+    return digests
+
+
+def _unpack_cell(value: Any) -> Any:
+    """A path or bytes, also out of the datasets library's form of pictures."""
+    return value.get("bytes") or value.get("path") if isinstance(value, Mapping) else value
 
 
 def find_layout(columns: set[str], file: Path) -> Layout:
@@ -173,7 +211,7 @@ def find_layout(columns: set[str], file: Path) -> Layout:
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
-def _read_parquet(file: Path) -> list[Block]:
+def _read_parquet(file: Path, inputs: Sequence[str]) -> list[Block]:
     try:
         from pyarrow import ArrowException
         from pyarrow import parquet as pq
@@ -189,33 +227,33 @@ def _read_parquet(file: Path) -> list[Block]:
         for group in range(table.num_row_groups):
             rows = table.read_row_group(group, columns=labels).to_pylist()
             named = [(f"{file}, row {first + n}", row) for n, row in enumerate(rows)]
-            blocks.append(_make_block(named, layout, partial(_load_row_group, file, group, layout, columns)))
+            blocks.append(_make_block(named, layout, partial(_load_row_group, file, group, layout, columns, inputs)))
             first += len(rows)
         return blocks
     except (OSError, ArrowException) as error:
         raise BadInput(f"{file}: can't be read as Parquet ({one_line(error, 200)})") from None
 
 
-def _load_row_group(file: Path, group: int, layout: Layout, columns: set[str]) -> PairReader:
+def _load_row_group(file: Path, group: int, layout: Layout, columns: set[str], inputs: Sequence[str]) -> PairReader:
     from pyarrow import ArrowException
     from pyarrow import parquet as pq
 
-    names = [c for c in (*layout.prompts, *layout.sides) if c in columns]
+    names = [c for c in (*layout.prompts, *layout.sides, *inputs) if c in columns]
     try:
         rows = pq.ParquetFile(file).read_row_group(group, columns=names)
     except (OSError, ArrowException) as error:
         raise BadInput(f"{file}: row group {group} can't be read ({one_line(error, 150)})") from None
-    return lambda choice: _read_pair(rows.slice(choice.row, 1).to_pylist()[0], choice, layout, file.parent)
+    return lambda choice: _read_pair(rows.slice(choice.row, 1).to_pylist()[0], choice, layout, file.parent, inputs)
 
 
 # --- text ------------------------------------------------------------------------------------------------------------
 
 
-def _read_text_blocks(file: Path) -> list[Block]:
+def _read_text_blocks(file: Path, inputs: Sequence[str]) -> list[Block]:
     layout, rows, left_out = _read_text_rows(file)
     parts = [rows[low : low + BLOCK] for low in range(0, len(rows), BLOCK)]
-    blocks = [_make_block(part, layout, partial(_load_rows, part, layout, file.parent)) for part in parts]
-    return [*blocks, Block((), partial(_load_rows, [], layout, file.parent), tuple(left_out))]
+    blocks = [_make_block(part, layout, partial(_load_rows, part, layout, file.parent, inputs)) for part in parts]
+    return [*blocks, Block((), partial(_load_rows, [], layout, file.parent, inputs), tuple(left_out))]
 
 
 def _read_text_rows(file: Path) -> tuple[Layout, list[tuple[str, dict]], list[str]]:
@@ -249,8 +287,8 @@ def _iterate_lines(file: Path) -> Iterator[tuple[str, str | dict]]:
         raise BadInput(f"{file}, line {reader.line_num}: can't be read as CSV ({one_line(error, 150)})") from None
 
 
-def _load_rows(rows: Sequence[tuple[str, dict]], layout: Layout, folder: Path) -> PairReader:
-    return lambda choice: _read_pair(rows[choice.row][1], choice, layout, folder)
+def _load_rows(rows: Sequence[tuple[str, dict]], layout: Layout, folder: Path, inputs: Sequence[str]) -> PairReader:
+    return lambda choice: _read_pair(rows[choice.row][1], choice, layout, folder, inputs)
 
 
 # --- rows ------------------------------------------------------------------------------------------------------------
@@ -267,12 +305,25 @@ def _make_block(rows: Sequence[tuple[str, dict]], layout: Layout, load: Callable
     return Block(tuple(choices), load, tuple(left_out))
 
 
-def _read_pair(row: Mapping, choice: Comparison, layout: Layout, folder: Path) -> tuple[str, Media, Media]:
+def _read_pair(
+    row: Mapping, choice: Comparison, layout: Layout, folder: Path, inputs: Sequence[str]
+) -> tuple[str, Media, Media]:
     try:
         a, b = (layout.read_media(row, side, folder) for side in choice.sides)
-        return check_prompt(layout.read_prompt(row)), a, b
+        text, values = check_prompt(layout.read_prompt(row)), {n: _decode_input(row.get(n), n, folder) for n in inputs}
+        check_mask(values)
+        return Prompt(text, values) if values else text, a, b
     except BadInput as error:
         raise BadInput(f"{choice.where}: {error}") from None
+
+
+def _decode_input(value: Any, name: str, folder: Path) -> Input:
+    """The input that a cell holds or names. Raises BadInput."""
+    value = _unpack_cell(value)
+    if isinstance(value, str) and value.strip():
+        return open_input(value, name, "", folder, decode=False)
+    picture = decode_medium(value, name, folder)
+    return MediaInput(picture, hashlib.sha256(value).hexdigest())
 
 
 def check_prompt(text: Any) -> str:
@@ -284,8 +335,7 @@ def check_prompt(text: Any) -> str:
 
 def decode_medium(value: Any, column: str, folder: Path) -> Media:
     """The medium that a cell holds or names. Raises BadInput."""
-    if isinstance(value, Mapping):  # the datasets library's form of pictures
-        value = value.get("bytes") or value.get("path")
+    value = _unpack_cell(value)
     if isinstance(value, bytes) and value:
         return Media(pictures.decode_image(value, column)[None], "image")
     if not isinstance(value, str) or not value.strip():

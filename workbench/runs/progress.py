@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from workbench.core.finite import score_finite
+from workbench.core.inputs import stack_sources
 from workbench.core.types import Event, Media
 from workbench.runs.plan import Plan
 
@@ -31,9 +32,15 @@ class Progress:
 @torch.no_grad()
 def score_samples(plan: Plan, samples: Media, prompts: Sequence[str]) -> dict[str, torch.Tensor]:
     """Every reward of the run, optimised and held out, that scores samples, on finished media: name -> [B]. NaN for a
-    sample that is not finite."""
-    everyone = plan.reward.rewards | (plan.watch.rewards if plan.watch else {})
-    return {n: score_finite(r, media=samples, prompts=prompts) for n, r in everyone.items() if r.spec.scope != "set"}
+    sample that is not finite. Held-out ones that compare samples of a prompt are not asked here
+    (workbench.engine.pairwise_watch)."""
+    held_out = {n: r for n, r in plan.watch.rewards.items() if r.spec.scope != "group"} if plan.watch else {}
+    everyone = plan.reward.rewards | held_out
+    return {
+        name: score_finite(r, media=samples, prompts=prompts, references=stack_sources(r, samples, prompts))
+        for name, r in everyone.items()
+        if r.spec.scope != "set"
+    }
 
 
 def json_number(value: torch.Tensor | float) -> float | None:

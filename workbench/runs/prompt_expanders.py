@@ -119,7 +119,7 @@ def generate_rewordings(prompt: str) -> Iterator[str]:
 
 def first_distinct(prompt: str, wordings: Iterator[str], n: int) -> list[str]:
     """The first n distinct wordings that are not the prompt itself."""
-    fresh = dict.fromkeys(text for w in wordings if (text := " ".join(w.split())) and text != prompt)
+    fresh = dict.fromkeys(text for w in wordings if (text := " ".join(w.split())) and text != str(prompt))
     return list(islice(fresh, n))
 
 

@@ -6,7 +6,8 @@
 .csv .tsv        a header, and in it a column `prompt`
 .parquet         the same (needs pyarrow)
 
-In place of `prompt` the key or column may be called `prompts`, `caption` or `text`. Further ones are kept.
+In place of `prompt` the key or column may be called `prompts`, `caption` or `text`. Further ones are kept; those in
+INPUT_COLUMNS name what comes with each prompt (prompt_inputs.py), and where there is one, the prompt may be missing.
 """
 
 from __future__ import annotations
@@ -20,12 +21,18 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, reword_prompt
+from workbench.core.io import folders
 from workbench.core.io.parsing import parse_json, read_json, read_text, split_lines
 from workbench.core.schema import suggest_nearest
 from workbench.core.text import one_line, quote_value
+from workbench.core.types import prompt_key
 
 PROMPT_NAMES = ("prompt", "prompts", "caption", "text")  # of the key or column, the first that is there
-INPUT_COLUMNS = ("source", "mask", "reference", "control", "first", "last", "audio")  # files, relative to the prompts'
+METADATA = ("metadata.jsonl", "metadata.csv")  # in a folder of media, as the datasets library has them
+FILE_NAME = "file_name"  # the column of such a file that names the medium of a row
+INPUT_COLUMNS = (*NAMES, FILE_NAME)  # files, relative to the prompts'
+LIST = "the list"  # as which sentences name prompts that come from no file
 MAX_PARQUET_BYTES = 1 << 30  # unpacked
 COMMENT = re.compile(r"\s*#(\s|#|$)")
 
@@ -36,7 +43,7 @@ Row = tuple[str, str, Mapping[str, Any]]  # where it stands, its prompt, its fur
 class PromptTable:
     """The prompts of a list or file in order, and what else it says of each.
 
-    A prompt stands there twice only where its INPUT_COLUMNS differ.
+    A prompt stands there twice only where its INPUT_COLUMNS differ, and is empty only where it has one of these.
     """
 
     prompts: tuple[str, ...]
@@ -45,18 +52,13 @@ class PromptTable:
     )  # lower-case name -> a value, or None, for each
     notes: tuple[str, ...] = ()  # sentences on what was left out, or is not what it may have been meant to be
     folder: Path = Path()  # that the paths in INPUT_COLUMNS are relative to
+    name: str = LIST  # or the file's
+    places: tuple[str, ...] = ()  # where each stands, for sentences: "edits.csv, line 3"
+    repeated: int = 0  # rows left out that say the same as an earlier one
+    empty: int = 0  # rows left out that say nothing
 
     def __len__(self) -> int:
         return len(self.prompts)
-
-    def distinct_prompts(self) -> tuple[str, ...]:
-        """The prompts, each once."""
-        return tuple(dict.fromkeys(self.prompts))
-
-    def describe_unused(self) -> str:
-        """What of the list or file plays no part in a run that reads prompts alone; "" where all of it does."""
-        unused = [f"columns not used: {', '.join(self.columns)}"] if self.columns else []
-        return one_line("; ".join([*self.notes, *unused]))
 
 
 def read_prompt_file(path: Path, where: str = "prompts") -> PromptTable:
@@ -76,32 +78,80 @@ def read_prompt_file(path: Path, where: str = "prompts") -> PromptTable:
 
 def make_table(rows: Iterable[Row], notes: Sequence[str], where: str, folder: Path = Path()) -> PromptTable:
     """The table of rows, without those that are empty or stand there twice. Raises BadInput where none is left."""
-    kept: dict[tuple, tuple[str, Mapping[str, Any]]] = {}
+    distinct: dict[tuple, tuple[str, str, Mapping[str, Any]]] = {}
     empty = repeated = 0
     for place, prompt, further in rows:
         check_prompt(prompt, f"{where}{place}")
-        key = (prompt.strip(), *(str(further.get(name)) for name in INPUT_COLUMNS))
-        empty += not key[0]
-        repeated += key in kept
-        if key[0]:
-            kept.setdefault(key, (key[0], further))
-    if not kept:
+        inputs = [str(further.get(name) or "") for name in INPUT_COLUMNS]
+        prompt = reword_prompt(prompt, str(prompt).strip())
+        key = (prompt_key(prompt), *inputs)
+        if not any(key):
+            empty += 1
+            continue
+        repeated += key in distinct
+        distinct.setdefault(key, (f"{where}{place}", prompt, further))
+    if not distinct:
         raise BadInput(f"{where} has no prompt in it")
-    names = dict.fromkeys(name for _, further in kept.values() for name in further)
-    counts = [f"{n} {word} left out" for n, word in ((repeated, "repeated"), (empty, "empty")) if n]
+    places, prompts, columns = zip(*distinct.values(), strict=True)
+    names = dict.fromkeys(name for further in columns for name in further)
     return PromptTable(
-        tuple(prompt for prompt, _ in kept.values()),
-        {name: tuple(further.get(name) for _, further in kept.values()) for name in names},
-        (*notes, *counts),
+        prompts,
+        {name: tuple(further.get(name) for further in columns) for name in names},
+        tuple(notes),
         folder,
+        where,
+        places,
+        repeated,
+        empty,
     )
+
+
+def read_prompt_folder(folder: Path, prompt: str | None = None, where: str = "prompts") -> PromptTable:
+    """The table of a folder of media: its metadata.jsonl or metadata.csv, whose `file_name` names a medium, or all its
+    media with one prompt. Raises BadInput for a folder that has both or neither."""
+    try:
+        metadata = next((path for name in METADATA if (path := folder / name).is_file()), None)
+        if metadata is not None and prompt is not None:
+            raise BadInput(f"{metadata} says the prompts; leave `prompt` out, or move the file away")
+        if metadata is not None:
+            rows, notes = READERS[metadata.suffix](metadata)
+            return make_table(rows, notes, str(metadata), folder)
+        if prompt is None:
+            raise BadInput(
+                f"{folder} is a folder without {' or '.join(METADATA)}; name a file in it, or write "
+                f"{{folder: {folder}, prompt: one for all}}"
+            )
+        listing = folders.list_media(folder)
+        if not listing.files:
+            raise BadInput(f"{folder}: no media files in this folder")
+        names = [path.relative_to(folder).as_posix() for path in listing.files]
+        notes = [sentence] if (sentence := listing.left_out_sentence()) else []
+        return make_table(((f"/{name}", prompt, {FILE_NAME: name}) for name in names), notes, str(folder), folder)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
+
+
+def read_prompt_list(items: Sequence[Any], where: str = "prompts") -> PromptTable:
+    """The table of a list of texts, and of mappings with the keys of a file; paths are relative to where the program
+    runs. Raises BadInput."""
+
+    def rows() -> Iterator[Row]:
+        for n, item in enumerate(items, 1):
+            place = f", prompt {n}" if isinstance(item, Mapping) else ""
+            yield from _rows_of_values([(place, item)], LIST)
+
+    try:
+        return make_table(rows(), (), LIST)
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
 
 
 def check_prompt(prompt: Any, where: str) -> None:
     """Raises BadInput for what is no text, or can't be written as text."""
     if not isinstance(prompt, str):
         raise BadInput(f"{where}: a prompt is a text, got {quote_value(prompt)}; put quotes around it")
-    if "\0" in prompt or prompt.encode(errors="replace").decode() != prompt:
+    text = str(prompt)
+    if "\0" in text or text.encode(errors="replace").decode() != text:
         raise BadInput(f"{where}: {quote_value(prompt)} holds a zero or half a surrogate pair, which are no text")
 
 
@@ -130,19 +180,22 @@ def _read_json(path: Path) -> tuple[Iterator[Row], list[str]]:
     return _rows_of_values(((f", prompt {n}", item) for n, item in enumerate(value, 1)), path), []
 
 
-def _rows_of_values(values: Iterable[tuple[str, Any]], path: Path) -> Iterator[Row]:
+def _rows_of_values(values: Iterable[tuple[str, Any]], path: Path | str) -> Iterator[Row]:
     for place, value in values:
         if isinstance(value, Mapping):
             further = {str(name).strip().lower(): item for name, item in value.items()}
             name = _prompt_name(further, f"{path}{place}")
-            yield place, further.pop(name), further
+            yield place, further.pop(name) if name else "", further
         else:
             yield place, value, {}
 
 
 def _prompt_name(names: Iterable[str], where: str) -> str:
+    """The key or column of the prompts; "" where there is none but inputs."""
     names = list(names)
     if not (usable := [name for name in PROMPT_NAMES if name in names]):
+        if any(name in names for name in INPUT_COLUMNS):
+            return ""
         raise BadInput(f"{where}: no {' or '.join(PROMPT_NAMES)} among its keys; {suggest_nearest('prompt', names)}")
     return usable[0]
 
@@ -214,7 +267,7 @@ def _read_parquet(path: Path) -> tuple[Iterator[Row], list[str]]:
         raise BadInput(f"{path}: can't be read as Parquet ({one_line(error, 100)})") from None
     rows = ({name: values[n] for name, values in columns.items()} for n in range(file.metadata.num_rows))
     notes = [f"columns left out, which hold bytes: {', '.join(bulky)}"] if bulky else []
-    return ((f", row {n}", row.pop(prompt_name) or "", row) for n, row in enumerate(rows, 1)), notes
+    return ((f", row {n}", row.pop(prompt_name, None) or "", row) for n, row in enumerate(rows, 1)), notes
 
 
 def _holds_bytes(kind: Any) -> bool:

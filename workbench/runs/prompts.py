@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from workbench.core.errors import BadInput
 from workbench.core.paths import CONFIGS
@@ -11,46 +12,68 @@ from workbench.core.schema import suggest_nearest
 from workbench.core.text import quote_value
 from workbench.core.types import Batch, derive_seed
 from workbench.runs.config import is_file
-from workbench.runs.prompt_files import PromptTable, make_table, read_prompt_file
+from workbench.runs.prompt_files import METADATA, PromptTable, read_prompt_file, read_prompt_folder, read_prompt_list
+from workbench.runs.prompt_inputs import PromptList, take_prompts
+
+Source = str | Sequence[Any] | Mapping[str, Any]  # of prompts: a file or folder, a list, or {folder: …, prompt: …}
 
 
-def read_prompts(source: str | Sequence[str], where: str = "prompts") -> tuple[str, ...]:
-    """The distinct prompts of a list or a file, as `read_prompt_table` reads it. Raises BadInput."""
-    return read_prompt_table(source, where).distinct_prompts()
+def read_prompts(source: Source, where: str = "prompts") -> tuple[str, ...]:
+    """The distinct prompts of a source, as `read_prompt_table` reads it, without inputs. Raises BadInput."""
+    return take_prompts(read_prompt_table(source, where), {}, where).prompts
 
 
-def read_prompt_lists(
-    sources: Mapping[str, str | Sequence[str] | None],
-) -> tuple[dict[str, tuple[str, ...]], list[str]]:
-    """(where -> distinct prompts, sentences on what plays no part) of the lists and files that a run names; None
-    names none. Raises BadInput."""
-    tables = {where: read_prompt_table(source, where) for where, source in sources.items() if source is not None}
-    unused = {where: table.describe_unused() for where, table in tables.items()}
-    return (
-        {where: table.distinct_prompts() for where, table in tables.items()},
-        [f"{where}: {words}" for where, words in unused.items() if words],
-    )
+def read_prompt_lists(sources: Mapping[str, Source | None], modalities: Mapping[str, str]) -> dict[str, PromptList]:
+    """where -> prompts, with the inputs that are wanted (take_prompts), of the sources that a run names; None names
+    none. Raises BadInput."""
+    return {
+        where: take_prompts(read_prompt_table(source, where), modalities, where)
+        for where, source in sources.items()
+        if source is not None
+    }
 
 
-def read_prompt_table(source: str | Sequence[str], where: str = "prompts") -> PromptTable:
-    """The prompts of a list, or of a file of any kind that workbench.runs.prompt_files knows, with its further columns.
+def read_prompt_table(source: Source, where: str = "prompts") -> PromptTable:
+    """The prompts of a list, of a file of any kind that workbench.runs.prompt_files knows, or of a folder of media,
+    with their further columns.
 
     A name without a folder is looked up in configs/prompts too. Raises BadInput for a file that is missing, can't be
     read, or has no prompt in it.
     """
     if isinstance(source, str):
-        return read_prompt_file(find_prompt_file(source, where), where)
-    return make_table((("", prompt, {}) for prompt in source), (), f"{where}: the list")
+        path = find_prompt_file(source, where)
+        return read_prompt_folder(path, where=where) if path.is_dir() else read_prompt_file(path, where)
+    if isinstance(source, Mapping):
+        return read_prompt_folder(*_read_folder_block(source, where), where)
+    return read_prompt_list(source, where)
+
+
+def _read_folder_block(block: Mapping[str, Any], where: str) -> tuple[Path, str | None]:
+    """(folder, the prompt of all its media or None) of `{folder: …, prompt: …}`. Raises BadInput."""
+    for key in block:
+        if key not in ("folder", "prompt"):
+            raise BadInput(
+                f"{where}: unknown key {quote_value(key)}; {suggest_nearest(str(key), ('folder', 'prompt'))}"
+            )
+    folder, prompt = block.get("folder"), block.get("prompt", "")
+    if not isinstance(folder, str) or not Path(folder).is_dir():
+        raise BadInput(f"{where}: folder: {quote_value(folder)} is no folder")
+    if not isinstance(prompt, str):
+        raise BadInput(f"{where}: prompt: a prompt is a text, got {quote_value(prompt)}; put quotes around it")
+    has_metadata = any((Path(folder) / name).is_file() for name in METADATA)
+    return Path(folder), None if has_metadata and "prompt" not in block else prompt
 
 
 def find_prompt_file(source: str, where: str) -> Path:
-    """The file that `source` names, also without its folder or suffix in configs/prompts. Raises BadInput."""
+    """The file that `source` names, also without its folder or suffix in configs/prompts; or the folder that it names.
+    Raises BadInput."""
     bundled = CONFIGS / "prompts"
-    for path in (Path(source), bundled / source, bundled / f"{source}.txt", CONFIGS.parent / source):
+    named = [bundled / f"{source}{suffix}" for suffix in ("", ".txt", ".jsonl")]
+    for path in (Path(source), *named, CONFIGS.parent / source):
         if is_file(path, where):
             return path
     if Path(source).is_dir():
-        raise BadInput(f"{where}: {source} is a folder; name a file in it")
+        return Path(source)
     nearest = suggest_nearest(source, (p.stem for p in bundled.glob("*.*")))
     raise BadInput(f"{where}: no prompt file {quote_value(source)}; {nearest}")
 

@@ -131,6 +131,7 @@ class SummaryRecord(TypedDict):
     alarm: NotRequired[str | None]
     flat_rewards: NotRequired[dict[str, FlatReward]]
     stages: NotRequired[dict[str, Any]]
+    inputs: NotRequired[list[dict[str, str]]]  # of each prompt, name -> file in the run folder
 
 
 class SampleRecord(TypedDict):
@@ -144,6 +145,7 @@ class SampleRecord(TypedDict):
     latents: NotRequired[str | None]
     category: NotRequired[str | None]
     reason: NotRequired[str | None]
+    inputs: NotRequired[dict[str, str]]  # name -> digest
 
 
 class CostRecord(TypedDict):

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json
+from workbench.core.types import prompt_key
+from workbench.runs.run_inputs import restore_prompt
 
 
 class RunNoise:
@@ -31,9 +33,9 @@ class RunNoise:
 
     def __call__(self, prompts: Sequence[str], seeds: Sequence[int]) -> Tensor:
         """[B,*latent]. Raises BadInput for a prompt and seed that the run did not make."""
-        keys = list(zip(prompts, seeds, strict=True))
+        keys = list(zip(map(prompt_key, prompts), seeds, strict=True))
         if missing := [key for key in keys if key not in self.rows]:
-            prompt, seed = missing[0]
+            (prompt, _, _), seed = missing[0][0].partition("\0"), missing[0][1]
             raise BadInput(
                 f"noise: {self.path} has none for {prompt!r} and seed {seed}; give that run's prompts and seed"
             )
@@ -43,7 +45,7 @@ class RunNoise:
 
 
 def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Path, int]]:
-    """(prompt, seed) -> (file of its noise, row in the file); empty where the run's log can't be read."""
+    """(key of the prompt, seed) -> (file of its noise, row in the file); empty where the run's log can't be read."""
     try:
         lines = (folder / "events.jsonl").read_text(encoding="utf-8").split("\n")[:-1]  # the last may be cut short
         events = [parse_json(line, str(folder)) for line in lines]
@@ -51,7 +53,7 @@ def _find_rows(folder: Path, contestant: str) -> dict[tuple[str, int], tuple[Pat
         return {}
     finals = [e for e in events if isinstance(e, dict) and e.get("contestant") == contestant and e.get("final")]
     return {
-        (sample["prompt"], sample["seed"]): (folder / sample["latents"], row)
+        (prompt_key(restore_prompt(folder, sample)), sample["seed"]): (folder / sample["latents"], row)
         for final in finals
         for row, sample in enumerate(final["samples"])
         if sample["latents"]

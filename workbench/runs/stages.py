@@ -39,8 +39,8 @@ class Stage:
     name: str
     rounds: Count
     pipeline: str | dict | None = None
-    prompts: str | list | None = None
-    test: str | list | None = None  # prompts that the task is evaluated on; not given: `prompts`
+    prompts: str | list | dict | None = None
+    test: str | list | dict | None = None  # prompts that the task is evaluated on; not given: `prompts`
     reward: dict | str | None = None
     watch: dict | list | str | None = None
     method: dict | str | None = None

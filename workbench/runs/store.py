@@ -49,6 +49,9 @@ SCHEMA = (
                        CHECK (choice IN ('left', 'right', 'tie', 'bad')));
     CREATE UNIQUE INDEX one_vote_a_battle ON votes (battle) WHERE undoes IS NULL;
     """,
+    """
+    ALTER TABLE artefacts ADD COLUMN inputs TEXT NOT NULL DEFAULT '';
+    """,
 )
 
 CLAIM = "claim.json"  # name and config of a run that has a folder, but whose record is not written yet
@@ -131,7 +134,8 @@ def dump_json(value: Any) -> str:
 
 
 class RunFolder:
-    """The folder of one run: run.json, events.jsonl (the log), summary.json, media/ and latents/."""
+    """The folder of one run: run.json, events.jsonl (the log), summary.json, media/, latents/, and inputs/ where its
+    samples are made from some (run_inputs.py)."""
 
     def __init__(self, path: Path):
         self.path = path
@@ -346,11 +350,13 @@ def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
         ).fetchone()
         for event in folder.events():
             for s in (s for s in event.get("samples", ()) if s["file"]):  # one that is no medium can't be voted on
+                about = [s[key] for key in ("index", "k", "prompt", "seed", "file", "sha256")]
+                inputs = json.dumps(s["inputs"]) if s.get("inputs") else ""
                 (artefact,) = db.execute(
-                    "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256) "
-                    "VALUES (?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE "
-                    "SET file=excluded.file, sha256=excluded.sha256 RETURNING id",
-                    (number, event["contestant"], s["index"], s["k"], s["prompt"], s["seed"], s["file"], s["sha256"]),
+                    "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256, inputs) "
+                    "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE "
+                    "SET file=excluded.file, sha256=excluded.sha256, inputs=excluded.inputs RETURNING id",
+                    (number, event["contestant"], *about, inputs),
                 ).fetchone()
                 db.executemany(
                     "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",

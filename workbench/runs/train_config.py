@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, ClassVar, Literal
@@ -15,6 +15,7 @@ from workbench.core.schema import build_dataclass, suggest_nearest
 from workbench.core.text import quote_value
 from workbench.core.types import Batch, Count, Natural, NonNegative, derive_seed
 from workbench.runs.preference_data import PreferencePairs
+from workbench.runs.prompt_inputs import prompt_source
 
 TRACKERS = {"tensorboard": "tensorboard", "wandb": "wandb", "trackio": "trackio"}  # name -> module
 
@@ -144,13 +145,37 @@ def _check_method(name: str, method, config: TrainConfig) -> None:
 def split_prompts(prompts: Sequence[str], config: TrainConfig, seed: int) -> tuple[list[str], list[str], bool]:
     """(prompts to train on, prompts for evaluation, whether the latter are held out), by a seeded draw.
 
-    Of a list of fewer than three times `eval_prompts` all are trained on, and evaluations use other noise.
+    Sources are drawn, not prompts: what a held-out prompt is made from is trained on with no other prompt. Where fewer
+    than twice `eval_prompts` would be left to train on, all are trained on, and evaluations use other noise.
     """
-    order = sorted(prompts, key=lambda p: derive_seed(seed, "held", p))
-    if len(order) >= 3 * config.eval_prompts:
-        held_out = set(order[: config.eval_prompts])
-        return [p for p in prompts if p not in held_out], [p for p in prompts if p in held_out], True
-    return list(prompts), order[: config.eval_prompts], False
+    groups = group_by_source(prompts, seed)
+    set_apart: list[str] = []
+    for group in groups:
+        if len(set_apart) >= config.eval_prompts:
+            break
+        set_apart += group
+    if len(prompts) - len(set_apart) >= 2 * config.eval_prompts:
+        excluded, held_out = set(set_apart), set(set_apart[: config.eval_prompts])
+        return [p for p in prompts if p not in excluded], [p for p in prompts if p in held_out], True
+    return list(prompts), [p for group in groups for p in group][: config.eval_prompts], False
+
+
+def hold_out_prompts(
+    prompts: Sequence[str], config: TrainConfig, seed: int, trained: Collection[str]
+) -> tuple[list[str], bool]:
+    """(prompts for the evaluations of a training on pairs, whether their sources are held out): prompts that aren't
+    made from `trained` (Plan.trained_sources), unless all are."""
+    order = [p for group in group_by_source(prompts, seed) for p in group]
+    fresh = [p for p in order if prompt_source(p) not in trained]
+    return (fresh or order)[: config.eval_prompts], bool(fresh)
+
+
+def group_by_source(prompts: Sequence[str], seed: int) -> list[list[str]]:
+    """The prompts by what they are made from, in a seeded order; one without inputs stands alone."""
+    groups: dict[str, list[str]] = {}
+    for prompt in prompts:
+        groups.setdefault(prompt_source(prompt), []).append(prompt)
+    return [groups[source] for source in sorted(groups, key=lambda source: derive_seed(seed, "held", source))]
 
 
 def training_batch(prompts: Sequence[str], config: TrainConfig, seed: int, number: int) -> Batch:
@@ -193,8 +218,12 @@ def describe_training(
         f"{len(train):,} {'pairs to learn from' if pairs else 'prompts to train on'}, {len(held_out)} watched every "
         f"{config.eval_every or config.rounds} rounds",
     ]
-    if not is_set_apart:
+    if not is_set_apart and isinstance(train, PreferencePairs):
+        lines.append("warning: the pairs have the sources of all prompts, so the watched ones are trained on too")
+    elif not is_set_apart and not isinstance(train, PreferencePairs):
+        sources = {prompt_source(prompt) for prompt in train}
+        kinds = f" of {len(sources)} sources" if len(sources) < len(train) else ""
         lines.append(
-            f"warning: {len(train)} prompts are too few to set any apart, so the watched ones are trained on too"
+            f"warning: {len(train)} prompts{kinds} are too few to set any apart, so the watched ones are trained on too"
         )
     return lines

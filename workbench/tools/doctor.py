@@ -7,16 +7,16 @@ import platform
 import re
 import shutil
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from workbench.core.errors import BadInput
-from workbench.core.types import Media, Reward, RewardSpec
+from workbench.core.inputs import MediaInput, input_needs, stack_sources
+from workbench.core.types import Media, Prompt, Reward, RewardSpec
 from workbench.runs.registry import all_rewards, is_starter_reward
-from workbench.tools.probe_media import GENERAL_PROBES, STARTER_PROBES, ProbeMedia
+from workbench.tools.probe_media import EDIT_PROBES, GENERAL_PROBES, STARTER_PROBES, ProbeMedia
 
 KINDS = {"image": "pictures", "video": "clips", "audio": "sounds"}
 TOLERANCE = 1e-6  # relative: scores nearer to each other than this are one score
@@ -148,6 +148,8 @@ def examine_reward(cls: type) -> tuple[str, str]:
     except (BadInput, TypeError) as error:
         return "missing", f"not set up: {error}"
     makers = STARTER_PROBES if is_starter_reward(cls) else GENERAL_PROBES
+    if is_starter_reward(cls) and "source" in reward.spec.needs:
+        makers = EDIT_PROBES
     kinds = [kind for kind in makers if kind in reward.spec.modalities]
     # a formula may differ between kinds of media; a network or a server takes clips as pictures, and is slow: one kind
     # is enough
@@ -217,12 +219,27 @@ SCORERS_BY_SCOPE: dict[str, Callable[[Reward, ProbeMedia], torch.Tensor]] = {
 
 
 def score_media(reward: Reward, probes: ProbeMedia, media: Media, prompts: list[str]) -> torch.Tensor:
-    references = None
-    if "reference" in reward.spec.needs:
-        references = probes.exact[::2]
-    elif "source" in reward.spec.needs:  # the source of each is its neighbour, which shows the other prompt
-        references = replace(media, data=media.data.roll(1, 0))
+    alone = reward.spec.scope == "sample"  # those that are compared were made from one thing
+    others = [probes.source or (media[n - 1] if alone else probes.exact[1]) for n in range(len(prompts))]
+    prompts = [probe_prompt(reward, p, other) for p, other in zip(prompts, others, strict=True)]
+    references = probes.exact[::2] if "reference" in reward.spec.needs else stack_sources(reward, media, prompts)
     return reward(media=media, prompts=prompts, references=references)
+
+
+def probe_prompt(reward: Reward, prompt: str, other: Media) -> str:
+    """The prompt with what the reward needs besides: another medium as its source; as a mask, the left half; under any
+    other name, the first frame of that medium."""
+    inputs = {name: MediaInput.of(probe_input(name, other)) for name in input_needs(reward.spec)}
+    return Prompt(prompt, inputs) if inputs else prompt
+
+
+def probe_input(name: str, other: Media) -> Media:
+    if name == "source" or other.modality == "audio":
+        return other
+    picture = other.data.flatten(0, -4)[:1]  # [1,3,H,W]
+    if name == "mask":
+        picture = (torch.arange(picture.shape[-1]) < picture.shape[-1] // 2).float().expand_as(picture)
+    return Media(picture, "image")
 
 
 def hub_repositories(spec: RewardSpec, *more: str) -> list[str]:

@@ -15,6 +15,7 @@ from functools import cache
 import torch
 from torch import Tensor
 
+from pipelines.starter.edit import world as edit_world
 from pipelines.starter.image import rendering
 from pipelines.starter.image import world as image_world
 from pipelines.starter.music import world as music_world
@@ -24,6 +25,7 @@ from workbench.core.types import Media, Modality
 PER_PROMPT = 6  # one more than the neighbours that `prdc`, the most demanding set reward, needs
 PICTURE_PROMPTS = ("a red circle", "a blue square")
 CLIP_PROMPTS = ("a red circle moving right quickly", "a blue square staying still")
+EDIT_PROMPTS = ("make the circle green", "remove the square")
 MUSIC_PROMPTS = (
     "major legato rising low flute then zigzag high violin march",
     "minor staccato falling high organ then rising low clarinet solo",
@@ -38,6 +40,7 @@ class ProbeMedia:
     prompts: tuple[str, str]
     exact: Media  # 2 * PER_PROMPT
     spoilt: Media  # PER_PROMPT
+    source: Media | None = None  # [1]: what all of them were made from; None where any medium will do
 
     def first_pairs(self, n: int) -> tuple[Media, list[str]]:
         """The first n exact and the first n spoilt media, and the prompt of each; n is even and the two prompts
@@ -61,6 +64,22 @@ def draw_clips() -> ProbeMedia:
     images = video_world.render_clips([video_world.clip_for(need, rng) for need in needs], g)
     exact = Media(images, "video", video_world.RATE)
     return ProbeMedia(CLIP_PROMPTS, exact, replace(exact, data=spoil_visual(images, g)))
+
+
+@cache
+def draw_edits() -> ProbeMedia:
+    """Two edits of one source, with a trace of noise that tells the pictures of each apart."""
+    g = torch.Generator().manual_seed(0)
+    scene = tuple(
+        image_world.Thing(shape, colour, "small", x, 32.0, 8.0)
+        for shape, colour, x in (("circle", "red", 16.0), ("square", "blue", 46.0))
+    )
+    targets = [edit_world.edit_scene(scene, edit_world.require_instruction(prompt)) or () for prompt in EDIT_PROMPTS]
+    source, *images = edit_world.render_on_one_ground([[scene], *([t] for t in targets * PER_PROMPT)], g)
+    exact = torch.cat(images)
+    exact = (exact + 0.01 * torch.randn(exact.shape, generator=g)).clamp(0, 1)
+    spoilt = Media(spoil_visual(exact, g), "image")
+    return ProbeMedia(EDIT_PROMPTS, Media(exact, "image"), spoilt, Media(source, "image"))
 
 
 @cache
@@ -106,3 +125,4 @@ STARTER_PROBES: Makers = {
     **GENERAL_PROBES,
     "audio": play_music,
 }  # for rewards of the starter pack, which know its vocabulary
+EDIT_PROBES: Makers = {"image": draw_edits}  # for those of them that compare with a source

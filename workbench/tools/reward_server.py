@@ -31,15 +31,17 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from rewards.remote import TOKEN, spec_to_json
 from workbench.core.errors import BadInput
+from workbench.core.inputs import NAMES, MediaInput, input_needs
 from workbench.core.io.parsing import parse_json
 from workbench.core.redact import redact, remember_secret
 from workbench.core.schema import suggest_nearest
 from workbench.core.text import one_line
-from workbench.core.types import Media, Reward
+from workbench.core.types import Input, Media, Prompt, Reward
 
 log = logging.getLogger(__name__)
 SHAPE = {"image": "[B,3,H,W]", "video": "[B,T,3,H,W]", "audio": "[B,C,L]"}
-ENTRIES = {"ask.npy", "data.npy", "references.npy"}
+SENT_INPUTS = tuple(name for name in NAMES if name not in ("source", "reference"))  # those are the references
+ENTRIES = {"ask.npy", "data.npy", "references.npy", *(f"{name}.npy" for name in SENT_INPUTS)}
 DTYPES = {"|u1", "<f2", "<f4"}
 MAX_ASK = 16 << 20  # bytes of the JSON in a request
 MAX_NAMES = 256  # rewards that one request may ask for
@@ -149,12 +151,32 @@ def parse_request(body: bytes, rewards: Mapping[str, Reward]) -> ScoreRequest:
             raise RequestRefused(422, f"{name} judges {' and '.join(sorted(spec.modalities))}, not {modality}")
         if "reference" in spec.needs and references is None:
             raise RequestRefused(422, f"{name} needs references")
+        if "source" in spec.needs and (references is None or len(references) != len(data)):
+            raise RequestRefused(422, f"{name} needs the source of each sample as references")
+        if unmet := [need for need in input_needs(spec) if need != "source" and need not in arrays]:
+            raise RequestRefused(422, f"{name} needs the {unmet[0]} of each sample")
     return ScoreRequest(
         to_media(data, modality, rate),
-        prompts,
+        with_inputs(prompts, {name: arrays[name] for name in SENT_INPUTS if name in arrays}, rate),
         names,
         None if references is None else to_media(references, modality, rate),
     )
+
+
+def with_inputs(prompts: list[str], arrays: Mapping[str, np.ndarray], rate: float) -> list[str]:
+    """The prompts with a row of each array as an input. Raises RequestRefused."""
+    inputs: list[dict[str, Input]] = [{} for _ in prompts]
+    for name, array in arrays.items():
+        modality = next((m for m, shape in SHAPE.items() if shape.count(",") + 1 == array.ndim), "")
+        if not modality or len(array) != len(prompts):
+            raise RequestRefused(422, f"{name} is a picture, clip or sound for each sample, got {list(array.shape)}")
+        rows = to_media(array, modality, 0.0 if modality == "image" else rate)
+        try:
+            for n, values in enumerate(inputs):
+                values[name] = MediaInput.of(rows[n])
+        except ValueError as error:
+            raise RequestRefused(422, f"{name}: {error}") from None
+    return [Prompt(text, values) if values else text for text, values in zip(prompts, inputs, strict=True)]
 
 
 def read_arrays(body: bytes) -> dict[str, np.ndarray]:

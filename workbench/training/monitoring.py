@@ -18,6 +18,7 @@ from workbench.evaluation import set_rewards, statistics
 from workbench.evaluation.summary import alarm_margins, score_bounds
 from workbench.runs.plan import Plan
 from workbench.runs.progress import json_number, score_samples
+from workbench.runs.run_inputs import record_inputs
 from workbench.training.training_warnings import fall_sentences, has_lost_diversity, judge_limit, standard_deviation
 
 SAMPLES_PER_PROMPT = 2  # of a held-out prompt; two, to measure diversity
@@ -33,7 +34,8 @@ class TrainingHalted(RuntimeError):  # noqa: N818
 def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None) -> list[dict]:
     """Sample the held-out prompts with fixed seeds by `method`, and score them by every reward of the plan.
 
-    One row per sample: {"index", "k", "prompt", "category", "reward", "diversity", "scores": {name: score}, "halves"}.
+    One row per sample: {"index", "k", "prompt", "category", "reward", "diversity", "scores": {name: score}, "halves"},
+    and "inputs", name -> digest, where the prompt has any.
     The score of a set reward is the same in every row, and "halves" has its score of one random half per row. The first
     samples are written into `folder`, unless it is None."""
     rows = [(n, p, k) for n, p in enumerate(plan.held_out_prompts) for k in range(SAMPLES_PER_PROMPT)]
@@ -65,7 +67,8 @@ def evaluate_held_out(plan: Plan, sampler: Any, method: Any, folder: Path | None
         {
             "index": n,
             "k": k,
-            "prompt": p,
+            "prompt": str(p),  # a checkpoint holds plain values
+            **record_inputs(p),
             "category": categories[b],
             "reward": json_number(total[b]),
             "diversity": spread[n],
@@ -83,7 +86,11 @@ def write_samples(
     folder.mkdir(parents=True, exist_ok=True)
     for b, (n, prompt, k) in enumerate(rows):
         if k == 0 and n < MAX_WRITTEN and find_finite_rows(samples[b]).all():
-            meta = {"prompt": prompt, "scores": {name: json_number(values[b]) for name, values in scores.items()}}
+            meta = {
+                "prompt": prompt,
+                **record_inputs(prompt),
+                "scores": {name: json_number(values[b]) for name, values in scores.items()},
+            }
             media.write_media(samples[b], folder / f"{n:04d}-{k}", meta=meta)
 
 

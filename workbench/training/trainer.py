@@ -29,7 +29,7 @@ from workbench.runs.resolve import resolve_dependencies
 from workbench.training import monitoring, trackers, training_warnings
 from workbench.training.monitoring import TrainingHalted
 from workbench.training.random_states import random_states, set_random_states
-from workbench.training.training_batches import Batches
+from workbench.training.training_batches import Batches, pack_memory, unpack_memory
 from workbench.training.training_end import finish_training
 from workbench.training.training_runs import (
     checkpoint_store,
@@ -329,7 +329,7 @@ class Trainer:
             "micro": self.distributed.micro,
             "cost": dataclasses.asdict(self.cost),
             "samples": self.samples,
-            "memory": self.memory,
+            "memory": pack_memory(self.memory),
             "base": self.base,
             "best": self.best,
             "told": {key: getattr(self, attribute) for key, attribute in SAVED_FIELDS.items()},
@@ -364,7 +364,8 @@ class Trainer:
         set_random_states(state["ranks"][min(self.distributed.world.process_index, len(state["ranks"]) - 1)])
         self.batches_done, self.samples, self.cost = state["number"], state["samples"], Cost(**state["cost"])
         self.distributed.micro = min(filter(None, (self.distributed.micro, state["micro"])), default=0)
-        self.base, self.best, self.memory = state["base"], dict(state["best"]), dict(state["memory"])
+        self.base, self.best = state["base"], dict(state["best"])
+        self.memory = unpack_memory(state["memory"], self.plan.train_prompts)
         for key, attribute in SAVED_FIELDS.items():
             setattr(self, attribute, state["told"][key])
         self.teaching = self.teaching.with_counts(state.get("teaching", {}))  # older checkpoints have none

@@ -5,15 +5,33 @@ from __future__ import annotations
 
 import itertools
 import random
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from workbench.core.types import Batch, PairBatch, derive_seed
+from workbench.core.types import Batch, PairBatch, derive_seed, prompt_key
 from workbench.runs import train_config
+
+
+def pack_memory(memory: Mapping[str, Any]) -> dict[str, Any]:
+    """A method's memory as a checkpoint holds it: prompts with inputs, which are no plain values, by their keys."""
+    return _map_texts(memory, prompt_key)
+
+
+def unpack_memory(memory: Mapping[str, Any], prompts: Iterable[str]) -> dict[str, Any]:
+    """What `pack_memory` packed; `prompts` are those of the training."""
+    with_inputs = {prompt_key(prompt): prompt for prompt in prompts}
+    return _map_texts(memory, lambda text: with_inputs.get(text, text))
+
+
+def _map_texts(memory: Mapping[str, Any], change: Callable[[str], str]) -> dict[str, Any]:
+    return {
+        key: [change(v) if isinstance(v, str) else v for v in value] if isinstance(value, list) else value
+        for key, value in memory.items()
+    }
 
 
 class Batches:

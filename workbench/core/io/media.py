@@ -243,9 +243,10 @@ def _sound_notes(data: torch.Tensor) -> tuple[str, ...]:
     return (f"louder than full scale, peak {peak:.2f}",) if peak > 1 else ()
 
 
-def encode_thumbnail(path: str | Path, side: int = 256) -> bytes:
-    """PNG bytes of a picture or a clip's middle frame, without metadata, fitted to a square of `side` pixels."""
-    content = inspect_media(path).content
+def encode_thumbnail(source: str | Path | Media, side: int = 256) -> bytes:
+    """PNG bytes of a picture or a clip's middle frame, of a file or of one row, without metadata, fitted to a square of
+    `side` pixels."""
+    content = source if isinstance(source, Media) else inspect_media(source).content
     return _save_png(_fit_square(_middle_frame(content), side))
 
 

@@ -55,7 +55,8 @@ class ReferencePairs:
             references.append(self.x[n])
             samples.append(x)
         x0 = torch.stack([*references, *samples])
-        return x0, torch.stack(labels).to(x0.device), [self.caption] * len(batch) + list(batch.prompts)
+        captions = [reword_prompt(prompt, self.caption) for prompt in batch.prompts]
+        return x0, torch.stack(labels).to(x0.device), captions + list(batch.prompts)
 
     def sample(self, prompt: str, j: int) -> tuple[Tensor, float]:
         """The untrained model's j-th sample of a prompt, and its reward."""
