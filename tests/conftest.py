@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import sys
 import tempfile
 
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -16,22 +17,33 @@ os.environ["WORKBENCH_CACHE"] = _CACHE.name  # embedded references: never the us
 import pytest  # noqa: E402
 import torch  # noqa: E402
 
+_FROZEN = [0]  # modules that were imported when objects were last frozen
 # files that take longest: begun first, or one worker works on one of them long after the others are done
 LONG = (
     "test_browser",
     "test_sharding",
     "test_train_processes",
-    "test_run",
-    "test_controls",
-    "test_train_run",
-    "test_train_guards",
     "test_devices",
-    "test_ui_runs",
-    "test_starter_video",
-    "test_training_policy",
-    "test_reward_to_noise",
+    "test_run",
     "test_train_kinds",
+    "test_seams",
+    "test_methods_on_models",
+    "test_train_run",
+    "test_controls",
+    "test_starter_video",
     "test_starter_music",
+    "test_train_guards",
+    "test_reward_to_noise",
+    "test_seam_check",
+    "test_ui_runs",
+    "test_adapters",
+    "test_starter_world",
+    "test_api",
+    "test_app",
+    "test_lora_start",
+    "test_training_models",
+    "test_training_policy",
+    "test_export_memory",
 )
 
 
@@ -70,12 +82,34 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_collection_finish():
-    gc.freeze()  # what is imported stays: the collections that runs ask for needn't look through it again
+    freeze_imports()
     gc.set_threshold(50_000, 20, 50)  # and those that nobody asks for are a twentieth of the time
+
+
+def pytest_runtest_logfinish():
+    if len(sys.modules) > _FROZEN[0] + 200:  # libraries import most of their modules when these are first used
+        gc.collect()
+        freeze_imports()
+
+
+def freeze_imports():
+    """What is imported stays: the collections that runs ask for needn't look through it again."""
+    gc.freeze()
+    _FROZEN[0] = len(sys.modules)
 
 
 def pytest_sessionfinish():
     gc.unfreeze()  # or what is destroyed at the end is said to leak
+
+
+@pytest.fixture(scope="session")
+def launcher():
+    """Starts processes that needn't import anything: see forked.py."""
+    from forked import Launcher
+
+    launcher = Launcher()
+    yield launcher
+    launcher.close()
 
 
 @pytest.fixture

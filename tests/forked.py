@@ -6,6 +6,7 @@ everything: imports are most of what a short training costs. The tests' own proc
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import socket
@@ -24,6 +25,7 @@ def fork(work: Callable[[], int | None], log: Path, processes: int) -> list[int]
         s.bind(("127.0.0.1", 0))
         world = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": s.getsockname()[1]}
     started = []
+    gc.freeze()  # or each collection in each process looks through everything that was imported
     for rank in range(processes):
         if pid := os.fork():
             started.append(pid)
@@ -59,10 +61,10 @@ class Launcher:
             [sys.executable, __file__], cwd=TESTS.parent, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
         )
 
-    def launch(self, log: Path, **request: Any) -> tuple[list[int], list[str]]:
-        """Exit codes of two processes, and what they said. `request`: see `run_launch`."""
-        codes = self._ask(request | {"log": str(log), "processes": 2, "wait": True})
-        return codes, [log.with_suffix(f".{rank}.log").read_text() for rank in (0, 1)]
+    def launch(self, log: Path, processes: int = 2, **request: Any) -> tuple[list[int], list[str]]:
+        """Exit codes of the processes, and what they said. `request`: see `run_launch`."""
+        codes = self._ask(request | {"log": str(log), "processes": processes, "wait": True})
+        return codes, [log.with_suffix(f".{rank}.log").read_text() for rank in range(processes)]
 
     def start(self, log: Path, **request: Any) -> int:
         """The id of one process, which is at work when this returns."""
@@ -103,6 +105,9 @@ def run_launch(request: dict) -> int:
 
 def main() -> None:
     sys.path.insert(0, str(TESTS.parent))
+    from diffusers import StableDiffusion3Pipeline, StableDiffusionPipeline  # noqa: F401
+    from torch.utils import tensorboard  # noqa: F401
+
     from workbench import cli, commands  # noqa: F401
     from workbench.engine import run  # noqa: F401
 

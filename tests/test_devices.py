@@ -14,6 +14,7 @@ import training_toys as toys
 from elsewhere import GPU, elsewhere
 from reward_fixtures import batch_for, scored, small
 from test_methods_on_models import SETTINGS, method_of
+from test_sharding import build  # a U-Net of one level: every operation is looked at
 from test_training_models import Level
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
@@ -34,13 +35,13 @@ BATCH = Batch(PROMPTS, SEEDS)
 @pytest.fixture(scope="module")
 def sampler():
     with elsewhere():
-        return tiny.policy(SD, tiny.build(SD).to(GPU, torch.bfloat16), steps=2)
+        return tiny.policy(SD, build(SD).to(GPU, torch.bfloat16), steps=2)
 
 
 @pytest.fixture(scope="module")
 def learner():
     with elsewhere():
-        policy = trainable(SD, tiny.build(SD).to(GPU, torch.bfloat16), lora=Lora(rank=2, alpha=4.0, targets="all"))
+        policy = trainable(SD, build(SD).to(GPU, torch.bfloat16), lora=Lora(rank=2, alpha=4.0, targets="all"), steps=2)
         nudge(policy, 0.05)
         return policy, policy.state_dict()
 

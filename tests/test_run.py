@@ -17,7 +17,6 @@ import psutil
 import pytest
 import torch
 import yaml
-from forked import Launcher
 
 import pipelines
 from workbench import cli
@@ -112,17 +111,16 @@ def test_the_same_seed_gives_the_same_files_and_another_seed_others(small, tmp_p
     assert files(other)["media/base/0000-0.png"] != files(small)["media/base/0000-0.png"]
 
 
-def test_a_run_killed_at_any_moment_goes_on_to_the_table_of_an_uninterrupted_one(small, tmp_path):
+def test_a_run_killed_at_any_moment_goes_on_to_the_table_of_an_uninterrupted_one(small, launcher, tmp_path):
     path = tmp_path / "test.yaml"
     path.write_text(yaml.safe_dump(BASE | SMALL))
-    arguments, launcher = ["run", str(path), "--runs", str(tmp_path / "runs")], Launcher()
+    arguments = ["run", str(path), "--runs", str(tmp_path / "runs")]
     for finished in (1, 4):  # killed after the first batch, then again in the middle of the second contestant
         process = psutil.Process(launcher.start(tmp_path / "launch", arguments=arguments))
         wait_for(process, tmp_path / "runs", finished)
         process.kill()
         while process.status() != psutil.STATUS_ZOMBIE:  # its parent is the launcher
             time.sleep(0.01)
-    launcher.close()
     (folder,) = store.list_run_folders(tmp_path / "runs")
     assert folder.read()["status"] == "running"
     assert cli.main(arguments) == 0

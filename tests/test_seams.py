@@ -11,8 +11,8 @@ import pytest
 import tiny
 import torch
 from diffusers import DDIMScheduler
+from double_precision import Double, gradient_error
 from tiny import PROMPTS, SEEDS, TINY
-from torch.overrides import TorchFunctionMode
 
 import pipelines
 from pipelines import seams
@@ -106,47 +106,11 @@ def test_checkpointing_changes_no_gradient(subject):
     assert difference(*results) <= 1e-5 * results[1].abs().max()
 
 
-class Double(TorchFunctionMode):
-    """Keeps float64 where diffusers casts to float32 for stability: a finite difference needs the digits."""
-
-    def __torch_function__(self, func, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        if func in (torch.Tensor.float, torch.Tensor.to, torch.Tensor.type) and args[0].dtype is torch.float64:
-            if func is torch.Tensor.float:
-                return args[0]
-            args = tuple(torch.float64 if a is torch.float32 else a for a in args)
-            kwargs = {key: torch.float64 if v is torch.float32 else v for key, v in kwargs.items()}
-        return func(*args, **kwargs)
-
-
 @pytest.mark.parametrize("name", TINY)
 def test_the_gradient_from_media_to_noise_is_that_of_finite_differences(name):
     with torch.random.fork_rng([]), Double() if name != "ZImagePipeline" else seams.KeepGraph():
         policy = tiny.policy(name, tiny.build(name).to(torch.float64), steps=2, checkpoint=False)
-        generator = torch.Generator().manual_seed(0)
-
-        def draw(shape):
-            return torch.randn(shape, dtype=torch.float64, generator=generator)
-
-        z, direction = (
-            draw((2, *policy.structure.noise_shape)).requires_grad_(),
-            draw((2, *policy.structure.noise_shape)),
-        )
-        data = policy.sample(PROMPTS, seeds=SEEDS, noise=z, grad=2).media.data
-        weight = draw(data.shape).to(data)
-        (gradient,) = torch.autograd.grad((data * weight).sum(), z)
-        slope, errors = (gradient * direction).sum().item(), []
-        for eps in (1e-5, 1e-4, 1e-3):
-            with torch.no_grad():
-                up, down = (
-                    (policy.sample(PROMPTS, seeds=SEEDS, noise=z + sign * eps * direction).media.data * weight).sum()
-                    for sign in (1, -1)
-                )
-            errors.append(abs((up - down).item() / (2 * eps) - slope) / abs(slope))
-            if errors[-1] < 1e-6:
-                break
-    assert slope != 0
-    assert min(errors) <= ROUGH.get(name, 1e-6)
+        assert gradient_error(policy, PROMPTS) <= ROUGH.get(name, 1e-6)
 
 
 # What follows does not depend on the kind of pipeline.

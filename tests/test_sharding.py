@@ -1,7 +1,6 @@
 """Weights in shards: two processes, each with half of what is trained, come to the model that one process would.
 
-This file is also a script, `python tests/test_sharding.py FOLDER`: it imports once and forks the processes of each
-launch, with the environment that `accelerate launch` gives them.
+The launches are forked, with the environment that `accelerate launch` gives them.
 """
 
 from __future__ import annotations
@@ -10,8 +9,6 @@ import json
 import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -20,7 +17,6 @@ import torch
 import yaml
 from forked import fork, wait
 
-ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("StableDiffusion3Pipeline", "StableDiffusionPipeline")  # a transformer, a U-Net
 PROMPTS, SEEDS = ("a red cat", "two dogs", "a red cat"), (11, 12, 13)  # three rows for two processes
 LEVEL = {"block_out_channels": (8,), "norm_num_groups": 4, "mid_block_type": None} | {
@@ -78,13 +74,12 @@ def asked(folder: Path, shard: bool) -> Path:
     return path
 
 
-# --- the script: processes -------------------------------------------------------------------------------------------
+# --- the processes ---------------------------------------------------------------------------------------------------
 
 
 def main(folder: Path) -> None:
     """Two launches: undisturbed, and killed in the middle and begun again."""
-    from workbench import cli, commands  # noqa: F401
-    from workbench.engine import run  # noqa: F401
+    from workbench import cli
 
     for name in NAMES:
         build(name).save_pretrained(folder / name, safe_serialization=True)
@@ -210,13 +205,11 @@ def _bytes(tensors) -> int:
 
 
 @pytest.fixture(scope="module")
-def outputs(tmp_path_factory):
+def outputs(launcher, tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    exported = subprocess.run(
-        [sys.executable, __file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
-    )
+    main_codes, _ = launcher.launch(folder / "main", processes=1, function="test_sharding:main", out=str(folder))
     logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(folder.glob("*.log")))
-    assert exported.returncode == 0, exported.stderr + logs
+    assert main_codes == [0], logs
     codes = json.loads((folder / "codes.json").read_text())
     assert codes.pop("killed") == [-9, -9], logs
     assert all(set(c) == {0} for c in codes.values()), f"{codes}\n{logs}"
@@ -303,8 +296,3 @@ def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monk
     assert "nothing is sharded: this is one process" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "in shards over 4 processes" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
-
-
-if __name__ == "__main__":
-    sys.path.insert(0, str(ROOT))
-    main(Path(sys.argv[1]))

@@ -8,7 +8,6 @@ import gc
 import json
 import os
 import re
-import subprocess
 import sys
 import time
 import weakref
@@ -17,7 +16,6 @@ import pytest
 import torch
 import train_fixtures as small
 import yaml
-from forked import Launcher
 from tiny import PROMPTS, SEEDS
 from tiny_trained import SD, nudge, trainable
 from torch.nn.utils import parameters_to_vector
@@ -114,13 +112,6 @@ def test_gradients_of_several_rounds_gather_into_one_update(pipe):
         assert (norm > 0) is (policy.adapters.content_hash() != before) is (n == 2)
 
 
-@pytest.fixture(scope="module")
-def launcher():
-    launcher = Launcher()
-    yield launcher
-    launcher.close()
-
-
 def test_two_processes_that_see_different_rows_stay_one_policy(pipe, launcher, tmp_path):
     """Each process has its own half of the gradient; both step on the mean, and an adapter that only one of them
     used."""
@@ -212,20 +203,20 @@ def test_two_processes_train_the_model_that_one_would(tmp_path, launcher):
     assert cost[0]["samples"] == cost[1]["samples"] and cost[0]["reward_calls"] == cost[1]["reward_calls"]
 
 
-def test_a_training_killed_without_warning_ends_with_the_bits_of_an_undisturbed_one():
+def test_a_training_killed_without_warning_ends_with_the_bits_of_an_undisturbed_one(tmp_path, launcher):
     """Killed twice at moments of its work; benchmarks/kills.py does it twenty times to each of six families."""
-    command = [
-        sys.executable,
-        "benchmarks/kills.py",
-        "--kills",
-        "2",
-        "--updates",
-        "2",
-        "--methods",
-        "nft",
-        "--json",
-    ]
-    exported = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=290)
-    assert exported.returncode == 0, exported.stdout + exported.stderr
-    for row in json.loads(exported.stdout):
+    codes, (exported,) = launcher.launch(
+        tmp_path / "kills", processes=1, function="test_train_processes:kill_trainings", out=str(tmp_path)
+    )
+    assert codes == [0], exported
+    for row in json.loads(exported.splitlines()[-1]):
         assert row["kills"] >= 1 and row["compared"] > 10 and row["different"] == row["torn"] == [], row
+
+
+def kill_trainings(folder):
+    """The benchmark's own command, in a process that need not import anything."""
+    sys.path.append(str(ROOT / "benchmarks"))
+    import kills
+
+    sys.argv = ["kills.py", "--kills", "2", "--updates", "2", "--methods", "nft", "--json"]
+    kills.main()
