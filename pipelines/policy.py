@@ -129,15 +129,14 @@ class Policy:
         rows = [torch.randn(self.structure.noise_shape, generator=_make_generator(seed)) for seed in seeds]
         return torch.stack(rows).to(self.device)
 
-    def start(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
-        """The first state x_0 [B,*latent] of noise [B,*draw]: scaled, packed, added to a source as by the pipeline."""
+    def start(self, noise: Tensor, prompts: Sequence[str] = ()) -> Tensor:
+        """The first state x_0 [B,*latent] of noise [B,*draw]: scaled, packed, and added to the prompts' sources where
+        the pipeline does so. Raises ValueError for another number of prompts there."""
         if not self.structure.has_offset:
             return self.structure.start(noise)
-
-        def compute(prompts: tuple[str, ...], noise: Tensor) -> tuple[Tensor]:
-            return (replay.first_state(self, noise, prompts),)
-
-        return compute_in_groups(compute, self.grouping, prompts, noise)[0]
+        if len(prompts) != len(noise):
+            raise ValueError(f"the first state has the prompts' sources in it: {len(prompts)} for {len(noise)} rows")
+        return compute_in_groups(lambda p, z: (replay.first_state(self, z, p),), self.grouping, prompts, noise)[0]
 
     def sample(
         self, prompts: Sequence[str], *, seeds: Sequence[int], noise: Tensor | None = None, grad: int = 0

@@ -46,7 +46,7 @@ class MixturePolicy:
     def noise(self, seeds: Sequence[int]) -> Tensor:
         return torch.stack([torch.randn(self.shape, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
-    def start(self, noise: Tensor) -> Tensor:
+    def start(self, noise: Tensor, prompts: Sequence[str] = ()) -> Tensor:
         return noise
 
     def sample(

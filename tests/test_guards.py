@@ -126,7 +126,7 @@ def test_switches_are_those_that_the_class_has():
         ("DiTPipeline", "its call takes no prompt"),
         ("DDPMPipeline", "its call takes no prompt"),
         ("StableVideoDiffusionPipeline", "its call takes no prompt"),
-        ("WanImageToVideoPipeline", "its call needs image besides a prompt"),
+        ("PIAPipeline", "its call needs image besides a prompt"),
         ("CosmosTextToWorldPipeline", "its guardrails"),
     ],
 )

@@ -49,7 +49,7 @@ class Chain:
     def noise(self, seeds):
         return seeded_normal(seeds, SHAPE, "noise")
 
-    def start(self, noise):
+    def start(self, noise, prompts=()):
         return noise
 
     def noised(self, x0, i, eps):

@@ -27,7 +27,9 @@ def wan(two: bool = False, **transformer: Any) -> dict[str, Any]:
 
 def wan_21() -> dict[str, Any]:
     """Wan 2.1 between two frames (FLF2V): its denoiser attends to what CLIP sees in both, too."""
-    return wan(image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=10) | dict(image_encoder=clip_vision(), image_processor=clip_pictures())
+    return wan(image_dim=8, added_kv_proj_dim=24, pos_embed_seq_len=10) | dict(
+        image_encoder=clip_vision(), image_processor=clip_pictures()
+    )
 
 
 def wan_5b() -> dict[str, Any]:

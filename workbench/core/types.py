@@ -202,7 +202,7 @@ class Policy(Protocol):
     def noise(self, seeds: Sequence[int]) -> Tensor: ...  # [B,*latent] float32; row b depends on seeds[b] alone
 
     # [B,*latent]: the first state, scaled, packed and added to a source by the pipeline
-    def start(self, noise: Tensor, prompts: Sequence[str]) -> Tensor: ...
+    def start(self, noise: Tensor, prompts: Sequence[str] = ()) -> Tensor: ...
 
     # noise None: self.noise(seeds). grad=K: the last K steps and the decoder keep the graph
     def sample(

@@ -132,7 +132,7 @@ def plan_training(plan: Plan, prompt_list: Sequence[str]) -> Plan:
     if plan.pairs is None:
         train, held_out, set_apart = train_config.split_prompts(prompt_list, recipe, config.seed)
     else:  # pairs have prompts of their own, so any of the run's prompts are held out
-        train, sources = [], plan.pairs.list_sources()
+        train, sources = (), plan.pairs.list_sources()
         held_out, set_apart = train_config.hold_out_prompts(prompt_list, recipe, config.seed, sources)
     for name, method in methods.items():
         try:
