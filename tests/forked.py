@@ -82,8 +82,9 @@ class Launcher:
 
 
 def run_launch(request: dict) -> int:
-    """In a process of a launch: `function` of a module of the tests with the path `out`; or the command line with these
-    `arguments`, whose training raises the expression `error` in process number `rank`."""
+    """In a process of a launch: `function` of a module of the tests with the path `out`; `code`, which finds it under
+    that name; or the command line with these `arguments`, whose training raises the expression `error` in process
+    number `rank`."""
     from importlib import import_module
 
     import torch
@@ -94,6 +95,8 @@ def run_launch(request: dict) -> int:
     if "function" in request:
         module, _, name = request["function"].partition(":")
         return getattr(import_module(module), name)(Path(request["out"]))
+    if "code" in request:
+        return exec(request["code"], {"out": request["out"]})
     if os.environ.get("RANK", "0") == str(request.get("rank")):
 
         def fails(self, *_):

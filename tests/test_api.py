@@ -70,17 +70,12 @@ def test_importing_it_is_instant_and_loads_nothing(tmp_path):
     assert float(seconds) < 0.05 and torch_loaded == "False" and in_order == "True"
 
 
-def test_one_line_aligns_and_prints_one_line(tmp_path):
-    code = (
-        "import workbench as w; print(w.align('starter-image', 'reno', reward='starter_clip', "
-        "prompts=['a red circle'], iterations=5))"
-    )
-    done = in_python(code, tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.count("\n") == 1
-    assert (
-        done.stdout.startswith("<reno on starter-image: 1 image, starter_clip 0.") and "6 denoiser calls" in done.stdout
-    )
+def test_one_line_aligns_and_prints_one_line(tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    line = "print(w.align('starter-image', 'reno', reward='starter_clip', prompts=['a red circle'], iterations=5))"
+    exec(line, {"w": w})
+    (printed,) = capfd.readouterr().out.splitlines()
+    assert printed.startswith("<reno on starter-image: 1 image, starter_clip 0.") and "6 denoiser calls" in printed
     assert [*tmp_path.iterdir()] == [], "nothing is left on disk"
 
 

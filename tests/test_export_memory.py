@@ -11,8 +11,10 @@ import pytest
 import tiny
 import torch
 import train_fixtures as small_run
+import yaml
 from elsewhere import GPU, elsewhere
 from safetensors.torch import load_file
+from test_sharding import FREE, build
 from tiny_trained import SD, SMALL, nudge, trainable
 
 from pipelines import ExportMismatch, Lora, export_policy
@@ -48,7 +50,7 @@ def files(folder):
 
 @pytest.mark.parametrize(("name", "lora"), [(SD, SMALL), (SD, WHOLE), (FLUX, SMALL)])
 def test_what_was_trained_is_on_the_cpu_while_the_fresh_pipeline_is_loaded(tmp_path, monkeypatch, name, lora):
-    pipe = tiny.build(name)
+    pipe = build(SD) if name == SD else tiny.build(name)
     export_policy(trained(pipe, lora, name=name), tmp_path / "here", name="ema", merged=True)
     observed, loaded, fresh = [], [], TrainablePolicy.load_base
 
@@ -108,8 +110,12 @@ def test_a_training_on_a_device_lets_go_of_its_optimiser_and_copies_before_it_ex
     monkeypatch.setattr(TrainablePolicy, "optimizer", optimizer)
     monkeypatch.setattr(trainer.pipelines, "export_policy", exporting)
     train = {"rounds": 1, "eval_every": 0, "eval_prompts": 1, "ema": 0.5}
+    build(SD).save_pretrained(tmp_path / "one", safe_serialization=True)
+    pipeline = {"class": SD, "repo": str(tmp_path / "one"), "steps": 2, "call": tiny.TINY[SD].call | FREE}
+    (tmp_path / "one.yaml").write_text(yaml.safe_dump(pipeline))
+    asked = {"pipeline": str(tmp_path / "one.yaml"), "reward": "contrast", "watch": [], "limit": 1, "train": train}
     with elsewhere():
-        plan = small_run.planned(tmp_path, device=GPU.type, dtype="bf16", limit=1, train=train)
+        plan = small_run.planned(tmp_path, device=GPU.type, dtype="bf16", **asked)
         folder = small_run.folder_of(plan, tmp_path / "runs")
         assert not [p.failed for p in small_run.go(plan, folder) if p.failed]
     assert outputs and small_run.weights(folder)

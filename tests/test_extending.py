@@ -106,9 +106,11 @@ def count_passed(output: str) -> int:
     return int(re.search(r"(\d+) passed", output)[1])
 
 
-def test_the_reward_from_outside_the_tree_is_held_to_the_contract(folder):
-    command = page_command("python -m pytest tests/test_rewards.py")
-    assert count_passed(run_python("-m", "pytest", *contract_command(command[4:]), cwd=folder)) > 10
+def test_the_reward_from_outside_the_tree_is_held_to_the_contract(folder, launcher, tmp_path):
+    command = contract_command(page_command("python -m pytest tests/test_rewards.py")[4:])
+    code = f"import os, sys, pytest; os.chdir(out); sys.path.insert(0, out); sys.exit(pytest.main({command}))"
+    codes, (output,) = launcher.launch(tmp_path / "contract", processes=1, code=code, out=str(folder))
+    assert codes == [0] and count_passed(output) > 10, output
 
 
 def test_the_reward_in_the_tree_is_listed_and_held_to_the_contract(tmp_path):

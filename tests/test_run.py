@@ -158,7 +158,7 @@ class Broken:
 
 
 def test_two_processes_never_work_on_one_run(small):
-    """The second one is told so at once; when the first dies the run is free again."""
+    """The second one is told so; when the first dies the run is free again."""
     hold = (
         "import sys, time; from pathlib import Path; from workbench.runs import store\n"
         "with store.RunFolder(Path(sys.argv[1])).exclusive_lock():\n    print('held', flush=True); time.sleep(60)"

@@ -27,12 +27,12 @@ from workbench.ui.widgets import curves, run_view, samples
 
 EVIL = "<img src=x onerror=alert(1)>{{evil}}${evil}"
 SMALL = ["limit=2", "samples_per_prompt=1", "batch=1", "watch=[saturated_pixels]",
-         "contestants={base: sample, reno: {iterations: 40}}"]  # fmt: skip
+         "contestants={base: sample, reno: {iterations: 20}}"]  # fmt: skip
 
 OTHER = """
-import pathlib, sys, time
+import pathlib, time
 from workbench.ui import run_processes as processes
-runs = pathlib.Path(sys.argv[1])
+runs = pathlib.Path(out)
 while not (found := [p for p in runs.glob("*/events.jsonl") if p.stat().st_size]):
     time.sleep(0.05)
 folder = processes.find_run(runs, found[0].parent.name)
@@ -88,11 +88,10 @@ def page(tmp_path_factory):
 # --- processes -------------------------------------------------------------------------------------------------------
 
 
-def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page):
-    """Over HTTP; the other page is another interpreter, which has nothing but the files."""
+def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page, launcher, tmp_path):
+    """Over HTTP; the other page is another process, which has nothing but the files."""
     client, context = page
     context.runs.mkdir(exist_ok=True)
-    other = subprocess.Popen([sys.executable, "-c", OTHER, context.runs], stdout=subprocess.PIPE, text=True)
     sentence, name = client.predict("methods-student", "\n".join(SMALL), api_name="/start")
     assert "is starting" in sentence
     folder = run_processes.find_run(context.runs, name)
@@ -100,7 +99,9 @@ def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page):
         run_processes.start_run(context.runs, "methods-student", SMALL)
     with pytest.raises(BadInput, match="worked on already"):
         run_processes.resume_run(context.runs, name)
-    states = other.communicate(timeout=90)[0].split()
+    codes, (said,) = launcher.launch(tmp_path / "other", processes=1, code=OTHER, out=str(context.runs))
+    states = said.split()
+    assert codes == [0], said
     assert states[0] == "running" and states[1] in ("stopping", "stopped")
     wait(lambda: not run_processes.run_state(folder).is_live, 20)
     assert run_processes.run_state(folder).name == "stopped"
