@@ -12,6 +12,7 @@ from rewards.audio.starter_clap import StarterCLAP
 from rewards.edits.directional_clip import DirectionalCLIP
 from rewards.edits.first_frame import FirstFrame
 from rewards.edits.identity import AudioIdentity, Identity
+from rewards.edits.starter_edit_clip import StarterEditCLIP
 from rewards.edits.unchanged import Background, Unchanged
 from rewards.encoders import image_text
 from rewards.encoders.load_audio import release_audio_encoders
@@ -100,6 +101,7 @@ REWARDS: dict[str, type] = {
     "background": Background,
     "identity": Identity,
     "directional_clip": DirectionalCLIP,
+    "starter_edit_clip": StarterEditCLIP,
     "audio_identity": AudioIdentity,
     "first_frame": FirstFrame,
     # whole sets, examples, and the credit of single samples in a set

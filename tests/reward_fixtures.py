@@ -267,6 +267,7 @@ SMALL |= {
     "clap": lambda folder: {"model": heard().clap_folder(folder)},
     "starter_clap": lambda folder: {},  # small as it is
     "starter_video_clip": lambda folder: {},
+    "starter_edit_clip": lambda folder: {},
     "audiobox": lambda folder: heard().audiobox_files(folder),
     "gated": lambda folder: {"of": "loudness"},
     "audio_exemplar": lambda folder: {"model": "logmel"},

@@ -100,8 +100,10 @@ def test_a_folder_by_the_name_of_an_optional_package_is_not_that_package(monkeyp
 
 FORMULAS = {"brightness", "contrast", "colourfulness", "sharpness", "saturated_pixels", "compressibility"}
 FORMULAS |= {"loudness", "clipping", "silence", "motion", "unchanged", "background", "first_frame"}
-PACK = {"starter_clip", "starter_clap", "starter_video_clip", "oracle", "oracle_soft", "hidden_taste", "dynamic_degree"}
 READERS = ["starter_clip", "starter_clap", "starter_video_clip", "oracle", "oracle_soft", "hidden_taste"]
+READERS += ["edit_oracle", "edit_oracle_soft", "edit_done", "edit_kept"]
+READERS += ["starter_edit_clip"]
+PACK = {*READERS, "dynamic_degree"}
 OF_PICTURES = ["frechet", "kid", "kad", "cmmd", "vendi", "prdc", "exemplar", "subject", "consistency"]
 OF_SOUNDS = ["fad", "audio_kad", "audio_vendi", "audio_exemplar"]
 COMPARED = ["frechet", "kid", "kad", "cmmd", "prdc", "exemplar", "subject", "fad", "audio_kad", "audio_exemplar"]
@@ -119,6 +121,7 @@ def test_each_part_of_the_pack_makes_media(tmp_path):
         ("starter-image", "ok", "4 pictures made by 3 networks with the recorded fingerprints"),
         ("starter-music", "ok", "4 sounds made by 3 networks with the recorded fingerprints"),
         ("starter-video", "ok", "4 clips made by 3 networks with the recorded fingerprints"),
+        ("starter-edit", "ok", "4 pictures made by 3 networks with the recorded fingerprints"),
     ]
 
 

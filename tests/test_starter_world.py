@@ -225,5 +225,5 @@ def test_the_weights_of_each_pack_lie_beside_their_licence():
     text = pack_builder.LICENCE.read_text()
     assert "SPDX-License-Identifier: Apache-2.0" in text and text.endswith((ROOT / "LICENSE").read_text())
     packs = {path.relative_to(STARTER).parts[0] for path in STARTER.rglob("*.safetensors")}
-    assert packs == {"image", "music", "video"}
+    assert packs == {"edit", "image", "music", "video"}
     assert all((STARTER / pack / "LICENSE.txt").read_text() == text for pack in packs)

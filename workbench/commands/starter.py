@@ -21,7 +21,7 @@ def add_command(commands: Commands) -> None:
     )
     parser.add_argument("action", choices=("build",))
     parser.add_argument(
-        "--modality", choices=("image", "music", "video"), default="image", help="which starter pack [image]"
+        "--modality", choices=("image", "music", "video", "edit"), default="image", help="which starter pack [image]"
     )
     parser.add_argument("--out", type=Path, help="where the weights go [the pack inside the package]")
     parser.add_argument(

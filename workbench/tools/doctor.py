@@ -101,11 +101,12 @@ def check_starter_pack(runs: Path) -> Iterator[tuple]:
     from pipelines.seams import named_networks
     from workbench.runs import prompts as data
 
-    for name in ("starter-image", "starter-music", "starter-video"):
+    for name in ("starter-image", "starter-music", "starter-video", "starter-edit"):
         try:
             policy = pipelines.load(name, device="cpu")
             verified = check_pack_fingerprints(policy.config.folder, named_networks(policy.pipe))
-            prompts = data.read_prompts(f"{name}-test")[:4]
+            inputs = dict.fromkeys(policy.config.inputs, "")
+            prompts = data.read_prompt_lists({"prompts": f"{name}-test"}, inputs)["prompts"].prompts[:4]
             media = policy.sample(prompts, seeds=range(len(prompts))).media
         except (BadInput, FileNotFoundError) as error:
             yield name, "broken", str(error)
