@@ -9,6 +9,7 @@ from __future__ import annotations
 import gc
 import json
 import os
+import random
 import socket
 import subprocess
 import sys
@@ -19,11 +20,18 @@ from typing import Any
 TESTS = Path(__file__).resolve().parent
 
 
+def find_port() -> int:
+    """A free port below those that the system gives to connections: none of these can take it in the meantime."""
+    while True:
+        port = random.SystemRandom().randrange(20_000, 32_000)
+        with socket.socket() as s:
+            if s.connect_ex(("127.0.0.1", port)) != 0:
+                return port
+
+
 def fork(work: Callable[[], int | None], log: Path, processes: int) -> list[int]:
     """The ids of processes that do this work; what process n says is in LOG.n.log."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        world = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": s.getsockname()[1]}
+    world = {"WORLD_SIZE": processes, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": find_port()}
     started = []
     gc.freeze()  # or each collection in each process looks through everything that was imported
     for rank in range(processes):

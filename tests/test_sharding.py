@@ -1,6 +1,7 @@
 """Weights in shards: two processes, each with half of what is trained, come to the model that one process would.
 
-The launches are forked, with the environment that `accelerate launch` gives them.
+This file is also a script, `python tests/test_sharding.py FOLDER`: it imports once and forks the processes of each
+launch, with the environment that `accelerate launch` gives them.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import json
 import os
 import re
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -17,6 +20,7 @@ import torch
 import yaml
 from forked import fork, wait
 
+ROOT = Path(__file__).resolve().parent.parent
 NAMES = ("StableDiffusion3Pipeline", "StableDiffusionPipeline")  # a transformer, a U-Net
 PROMPTS, SEEDS = ("a red cat", "two dogs", "a red cat"), (11, 12, 13)  # three rows for two processes
 LEVEL = {"block_out_channels": (8,), "norm_num_groups": 4, "mid_block_type": None} | {
@@ -74,12 +78,13 @@ def asked(folder: Path, shard: bool) -> Path:
     return path
 
 
-# --- the processes ---------------------------------------------------------------------------------------------------
+# --- the script: processes -------------------------------------------------------------------------------------------
 
 
 def main(folder: Path) -> None:
     """Two launches: undisturbed, and killed in the middle and begun again."""
-    from workbench import cli
+    from workbench import cli, commands  # noqa: F401
+    from workbench.engine import run  # noqa: F401
 
     for name in NAMES:
         build(name).save_pretrained(folder / name, safe_serialization=True)
@@ -205,11 +210,13 @@ def _bytes(tensors) -> int:
 
 
 @pytest.fixture(scope="module")
-def outputs(launcher, tmp_path_factory):
+def outputs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("shards")
-    main_codes, _ = launcher.launch(folder / "main", processes=1, function="test_sharding:main", out=str(folder))
+    exported = subprocess.run(
+        [sys.executable, __file__, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=900, check=False
+    )
     logs = "\n".join(f"{p.name}: {p.read_text()[-1500:]}" for p in sorted(folder.glob("*.log")))
-    assert main_codes == [0], logs
+    assert exported.returncode == 0, exported.stderr + logs
     codes = json.loads((folder / "codes.json").read_text())
     assert codes.pop("killed") == [-9, -9], logs
     assert all(set(c) == {0} for c in codes.values()), f"{codes}\n{logs}"
@@ -296,3 +303,8 @@ def test_the_plan_says_how_many_processes_share_the_weights_or_that_none_do(monk
     assert "nothing is sharded: this is one process" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
     monkeypatch.setenv("WORLD_SIZE", "4")
     assert "in shards over 4 processes" in train_config.describe_training(requested, ["a"], True, ["b"])[0]
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(ROOT))
+    main(Path(sys.argv[1]))
