@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import Any
 
 from pipelines import lora_source, variants
 from pipelines.call_arguments import check_arguments, read_arguments, read_default, required_arguments
@@ -109,6 +110,12 @@ class PipelineConfig:
             return self.steps
         share = min(self.steps * float(strength), self.steps)
         return int(share) if self.pipeline in TRUNCATING else self.steps - int(self.steps - share)
+
+    @property
+    def policy_settings(self) -> dict[str, Any]:
+        """The settings of a Policy that samples as this config says, but for its kernel."""
+        names = ("modality", "rate", "steps", "call", "text", "inputs", "input_size", "guidance")
+        return {name: getattr(self, name) for name in names}
 
     @property
     def folder(self) -> Path | None:

@@ -62,19 +62,7 @@ def load(
     if train is not None:
         start = merge_start(pipe, installation.replaced) if installation else None
         make_policy = partial(TrainablePolicy, source=make, start_lora=start, **train)
-    policy = make_policy(
-        pipe,
-        modality=config.modality,
-        rate=config.rate,
-        steps=config.steps,
-        call=config.call,
-        text=config.text,
-        inputs=config.inputs,
-        input_size=config.input_size,
-        kernel=kernel,
-        guidance=config.guidance,
-        attention=chosen,
-    )
+    policy = make_policy(pipe, kernel=kernel, attention=chosen, **config.policy_settings)
     policy.config, policy.notes = config, installation.notes if installation else ()
     if "stochastic" not in policy.provides and kernel is not None:
         schedule.noise_levels(pipe.scheduler)  # raises TypeError, naming the known ones
@@ -87,16 +75,7 @@ def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
     pipe = copy.copy(policy.pipe)
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
-    settings: dict[str, Any] = dict(
-        modality=config.modality,
-        rate=config.rate,
-        steps=config.steps,
-        call=config.call,
-        text=config.text,
-        inputs=config.inputs,
-        input_size=config.input_size,
-    )
-    return Policy(pipe, kernel=kernel, guidance=config.guidance, attention=policy.attention, **settings)
+    return Policy(pipe, kernel=kernel, attention=policy.attention, **config.policy_settings)
 
 
 def as_sibling(policy: TrainablePolicy, config: PipelineConfig) -> TrainablePolicy:

@@ -49,17 +49,8 @@ class UserPipeline:
         patch_pipeline(pipe)
         if not had_patch and "get_text_features" in vars(getattr(pipe, "text_encoder", None) or object):
             self._mended = pipe.text_encoder
-        policy = Policy(
-            pipe,
-            modality=config.modality,
-            rate=config.rate,
-            steps=config.steps,
-            call=config.call,
-            text=config.text,
-            inputs=config.inputs,
-            kernel=transitions.make_kernel(**config.kernel) if config.kernel else None,
-            guidance=config.guidance,
-        )
+        kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
+        policy = Policy(pipe, kernel=kernel, **config.policy_settings)
         policy.config = config
         return policy
 

@@ -17,6 +17,7 @@ import pipelines
 from pipelines import Ancestral, FlowSDE, attention, encoding
 from pipelines.config import BLENDING
 from pipelines.seam_check.evidence import RecordedStep, record_steps
+from pipelines.user_pipeline import UserPipeline
 from workbench.core.errors import BadInput
 from workbench.core.inputs import MediaInput, prompt_inputs
 from workbench.core.types import Media, Prompt, Trajectory
@@ -181,6 +182,14 @@ def test_a_reference_keeps_its_length_and_is_one_sound():
     mono = Prompt("a", {**prompt_inputs(prompt), "reference": sound_of(7.0, 1, policy.rate)})
     assert policy.call_arguments((mono,), (1,))["reference_audio"].shape == (2, 28)
     assert policy.sample((mono,), seeds=(1,)).media.data.isfinite().all()
+
+
+def test_a_loaded_pipeline_takes_its_inputs_in_the_size_that_is_said():
+    pipe = tiny.build("StableDiffusionInstructPix2PixPipeline")
+    sizes = [
+        UserPipeline(pipe, steps=2, **size).as_policy().conditions.shape for size in ({}, {"input_size": [24, 32]})
+    ]
+    assert sizes == [(16, 16), (24, 32)]
 
 
 def test_an_input_of_another_kind_and_a_clip_that_is_too_short_are_one_sentence():

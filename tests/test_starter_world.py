@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import random
 from collections import Counter
 from pathlib import Path
@@ -227,3 +228,8 @@ def test_the_weights_of_each_pack_lie_beside_their_licence():
     packs = {path.relative_to(STARTER).parts[0] for path in STARTER.rglob("*.safetensors")}
     assert packs == {"edit", "image", "music", "video"}
     assert all((STARTER / pack / "LICENSE.txt").read_text() == text for pack in packs)
+
+
+def test_no_config_of_a_pack_says_where_it_was_built():
+    configs = [path for path in STARTER.rglob("*.json") if path.name != "report.json"]
+    assert len(configs) > 20 and not [path for path in configs if "_name_or_path" in json.loads(path.read_text())]

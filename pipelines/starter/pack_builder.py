@@ -83,6 +83,7 @@ def build_pack(
     parts, training = recipe.train_parts(workdir, plan, seed=seed, last_stage=last_stage)
     if last_stage >= order.index("save"):
         recipe.save_parts(parts, out, plan)
+        drop_build_paths(out)
         record_fingerprints(out)
         shutil.copyfile(LICENCE, out / LICENCE.name)
     report = {"seed": seed, "micro": fast, "plan": asdict(plan), "training": training}
@@ -126,6 +127,14 @@ def save_in_float32_config(path: Path) -> None:
             if name in part:
                 part[name] = "float32"
     write_json(config, path)
+
+
+def drop_build_paths(out: Path) -> None:
+    """Take out of the configs where parts that were loaded came from: a folder of the machine that built the pack."""
+    for path in out.rglob("config.json"):
+        config = json.loads(path.read_text())
+        if config.pop("_name_or_path", None) is not None:
+            write_json(config, path)
 
 
 def swap_folder_in(folder: Path, write_folder: Callable[[Path], None]) -> None:

@@ -10,15 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from rewards.audio.clap import CLAPScore
 from rewards.edits.sources import check_sources
 from rewards.encoders import image_text
-from rewards.encoders.audio import AudioEncoder
 from rewards.encoders.audio_frontend import AUDIO, mono_samples
-from rewards.encoders.load_audio import check_audio_encoder, load_audio_encoder
 from rewards.encoders.preprocess import media_pixels
 from workbench.core.errors import BadInput
 from workbench.core.inputs import stack_inputs
-from workbench.core.types import Media, NonNegative, RewardSpec
+from workbench.core.types import Media, RewardSpec
 
 IMAGE_AND_VIDEO = frozenset({"image", "video"})
 
@@ -93,14 +92,9 @@ class Identity:
 
 
 @dataclass(frozen=True)
-class AudioIdentity:
+class AudioIdentity(CLAPScore):
     """The cosine of a sound and its source in an audio encoder, windows of a long sound averaged. It hears what kind of
     sound it is, hardly which melody."""
-
-    model: str = "laion/larger_clap_music"  # see rewards/encoders/load_audio.py for the forms
-    hop: NonNegative = 0.0  # seconds from one window of a long sound to the next; 0: half a window
-    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the network; scores are float32
-    checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
 
     spec = RewardSpec(
         "audio_identity",
@@ -114,17 +108,6 @@ class AudioIdentity:
         licence="Apache-2.0",
         bounds=(-1.0, 1.0),
     )
-
-    def __post_init__(self):
-        if self.model != type(self).model:
-            changes = {"version": self.model, "typical": None, "weights": self.model, "licence": ""}
-            object.__setattr__(self, "spec", replace(self.spec, **changes))
-
-    def check(self) -> None:
-        check_audio_encoder(self.model)
-
-    def load(self, device: torch.device | str = "cpu") -> AudioEncoder:
-        return load_audio_encoder(self.model, device, self.dtype)
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x, sources = mono_samples(self.spec, media, prompts), check_sources(self.spec, media, references)
