@@ -58,8 +58,9 @@ class Conditions:
         self.frames = self.size[0] if len(self.size) == 3 else call.get("num_frames")  # of clips
         told = {argument: RATES[argument] for argument in self.inputs.values() if argument in RATES}
         self.implied: dict[str, Any] = {name: round(rate) for name in told.values() if name not in call}
-        if self.shape and AREA not in call and AREA in inspect.signature(type(pipe).__call__).parameters:
-            self.implied[AREA] = self.shape[0] * self.shape[1]
+        has_area = AREA not in call and AREA in inspect.signature(type(pipe).__call__).parameters
+        if has_area and (shape := self.shape or _picture_shape(pipe, call)):  # also where nothing comes with prompts
+            self.implied[AREA] = shape[0] * shape[1]
 
     def __bool__(self) -> bool:
         return bool(self.inputs)

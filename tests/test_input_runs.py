@@ -12,6 +12,7 @@ import pytest
 import torch
 from input_fixtures import execute, load_once, plan_edits, save_pipeline, write_edits, write_picture
 from PIL import Image
+from train_fixtures import folder_of, go, same, stopped
 
 import workbench as w
 from workbench.core.errors import BadInput
@@ -173,7 +174,28 @@ def test_a_training_on_edits_holds_sources_out_goes_on_after_a_stop_and_says_how
     assert [e["step"] for e in folder.events() if e.get("phase") == "train"] == [1, 2]
     card = (folder.path / "export" / "README.md").read_text()
     assert "makes its samples from more than a prompt: a source (`image`)" in card
-    assert "pipe('a prompt', image=diffusers.utils.load_image('source.png'), num_inference_steps=2" in card
+    assert "pipe(prompt='a prompt', image=diffusers.utils.load_image('source.png'), num_inference_steps=2" in card
+
+
+def test_stages_on_two_lists_of_sources_judge_both_after_each_and_go_on_where_they_were(pipeline, tmp_path):
+    lists = {name: write_edits(tmp_path / name, 1, n) for name, n in (("edit", 2), ("draw", 3))}
+    draw = {"prompts": str(lists["draw"]), "reward": "unchanged", "watch": ["brightness"]}
+    stages = [{"name": "edit", "rounds": 1}, {"name": "draw", "rounds": 1, **draw}]
+    train = {"prompts_per_round": 2, "save_every": 1, "lora": {"rank": 1}, "report_to": []}
+    method = {"name": "nft", "group": 2, "levels_per_sample": 1, "lr": 1e-3}
+    plan = plan_edits(pipeline, lists["edit"], method=method, stages=stages, train=train, limit=2, name="staged")
+    whole, parts = folder_of(plan, tmp_path / "whole"), folder_of(plan, tmp_path / "parts")
+    go(plan, whole)
+    told = whole.read("summary.json")["stages"]
+    assert told["tasks"] == ["edit", "draw"] and told["held out"]["judges"] == ["unchanged", "brightness"]
+    assert torch.tensor(told["reward"]["scores"]).shape == (3, 2) and torch.tensor(told["reward"]["gained"]).all()
+    digests = {name: {file_digest(p) for p in (tmp_path / name).glob("pictures/*")} for name in lists}
+    assert {p.stem for p in (whole.path / "inputs").iterdir()} == digests["edit"]
+    assert {prompt_source(p).strip("\0") for p in plan.tasks[1].train_prompts} <= digests["draw"]
+    stopped(plan, parts, 2)
+    assert parts.read()["status"] == "stopped"
+    go(plan, parts)
+    same(parts, whole)
 
 
 def test_pairs_with_sources_are_batches_for_an_editing_model_whose_evaluations_hold_these_out(pipeline, tmp_path):
@@ -223,3 +245,35 @@ def test_pictures_from_python_are_edited_and_saved_beside_their_sources(pipeline
         torch.tensor(list(Image.open(saved / "inputs" / f"{digest}.png").getdata())),
         torch.tensor(list(picture.getdata())),
     )
+
+
+def test_validation_prompts_of_an_editor_come_with_their_sources_or_the_plan_says_so(pipeline, tmp_path):
+    prompts = write_edits(tmp_path, instructions=1, sources=4)
+    source = str(tmp_path / "pictures" / "0.png")
+    method = {"name": "rpo", "references": str(tmp_path / "pictures"), "samples_per_prompt": 1, "validation_samples": 1}
+    method |= {"validate_every": 1}
+
+    def plan(validation):
+        train = TRAIN | {"prompts_per_round": 1, "eval_prompts": 1}
+        own = method | {"validation_prompts": validation}
+        return plan_edits(pipeline, prompts, method=own, train=train, watch=None, limit=1)
+
+    where = "contestants.rpo.validation_prompts"
+    for wrong, sentence in [
+        (["make it red"], f"{where}: .* makes its samples from a source, and no prompt comes with one"),
+        ([{"prompt": "x", "source": "gone.png"}], f"{where}: the list, prompt 1: gone.png: no such file"),
+        ([5], f"{where}: the list: a prompt is a text, got 5"),
+        (7, f"{where}: a list of prompts, or a file, got 7"),
+        ("nowhere.jsonl", f"{where}: no prompt file 'nowhere.jsonl'"),
+    ]:
+        with pytest.raises(BadInput, match=sentence):
+            plan(wrong)
+    expected = plan_edits(pipeline, [{"prompt": "make it colour 0", "source": source}]).rows[0][1]
+    one = plan([{"prompt": "make it colour 0", "source": source}])
+    assert one.methods["rpo"].validation_prompts == (expected,)
+    assert str(tmp_path / "pictures" / "0.png") in describe_run(one)["inputs"]["inputs of prompts"]
+    filed = plan(str(prompts))
+    assert len(filed.methods["rpo"].validation_prompts) == 4 and filed.methods["rpo"].validation_prompts[0] == expected
+    method = one.methods["rpo"]
+    scores, made, texts, _ = method.validate(load_once(one.pipelines["rpo"]), one.reward, method.validation_prompts)
+    assert len(scores) == len(made.data) == 1 and texts == (expected,)

@@ -217,7 +217,8 @@ def test_old_names_of_settings_are_still_read(name, capsys):
     fields = {f.name: f.default for f in cls.__dataclass_fields__.values() if f.init}
     assert set(cls.former_names.values()) <= set(fields) and not set(cls.former_names) & set(fields)
     values = {old: list(v) if isinstance(v := fields[new], tuple) else v for old, new in cls.former_names.items()}
-    assert build_dataclass(cls, values, "method") == cls()
+    now = {new: values[old] for old, new in cls.former_names.items()}
+    assert build_dataclass(cls, values, "method") == build_dataclass(cls, now, "method")
     for old, new in cls.former_names.items():
         with pytest.raises(BadInput, match=f"'{old}' and '{new}' are one setting"):
             build_dataclass(cls, {old: fields[new], new: fields[new]}, "method")

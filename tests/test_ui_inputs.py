@@ -3,6 +3,9 @@ and its fields as plain functions. A real, tiny InstructPix2Pix and an inpaintin
 
 from __future__ import annotations
 
+import dataclasses
+import json
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import unquote
@@ -15,6 +18,7 @@ import torch
 import yaml
 from gradio_client import Client, handle_file
 from gradio_client.exceptions import AppError
+from input_fixtures import execute, write_edits
 from PIL import Image
 from vote_fixtures import write_run
 
@@ -24,7 +28,9 @@ from workbench.core.inputs import NAMES, prompt_inputs
 from workbench.core.io import media
 from workbench.core.types import Media
 from workbench.engine.plan import plan_run
-from workbench.ui import contestant_choices, input_uploads, limits, studio_comparison
+from workbench.runs import config as run_config
+from workbench.runs import prompts as run_prompts
+from workbench.ui import contestant_choices, input_uploads, limits, prompt_choices, studio_comparison
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import JobQueue
@@ -165,8 +171,8 @@ def test_every_input_has_a_field_with_a_sentence():
 def test_the_form_shows_an_upload_for_each_input_of_the_pipeline_and_no_other(app, pipeline, shown):
     boxes = app.tab.editor.given.choose_pipeline(pipeline)[: len(NAMES)]
     assert {name for name, box in zip(NAMES, boxes, strict=True) if box["visible"]} == shown
-    updates = app.tab.editor.choose_pipeline(pipeline, "sample", None, None, None, "brightness", None, None, None)
-    assert len(updates) == 1 + 3 * 4 + len(app.tab.editor.given.outputs())
+    updates = app.tab.editor.choose_pipeline(pipeline, "", "sample", None, None, None, "brightness", None, None, None)
+    assert len(updates) == 2 + 3 * 4 + len(app.tab.editor.given.outputs())
 
 
 def test_rewards_that_need_a_source_are_offered_where_the_pipeline_gives_one(app):
@@ -309,10 +315,113 @@ def test_a_link_to_trainings_brings_the_source_of_their_first_sample(tmp_path):
     assert torch.equal(media.read_media(request.inputs["source"]).data, media.quantise_media(first).data)
 
 
-@pytest.mark.parametrize("prompts", [{"folder": "photos"}, [{"prompt": "a", "source": "a.png"}, "b"]])
-def test_a_run_that_a_page_could_not_have_asked_for_says_how_to_repeat_it(tmp_path, prompts):
-    with pytest.raises(BadInput, match="repeat it with: workbench run FOLDER"):
-        input_uploads.split_inputs(prompts, tmp_path, tmp_path)
+# --- lists of prompts ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def prompt_lists(tmp_path, monkeypatch, pictures):
+    """configs/prompts with a list of every kind; those with sources name the pictures."""
+    folder = tmp_path / "configs" / "prompts"
+    folder.mkdir(parents=True)
+    for name in ("a.png", "b.png"):
+        (folder / name).write_bytes((pictures / name).read_bytes())
+    rows = [{"prompt": f"edit {n}", "source": "ab"[n % 2] + ".png"} for n in range(34)]
+    (folder / "tiny-edit-test.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    (folder / "few.csv").write_text("prompt,source\nmake it red,a.png\nmake it red,b.png\n")
+    (folder / "listed.json").write_text(json.dumps(["a", "b"]))
+    (folder / "plain.txt").write_text("a circle\n")
+    (folder / "photos").mkdir()
+    (folder / "photos" / "0.png").write_bytes((pictures / "c.png").read_bytes())
+    (folder / "photos" / "metadata.jsonl").write_text('{"file_name": "0.png", "text": "restore it"}')
+    (folder / "tiny-edit-test").mkdir()  # pictures alone: no list
+    monkeypatch.setattr(prompt_choices, "CONFIGS", folder.parent)
+    monkeypatch.setattr(run_prompts, "CONFIGS", folder.parent)
+    return folder
+
+
+def test_lists_of_every_kind_are_offered_where_their_inputs_fit_and_an_editors_own_is_suggested(app, prompt_lists):
+    offered = {
+        pipeline: prompt_choices.offer_lists(contestant_choices.list_inputs(pipeline, app.context.runs), "", Path())
+        for pipeline in ("starter-image", "tiny-edit", "tiny-paint")
+    }
+    assert offered["starter-image"] == [("the prompts above", ""), ("listed", "listed"), ("plain", "plain")]
+    assert offered["tiny-edit"][1:] == [
+        ("few (each with a source)", "few"),
+        ("photos (each with a source)", "photos"),
+        ("tiny-edit-test (each with a source, the first 32 of 34)", "tiny-edit-test"),
+        ("listed", "listed"),
+        ("plain", "plain"),
+    ]
+    assert [name for _, name in offered["tiny-paint"]] == ["", "listed", "plain"], "no list has masks"
+
+    def choose(pipeline, chosen):
+        updates = app.tab.editor.choose_pipeline(pipeline, chosen, "sample", *[None] * 3, "brightness", *[None] * 3)
+        return updates[-len(app.tab.editor.given.outputs()) - 1]["value"]
+
+    assert choose("tiny-edit", "") == choose("tiny-edit", "gone") == "tiny-edit-test"
+    assert choose("tiny-edit", "few") == "few" and choose("starter-image", "few") == ""
+    assert choose("starter-image", "plain") == "plain" == choose("tiny-edit", "plain")
+
+
+def test_a_list_brings_a_source_with_each_prompt_and_says_what_does_not_fit(app, prompt_lists, pictures):
+    config = studio_comparison.build_config(at_rest(prompts="tiny-edit-test"), app.context)
+    assert (config.prompts, config.limit) == ("configs/prompts/tiny-edit-test.jsonl", 32), "no path of this machine"
+    rows = plan_run(config).rows
+    assert len(rows) == 32 and len({prompt_inputs(row[1])["source"].digest for row in rows}) == 2
+    assert len(plan_run(studio_comparison.build_config(at_rest(prompts="photos"), app.context)).rows) == 1
+    one = keep(app, source=pictures / "c.png")
+    assert len(studio_comparison.build_config(at_rest(prompts="listed", inputs=one), app.context).prompts) == 2
+    plain = {"rewards": ("brightness",), "pipeline": "starter-image"}
+    for request, sentence in [
+        (at_rest(prompts="few", **plain), "those of few come with a source, and nothing in this comparison takes one"),
+        (at_rest(prompts="plain"), "source: tiny-edit makes its samples from a picture as their source; give one"),
+        (at_rest(prompts="few", pipeline="tiny-paint"), "mask: .*choose a list whose prompts have one"),
+        (at_rest(prompts="few", inputs=one), "source: is given, and the prompts of the list come with files"),
+        (at_rest(prompts="tiny-edit-test", seeds=5), "32 prompts x 5 seeds are 160 samples"),
+        (at_rest(prompts="run:nowhere"), "no run of this name here"),
+    ]:
+        with pytest.raises(BadInput, match=sentence) as raised:
+            studio_comparison.build_config(request, app.context)
+        assert len(str(raised.value)) < 250
+
+
+def test_a_run_of_a_file_with_sources_is_repeated_and_edited_with_each_prompts_own(app, tmp_path):
+    values = {"pipeline": "tiny-edit", "contestants": {"base": "sample"}, "name": "filed"}
+    values |= {"reward": {"unchanged": {}}, "watch": {"brightness": {}}}  # as `workbench compare` writes them
+    values["prompts"] = str(write_edits(tmp_path / "data", instructions=2, sources=2))
+    plan = plan_run(run_config.check_config(run_config.build_dataclass(run_config.RunConfig, values, "test")))
+    folder = execute(plan, app.context.runs)
+    folder.write("run.json", folder.read() | {"status": "done"})
+    shutil.rmtree(tmp_path / "data")
+    request = app.tab.manager.read_request(folder)
+    name = f"run:{folder.path.name}"
+    assert request.prompts == name and request.inputs == {}
+    assert (request.rewards, request.watch) == ({"unchanged": 1.0}, ["brightness"])
+    fields = app.tab.editor.fill_fields(request)
+    assert fields[1]["value"] == name and fields[1]["choices"][-1] == (f"those of {folder.path.name}", name)
+    live = app.tab.manager.repeat_run(folder.path.name)
+    for _ in live.job.watch(0.05):
+        pass
+    for file in folder.path.glob("media/base/*.png"):
+        again = live.folder.path / file.relative_to(folder.path)
+        assert torch.equal(media.read_media(file).data, media.read_media(again).data)
+    edited = dataclasses.replace(app.tab.manager.read_request(live.folder), contestants=["best_of_n n=2"])
+    prompts = [row[1] for row in plan_run(studio_comparison.build_config(edited, app.context)).rows]
+    assert prompts == [row[1] for row in plan.rows] and len({*prompts}) == 4
+    shutil.rmtree(folder.path)
+    assert edited.prompts == f"run:{live.folder.path.name}", "which stands on its own"
+
+
+def test_a_run_that_is_too_long_for_a_page_or_not_finished_says_how_to_repeat_it(tmp_path):
+    folder = write_run(tmp_path, "long", prompts=[f"edit {n}" for n in range(33)])
+    stored = SimpleNamespace(prompts="gone.jsonl", limit=0)
+    with pytest.raises(BadInput, match="33 prompts, and a page shows at most 32; repeat it with: workbench run FOLDER"):
+        prompt_choices.ask_again(stored, folder, tmp_path)
+    folder.write("run.json", folder.read() | {"status": "stopped"})
+    with pytest.raises(BadInput, match="not finished, so not all of its prompts are known"):
+        prompt_choices.ask_again(stored, folder, tmp_path)
+    short = write_run(tmp_path, "short", prompts=["a", "b"])
+    assert prompt_choices.ask_again(stored, short, tmp_path) == (["a", "b"], {})
 
 
 @pytest.mark.parametrize(

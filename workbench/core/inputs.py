@@ -78,6 +78,11 @@ def prompt_inputs(prompt: str) -> Mapping[str, Input]:
     return prompt.inputs if isinstance(prompt, Prompt) else {}
 
 
+def prompt_dials(prompt: str) -> Mapping[str, float] | None:
+    """Axis -> level of a prompt that has dials of its own; None of any other."""
+    return prompt.dials if isinstance(prompt, Prompt) else None
+
+
 def reword_prompt(prompt: str, text: str) -> str:
     """Another text with the inputs of `prompt`."""
     return prompt.reworded(text) if isinstance(prompt, Prompt) else text

@@ -10,7 +10,14 @@ from workbench.core.inputs import input_needs, prompt_inputs
 from workbench.core.text import quote_value, shorten_path
 from workbench.core.types import Reward
 from workbench.runs import prompts
-from workbench.runs.prompt_inputs import PromptList, describe_inputs, input_bytes, label_input, prompt_source
+from workbench.runs.prompt_inputs import (
+    PromptList,
+    count_frames,
+    describe_inputs,
+    input_bytes,
+    label_input,
+    prompt_source,
+)
 
 WORDS = {"audio": "audio", "waveform": "audio", "video": "video", "image": "image"}  # in an argument's name -> modality
 
@@ -29,11 +36,15 @@ def read_prompt_lists(
     sources: Mapping[str, prompts.Source | None],
     pipelines: Mapping[str, PipelineConfig],
     rewards: Mapping[str, Reward],
+    limits: Mapping[str, int] | None = None,
 ) -> dict[str, PromptList]:
-    """where -> prompts of the sources that a run names, with the inputs that its pipelines and rewards take. Raises
-    BadInput for a prompt that comes without one of these, and as `take_prompts` does."""
-    lists = prompts.read_prompt_lists(sources, wanted_inputs(pipelines.values(), rewards.values()))
+    """where -> prompts of the sources that a run names, with the inputs that its pipelines and rewards take. limits:
+    how many are needed. Raises BadInput for a prompt that comes without one of these, for a clip that is too short, and
+    as `take_prompts` does."""
+    lists = prompts.read_prompt_lists(sources, wanted_inputs(pipelines.values(), rewards.values()), limits)
     _check_presence(pipelines, rewards, lists)
+    for label, pipeline in pipelines.items():
+        _check_lengths(label, pipeline, lists)
     return lists
 
 
@@ -60,6 +71,19 @@ def _check_presence(
             _check_input(f"reward {label} compares with", name, lists)
 
 
+def _check_lengths(label: str, pipeline: PipelineConfig, lists: Mapping[str, PromptList]) -> None:
+    """Raises BadInput for a clip of fewer frames than the pipeline takes, as far as both are known before it loads."""
+    frames = pipeline.input_size[0] if len(pipeline.input_size) == 3 else pipeline.call.get("num_frames")
+    names = [n for n, argument in pipeline.inputs.items() if argument_modality(pipeline, argument) == "video"]
+    for where, name, prompt in ((w, n, p) for n in names if frames for w, part in lists.items() for p in part.prompts):
+        length = count_frames(prompt_inputs(prompt)[name])
+        if length is not None and length < frames:
+            place = shorten_path(lists[where].places[prompt])
+            raise BadInput(
+                f"{where}: {place}: {name}: a clip of {length} frames is too short for {label}, which takes {frames}"
+            )
+
+
 def _is_absent(name: str, lists: Mapping[str, PromptList]) -> bool:
     return all(len(part.prompts_without(name)) == len(part.prompts) for part in lists.values())
 
@@ -68,10 +92,8 @@ def _check_input(taker: str, name: str, lists: Mapping[str, PromptList]) -> None
     for where, part in lists.items():
         incomplete = part.prompts_without(name)
         if incomplete and len(incomplete) == len(part.prompts):
-            raise BadInput(
-                f"{where}: {taker} {label_input(name)}, and no prompt comes with one; give a .jsonl or .csv with a "
-                f"column `{name}` of files"
-            )
+            way_out = part.hints.get(name, f"give a .jsonl or .csv with a column `{name}` of files")
+            raise BadInput(f"{where}: {taker} {label_input(name)}, and no prompt comes with one; {way_out}")
         if incomplete:
             location = shorten_path(part.places[incomplete[0]])
             raise BadInput(

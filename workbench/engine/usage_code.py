@@ -6,6 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import pipelines
+from pipelines.call_arguments import read_arguments
+from pipelines.conditions import AREA, FREE_SIZE, RATES, UNBATCHED
 from workbench.core.paths import resolve_repo
 from workbench.engine import input_checks
 
@@ -21,8 +23,11 @@ def write_usage(config: pipelines.PipelineConfig, load_lines: list[str], dtype: 
         lines += _load_component(name, spec, dtype)
     if config.scheduler:
         lines.append(_make_scheduler(config.scheduler))
+    if config.ip_adapter:
+        lines += _load_ip_adapter(pipelines.config.IPAdapterConfig(**config.ip_adapter))
     lines += [*load_lines, _call(config)]
     modules = (
+        "PIL.ImageOps",
         "diffusers",
         "huggingface_hub",
         "peft",
@@ -82,20 +87,55 @@ def _make_scheduler(settings: dict[str, Any]) -> str:
     return f"pipe.scheduler = {cls}.from_config(pipe.scheduler.config{_arguments(settings)})"
 
 
+def _load_ip_adapter(adapter: pipelines.config.IPAdapterConfig) -> list[str]:
+    folder, _, file = adapter.file.rpartition("/")
+    encoder = f"./{adapter.encoder}" if adapter.encoder and folder else adapter.encoder or None  # from the repo's root
+    return [
+        f"pipe.load_ip_adapter({_place(adapter.repo)}, subfolder={folder!r}, weight_name={file!r}, "
+        f"image_encoder_folder={encoder!r})",
+        f"pipe.set_ip_adapter_scale({adapter.scale})",
+    ]
+
+
 def _call(config: pipelines.PipelineConfig) -> str:
     inputs = "".join(f", {argument}={_read_input(config, name)}" for name, argument in config.inputs.items())
-    settings = _arguments(config.call | config.text)
-    return f"made = pipe('a prompt'{inputs}, num_inference_steps={config.steps}{settings})"
+    implied: dict[str, Any] = {
+        RATES[argument]: round(config.rate) for argument in config.inputs.values() if argument in RATES
+    }
+    if (size := _find_size(config)) and AREA in (read_arguments(config.pipeline) or ()):
+        implied[AREA] = size[0] * size[1]
+    settings = _arguments(implied | config.call | config.text)
+    return f"made = pipe(prompt='a prompt'{inputs}, num_inference_steps={config.steps}{settings})"
+
+
+def _find_size(config: pipelines.PipelineConfig) -> tuple[int, int] | None:
+    """(H,W) to which a run brings pictures, where the config says it."""
+    height, width = config.input_size[-2:] or (config.call.get("height"), config.call.get("width"))
+    return (height, width) if height and width else None
 
 
 def _read_input(config: pipelines.PipelineConfig, name: str) -> str:
-    """The Python that reads an input from a file of its name."""
-    modality = input_checks.argument_modality(config, config.inputs[name])
+    """The Python that reads an input from a file of its name, as a run does; sounds are as long, and of as many
+    channels and values a second, as they are."""
+    argument = config.inputs[name]
+    modality = input_checks.argument_modality(config, argument)
     if modality == "audio":
-        return f"torch.from_numpy(soundfile.read('{name}.wav', always_2d=True)[0].T[None]).float()"
+        sound = f"torch.from_numpy(soundfile.read('{name}.wav', always_2d=True)[0].T).float()"
+        return sound if argument in UNBATCHED else f"{sound}[None]"
+    size = None if name in FREE_SIZE else _find_size(config)
     if modality == "video":
-        return f"diffusers.utils.load_video('{name}.mp4')"
-    return f"diffusers.utils.load_image('{name}.png')"
+        frames = config.input_size[0] if len(config.input_size) == 3 else config.call.get("num_frames")
+        clip = f"diffusers.utils.load_video('{name}.mp4')" + (f"[:{frames}]" if frames else "")
+        return f"[{_fit_picture('x', size)} for x in {clip}]" if size else clip
+    picture = f"diffusers.utils.load_image('{name}.png')"
+    if name == "mask":
+        return _fit_picture(f"{picture}.convert('L')", size, "NEAREST") + ".point(lambda x: 255 * (x > 127))"
+    return _fit_picture(picture, size)
+
+
+def _fit_picture(picture: str, size: tuple[int, int] | None, how: str = "BICUBIC") -> str:
+    """The Python for a picture that is scaled until it covers (H,W), and cropped at the middle."""
+    return f"PIL.ImageOps.fit({picture}, ({size[1]}, {size[0]}), PIL.Image.Resampling.{how})" if size else picture
 
 
 def _arguments(settings: dict[str, Any]) -> str:

@@ -26,7 +26,7 @@ from workbench.runs import config as configs
 from workbench.runs.plan import Plan
 from workbench.runs.prompt_files import METADATA
 from workbench.runs.prompts import find_prompt_file
-from workbench.runs.resolve import list_dependency_files
+from workbench.runs.resolve import list_dependency_files, name_prompts
 
 # settings of rewards and methods that may name a file or folder of this machine
 PLACES = ("model", "weights", "tokenizer", "backbone", "reference", "references", "path", "head", "base")
@@ -79,6 +79,8 @@ def _digest_prompt_inputs(plan: Plan) -> dict[str, str]:
     prompts = [
         p for task in tasks for p in (*(row[1] for row in task.rows), *task.train_prompts, *task.held_out_prompts)
     ]
+    own = [source for task in tasks for source in name_prompts(task.methods).values()]  # read, where they are no texts
+    prompts += [p for source in own for p in source]
     inputs = [value for prompt in dict.fromkeys(prompts) for value in prompt_inputs(prompt).values()]
     return {show_path(Path(value.path)): value.digest for value in inputs if isinstance(value, FileInput)}
 

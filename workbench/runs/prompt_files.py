@@ -36,6 +36,12 @@ LIST = "the list"  # as which sentences name prompts that come from no file
 MAX_PARQUET_BYTES = 1 << 30  # unpacked
 COMMENT = re.compile(r"\s*#(\s|#|$)")
 
+
+@dataclass(frozen=True)
+class Embedded:
+    """A cell of a table that holds a medium itself and names no file: known to be there, and not read."""
+
+
 Row = tuple[str, str, Mapping[str, Any]]  # where it stands, its prompt, its further columns
 
 
@@ -82,7 +88,7 @@ def make_table(rows: Iterable[Row], notes: Sequence[str], where: str, folder: Pa
     empty = repeated = 0
     for place, prompt, further in rows:
         check_prompt(prompt, f"{where}{place}")
-        inputs = [str(further.get(name) or "") for name in INPUT_COLUMNS]
+        inputs = [str(further.get(name) or "").strip() for name in INPUT_COLUMNS]
         prompt = reword_prompt(prompt, str(prompt).strip())
         key = (prompt_key(prompt), *inputs)
         if not any(key):
@@ -265,6 +271,7 @@ def _read_parquet(path: Path) -> tuple[Iterator[Row], list[str]]:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path}: can't be read as Parquet ({one_line(error, 100)})") from None
+    columns |= {name: [Embedded()] * file.metadata.num_rows for name in bulky if name in INPUT_COLUMNS}
     rows = ({name: values[n] for name, values in columns.items()} for n in range(file.metadata.num_rows))
     notes = [f"columns left out, which hold bytes: {', '.join(bulky)}"] if bulky else []
     return ((f", row {n}", row.pop(prompt_name, None) or "", row) for n, row in enumerate(rows, 1)), notes

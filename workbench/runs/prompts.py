@@ -12,7 +12,14 @@ from workbench.core.schema import suggest_nearest
 from workbench.core.text import quote_value
 from workbench.core.types import Batch, derive_seed
 from workbench.runs.config import is_file
-from workbench.runs.prompt_files import METADATA, PromptTable, read_prompt_file, read_prompt_folder, read_prompt_list
+from workbench.runs.prompt_files import (
+    METADATA,
+    READERS,
+    PromptTable,
+    read_prompt_file,
+    read_prompt_folder,
+    read_prompt_list,
+)
 from workbench.runs.prompt_inputs import PromptList, take_prompts
 
 Source = str | Sequence[Any] | Mapping[str, Any]  # of prompts: a file or folder, a list, or {folder: …, prompt: …}
@@ -23,11 +30,13 @@ def read_prompts(source: Source, where: str = "prompts") -> tuple[str, ...]:
     return take_prompts(read_prompt_table(source, where), {}, where).prompts
 
 
-def read_prompt_lists(sources: Mapping[str, Source | None], modalities: Mapping[str, str]) -> dict[str, PromptList]:
+def read_prompt_lists(
+    sources: Mapping[str, Source | None], modalities: Mapping[str, str], limits: Mapping[str, int] | None = None
+) -> dict[str, PromptList]:
     """where -> prompts, with the inputs that are wanted (take_prompts), of the sources that a run names; None names
-    none. Raises BadInput."""
+    none. limits: where -> how many are needed. Raises BadInput."""
     return {
-        where: take_prompts(read_prompt_table(source, where), modalities, where)
+        where: take_prompts(read_prompt_table(source, where), modalities, where, (limits or {}).get(where, 0))
         for where, source in sources.items()
         if source is not None
     }
@@ -68,12 +77,13 @@ def find_prompt_file(source: str, where: str) -> Path:
     """The file that `source` names, also without its folder or suffix in configs/prompts; or the folder that it names.
     Raises BadInput."""
     bundled = CONFIGS / "prompts"
-    named = [bundled / f"{source}{suffix}" for suffix in ("", ".txt", ".jsonl")]
+    named = [bundled / f"{source}{suffix}" for suffix in ("", *filter(None, READERS))]
     for path in (Path(source), *named, CONFIGS.parent / source):
         if is_file(path, where):
             return path
-    if Path(source).is_dir():
-        return Path(source)
+    for path in (Path(source), bundled / source, CONFIGS.parent / source):
+        if path.is_dir():
+            return path
     nearest = suggest_nearest(source, (p.stem for p in bundled.glob("*.*")))
     raise BadInput(f"{where}: no prompt file {quote_value(source)}; {nearest}")
 

@@ -19,7 +19,6 @@ from rewards import configure_reward
 from rewards.vlm.judge import Judge
 from workbench.core.errors import BadInput
 from workbench.core.inputs import input_needs
-from workbench.core.paths import CONFIGS
 from workbench.core.schema import suggest_nearest
 from workbench.core.setting_help import describe_settings, summarise_class
 from workbench.engine.input_checks import argument_modality
@@ -70,10 +69,6 @@ def inputs_of(repo: str) -> dict[str, str]:
     """The same of a pipeline as a run config calls it."""
     config = pipelines.read_config(repo)
     return {name: argument_modality(config, argument) for name, argument in config.inputs.items()}
-
-
-def list_prompt_lists() -> list[str]:
-    return sorted(path.stem for path in (CONFIGS / "prompts").glob("*.txt"))
 
 
 def list_alternatives(pipeline: str, runs: Path) -> list[tuple[str, str]]:

@@ -4,7 +4,7 @@ content, so that the same file is the same input, whenever and from whomever it 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,7 +49,7 @@ def keep_inputs(
     kept = {}
     for name in (n for n in NAMES if n in kinds and files.get(n)):
         upload = accept_input(files[name], name, kinds[name], context.temp)
-        kept[name] = _keep_bytes(upload.path.read_bytes(), upload.path.suffix, context.runs)
+        kept[name] = keep_bytes(upload.path.read_bytes(), upload.path.suffix, context.runs)
     if "mask" in kinds and (painted := read_sketch(sketch)) is not None:
         if "mask" in kept:
             raise BadInput("mask: it is painted and given as a file; take one of them away")
@@ -58,7 +58,7 @@ def keep_inputs(
         painted = painted.resize(size or painted.size, Image.Resampling.NEAREST)
         pixels = torch.from_numpy(np.asarray(painted) > 127).float()
         mask = Media(pixels.expand(1, 3, -1, -1), "image")
-        kept["mask"] = _keep_bytes(media.encode_png(mask), ".png", context.runs)
+        kept["mask"] = keep_bytes(media.encode_png(mask), ".png", context.runs)
     return kept
 
 
@@ -72,7 +72,13 @@ def read_sketch(sketch: Mapping | None) -> Image.Image | None:
     return painted if painted is not None and painted.getbbox() else None
 
 
-def _keep_bytes(content: bytes, suffix: str, runs: Path) -> str:
+def keep_file(path: Path, runs: Path) -> str:
+    """The path of a file's copy that is kept among the runs."""
+    return str(path) if path.parent == runs / FOLDER else keep_bytes(path.read_bytes(), path.suffix, runs)
+
+
+def keep_bytes(content: bytes, suffix: str, runs: Path) -> str:
+    """The same of a file's content."""
     path = runs / FOLDER / f"{hashlib.sha256(content).hexdigest()}{suffix}"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,62 +86,56 @@ def _keep_bytes(content: bytes, suffix: str, runs: Path) -> str:
     return str(path)
 
 
+def wanted_inputs(kinds_by_pipeline: Mapping[str, Mapping[str, str]], rewards: Iterable[str]) -> dict[str, str]:
+    """What one of these pipelines or rewards takes with each prompt -> its modality, "" where it may be any."""
+    needs = {name: "" for reward in rewards for name in input_needs(all_rewards()[reward].spec)}
+    return needs | {name: kind for kinds in kinds_by_pipeline.values() for name, kind in kinds.items()}
+
+
 def check_inputs(
-    inputs: Mapping[str, str], kinds_by_pipeline: Mapping[str, Mapping[str, str]], rewards: Iterable[str], runs: Path
+    inputs: Mapping[str, str],
+    listed: Collection[str],
+    kinds_by_pipeline: Mapping[str, Mapping[str, str]],
+    rewards: Iterable[str],
+    runs: Path,
 ) -> None:
-    """Raises BadInput for a comparison that lacks what its pipelines or rewards take, for what none of them takes, and
-    for a file that no page has kept. kinds_by_pipeline: pipeline -> what it takes, the comparison's own first."""
+    """Raises BadInput for a comparison that lacks what its pipelines or rewards take, for what none of them takes or
+    the chosen list comes with, and for a file that no page has kept. listed: what comes with each prompt of the list;
+    kinds_by_pipeline: pipeline -> what it takes, the comparison's own first."""
     needs = {name: input_needs(all_rewards()[name].spec) for name in rewards}
+    if inputs and listed:
+        raise BadInput(
+            f"{input_title(next(iter(inputs)))}: is given, and the prompts of the list come with files of their own; "
+            "take it away, or choose the prompts above in place of the list"
+        )
     own, kinds = next(iter(kinds_by_pipeline.items()))
     for pipeline, taken in kinds_by_pipeline.items():
-        if lacking := [name for name in taken if name not in inputs]:
+        if lacking := [name for name in taken if name not in inputs and name not in listed]:
             title = input_title(lacking[0])
+            way_out = "choose a list whose prompts have one" if listed else "give one"
             raise BadInput(
-                f"{title}: {pipeline} makes its samples from {MEDIA_WORDS[taken[lacking[0]]]} as their {title}; give "
-                "one, or choose another pipeline"
+                f"{title}: {pipeline} makes its samples from {MEDIA_WORDS[taken[lacking[0]]]} as their {title}; "
+                f"{way_out}, or choose another pipeline"
             )
     for reward, names in needs.items():
-        if lacking := [name for name in names if name not in inputs]:
+        if lacking := [name for name in names if name not in inputs and name not in listed]:
             title = input_title(lacking[0])
             made = f"from no {title}" if kinds else "from nothing but prompts"
             raise BadInput(
                 f"rewards: {reward} compares with the {title} of a sample, and {own} makes its samples {made}; choose "
                 f"a pipeline that takes a {title}, or another reward"
             )
-    takers = {name for taken in (*kinds_by_pipeline.values(), *needs.values()) for name in taken}
+    wanted = wanted_inputs(kinds_by_pipeline, needs)
     for name, path in inputs.items():
-        if name not in takers:
+        if name not in wanted:
             raise BadInput(f"{input_title(name)}: nothing in this comparison takes one; leave it out")
         if Path(path).parent != runs / FOLDER or not Path(path).is_file():
             raise BadInput(f"{input_title(name)}: its file is gone; give it again")
 
 
-def join_inputs(prompts: Sequence[str], inputs: Mapping[str, str]) -> list:
-    """Prompts as a run's config names them, each with these inputs."""
-    return [{"prompt": prompt, **inputs} for prompt in prompts] if inputs else list(prompts)
-
-
-def split_inputs(prompts: Any, folder: Path, runs: Path) -> tuple[Any, dict[str, str]]:
-    """(prompts, inputs) of a stored config whose prompts all have the same inputs, which are kept again where they are
-    gone. Raises BadInput for others."""
-    if isinstance(prompts, Mapping):
-        raise BadInput("this run's prompts come with a folder of files; repeat it with: workbench run FOLDER")
-    if not isinstance(prompts, list) or not any(isinstance(item, Mapping) for item in prompts):
-        return prompts, {}
-    items = [{"prompt": item} if isinstance(item, str) else dict(item) for item in prompts]
-    texts = [item.pop("prompt", "") for item in items]
-    if any(item != items[0] for item in items) or not set(items[0]) <= set(NAMES):
-        raise BadInput("this run's prompts come with different inputs; repeat it with: workbench run FOLDER")
-    inputs = {}
-    for name, value in items[0].items():
-        path = Path(str(value))
-        stored = path if path.parent == runs / FOLDER and path.is_file() else find_input(folder, path.stem)
-        if stored is None:
-            raise BadInput(
-                f"this run's {input_title(name)} was not given to a page; repeat it with: workbench run FOLDER"
-            )
-        inputs[name] = _keep_bytes(stored.read_bytes(), stored.suffix, runs)
-    return texts, inputs
+def join_inputs(prompts: Any, inputs: Mapping[str, str]) -> Any:
+    """Prompts as a run's config names them; texts each with these inputs."""
+    return [{"prompt": prompt, **inputs} for prompt in prompts] if inputs else prompts
 
 
 def first_inputs(samples: Iterable[Mapping], folder: Path, runs: Path) -> tuple[list[str], dict[str, str]]:
@@ -147,6 +147,6 @@ def first_inputs(samples: Iterable[Mapping], folder: Path, runs: Path) -> tuple[
     for name, digest in digests.items():
         if (stored := find_input(folder, digest)) is None:
             raise BadInput(f"the {input_title(name)} that these trainings were judged with is gone from {folder.name}")
-        inputs[name] = _keep_bytes(stored.read_bytes(), stored.suffix, runs)
+        inputs[name] = keep_file(stored, runs)
     prompts = dict.fromkeys(str(s["prompt"]) for s in samples if (s.get("inputs") or {}) == digests)
     return list(prompts), inputs

@@ -114,7 +114,7 @@ def _check_text(value: str, where: tuple[str, ...]) -> None:
                 f"override {key_path}: from here only configured pipelines can be loaded: {', '.join(names)}"
             )
     elif where in PROMPT_KEYS:
-        names = [p.stem for p in sorted((CONFIGS / "prompts").iterdir())]
+        names = sorted({p.stem for p in (CONFIGS / "prompts").iterdir()})
         if value not in names:
             raise BadInput(f"override {key_path}: from here a list [..], or one of {', '.join(names)}")
     else:

@@ -24,14 +24,14 @@ from workbench.runs import config, store
 from workbench.runs import prompts as data
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress, score_samples
-from workbench.ui import contestant_choices, input_uploads, run_processes
+from workbench.ui import contestant_choices, input_uploads, prompt_choices, run_processes
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import Job
 from workbench.ui.limits import SLOTS
 
 # the most that a page may ask for
-MAX_PROMPTS, MAX_LETTERS, MAX_SAMPLES, MAX_CALLS, MAX_SEED = 32, 1000, 128, 4096, 2**53
+MAX_SAMPLES, MAX_CALLS, MAX_SEED = 128, 4096, 2**53
 MAX_SETTING = 1e6  # no setting of a method is larger
 PROMPTS_OF_LINK = 6  # prompts that a link to trainings begins with
 MAX_PREVIEWS = 6  # samples of a contestant that are previewed
@@ -42,11 +42,6 @@ def build_config(request: ComparisonRequest, context: AppContext) -> config.RunC
     runs, rewards = context.runs, contestant_choices.check_weights(request.rewards)
     for name, maximum in (("seed", MAX_SEED), ("seeds", MAX_SAMPLES), ("calls", MAX_CALLS), ("batch", MAX_SAMPLES)):
         _check_whole_number(name, getattr(request, name), maximum, minimum=0 if name in ("seed", "calls") else 1)
-    prompts = _read_prompts(request.prompts)
-    if (samples := len(prompts) * request.seeds) > MAX_SAMPLES:
-        raise BadInput(
-            f"{len(prompts)} prompts x {request.seeds} seeds are {samples} samples; from here at most {MAX_SAMPLES}"
-        )
     watch = (
         contestant_choices.default_watch(request.pipeline, list(rewards), runs)
         if request.watch is None
@@ -57,16 +52,23 @@ def build_config(request: ComparisonRequest, context: AppContext) -> config.RunC
     watched = [contestant_choices.check_reward_name(name) for name in watch]
     repos = {request.pipeline: pipeline} | {name: b["pipeline"] for name, b in blocks.items() if "pipeline" in b}
     taken = {name: contestant_choices.inputs_of(repo) for name, repo in repos.items()}
-    input_uploads.check_inputs(request.inputs, taken, [*rewards, *watched], runs)
+    judges = [*rewards, *watched]
+    prompts = prompt_choices.choose_prompts(request.prompts, input_uploads.wanted_inputs(taken, judges), runs)
+    if (samples := prompts.count * request.seeds) > MAX_SAMPLES:
+        raise BadInput(
+            f"{prompts.count} prompts x {request.seeds} seeds are {samples} samples; from here at most {MAX_SAMPLES}"
+        )
+    input_uploads.check_inputs(request.inputs, prompts.inputs, taken, judges, runs)
     run_config = config.RunConfig(
         pipeline,
         rewards,
-        input_uploads.join_inputs(prompts, request.inputs),
+        input_uploads.join_inputs(prompts.source, request.inputs),
         contestants=_fit_contestants(blocks, pipeline, request.calls),
         watch=watched or None,
         name="studio",
         seed=int(request.seed),
         samples_per_prompt=int(request.seeds),
+        limit=prompts.limit,
         batch=int(request.batch),
         curve=True,
     )
@@ -77,21 +79,6 @@ def _check_whole_number(name: str, value: Any, maximum: int, minimum: int) -> No
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool) and value == value
     if not is_number or not minimum <= value <= maximum or value != int(value):
         raise BadInput(f"{name}: a whole number from {minimum} to {maximum:,}, not {str(value)[:40]}")
-
-
-def _read_prompts(source: Sequence[str] | str) -> tuple[str, ...]:
-    if isinstance(source, str):
-        if source not in contestant_choices.list_prompt_lists():
-            raise BadInput(
-                f"prompts: there is no list of this name; known: {', '.join(contestant_choices.list_prompt_lists())}"
-            )
-        return data.read_prompts(source)[:MAX_PROMPTS]
-    prompts = data.read_prompts([line.replace("\0", "") for line in source], "prompts: write at least one;")
-    if len(prompts) > MAX_PROMPTS:
-        raise BadInput(f"prompts: {len(prompts)} are too many to look at; from here at most {MAX_PROMPTS}")
-    if (longest := max(map(len, prompts))) > MAX_LETTERS:
-        raise BadInput(f"prompts: one has {longest:,} letters; at most {MAX_LETTERS:,}")
-    return prompts
 
 
 def _fit_contestants(blocks: Mapping[str, dict], pipeline: str, calls: int) -> dict[str, dict]:
@@ -292,14 +279,16 @@ class ComparisonManager:
         names_by_source = {repo: name for name, repo in contestant_choices.list_pipelines(self.context.runs).items()}
         rewards = plain_weights(stored.reward)
         watch = [stored.watch] if isinstance(stored.watch, str) else list(stored.watch or ())
+        has_settings = isinstance(stored.watch, Mapping) and any(
+            isinstance(v, Mapping) and v for v in stored.watch.values()
+        )
         is_plain = pipeline_label(stored.pipeline) in names_by_source and not stored.train and stored.contestants
+        is_plain = is_plain and not has_settings
         if not is_plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
         lines = contestant_choices.format_lines(stored.contestants, self.context.runs)
         pipeline = names_by_source[pipeline_label(stored.pipeline)]
-        prompts, inputs = input_uploads.split_inputs(stored.prompts, folder.path, self.context.runs)
-        if isinstance(prompts, str) and Path(prompts).stem in contestant_choices.list_prompt_lists():
-            prompts = Path(prompts).stem
+        prompts, inputs = prompt_choices.ask_again(stored, folder, self.context.runs)
         return ComparisonRequest(
             prompts, pipeline, lines, rewards, watch, stored.seed, stored.samples_per_prompt, 0, stored.batch, inputs
         )
@@ -367,11 +356,20 @@ class ComparisonManager:
 
 
 def plain_weights(reward: Any) -> dict[str, float]:
-    """Name -> weight of a stored run's reward, where it is a plain sum; else nothing."""
+    """Name -> weight of a stored run's reward, where it is a plain sum without further settings; else nothing."""
     if isinstance(reward, str):
         return {reward: 1.0}
-    is_plain = isinstance(reward, Mapping) and all(isinstance(w, (int, float)) for w in reward.values())
-    return dict(reward) if is_plain else {}
+    weights = reward if isinstance(reward, Mapping) else {}
+    weights = {name: _plain_weight(value) for name, value in weights.items()}
+    return {} if None in weights.values() else weights
+
+
+def _plain_weight(value: Any) -> float | None:
+    """The weight that a reward's block says: a number, {} (as `workbench compare` writes it) or {weight: 2}; None where
+    it has further settings."""
+    if isinstance(value, Mapping):
+        value = value.get("weight", 1.0) if not value.keys() - {"weight"} else None
+    return value if isinstance(value, int | float) else None
 
 
 def mean_reward(scores: Sequence[Mapping[str, float | None]], weights: Mapping[str, float]) -> float | None:

@@ -42,7 +42,8 @@ class RPO(MethodDefaults):
     beta: NonNegative = 1.0  # how far from the untrained model a preference is worth going: higher stays nearer
     similarity_weight: NonNegative = 1.0  # of the pictures' own denoising loss
     validate_every: Natural = 40  # batches between validations; 0: none
-    validation_prompts: tuple[str, ...] = ()  # none: those met so far
+    # a list of prompts, or a file; with what comes with them, as those of the run; none: those met so far
+    validation_prompts: Any = ()
     validation_samples: Count = 4  # samples of each
     patience: Natural = 0  # validations in a row without a better one that end the training; 0: it goes on
     lr: NonNegative = 5e-6  # step size of AdamW

@@ -310,7 +310,7 @@ class Studio:
         """Compare contestants on the same prompts and noises. A generator: views while it works, the result at the end.
 
         Args:
-            prompts: one a line; or `list:NAME` for a list of configs/prompts
+            prompts: one a line; or `list:NAME` for a list of configs/prompts, `list:run:NAME` for those of a stored run
             pipeline: a configured pipeline
             contestants: lines METHOD[@PIPELINE] key=value …, at most four
             rewards: what is optimised, each with its weight

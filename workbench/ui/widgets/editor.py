@@ -104,8 +104,9 @@ class Editor:
         ]
         mixed = [m["name"] for m in self.mix]
         methods = [s["method"] for s in self.slots]
-        choices += self.given.outputs()
-        self.pipeline.input(self.choose_pipeline, [self.pipeline, *methods, *mixed], choices, **QUIET)
+        choices += [self.prompt_list, *self.given.outputs()]
+        chosen = [self.pipeline, self.prompt_list, *methods, *mixed]
+        self.pipeline.input(self.choose_pipeline, chosen, choices, **QUIET)
         self.given.wire_events(self.pipeline)
         gr.on(
             [m.input for m in mixed],
@@ -152,7 +153,7 @@ class Editor:
 
     def fill_fields(self, request: ComparisonRequest) -> list:
         """The editor, filled with what was asked."""
-        from workbench.ui import contestant_choices
+        from workbench.ui import contestant_choices, prompt_choices
 
         runs, rewards = self.runs, list(request.rewards)
         watch = (
@@ -163,12 +164,8 @@ class Editor:
         is_list = isinstance(request.prompts, str)
         names = contestant_choices.list_rewards(request.pipeline, runs)
         out = [gr.skip() if is_list else "\n".join(request.prompts)]
-        out += [
-            gr.update(
-                choices=[("the prompts above", ""), *contestant_choices.list_prompt_lists()],
-                value=request.prompts if is_list else "",
-            )
-        ]
+        kinds, chosen_list = contestant_choices.list_inputs(request.pipeline, runs), request.prompts if is_list else ""
+        out += [gr.update(choices=prompt_choices.offer_lists(kinds, chosen_list, runs), value=chosen_list)]
         out += [
             gr.update(choices=list(contestant_choices.list_pipelines(runs)), value=request.pipeline),
             gr.update(choices=names, value=watch),
@@ -206,9 +203,9 @@ class Editor:
     def choose_method(self, method: str | None) -> list:
         return self._slot_updates(method)
 
-    def choose_pipeline(self, pipeline: str, *chosen: str | None) -> list:
+    def choose_pipeline(self, pipeline: str, prompt_list: str, *chosen: str | None) -> list:
         """What can be chosen once the pipeline is another: choices that no longer fit are given up."""
-        from workbench.ui import contestant_choices
+        from workbench.ui import contestant_choices, prompt_choices
 
         runs, methods, mixed = self.runs, chosen[:SLOTS], chosen[SLOTS:]
         names = contestant_choices.list_rewards(pipeline, runs)
@@ -220,12 +217,16 @@ class Editor:
         fitting = contestant_choices.list_methods(pipeline, optimised, runs)
         alternatives = contestant_choices.list_alternatives(pipeline, runs)
         method_names = [name for _, name in fitting]
+        kinds = contestant_choices.list_inputs(pipeline, runs)
+        lists = prompt_choices.offer_lists(kinds, prompt_list, runs)
+        suggested = prompt_choices.suggest_list(pipeline, kinds, prompt_list, runs)
         out = [gr.update(choices=names, value=contestant_choices.default_watch(pipeline, optimised, runs))]
         out += [gr.update(choices=fitting, value=m if m in method_names else "sample" if m else None) for m in methods]
         return [
             *out,
             *[gr.update(choices=alternatives, value="")] * SLOTS,
             *(gr.update(choices=names, value=name) for name in remaining),
+            gr.update(choices=lists, value=suggested),
             *self.given.choose_pipeline(pipeline),
         ]
 

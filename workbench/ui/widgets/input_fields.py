@@ -31,7 +31,7 @@ class InputFields:
         self.boxes, self.files, self.previews = {}, {}, {}
         for name, (label, hint) in INPUTS.items():
             with gr.Column(visible=False, elem_classes=["wb-input"]) as self.boxes[name]:
-                self.files[name] = gr.File(label=label, type="filepath", height=110, elem_id=f"wb-input-{name}")
+                self.files[name] = gr.File(label=label, type="filepath", height=140, elem_id=f"wb-input-{name}")
                 gr.HTML(html.hint_html(hint))
                 self.previews[name] = gr.HTML("")
                 if name == "mask":

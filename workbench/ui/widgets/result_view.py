@@ -136,7 +136,7 @@ def _result_row(
             "file": None,
         }
         cell |= {
-            "right": None if scores.get("oracle") is None else scores["oracle"] >= 1,
+            "right": estimates.read_verdict(scores),
             "url": "",
             "tiny": False,
             "scores": scores,
