@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import shutil
 import sys
 import tempfile
 
@@ -148,3 +149,17 @@ def encodings(pipe):
     handle = pipe.text_encoder.register_forward_hook(lambda *_: ran.append(1))
     yield ran
     handle.remove()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    """A headless Chromium. A processor draws what a page paints by WebGL, such as the canvas of a mask."""
+    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")
+    chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if chromium is None:
+        pytest.skip("needs a Chromium, to drive it")
+    arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    with driver.sync_playwright() as playwright:
+        opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
+        yield opened
+        opened.close()

@@ -26,7 +26,6 @@ from workbench.ui.widgets import standings
 
 NAMES = ("zebra_base", "zebra_aligned", "zebra_third")  # words that appear nowhere else on a page
 EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>${window.pwned=1}{{pwned}}'
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
 @pytest.fixture(scope="module")
@@ -187,17 +186,6 @@ def test_too_few_votes_teach_nothing_and_leave_nothing(tmp_path):
     with pytest.raises(BadInput, match="not enough votes yet"):
         list(standings.learn_reward(context))
     assert not any((tmp_path / "learned").iterdir())
-
-
-@pytest.fixture(scope="module")
-def browser():
-    driver = pytest.importorskip("playwright.sync_api", reason="needs playwright, to drive a browser")
-    if not CHROMIUM:
-        pytest.skip("needs a Chromium, to drive it")
-    with driver.sync_playwright() as p:
-        opened = p.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield opened
-        opened.close()
 
 
 def only(page, kind):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from workbench.core.errors import BadInput
-from workbench.core.inputs import prompt_inputs
+from workbench.core.inputs import NAMES, prompt_inputs
 from workbench.core.io import media
 from workbench.core.io.resampling import resample_audio
 from workbench.core.paths import write_atomic
@@ -79,7 +79,7 @@ def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
 def _show_inputs(prompt: str, temp: Path) -> Iterator[BlindInput]:
     """What comes with the prompt, as browsers show it and without metadata. Both sides have it, so it is written once
     for all pairs. One that is gone or was changed is left out."""
-    for name, value in prompt_inputs(prompt).items():
+    for name, value in sorted(prompt_inputs(prompt).items(), key=lambda item: NAMES.index(item[0])):
         place = temp / hashlib.sha256(f"{SECRET}{value.digest}".encode()).hexdigest()[:32]
         file = next((f for suffix in MODALITY_BY_SUFFIX if (f := place.with_suffix(suffix)).is_file()), None)
         try:
