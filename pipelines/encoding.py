@@ -25,13 +25,12 @@ from . import replay, seams
 
 @dataclass(frozen=True)
 class DecodePath:
-    """How the last state becomes the autoencoder's input, and the size of the decoded media."""
+    """How the last state becomes the autoencoder's input."""
 
     state: Tensor  # [1,*latent], zero, a leaf
     # b: [R,*z], the autoencoder's input for the zero state, with the graph; R: frames that it decodes one by one, or 1
     shift: Tensor
     scale: Tensor  # d: [R,*z]
-    size: tuple[int, ...]  # of one medium: (3,H,W), (T,3,H,W) or (C,L)
     length: int = 0  # audio: samples that the autoencoder encodes to that many latents; the pipeline may cut its output
 
     @property
@@ -51,7 +50,7 @@ class DecodePath:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def find_decode_path(policy: Any) -> DecodePath:
-    """The DecodePath of a policy's pipeline, by three runs of it without its denoiser and one decoding.
+    """The DecodePath of a policy's pipeline, by three runs of it without its denoiser.
 
     Raises BadInput for sounds that are made by a vocoder, and TypeError where there is no autoencoder `vae` or its
     input is not d P x + b.
@@ -66,8 +65,7 @@ def find_decode_path(policy: Any) -> DecodePath:
         zero = torch.zeros_like(like).requires_grad_()
         shift = capture_decoder_input(policy, zero)
         scale = (capture_decoder_input(policy, torch.ones_like(like)) - shift).detach()
-        size = tuple(policy.decode(torch.zeros_like(like), policy.example_prompts("a")).data.detach().shape[1:])
-        path = DecodePath(zero, shift, scale, size, _padded_length(policy, shift))
+        path = DecodePath(zero, shift, scale, _padded_length(policy, shift))
         probe = torch.randn(like.shape, generator=torch.Generator().manual_seed(0)).to(like)
         probe_again = path.invert_to_state(capture_decoder_input(policy, probe).detach())
         (reached,) = torch.autograd.grad(shift, zero, torch.ones_like(shift), retain_graph=True)
@@ -84,6 +82,18 @@ def find_decode_path(policy: Any) -> DecodePath:
     return path
 
 
+@torch.inference_mode(False)
+@torch.no_grad()
+def find_media_size(policy: Any) -> tuple[int, ...]:
+    """Of one medium that the policy's pipeline makes: (3,H,W), (T,3,H,W) or (C,L). By decoding a state of zeros."""
+    counts = policy.nfe, policy.decodes
+    try:
+        media = policy.decode(torch.zeros_like(policy.structure.state), policy.example_prompts("a"))
+    finally:
+        policy.nfe, policy.decodes = counts
+    return tuple(media.data.shape[1:])
+
+
 def encode_media(policy: Any, path: DecodePath, media: Media) -> Tensor:
     """[B,*latent]: clean latents by the mode of the autoencoder's posterior, in the dtype of decoding. No gradient.
 
@@ -93,11 +103,11 @@ def encode_media(policy: Any, path: DecodePath, media: Media) -> Tensor:
         raise BadInput(
             f"a sound at {media.rate:g} Hz was given where this pipeline makes {policy.rate:g} Hz; resample it"
         )
-    if media.modality != policy.modality or tuple(media.data.shape[1:]) != path.size:
+    if media.modality != policy.modality or tuple(media.data.shape[1:]) != policy.size:
         size = "x".join(map(str, media.data.shape[1:]))
         raise BadInput(
             f"{media.modality} of size {size} can't be latents of {type(policy.pipe).__name__}, which makes "
-            f"{policy.modality} of size {'x'.join(map(str, path.size))}; bring them to that size"
+            f"{policy.modality} of size {'x'.join(map(str, policy.size))}; bring them to that size"
         )
     return path.invert_to_state(run_autoencoder(policy, path, media))
 

@@ -30,7 +30,10 @@ def check_ip_adapter(config: PipelineConfig) -> None:
         return
     adapter = IPAdapterConfig(**config.ip_adapter)
     if not (hasattr(find_pipeline_class(config.pipeline), "load_ip_adapter") and _has_unet(config)):
-        raise BadInput(f"ip_adapter: {config.pipeline} takes none; those of the Stable Diffusion and SDXL families do")
+        raise BadInput(
+            f"ip_adapter: {config.pipeline} can't be given one here; pipelines of the Stable Diffusion and SDXL "
+            "families can"
+        )
     if ARGUMENT not in config.inputs.values():
         raise BadInput(f"ip_adapter: nothing gives it a picture; say inputs: {{reference: {ARGUMENT}}}")
     if not adapter.file.endswith(".safetensors"):

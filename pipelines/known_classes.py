@@ -60,6 +60,7 @@ MODALITIES: dict[str, tuple[Modality, float]] = {
             "StableDiffusionXLPipeline",
             "StableDiffusion3Pipeline",
             "FluxPipeline",
+            "Flux2Pipeline",
             "Flux2KleinPipeline",
             "PixArtAlphaPipeline",
             "PixArtSigmaPipeline",
@@ -133,6 +134,9 @@ INPUTS: dict[str, dict[str, str]] = {
     "StableAudio3AudioToAudioPipeline": {"source": "audio"},
     "StableAudio3InpaintPipeline": {"source": "audio"},
 }
+
+# Those of them that make media of a prompt alone too, where their input is left out.
+OPTIONAL_INPUTS = frozenset({"FluxKontextPipeline", "LTXConditionPipeline"})
 
 # Classes that lay the source under the mask again after every step, so that parts of a state are not sampled: a
 # policy gradient, which needs the probability of a state, isn't defined for them.

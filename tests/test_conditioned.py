@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import replace
 
 import pytest
 import tiny
 import torch
 from tiny import SEEDS
-from tiny_conditioned import CONDITIONED, make_prompts, save_ip_adapter, with_input
+from tiny_conditioned import CONDITIONED, make_prompts, with_input
 from tiny_trained import trainable
 
 import pipelines
-from pipelines import FlowSDE, Lora, replay, seam_check, seams
+from pipelines import FlowSDE, replay, seam_check, seams
 from pipelines.adapters import lora_layers
-from pipelines.component_sources import list_weight_files
 from pipelines.conditions import Conditions, find_grouping, group_rows
 from pipelines.known_classes import INPUTS, MODALITIES
-from pipelines.loading import plan_loading
 from pipelines.policy import Policy
 from pipelines.prompt_cache import PromptCaches
 from pipelines.seam_check import check_pipeline, record_steps
@@ -29,7 +26,8 @@ from workbench.core.inputs import MediaInput
 from workbench.core.types import Batch, Media, Prompt, RewardSpec
 from workbench.methods import GRPO, NFT
 
-ALONE, ONE = {"QwenImageEditPlusPipeline"}, {"Flux2KleinPipeline:source"}  # how they take inputs; all others each
+# how they take inputs; all others each
+ALONE, ONE = {"QwenImageEditPlusPipeline"}, {"Flux2KleinPipeline:source", "Flux2Pipeline:source"}
 BLENDING = {name for name in CONDITIONED if "Inpaint" in name and not name.endswith(":9")}
 OFFSET = {name for name in CONDITIONED if "Img2Img" in name}
 HELPED = {name for name in CONDITIONED if "ControlNet" in name}
@@ -62,6 +60,7 @@ def test_each_row_is_made_from_its_own_inputs_as_the_class_makes_it(policies, na
     recorded, before = record_steps(policy, prompts, SEEDS), policy.nfe
     sample = policy.sample(prompts, seeds=SEEDS)
     assert policy.nfe - before == sum(step.rows for step in recorded)
+    assert policy.size == sample.media.data.shape[1:]  # also where no media can be encoded
     assert torch.equal(sample.x[:, :-1], torch.stack([step.x for step in recorded], 1))
     assert policy.is_blending or torch.equal(sample.x[:, -1], recorded[-1].x_next)
 
@@ -337,68 +336,6 @@ def test_a_config_of_a_class_that_takes_a_source_says_so_by_itself(kontext):
     assert pipelines.read_config({"name": str(kontext), "inputs": {"reference": "image"}}).inputs == {
         "reference": "image"
     }
-
-
-@pytest.fixture(scope="module")
-def with_adapter(tmp_path_factory):
-    """A config of a tiny Stable Diffusion with an IP-Adapter, in files."""
-    folder = tmp_path_factory.mktemp("ip-adapter")
-    repo, block = tiny.save("StableDiffusionPipeline", folder), save_ip_adapter(folder)
-    config = tiny.config("StableDiffusionPipeline", repo, inputs={"reference": "ip_adapter_image"}, ip_adapter=block)
-    return replace(config, steps=2)
-
-
-def test_an_ip_adapter_of_a_config_reads_the_reference_of_each_prompt(with_adapter, monkeypatch):
-    checks = {claim: check for claim, check in seam_check.CLAIMS.items() if claim.startswith(("replays", "scores"))}
-    monkeypatch.setattr(seam_check, "CLAIMS", checks)
-    policy = pipelines.load(with_adapter, device="cpu")
-    assert policy.grouping == "one"  # a list of pictures is one for each adapter
-    assert [r for r in check_pipeline(policy) if not r.holds] == []
-    files = {file.name for file in list_weight_files(with_adapter)}
-    assert {"ip-adapter.safetensors", "model.safetensors", "diffusion_pytorch_model.safetensors"} <= files
-
-    silent = pipelines.load(replace(with_adapter, ip_adapter={**with_adapter.ip_adapter, "scale": 0.0}), device="cpu")
-    a, b = make_prompts(silent, 1, 2)
-    media = [silent.sample((p,), seeds=(1,)).media.data for p in (a, b)]
-    assert torch.equal(*media) and silent.grouping == "alone"  # nothing shows how it takes them
-
-
-def test_what_is_trained_beside_an_ip_adapter_is_the_denoiser(with_adapter):
-    policy = pipelines.load(with_adapter, device="cpu", train={"lora": Lora(rank=2)})
-    names = lora_layers(policy.pipe.unet)
-    assert names and not any("_ip" in name for name in names)
-    base = policy.load_base()  # the denoiser is loaded again, its adapter too
-    assert base.unet is not policy.pipe.unet and base.image_encoder is policy.pipe.image_encoder
-    assert base.unet.encoder_hid_proj is not None
-    with pytest.raises(BadInput, match="targets: weights can't be trained beside an IP-Adapter"):
-        plan_loading(with_adapter, train={"lora": Lora(targets="weights")})
-
-
-@pytest.mark.parametrize(
-    ("change", "sentence"),
-    [
-        ({"file": "ip-adapter.bin"}, r"ip_adapter.file: ip-adapter.bin is not a .safetensors file; pickled weights"),
-        ({"file": "gone.safetensors"}, r"ip_adapter.file: no such file: .*gone.safetensors"),
-        ({"file": "image_encoder/model.safetensors"}, r"holds no IP-Adapter, whose tensors begin with image_proj and"),
-        (
-            {"encoder": "nowhere", "file": "ip-adapter.safetensors"},
-            r"ip_adapter.encoder: there is no folder nowhere in ",
-        ),
-    ],
-)
-def test_an_ip_adapter_that_can_not_be_loaded_is_one_sentence_before_weights_load(with_adapter, change, sentence):
-    with pytest.raises(BadInput, match=sentence):
-        plan_loading(replace(with_adapter, ip_adapter={**with_adapter.ip_adapter, **change}))
-
-
-def test_an_ip_adapter_needs_a_picture_and_a_class_that_takes_one(with_adapter):
-    with pytest.raises(BadInput, match=r"nothing gives it a picture; say inputs: \{reference: ip_adapter_image\}"):
-        plan_loading(replace(with_adapter, inputs={}))
-    with pytest.raises(BadInput, match=r"pipeline flux-dev: ip_adapter: unknown key 'weight'"):
-        pipelines.read_config({"name": "flux-dev", "ip_adapter": {"repo": "a/b", "weight": "c"}})
-    flux = pipelines.read_config({"name": "flux-dev", "ip_adapter": {"repo": "a/b", "file": "c.safetensors"}})
-    with pytest.raises(BadInput, match="ip_adapter: FluxPipeline takes none"):
-        plan_loading(flux)
 
 
 def test_a_controlnet_comes_from_a_repository_of_its_own(tmp_path):

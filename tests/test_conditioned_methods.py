@@ -4,6 +4,7 @@ in shards, and by a run of the command line."""
 from __future__ import annotations
 
 import os
+from typing import Any
 
 import pytest
 import tiny
@@ -29,6 +30,7 @@ COG, WAN, COVER, VARIED = (
     "StableAudioPipeline:source",
 )
 PIX, KLEIN = "StableDiffusionInstructPix2PixPipeline", "Flux2KleinPipeline:source"  # takes one for each; one for all
+KONTEXT = "FluxKontextPipeline"
 KINDS = frozenset({"image", "video", "audio"})
 
 
@@ -169,6 +171,17 @@ def learn(name: str, **settings) -> dict:
     return {"norms": norms, "nfe": policy.nfe, "grouping": policy.grouping, "x": path.x, "weights": state}
 
 
+def align(name: str, method: Any) -> dict:
+    """Two updates by a method on three prompts, of which two have one source, in micro-batches of two rows."""
+    policy = trainable(name, steps=2, checkpoint=False)
+    reward, _ = given(policy)
+    a, b = policy.conditions.example_prompts(TEXTS, seed=1000)
+    batches = [Batch((a, b, a), (11, 12, 13)), Batch((b, a, b), (14, 15, 16))]
+    norms = [event.metrics["grad_norm"] for event in method(DistributedPolicy(policy, 2), reward, batches)]
+    return {"norms": norms, "weights": policy.state_dict()["adapters"]["train"]}
+
+
+ALIGNED = {KONTEXT: GRPO(group=2, lr=1e-3), COVER: GRPO(group=2, lr=1e-3), COG: NFT(group=2, lr=1e-3)}
 SHARDED = dict(lora=Lora(targets="weights"), shard=True)
 FLAT = dict(call={"guidance_scale": 1.0, "guidance_scale_2": 1.0, "num_frames": 5, **tiny.SQUARE, **tiny.CLIP16})
 
@@ -177,18 +190,35 @@ def work(folder) -> None:
     """In one process of two."""
     torch.set_num_threads(1)
     whole, shards = learn(WAN, **FLAT), learn(WAN, **FLAT, **SHARDED)
-    torch.save({"whole": whole, "shards": shards}, folder / f"{os.environ['RANK']}.pt")
+    aligned = {name: align(name, method) for name, method in ALIGNED.items()}
+    torch.save({"whole": whole, "shards": shards, **aligned}, folder / f"{os.environ['RANK']}.pt")
     torch.distributed.destroy_process_group()
 
 
-def test_two_processes_learn_what_one_would_also_in_shards_where_they_run_the_denoiser_equally_often(
-    launcher, tmp_path
-):
+@pytest.fixture(scope="module")
+def outputs(launcher, tmp_path_factory) -> list[dict]:
+    """What `work` saved in each of two processes."""
+    folder = tmp_path_factory.mktemp("processes")
+    codes, said = launcher.launch(folder / "work", function="test_conditioned_methods:work", out=str(folder))
+    assert codes == [0, 0], said
+    return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.mark.parametrize("name", list(ALIGNED))
+def test_two_processes_align_on_sources_as_one_would(outputs, name):
+    """A row of a group may be in another process than the rest, and so may the rows of one source."""
+    first, second = (output[name] for output in outputs)
+    single = align(name, ALIGNED[name])
+    assert first["norms"] == second["norms"] == pytest.approx(single["norms"], rel=2e-3)
+    for key, value in single["weights"].items():
+        assert torch.equal(first["weights"][key], second["weights"][key])
+        torch.testing.assert_close(first["weights"][key], value, atol=2e-4, rtol=0)
+
+
+def test_two_processes_learn_what_one_would_also_in_shards_where_they_run_the_denoiser_equally_often(outputs):
     """Wan takes one first frame for all rows of a call, so rows are grouped by their frames: two calls here. The
     processes have two rows and one, of other frames; in shards each row is a call of its own, and both make two."""
-    codes, said = launcher.launch(tmp_path / "work", function="test_conditioned_methods:work", out=str(tmp_path))
-    assert codes == [0, 0], said
-    first, second = (torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1))
+    first, second = outputs
     for kind, settings in (("whole", {}), ("shards", SHARDED)):
         single = learn(WAN, **FLAT, **settings)  # one process: nothing is sharded
         assert single["grouping"] == "one"

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -174,7 +175,9 @@ def test_a_picture_marks_clipping_and_takes_silence_short_sounds_and_stereo():
     red = (drawn(audio_view.sound_picture(over)) == [0xC8, 0x37, 0x2D]).all(2).sum()
     fine = Media(over.data * 0.5, "audio", 8000.0)
     assert red > 100 and not (drawn(audio_view.sound_picture(fine)) == [0xC8, 0x37, 0x2D]).all(2).any()
-    for odd in (Media(torch.zeros(1, 1, 8000), "audio", 8000.0), Media(torch.rand(1, 2, 10) - 0.5, "audio", 44100.0)):
+    silent, short = Media(torch.zeros(1, 1, 8000), "audio", 8000.0), Media(torch.rand(1, 2, 10) - 0.5, "audio", 44100.0)
+    for odd in (silent, short, replace(fine, rate=8.0)):  # of which nothing can be heard
+        assert audio_view.still_picture(odd).data.isfinite().all()
         assert drawn(audio_view.sound_picture(odd)).shape[2] == 3
     with pytest.raises(ValueError, match="aren't finite"):
         audio_view.sound_picture(Media(torch.full((1, 1, 100), torch.nan), "audio", 8000.0))

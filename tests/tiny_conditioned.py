@@ -66,6 +66,27 @@ def flux2_klein() -> dict[str, Any]:
     return {**parts, "vae": d.AutoencoderKLFlux2(**own_settings(parts["vae"], **changes))}
 
 
+def flux2() -> dict[str, Any]:
+    """FLUX.2: Mistral reads the prompt, with a processor for its pictures; guidance is an embedding."""
+    parts = flux2_klein()
+    special = ["[IMG]", "[IMG_BREAK]", "[IMG_END]"]
+    vocab = ids("<|endoftext|>", *special, *BYTES)
+    tokens = t.Qwen2Tokenizer(vocab=vocab, merges=[], additional_special_tokens=special)
+    template = "{% for m in messages %}{% for part in m['content'] %}{{ part['text'] }}{% endfor %}{% endfor %}"
+    pictures = t.PixtralImageProcessor()
+    heads = dict(num_hidden_layers=2, num_attention_heads=2, head_dim=8, hidden_size=16, intermediate_size=16)
+    config = t.Mistral3Config(
+        text_config=t.MistralConfig(**heads, num_key_value_heads=2, vocab_size=len(tokens)),
+        vision_config=t.PixtralVisionConfig(**heads, image_size=16, patch_size=8),
+        image_token_index=tokens.convert_tokens_to_ids("[IMG]"),
+    )
+    return parts | dict(
+        transformer=d.Flux2Transformer2DModel(**own_settings(parts["transformer"], guidance_embeds=True)),
+        text_encoder=t.Mistral3ForConditionalGeneration(config),
+        tokenizer=t.PixtralProcessor(image_processor=pictures, tokenizer=tokens, chat_template=template),
+    )
+
+
 def own_settings(network: Any, **changes: Any) -> dict[str, Any]:
     """What a network was made with. (`from_config` would drop changes of what was left at its default.)"""
     return {name: value for name, value in network.config.items() if not name.startswith("_")} | changes
@@ -173,6 +194,13 @@ CONDITIONED: dict[str, Tiny] = {
     "FluxKontextPipeline": Tiny(flux, dict(true_cfg_scale=2.0, _auto_resize=False, **OF_FLUX), BAD, steps=2),
     "Flux2KleinPipeline:source": Tiny(
         flux2_klein, dict(TINY["Flux2KleinPipeline"].call, height=64, width=64), inputs={"source": "image"}, steps=2
+    ),
+    "Flux2Pipeline:source": Tiny(
+        flux2,
+        dict(TINY["Flux2KleinPipeline"].call, height=64, width=64),
+        inputs={"source": "image"},
+        steps=2,
+        fixed=dict(system_message=""),  # its own is longer than the text that its encoder is given here
     ),
     "QwenImageEditPipeline": Tiny(qwen_edit, OF_QWEN, **{**QWEN, "fixed": SEEN}),
     "QwenImageEditPlusPipeline": Tiny(qwen_edit, OF_QWEN, **QWEN),

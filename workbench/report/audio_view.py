@@ -71,8 +71,8 @@ def sound_picture(sound: Media, width: int = 600) -> bytes:
 
 
 def _log_mel(x: Tensor, rate: int) -> Tensor:
-    """[1,L] -> decibels [T,128]."""
-    return LogMel(rate, 2048, 512, 128, 20.0, rate / 2)(x)[0]
+    """[1,L] -> decibels [T,128], from 20 Hz, or where the rate does not reach that from the middle of its band."""
+    return LogMel(rate, 2048, 512, 128, min(20.0, rate / 4), rate / 2)(x)[0]
 
 
 def _colour_spectrogram(mel: Tensor, top: float) -> Image.Image:
