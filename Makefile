@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN    := .venv/bin
 RUNS   ?= runs
 PORT   ?= 7860
-# or music, or video
+# or music, video, or edit
 MODALITY ?= image
 
 .PHONY: install demo check test app clean

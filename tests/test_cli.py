@@ -214,6 +214,20 @@ def test_help_is_instant_and_teaches_every_command():
         assert caught.value.code == 0
 
 
+@pytest.mark.parametrize("modality", ["image", "music", "video", "edit"])
+def test_the_demo_of_each_pack_is_a_run_that_can_be_made_and_a_fast_one_is_small(modality, no_weights):
+    from workbench.engine.plan import plan_run
+
+    whole, fast = (
+        plan_run(args.read_request(args).config)
+        for args in (cli.parse_arguments(["demo", "--modality", modality, *flag]) for flag in ((), ("--fast",)))
+    )
+    assert len(fast.rows) == 14 < len(whole.rows)
+    names = ["base", "best_of_n", {"video": "ditto"}.get(modality, "reno")]
+    assert list(whole.methods)[:3] == list(fast.methods)[:3] == names
+    assert len(whole.trained_contestants) == len(fast.trained_contestants) == (modality != "edit")
+
+
 @pytest.mark.parametrize(
     ("arguments", "override"),
     [

@@ -103,7 +103,7 @@ FORMULAS |= {"loudness", "clipping", "silence", "motion", "unchanged", "backgrou
 READERS = ["starter_clip", "starter_clap", "starter_video_clip", "oracle", "oracle_soft", "hidden_taste"]
 READERS += ["edit_oracle", "edit_oracle_soft", "edit_done", "edit_kept"]
 READERS += ["starter_edit_clip"]
-PACK = {*READERS, "dynamic_degree"}
+PACK = {*READERS, "dynamic_degree", "edit_ground", "first_kept"}
 OF_PICTURES = ["frechet", "kid", "kad", "cmmd", "vendi", "prdc", "exemplar", "subject", "consistency"]
 OF_SOUNDS = ["fad", "audio_kad", "audio_vendi", "audio_exemplar"]
 COMPARED = ["frechet", "kid", "kad", "cmmd", "prdc", "exemplar", "subject", "fad", "audio_kad", "audio_exemplar"]
@@ -122,6 +122,7 @@ def test_each_part_of_the_pack_makes_media(tmp_path):
         ("starter-music", "ok", "4 sounds made by 3 networks with the recorded fingerprints"),
         ("starter-video", "ok", "4 clips made by 3 networks with the recorded fingerprints"),
         ("starter-edit", "ok", "4 pictures made by 3 networks with the recorded fingerprints"),
+        ("starter-image-to-video", "ok", "4 clips made by 3 networks with the recorded fingerprints"),
     ]
 
 

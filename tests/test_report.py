@@ -291,6 +291,19 @@ def test_a_run_without_oracle_pictures_or_command_still_reports(run):
     assert "The command was not recorded" in text and "See for yourself" not in text and "reward: clip" in text
 
 
+@pytest.mark.parametrize("oracle", ["oracle", "edit_oracle"])
+def test_a_sample_is_marked_by_the_oracle_that_judged_it(tmp_path, oracle):
+    folder = given_run(tmp_path, "image", {"source": GREY})
+    log = folder / "events.jsonl"
+    events = [json.loads(line) for line in log.read_text().splitlines()]
+    for event in events:
+        for n, sample in enumerate(event.get("samples", ())):
+            sample["scores"] |= {oracle: [1.0, 0.0, None][n % 3]}
+    log.write_text("".join(f"{json.dumps(event)}\n" for event in events))
+    verdicts = re.findall(r'<div class="cell( right| wrong|)">', page_of(folder))
+    assert verdicts == [" right", " right", " wrong", " wrong"]
+
+
 def test_a_folder_that_is_no_run_is_refused_in_one_sentence(tmp_path):
     with pytest.raises(BadInput, match=r"no run\.json here"):
         write_report(tmp_path)

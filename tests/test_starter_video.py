@@ -5,16 +5,14 @@ from __future__ import annotations
 
 import random
 from collections import Counter
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, WanPipeline
-from safetensors.torch import load_file
+from killed_builds import KilledBuilds, find_equal_weights
 from transformers import CLIPModel, CLIPTokenizer
 
 import pipelines
-from pipelines.starter import resumable_training
 from pipelines.starter.resumable_training import Draw
 from pipelines.starter.tokenizer import new_tokenizer
 from pipelines.starter.video import autoencoder, build, generator, measure, world
@@ -195,40 +193,13 @@ def test_words_reach_the_transformer_as_the_pipeline_sends_them():
     assert made.shape == (3, 9, 3, 64, 64) and len(tokenizer(prompts[0]).input_ids) == 9  # each word is one token
 
 
-class Killed(BaseException):
-    """Nothing in the recipe catches this, as nothing catches a real kill."""
-
-
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
     """Killed right after a checkpoint in the middle of several stages; the weights are those of a build left alone."""
-    save, whole = resumable_training.save_atomically, resumable_training.train_stage
-
-    def run(folder: Path, saves: float) -> bool:
-        left = [saves]
-
-        def dies(state, path):
-            save(state, path)
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-
-        for module in (resumable_training, generator):
-            monkeypatch.setattr(module, "save_atomically", dies)
-        try:
-            build.build(folder, folder / "pack", fast=True, stages=["save"])
-        except Killed:
-            return False
-        return True
-
-    for module in (autoencoder, video_clip, generator):  # a checkpoint after every step
-        monkeypatch.setattr(module, "train_stage", lambda *a, **k: whole(*a, **(k | {"every": 0.0})))
-    assert [run(tmp_path / "a", n) for n in (2, 4, 3)] == [False] * 3
-    assert run(tmp_path / "a", float("inf")) and run(tmp_path / "b", float("inf"))
-    names = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "pack").rglob("*.safetensors"))
-    assert len(names) == 4
-    for name in names:
-        left, right = load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name)
-        assert all(torch.equal(left[k], right[k]) for k in left), name
+    builds = KilledBuilds(monkeypatch, build.build, autoencoder, video_clip, generator)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert [builds.run(killed, "save", saves=n) for n in (2, 4, 3)] == [False] * 3
+    assert builds.run(killed, "save") and builds.run(whole, "save")
+    assert len(find_equal_weights(killed, whole)) == 4
 
 
 def test_an_unknown_stage_is_named():

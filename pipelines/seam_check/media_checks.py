@@ -91,11 +91,16 @@ def _encode_media(policy: Policy, media: Media) -> Tensor:
 
 @torch.no_grad()
 def check_encoding(claim: str, evidence: Evidence) -> CheckResult:
-    """What the pipeline hands its autoencoder for `encode(media)` is what the autoencoder itself makes of the media."""
+    """What the pipeline hands its autoencoder for `encode(media)` is what the autoencoder itself makes of the media,
+    where the state reaches it: not in a first frame that is given."""
     policy, media = evidence.policy, evidence.sample.media
     latents = _encode_media(policy, media)
-    expected = encoding.run_autoencoder(policy, policy._decode_path, media)
+    path = policy._decode_path
     handed = torch.cat([encoding.capture_decoder_input(policy, row[None]) for row in latents])
+    handed, expected = (
+        z.unflatten(0, (len(media), -1)).where(path.reaches, 0.0).flatten(0, 1)
+        for z in (handed, encoding.run_autoencoder(policy, path, media))
+    )
     control = relative_distance(handed.unflatten(0, (len(media), -1)).flip(0).flatten(0, 1), expected)
     tolerance = 1e-4 if expected.dtype == torch.float32 else 5e-2
     return compare_steps(claim, {0: relative_distance(handed, expected)}, {0: tolerance}, {"the rows swapped": control})

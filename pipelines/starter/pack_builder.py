@@ -6,8 +6,9 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Protocol, TypedDict, TypeVar
 
 import torch
@@ -17,6 +18,7 @@ from torch import nn
 from pipelines import weight_folder
 from pipelines.fingerprint import RECORD, fingerprint_tensors
 from workbench.core.errors import BadInput
+from workbench.core.paths import resolve_repo
 from workbench.core.weights.files import is_network, select_weights
 
 Part = TypeVar("Part", bound=nn.Module)
@@ -56,6 +58,8 @@ class PackRecipe:
     train_parts: Callable[..., tuple[Any, dict]]  # (workdir, plan, seed=, last_stage=) -> parts, what training took
     save_parts: Callable[[Any, Path, Any], None]  # (parts, out, plan)
     measure_pack: Callable[..., dict]  # (parts, out, plan, seed=) -> the numbers of report.json
+    # "base/vae" -> a network that is not saved again: "starter:video/base/vae", of another part of the pack
+    shared: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_pack(
@@ -84,7 +88,7 @@ def build_pack(
     if last_stage >= order.index("save"):
         recipe.save_parts(parts, out, plan)
         drop_build_paths(out)
-        record_fingerprints(out)
+        record_fingerprints(out, recipe.shared)
         shutil.copyfile(LICENCE, out / LICENCE.name)
     report = {"seed": seed, "micro": fast, "plan": asdict(plan), "training": training}
     if last_stage >= order.index("report"):
@@ -93,17 +97,20 @@ def build_pack(
     return report
 
 
-def record_fingerprints(out: Path) -> None:
+def record_fingerprints(out: Path, shared: Mapping[str, str] = MappingProxyType({})) -> None:
     """Write `out`/fingerprints.json: "teacher/unet" -> the fingerprint of that network's files. Loading compares what
-    has arrived in the network with it."""
-    fingerprints = {}
+    has arrived in the network with it. shared: networks that lie elsewhere in the pack."""
+    networks = {name: Path(resolve_repo(place)) for name, place in shared.items()}
     for index in sorted(out.glob("*/model_index.json")):
         for name in weight_folder.list_components(index.parent):
             if is_network(part := index.parent / name):
-                state = {n: t for file in select_weights(part) for n, t in load_file(file).items()}
-                weights = (t for t in state.values() if t.is_floating_point())
-                fingerprints[f"{index.parent.name}/{name}"] = fingerprint_tensors(weights)
-    write_json(fingerprints, out / RECORD)
+                networks[f"{index.parent.name}/{name}"] = part
+    write_json({name: _fingerprint_files(part) for name, part in networks.items()}, out / RECORD)
+
+
+def _fingerprint_files(part: Path) -> str:
+    tensors = (tensor for file in select_weights(part) for tensor in load_file(file).values())
+    return fingerprint_tensors(t for t in tensors if t.is_floating_point())
 
 
 def cast_part(part: Part | None, dtype: torch.dtype) -> Part:

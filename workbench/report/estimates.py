@@ -13,6 +13,7 @@ from workbench.report.formatting import is_finite
 EQUAL_BUDGET_SHARE = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
 PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
 BEST_OF_N = "best_of_n"  # the baseline of any search
+ORACLES = ("oracle", "edit_oracle")  # metrics that say of a sample whether it is right
 
 
 def read_estimate(part: Mapping) -> dict | None:
@@ -21,6 +22,12 @@ def read_estimate(part: Mapping) -> dict | None:
         return None
     has_interval = part.get("ci95") and all(map(is_finite, part["ci95"]))
     return {"n": 0, "optimised": False, **part, "ci95": part["ci95"] if has_interval else None}
+
+
+def read_verdict(scores: Mapping[str, float | None]) -> bool | None:
+    """Whether the oracle among a sample's scores calls it right; None where none of them judged it."""
+    verdict = next((scores[name] for name in ORACLES if scores.get(name) is not None), None)
+    return None if verdict is None else verdict >= 1
 
 
 def estimates_by_metric(summary: Mapping) -> dict[str, dict[str, dict]]:

@@ -39,6 +39,8 @@ MAX_SPELT_OUT = 4  # more differences than this are left to the plots
 CONTROL_SENTENCES = {
     "shuffled": "Every sample was judged against another prompt. Nothing here should beat the base.",
     "negated": "The methods were paid for what the reward dislikes. Nothing here should beat the base.",
+    "shuffled_inputs": "Every sample was made from what another prompt comes with, and judged by what its own comes "
+    "with. All scores that depend on it should be lower than without this control.",
 }
 
 

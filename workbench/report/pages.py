@@ -21,6 +21,7 @@ from workbench.report.estimates import (
     estimates_by_metric,
     finished_contestants,
     is_optimised,
+    read_verdict,
     set_metrics,
 )
 from workbench.report.findings import CONTROL_SENTENCES, headline_sentences, training_sentences
@@ -78,11 +79,6 @@ def _sample_file(run: Path, sample: Mapping) -> Path | None:
     return path if sample.get("sha256") in (None, media.file_digest(path)) else None
 
 
-def _is_right(sample: Mapping) -> bool | None:
-    verdict = sample.get("scores", {}).get("oracle")
-    return None if verdict is None else verdict >= 1
-
-
 def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Sequence[tuple[int, int]]) -> list[dict]:
     """Rows of media as data URIs, as many complete rows as the limits allow, each after what it was made from."""
     rows, bytes_left = [], MAX_INLINE_BYTES
@@ -105,7 +101,7 @@ def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Se
                 {
                     "name": name,
                     "uri": _data_uri(data, MIME_BY_SUFFIX[path.suffix]) if path else "",
-                    "right": _is_right(sample),
+                    "right": read_verdict(sample.get("scores", {})),
                     "scores": sample.get("scores", {}),
                     "reason": sample.get("reason", "missing"),
                     "over": bool(source and path and path.suffix == ".png" and sizes[name] == size),
@@ -163,8 +159,9 @@ def _draw_contact_sheet(
         first = next(s for s in row if s)
         size = next(filter(None, map(_frame_size, files)), None)
         given = [_draw_input(run, first, name, size) for name in input_names]
-        made = [media.Cell(f and audio_view.still_picture(media.read_media(f)), _is_right(s or {}), note)
-                for s, f, note in zip(row, files, notes, strict=True)]  # fmt: skip
+        verdicts = [read_verdict((s or {}).get("scores", {})) for s in row]
+        made = [media.Cell(f and audio_view.still_picture(media.read_media(f)), right, note)
+                for f, right, note in zip(files, verdicts, notes, strict=True)]  # fmt: skip
         cells.append([*given, *made])
         captions.append(" ".join(first["prompt"].split()) + (f"\n{first['category']}" if first.get("category") else ""))
     return media.draw_contact_sheet(cells, rows=captions, columns=[*map(input_title, input_names), *names])

@@ -16,7 +16,7 @@ from workbench.core.errors import BadInput
 from workbench.core.inputs import MediaInput, input_needs, stack_sources
 from workbench.core.types import Media, Prompt, Reward, RewardSpec
 from workbench.runs.registry import all_rewards, is_starter_reward
-from workbench.tools.probe_media import EDIT_PROBES, GENERAL_PROBES, STARTER_PROBES, ProbeMedia
+from workbench.tools.probe_media import ANIMATION_PROBES, EDIT_PROBES, GENERAL_PROBES, STARTER_PROBES, ProbeMedia
 
 KINDS = {"image": "pictures", "video": "clips", "audio": "sounds"}
 TOLERANCE = 1e-6  # relative: scores nearer to each other than this are one score
@@ -101,7 +101,7 @@ def check_starter_pack(runs: Path) -> Iterator[tuple]:
     from pipelines.seams import named_networks
     from workbench.runs import prompts as data
 
-    for name in ("starter-image", "starter-music", "starter-video", "starter-edit"):
+    for name in ("starter-image", "starter-music", "starter-video", "starter-edit", "starter-image-to-video"):
         try:
             policy = pipelines.load(name, device="cpu")
             verified = check_pack_fingerprints(policy.config.folder, named_networks(policy.pipe))
@@ -151,6 +151,8 @@ def examine_reward(cls: type) -> tuple[str, str]:
     makers = STARTER_PROBES if is_starter_reward(cls) else GENERAL_PROBES
     if is_starter_reward(cls) and "source" in reward.spec.needs:
         makers = EDIT_PROBES
+    if is_starter_reward(cls) and "first" in reward.spec.needs:
+        makers = ANIMATION_PROBES
     kinds = [kind for kind in makers if kind in reward.spec.modalities]
     # a formula may differ between kinds of media; a network or a server takes clips as pictures, and is slow: one kind
     # is enough

@@ -83,6 +83,12 @@ def draw_edits() -> ProbeMedia:
 
 
 @cache
+def draw_animations() -> ProbeMedia:
+    """The clips, of which one alone begins with the picture that all of them were to begin with."""
+    return replace(draw_clips(), source=draw_clips().exact[0])
+
+
+@cache
 def play_music() -> ProbeMedia:
     g, rng = torch.Generator().manual_seed(0), random.Random(0)
     waveforms = music_world.render_pieces(
@@ -126,3 +132,4 @@ STARTER_PROBES: Makers = {
     "audio": play_music,
 }  # for rewards of the starter pack, which know its vocabulary
 EDIT_PROBES: Makers = {"image": draw_edits}  # for those of them that compare with a source
+ANIMATION_PROBES: Makers = {"video": draw_animations}  # and with a first frame

@@ -59,9 +59,14 @@ def new_text_encoder(tokenizer: CLIPTokenizer) -> CLIPTextModel:
 
 
 def new_pipeline(
-    vae: AutoencoderKL, unet: UNet2DConditionModel, encoder: CLIPTextModel, tokenizer: CLIPTokenizer
+    vae: AutoencoderKL,
+    unet: UNet2DConditionModel,
+    encoder: CLIPTextModel,
+    tokenizer: CLIPTokenizer,
+    pipeline_class: Any = StableDiffusionPipeline,
 ) -> DiffusersPipeline:
-    pipe: Any = StableDiffusionPipeline(
+    """A pipeline of that class, which has the components of Stable Diffusion, without a safety checker."""
+    return pipeline_class(
         vae=vae,
         text_encoder=encoder,
         tokenizer=tokenizer,
@@ -71,7 +76,6 @@ def new_pipeline(
         feature_extractor=None,
         requires_safety_checker=False,
     )
-    return pipe
 
 
 def encode_training_set(folder: Path, vae: AutoencoderKL, *, seed: int, n: int) -> tuple[Tensor, list[list[str]], int]:

@@ -70,16 +70,22 @@ def vocabulary_words() -> list[str]:
 
 
 def new_pipeline(
-    vae: AutoencoderKLWan, transformer: WanTransformer3DModel, encoder: UMT5EncoderModel, tokenizer: CLIPTokenizer
+    vae: AutoencoderKLWan,
+    transformer: WanTransformer3DModel,
+    encoder: UMT5EncoderModel,
+    tokenizer: CLIPTokenizer,
+    pipeline_class: Any = WanPipeline,
+    **settings: Any,
 ) -> DiffusersPipeline:
-    pipe: Any = WanPipeline(
+    """A pipeline of that class, which has the components of Wan, and further settings of its own."""
+    return pipeline_class(
         vae=vae,
         transformer=transformer,
         text_encoder=encoder,
         tokenizer=tokenizer,
         scheduler=FlowMatchEulerDiscreteScheduler(shift=2.0),
+        **settings,
     )
-    return pipe
 
 
 def encode_prompts(encoder: UMT5EncoderModel, tokenizer: CLIPTokenizer, prompts: Sequence[str]) -> Tensor:
@@ -125,9 +131,7 @@ def train_generator(
 
     def flow_loss(k: int, draw: Draw) -> tuple[Tensor, dict[str, float]]:
         rows = torch.randint(len(latents), (batch,), generator=draw.torch)
-        prompts = [
-            "" if draw.python.random() < UNCONDITIONAL else _pick_caption(captions[i], draw.python) for i in rows
-        ]
+        prompts = ["" if draw.python.random() < UNCONDITIONAL else pick_caption(captions[i], draw.python) for i in rows]
         x0 = latents[rows].float()
         eps, t = torch.randn(batch, *SHAPE, generator=draw.torch), draw_levels(batch, draw.torch)
         s = (t / 1000)[:, None, None, None, None]
@@ -143,5 +147,5 @@ def train_generator(
     return average_model.eval(), average_encoder.eval(), log | {"samples": log["steps"] * batch}
 
 
-def _pick_caption(captions: list[str], rng: random.Random) -> str:
+def pick_caption(captions: list[str], rng: random.Random) -> str:
     return captions[-1] if rng.random() < 0.7 else rng.choice(captions)
