@@ -18,10 +18,10 @@ from workbench.core.errors import BadInput
 from workbench.core.inputs import FileInput, MediaInput, prompt_inputs
 from workbench.core.io.budget import Budget
 from workbench.core.io.media import file_digest, write_media
-from workbench.core.types import Media, Prompt
+from workbench.core.types import Batch, Event, Media, Prompt
 from workbench.engine.python_calls import read_prompts as read_python_prompts
 from workbench.runs import prompt_inputs as checks
-from workbench.runs.controls import check_shuffled, shuffle_prompts
+from workbench.runs.controls import InputExchange, OwnInputsReward, check_exchanged, check_shuffled, shuffle_prompts
 from workbench.runs.prompts import read_prompt_table
 from workbench.runs.train_config import TrainConfig, split_prompts
 
@@ -275,6 +275,37 @@ def test_a_shuffled_control_of_one_source_or_one_instruction_is_refused_where_th
         check_shuffled(unchanged, one_source)
     with pytest.raises(BadInput, match="at least two different prompts"):
         check_shuffled(oracle, one_text)
+
+
+class Asked:
+    """A reward that notes what it is asked about."""
+
+    spec = None
+
+    def __init__(self, prompts: list):
+        self.prompts = prompts
+
+    def __call__(self, *, media, prompts, references=None):
+        self.prompts += prompts
+
+
+def test_exchanged_inputs_are_anothers_for_the_pipeline_and_the_prompts_own_for_the_reward():
+    for seed in range(20):
+        prompts = tuple(p for p in made_prompts(seed, 24) if prompt_inputs(p))
+        exchange = InputExchange.between(prompts, seed)
+        made = exchange.exchange(Batch(prompts, tuple(range(len(prompts))))).prompts
+        assert [*map(str, made)] == [*map(str, prompts)]
+        assert all(checks.prompt_source(p) != checks.prompt_source(q) for p, q in zip(prompts, made, strict=True))
+        assert {*map(checks.prompt_source, made)} == {*map(checks.prompt_source, prompts)}
+        assert exchange.restore(Event(0, prompts=made)).prompts == prompts
+        asked = []
+        OwnInputsReward(Asked(asked), exchange=exchange)(
+            media=None, prompts=[p.reworded(f"{p}, well lit") for p in made]
+        )
+        assert asked == [p.reworded(f"{p}, well lit") for p in prompts]
+    check_exchanged(prompts)
+    with pytest.raises(BadInput, match="at least two different inputs"):
+        check_exchanged(prompts[:1])
 
 
 def test_a_prompt_with_its_inputs_survives_a_process(folder):

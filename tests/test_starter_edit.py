@@ -3,24 +3,32 @@ killed."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import random
-from pathlib import Path
 
 import pytest
 import torch
 from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
-from safetensors.torch import load_file
+from killed_builds import KilledBuilds, find_equal_weights
 from transformers import CLIPModel
 
-from pipelines.starter import resumable_training
 from pipelines.starter.edit import build, clip, generator, measure, negatives, training_set, world
 from pipelines.starter.edit.oracle import EditDone, EditKept, EditOracle, EditOracleSoft, understand_instruction
 from pipelines.starter.image.autoencoder import decode_latents, encode_pictures
+from pipelines.starter.image.oracle import read_picture
 from pipelines.starter.image.world import UNSEEN_PAIRS, Thing, Wanted
 from pipelines.starter.resumable_training import Draw
 from workbench.core.errors import BadInput
+from workbench.core.io.media import read_media
+from workbench.core.paths import CONFIGS
 from workbench.core.types import Media, Reward
+from workbench.engine import run
+from workbench.engine.plan import plan_run
+from workbench.runs import config, store
+from workbench.runs.prompt_files import read_prompt_file
+
+PROMPTS = CONFIGS / "prompts"
 
 
 def pictures(x: torch.Tensor) -> Media:
@@ -224,51 +232,52 @@ def test_the_reward_model_is_taught_with_words_that_are_false_and_not_held_out(s
             assert text not in world.instruction_wordings(edit) and not world.is_instruction_held_out(asked)
 
 
-class Killed(BaseException):
-    """Nothing in the recipe catches this, as nothing catches a real kill."""
-
-
 def test_a_killed_build_goes_on_and_ends_as_if_it_had_not_been(tmp_path, monkeypatch):
-    save, whole = resumable_training.save_atomically, resumable_training.train_stage
-
-    def run(folder: Path, saves: float, *stages: str) -> bool:
-        left = [saves]
-
-        def dies(state, path):
-            save(state, path)
-            left[0] -= 1
-            if left[0] == 0:
-                raise Killed
-
-        for module in (resumable_training, training_set, generator):
-            monkeypatch.setattr(module, "save_atomically", dies)
-        try:
-            build.build(folder, folder / "pack", fast=True, stages=stages)
-        except Killed:
-            return False
-        return True
-
-    for module in (generator, clip):  # a checkpoint after every step
-        monkeypatch.setattr(module, "train_stage", lambda *a, **k: whole(*a, **(k | {"every": 0.0})))
-    assert [run(tmp_path / "a", n, "save") for n in (3, 4)] == [False] * 2
-    assert run(tmp_path / "a", float("inf"), "save") and run(tmp_path / "b", float("inf"))
-    names = sorted(p.relative_to(tmp_path / "a") for p in (tmp_path / "a" / "pack").rglob("*.safetensors"))
-    assert len(names) == 4
-    for name in names:
-        left, right = load_file(tmp_path / "a" / name), load_file(tmp_path / "b" / name)
-        assert all(torch.equal(left[k], right[k]) for k in left), name
-    report = json.loads((tmp_path / "b" / "pack" / "report.json").read_text())["measured"]
+    builds = KilledBuilds(monkeypatch, build.build, training_set, generator, clip)
+    killed, whole = tmp_path / "killed", tmp_path / "whole"
+    assert [builds.run(killed, "save", saves=n) for n in (3, 4)] == [False] * 2
+    assert builds.run(killed, "save") and builds.run(whole)
+    assert len(find_equal_weights(killed, whole)) == 4
+    report = json.loads((whole / "pack" / "report.json").read_text())["measured"]
     assert report["oracle"]["true targets"]["mean"] == 1.0 and report["bytes"] < 9e6
-    editor = DiffusionPipeline.from_pretrained(tmp_path / "a" / "pack" / "base")
+    editor = DiffusionPipeline.from_pretrained(killed / "pack" / "base")
     assert isinstance(editor, StableDiffusionInstructPix2PixPipeline) and editor.unet.config.in_channels == 8
-    assert CLIPModel.from_pretrained(tmp_path / "a" / "pack" / "clip").config.vision_config.num_channels == 6
+    assert CLIPModel.from_pretrained(killed / "pack" / "clip").config.vision_config.num_channels == 6
 
 
-def test_prompt_files_name_the_sources_beside_them(tmp_path):
-    from workbench.runs.prompt_files import read_prompt_file
+def test_prompt_files_name_the_sources_beside_them_and_longer_ones_begin_with_shorter_ones(tmp_path):
+    few = {"strange": (7, 7), "additions": (5, 5)}
+    build.write_prompts(tmp_path / "short", test=(7,), train=(7,), **few)
+    build.write_prompts(tmp_path / "long", test=(7, 7), train=(7, 14), **few)
+    for name, turns in (("test", world.KINDS), ("train", build.TRAINED_KINDS)):
+        tables = [read_prompt_file(tmp_path / n / f"starter-edit-{name}.jsonl") for n in ("short", "long")]
+        short, long = ([*zip(t.prompts, t.columns["source"], strict=True)] for t in tables)
+        assert long[:7] == short and len(long) == 7 + len(turns) and len({*long}) == len(long)
+        assert [world.instruction_kind(p) for p, _ in long] == [*world.KINDS, *turns]
+        pictures = [(tmp_path / "long" / source).read_bytes() for _, source in long]
+        assert pictures[:7] == [(tmp_path / "short" / source).read_bytes() for _, source in short]
+        for kind in ("edit", "edit-strange", "edit-strange-draw"):
+            shipped = read_prompt_file(PROMPTS / f"starter-{kind}-{name}.jsonl")
+            asked = [*map(world.require_instruction, shipped.prompts)]
+            assert {*map(world.is_instruction_held_out, asked)} == {name == "test"}
+            assert len({(PROMPTS / source).read_bytes() for source in shipped.columns["source"]}) == len(asked)
+        drawn = read_prompt_file(tmp_path / "long" / f"starter-edit-strange-draw-{name}.jsonl")
+        assert all(read_picture(read_media(drawn.folder / source).data[0]) == [] for source in drawn.columns["source"])
 
-    build.write_prompts(tmp_path, test=7, train=7)
-    for name in ("test", "train"):
-        table = read_prompt_file(tmp_path / f"starter-edit-{name}.jsonl")
-        assert len(table) == 7 and all((tmp_path / source).is_file() for source in table.columns["source"])
-        assert [world.instruction_kind(p) for p in table.prompts] == list(world.KINDS)
+
+def test_with_the_sources_of_other_prompts_the_edits_are_wrong(tmp_path):
+    values = {"pipeline": "starter-edit", "method": "sample", "reward": "edit_oracle", "prompts": "starter-edit-test"}
+    right = {}
+    for control in ("none", "shuffled_inputs"):
+        told = values | {"limit": 21, "batch": 21, "control": control, "name": control}
+        plan = plan_run(config.check_config(config.build_dataclass(config.RunConfig, told, "test")))
+        folder = store.RunFolder.open(tmp_path, control, dataclasses.asdict(plan.config))
+        assert not [p.failed for p in run.execute_run(plan, folder) if p.failed]
+        samples = [s for e in folder.events() if e.get("final") for s in e["samples"]]
+        right[control] = [(s["prompt"], s["seed"], s["inputs"]) for s in samples]
+        right[control, "oracle"] = sum(s["scores"]["edit_oracle"] for s in samples) / len(samples)
+    assert right["none"] == right["shuffled_inputs"], "what is asked, and with which noise, is the same"
+    assert right["none", "oracle"] > 0.6 and right["shuffled_inputs", "oracle"] < 0.15
+    trains = values | {"method": {"name": "nft"}, "control": "shuffled_inputs", "train": {}, "limit": 21, "name": "x"}
+    with pytest.raises(BadInput, match="shuffled_inputs judges what is there and trains nothing"):
+        plan_run(config.check_config(config.build_dataclass(config.RunConfig, trains, "test")))

@@ -24,7 +24,7 @@ from workbench.engine.run import metered_events
 from workbench.report import notebook_view
 from workbench.runs import prompts, store
 from workbench.runs.budget import Cost, Meter
-from workbench.runs.controls import CountedReward, apply_control
+from workbench.runs.controls import CountedReward, apply_control, exchange_inputs
 from workbench.runs.plan import Plan
 from workbench.runs.progress import score_samples
 from workbench.runs.resolve import resolve_dependencies
@@ -169,11 +169,13 @@ def align_in_memory(
     policy = load(plan.pipelines[name], device=config.device, dtype=config.dtype, attention=config.attention)
     policy.stop = stop
     optimised = CountedReward(apply_control(plan.reward, config, [row[1] for row in plan.rows]))
+    inputs = exchange_inputs(config, [row[1] for row in plan.rows])
     method, meter = resolve_dependencies(plan.methods[name]), Meter(policy, optimised)
     finals, scores, cost = [], [], Cost()
     for number, (_, batch) in enumerate(prompts.iterate_batches(plan.rows, config.batch)):
         meter.cost = Cost()
-        for event in metered_events(method, policy, optimised, batch, meter, plan.budget, stop):
+        events = metered_events(method, policy, optimised, inputs.exchange(batch), meter, plan.budget, stop)
+        for event in map(inputs.restore, events):
             on_event(number, event)
             if event.final:
                 samples = media_files.quantise_media(event.media.detach())

@@ -43,7 +43,8 @@ class RunConfig:
     watch: dict | list | str | None = None  # held-out rewards: never optimised, always reported
     budget: dict | None = None  # the most that a contestant may use per sample: {nfe: 400} or {seconds: 60}
     curve: bool = False  # score the best so far each time that a contestant has doubled its denoiser calls
-    control: Literal["none", "negated", "shuffled"] = "none"  # a run that must NOT gain: see docs/trust.md
+    # a run that must NOT gain, or whose scores must fall: see docs/trust.md
+    control: Literal["none", "negated", "shuffled", "shuffled_inputs"] = "none"
     name: str = ""  # of the run folder; the file's name when not given
     seed: Natural = 0  # of all random numbers
     samples_per_prompt: Count = 1  # noises per prompt

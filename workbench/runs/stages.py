@@ -1,9 +1,12 @@
 """Training in stages, each on a task of its own; all tasks are evaluated after each stage. PDTR, Skywork UniPic 2.0
 (arXiv:2509.04548).
 
+pipeline: starter-edit
+reward: starter_edit_clip
+method: draft
 stages:
-  - {name: edit, pipeline: kontext, prompts: edits.txt, reward: {clip: 1.0}, method: {name: grpo}, rounds: 200}
-  - {name: draw, prompts: prompts.txt, reward: {oracle: 1.0}, method: nft, rounds: 100, rehearse: 0.2}
+  - {name: edit, prompts: starter-edit-strange-train, test: starter-edit-strange-test, rounds: 24}
+  - {name: draw, prompts: starter-edit-strange-draw-train, rounds: 8, rehearse: 0.25}
 
 The weights go on from stage to stage. Settings that a stage leaves out are the run's. `rehearse` is the share of a
 stage's batches that are batches of earlier stages, each with its own reward and method. How much of a task is forgotten

@@ -12,20 +12,21 @@ from __future__ import annotations
 import functools
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionInstructPix2PixPipeline
 from diffusers.models import AutoencoderKL
 from transformers import CLIPModel, CLIPTokenizer
 
 from pipelines.starter.edit import measure, world
 from pipelines.starter.edit.clip import train_edit_clip
-from pipelines.starter.edit.generator import Editor, new_edit_pipeline, new_edit_tokenizer, train_editor
+from pipelines.starter.edit.generator import Editor, new_edit_tokenizer, train_editor
 from pipelines.starter.image.build import image_processor
+from pipelines.starter.image.generator import new_pipeline
 from pipelines.starter.pack_builder import (
     DiffusersPipeline,
     PackRecipe,
@@ -41,7 +42,11 @@ from workbench.core.paths import resolve_repo
 from workbench.core.types import Media
 
 STAGES = ("editor", "clip", "save", "report")
+# Turns of the kinds in the training prompts: those with room to learn come more often.
+TRAINED_KINDS = (*world.KINDS, "add", "swap", "recolour", "add", "swap", "add", "swap")
 EDITOR: measure.EditSampling = {"steps": 4, "guidance": 1.0, "image_guidance": 1.0}
+
+Drawn = tuple[world.Edit, torch.Tensor]  # an edit and its source [3,64,64]
 
 
 @dataclass(frozen=True)
@@ -88,22 +93,49 @@ def train_parts(workdir: Path, plan: BuildPlan, *, seed: int, last_stage: int) -
     return parts, training
 
 
-def write_prompts(folder: Path, *, test: int = 98, train: int = 238) -> None:
-    """`starter-edit-{test,train}.jsonl`, kinds in turns, each line an instruction and its source, which lies beside it
-    in `starter-edit-{test,train}/`."""
-    for name, n in (("test", test), ("train", train)):
-        draw = Draw.at_step(0, "edit prompts", name)
-        edits = measure.draw_edits(n, draw.python, held_out=name == "test")
-        sources = measure.round_pixels(world.render_edits(edits, draw.torch)[0])
-        pictures = folder / f"starter-edit-{name}"
-        pictures.mkdir(parents=True, exist_ok=True)
-        lines = []
-        for i, (edit, source) in enumerate(zip(edits, sources, strict=True)):
-            file = pictures / f"{i:03}.png"
-            file.write_bytes(encode_png(Media(source[None], "image")))
-            words = world.write_instruction(edit.instruction)
-            lines.append(json.dumps({"prompt": words, "source": f"{pictures.name}/{file.name}"}))
-        (folder / f"starter-edit-{name}.jsonl").write_text("\n".join(lines) + "\n")
+def write_prompts(
+    folder: Path,
+    *,
+    test: Sequence[int] = (98,) * 3,
+    train: Sequence[int] = (238,) * 4,
+    strange: tuple[int, int] = (196, 700),
+    additions: tuple[int, int] = (98, 196),
+) -> None:
+    """`starter-edit-{test,train}.jsonl`, each line an instruction and its source, which lies beside it in a folder of
+    the list's name; kinds in turns. Beside them two tasks with a pair of colour and shape that nothing has ever shown,
+    test and train: `starter-edit-strange-…`, edits, and `starter-edit-strange-draw-…`, additions to empty pictures.
+
+    The first two are drawn in parts of so many edits. Each part has randomness of its own: a list of more parts begins
+    with the shorter one. After the first, training has more of the kinds that are hard.
+    """
+    for name, parts in (("test", test), ("train", train)):
+        pairs: list[Drawn] = []
+        for part, n in enumerate(parts):
+            draw = Draw.at_step(0, "edit prompts", name, *([part] if part else []))
+            kinds = TRAINED_KINDS if part and name == "train" else world.KINDS
+            edits = measure.draw_edits(n, draw.python, held_out=name == "test", kinds=kinds)
+            pairs += zip(edits, world.render_edits(edits, draw.torch)[0], strict=True)
+        _write_list(folder, f"starter-edit-{name}", pairs)
+    tasks = (
+        ("strange", "strange prompts", measure.draw_strange_edits, strange),
+        ("strange-draw", "strange additions", measure.draw_strange_additions, additions),
+    )
+    for task, key, draw_task, sizes in tasks:
+        for name, n in zip(("test", "train"), sizes, strict=True):
+            draw = Draw.at_step(0, key, name)
+            edits = draw_task(n, draw.python, held_out=name == "test")
+            pairs = [*zip(edits, world.render_edits(edits, draw.torch)[0], strict=True)]
+            _write_list(folder, f"starter-edit-{task}-{name}", pairs)
+
+
+def _write_list(folder: Path, name: str, pairs: Iterable[Drawn]) -> None:
+    (folder / name).mkdir(parents=True, exist_ok=True)
+    lines = []
+    for n, (edit, source) in enumerate(pairs):
+        file = f"{name}/{n:03}.png"
+        (folder / file).write_bytes(encode_png(Media(measure.round_pixels(source)[None], "image")))
+        lines.append(json.dumps({"prompt": world.write_instruction(edit.instruction), "source": file}))
+    (folder / f"{name}.jsonl").write_text("\n".join(lines) + "\n")
 
 
 def save_parts(parts: PackParts, out: Path, plan: BuildPlan) -> None:
@@ -121,7 +153,8 @@ def save_parts(parts: PackParts, out: Path, plan: BuildPlan) -> None:
 def _pipeline_at(parts: PackParts, steps: int, dtype: torch.dtype) -> DiffusersPipeline:
     unet, encoder = parts.editors[steps]
     unet, encoder = cast_part(unet, dtype), cast_part(encoder, dtype)
-    return new_edit_pipeline(cast_part(parts.vae, dtype), unet, encoder, parts.tokenizer)
+    vae, kind = cast_part(parts.vae, dtype), StableDiffusionInstructPix2PixPipeline
+    return new_pipeline(vae, unet, encoder, parts.tokenizer, kind)
 
 
 def _save_pipeline(pipe: DiffusersPipeline, folder: Path) -> None:

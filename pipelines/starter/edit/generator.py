@@ -13,8 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import StableDiffusionInstructPix2PixPipeline
-from diffusers.models import AutoencoderKL, UNet2DConditionModel
+from diffusers.models import UNet2DConditionModel
 from diffusers.models.attention_processor import AttnProcessor
 from torch import Tensor
 from transformers import CLIPTextModel, CLIPTokenizer
@@ -22,8 +21,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from pipelines.starter.edit import world
 from pipelines.starter.edit.training_set import TrainingEdit, encode_training_set
 from pipelines.starter.image.clip import tokenise_prompts, vocabulary_words
-from pipelines.starter.image.generator import add_noise, new_scheduler, new_text_encoder, new_unet
-from pipelines.starter.pack_builder import DiffusersPipeline
+from pipelines.starter.image.generator import add_noise, new_text_encoder, new_unet
 from pipelines.starter.resumable_training import Draw, TrainingStage, save_atomically, train_stage
 from pipelines.starter.tokenizer import new_tokenizer
 
@@ -66,22 +64,6 @@ def extend_text_encoder(
             table[row] = state[name][numbers[word]]
     encoder.load_state_dict(state | {name: table})
     return encoder
-
-
-def new_edit_pipeline(
-    vae: AutoencoderKL, unet: UNet2DConditionModel, encoder: CLIPTextModel, tokenizer: CLIPTokenizer
-) -> DiffusersPipeline:
-    pipe: Any = StableDiffusionInstructPix2PixPipeline(
-        vae=vae,
-        text_encoder=encoder,
-        tokenizer=tokenizer,
-        unet=unet,
-        scheduler=new_scheduler(),
-        safety_checker=None,
-        feature_extractor=None,
-        requires_safety_checker=False,
-    )
-    return pipe
 
 
 def draw_edit_levels(n: int, high: float, generator: torch.Generator) -> Tensor:

@@ -31,22 +31,42 @@ class EditSampling(TypedDict):
     image_guidance: float
 
 
-def draw_edits(n: int, rng: random.Random, *, held_out: bool) -> list[world.Edit]:
+def draw_edits(n: int, rng: random.Random, *, held_out: bool, kinds: Sequence[str] = world.KINDS) -> list[world.Edit]:
     """n edits, the kinds in turns: of held-out instructions and sources, or of those that may be trained on."""
     accept = world.is_held_out if held_out else world.may_train_on
     edits: list[world.Edit] = []
     while len(edits) < n:
-        edit = world.random_edit(rng, kind=world.KINDS[len(edits) % len(world.KINDS)])
+        edit = world.random_edit(rng, kind=kinds[len(edits) % len(kinds)])
         edits += [edit] if accept(edit) else []
     return edits
 
 
-def draw_strange_edits(n: int, rng: random.Random) -> list[world.Edit]:
-    """n edits, the kinds in turns, with a colour x shape pair before or after that no training picture has."""
+def draw_strange_edits(n: int, rng: random.Random, *, held_out: bool | None = None) -> list[world.Edit]:
+    """n edits, the kinds in turns, with a colour x shape pair before or after that no training picture has. held_out:
+    by instruction and company, as of other edits; None takes all."""
     edits: list[world.Edit] = []
     while len(edits) < n:
         edit = world.random_edit(rng, kind=world.KINDS[len(edits) % len(world.KINDS)])
-        edits += [edit] if world.has_unseen_pair(edit) else []
+        if world.has_unseen_pair(edit) and (held_out is None or _belongs_to(edit, held_out)):
+            edits.append(edit)
+    return edits
+
+
+def _belongs_to(edit: world.Edit, held_out: bool) -> bool:
+    """Whether an edit is held out, or may be trained on, but for the pairs of colour and shape that it has."""
+    is_instruction_new = world.is_instruction_held_out(edit.instruction)
+    if held_out:
+        return is_instruction_new and (len(edit.before) < 2 or world.is_cast_held_out(edit.before))
+    return not (is_instruction_new or world.is_cast_held_out(edit.before) or world.is_cast_held_out(edit.after))
+
+
+def draw_strange_additions(n: int, rng: random.Random, *, held_out: bool) -> list[world.Edit]:
+    """n edits that put a thing of such a pair into an empty picture: by held-out instructions, or by others."""
+    edits: list[world.Edit] = []
+    while len(edits) < n:
+        edit = world.random_addition(rng)
+        if world.has_unseen_pair(edit) and world.is_instruction_held_out(edit.instruction) == held_out:
+            edits.append(edit)
     return edits
 
 

@@ -300,6 +300,15 @@ def random_edit(rng: random.Random, *, kind: str | None = None, things: int | No
             return Edit(asked, scene, after)
 
 
+def random_addition(rng: random.Random) -> Edit:
+    """A random thing that is put into an empty scene; nothing is kept out of it."""
+    new = Wanted(rng.choice(SHAPES), rng.choice(COLOURS), rng.choice(SIZES))
+    asked = Instruction("add", new, rng.choice(tuple(PLACES)))
+    after = edit_scene((), asked)
+    assert after is not None  # there is room for any one thing
+    return Edit(asked, (), after)
+
+
 def undo_edit(edit: Edit) -> Edit | None:
     """The edit that leads back; None where no instruction says exactly that (what was removed could be anywhere)."""
     asked, before, after = edit.instruction, edit.before, edit.after
