@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -20,6 +20,7 @@ from workbench.core.errors import BadInput
 from workbench.core.types import Count
 
 from . import sharding
+from .dials import Dials, dials_disabled, has_dials, install_dials
 
 LIVE, BASE = "train", "base"
 KEYWORD_CALLED = {"AnimateDiffTransformer3D": ("proj_in", "proj_out")}  # class of diffusers -> its layers
@@ -129,13 +130,16 @@ class Adapters:
     that part; all processes must then call `gather_full`, `state_dict` and `distance_from_base` together.
     """
 
-    def __init__(self, denoisers: Mapping[str, nn.Module], lora: Lora, shard: torch.device | None = None):
+    def __init__(self, denoisers: Mapping[str, Any], lora: Lora, shard: torch.device | None = None):
         self.denoisers, self.lora, self.sharded = dict(denoisers), lora, shard is not None
         self.copies: dict[str, dict[str, Tensor]] = {}
+        self.dials: list[Dials] = []  # those that are trained
         self._switched_off = self._merged = False
         for module in self.denoisers.values():
             if lora.targets == "weights":
                 module.requires_grad_()
+                if has_dials(module):  # of the weights that the training starts from
+                    module.dials.requires_grad_(False)
             else:
                 attach_lora(module.requires_grad_(False), lora)
         self.live = self._trainable_parameters()
@@ -146,6 +150,13 @@ class Adapters:
                 sharding.shard_module(module, shard)
             self.live = self._trainable_parameters()
         if lora.targets == "weights":
+            self.take_copy(BASE)
+
+    def add_dials(self, axes: Sequence[str], width: int, repeats: int) -> None:
+        """Give each denoiser dials of these axes, which are trained too; width and repeats: dials.find_text_layout."""
+        self.dials = [install_dials(module, axes, width, repeats) for module in self.denoisers.values()]
+        self.live = self._trainable_parameters()
+        if self.lora.targets == "weights":
             self.take_copy(BASE)
 
     def to(self, device: torch.device) -> None:
@@ -228,7 +239,8 @@ class Adapters:
                 layer.enable_adapters(False)
             for p in self.parameters:
                 p.requires_grad_(False)
-            with self._swap_values(self.copies[BASE]) if self.lora.targets == "weights" else nullcontext():
+            whole = self._swap_values(self.copies[BASE]) if self.lora.targets == "weights" else nullcontext()
+            with whole, dials_disabled(self.dials):
                 yield
         finally:
             self._switched_off = False

@@ -10,7 +10,16 @@ from typing import Any
 
 from pipelines import lora_source, variants
 from pipelines.call_arguments import check_arguments, read_arguments, read_default, required_arguments
-from pipelines.known_classes import BLENDING, FIXED_ARGUMENTS, INPUTS, MODALITIES, REFUSED, TRUNCATING
+from pipelines.known_classes import (
+    BLENDING,
+    FIXED_ARGUMENTS,
+    INPUTS,
+    MODALITIES,
+    OPTIONAL_INPUTS,
+    REFUSED,
+    TRUNCATING,
+    text_class,
+)
 from pipelines.weight_folder import component_class, read_pipeline_class
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES
@@ -73,7 +82,7 @@ class PipelineConfig:
     call: dict = field(default_factory=dict)  # further arguments of the pipeline's call
     text: dict = field(default_factory=dict)  # arguments that are repeated for each prompt: negative_prompt, lyrics
     # input that comes with each prompt (source, mask, reference, control, first, last, audio) -> argument of the call;
-    # by default those of the class
+    # by default those of the class; null: the class does without
     inputs: dict = field(default_factory=dict)
     # [H,W] of pictures or [T,H,W] of clips that come with prompts, where no argument of the call says it
     input_size: list = field(default_factory=list)
@@ -89,6 +98,8 @@ class PipelineConfig:
     any_base: bool = False  # take a LoRA whose record says that it was trained on other weights
     slicing: bool = False  # the autoencoder decodes one sample at a time: less memory for batches of clips
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU the default is always fp32
+    # of weights trained by reward_condition: axis -> 0 to 5, the best; 5 where it is not given; null: not said
+    dials: dict = field(default_factory=dict)
     name: str = ""  # the name or path that it was read from
 
     @property
@@ -114,7 +125,7 @@ class PipelineConfig:
     @property
     def policy_settings(self) -> dict[str, Any]:
         """The settings of a Policy that samples as this config says, but for its kernel."""
-        names = ("modality", "rate", "steps", "call", "text", "inputs", "input_size", "guidance")
+        names = ("modality", "rate", "steps", "call", "text", "inputs", "input_size", "guidance", "dials")
         return {name: getattr(self, name) for name in names}
 
     @property
@@ -211,6 +222,7 @@ def _parse_config(path: Path) -> PipelineConfig:
         values = _field_names(values, where)
         if "pipeline" not in values:
             raise BadInput(f"{where}: the key 'class' is missing: the diffusers class of the pipeline")
+        values["inputs"] = _settle_inputs(values.get("inputs"), values["pipeline"], {}, where)
     return _check_config(replace(build_dataclass(PipelineConfig, values, where), name=path.stem), where)
 
 
@@ -220,6 +232,8 @@ def change_config(config: PipelineConfig, changes: Mapping) -> PipelineConfig:
     label = variants.pipeline_label({"name": config.name or config.repo, **changes})
     values = {f.name: getattr(config, f.name) for f in fields(PipelineConfig) if f.name != "name"}
     values = variants.merge_changes(values, _field_names(changes, where))
+    if "inputs" in changes or values["pipeline"] != config.pipeline:
+        values["inputs"] = _settle_inputs(values["inputs"], values["pipeline"], config.inputs, where)
     return _check_config(replace(build_dataclass(PipelineConfig, values, where), name=label), where)
 
 
@@ -232,9 +246,26 @@ def _field_names(values: Mapping, where: str) -> dict:
     return {"pipeline" if key == "class" else key: value for key, value in values.items()}
 
 
+def _settle_inputs(named: Any, cls: Any, inherited: Mapping[str, str], where: str) -> Any:
+    """The inputs that a config names, by default those of the class; one that is null is left out of those that it
+    inherits. Raises BadInput for one that the class can't do without."""
+    default = INPUTS.get(cls, {}) if isinstance(cls, str) else {}
+    if not isinstance(named, Mapping) or not named:
+        return default if named is None or named == {} else named
+    given = {name: argument for name, argument in named.items() if argument is not None}
+    for name in named:
+        if name in given or (name in NAMES and (name not in default or cls in OPTIONAL_INPUTS)):
+            continue
+        if name not in NAMES:
+            raise BadInput(f"{where}: inputs: unknown {name!r}; {suggest_nearest(str(name), NAMES)}")
+        instead = text_class(cls)
+        way_out = f"; for prompts alone take {instead}" if read_arguments(instead) and instead != cls else ""
+        raise BadInput(f"{where}: inputs: {name}: null: {cls} can't do without it{way_out}")
+    return given or {name: argument for name, argument in (inherited or default).items() if name not in named}
+
+
 def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
     """The config, numbers in quotes made numbers. Raises BadInput for invalid values."""
-    config = replace(config, inputs=config.inputs or INPUTS.get(config.pipeline, {}))
     refuse_unsupported(config.pipeline, where, {*config.call, *config.text, *config.inputs.values()})
     check_inputs(config, where)
     check_call(config, where)

@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pipelines.dial_files import load_dials, usage_lines, write_dials
+from pipelines.dials import find_dials
 from pipelines.export_files import load_line, write_for_comfy, write_for_diffusers, write_for_peft
 from pipelines.fingerprint import fingerprint_network, own_tensors
 from pipelines.lora_source import BASE_FINGERPRINT, BASE_MODEL, PEFT_WEIGHTS, RECORD
@@ -31,6 +33,7 @@ from .config import PipelineConfig
 from .policy import Policy
 
 PROMPT, SEED = "a red circle and a blue square", 0
+DIALS = "dials."  # how names of their tensors begin in a denoiser
 
 
 class ExportMismatch(RuntimeError):  # noqa: N818
@@ -86,7 +89,9 @@ def export_policy(
         with _offloaded_to_cpu(policy), policy.use(name), torch.no_grad():
             exported = _write_files(policy, expected, temp, comfy, merged, _base_about(pipeline) | (dict(about or {})))
         if pipeline is not None:
-            record = {"pipeline": _base_config(pipeline), "parts": _written_layouts(policy, temp)}
+            axes = _list_axes(policy)
+            record: dict[str, Any] = {"pipeline": _base_config(pipeline), "parts": _written_layouts(policy, temp)}
+            record |= {"dials": axes} if axes else {}
             (temp / RECORD).write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
         for path in (p for p in temp.rglob("*") if p.is_file()):
             with path.open("rb") as file:
@@ -186,12 +191,16 @@ def _write_files(
 ) -> PolicyExport:
     about = {"format": "pt", "software": "media-alignment-workbench", **about}
     exports, whole = [], _needs_whole_weights(policy)
+    if _list_axes(policy):
+        write_dials(policy.pipe, folder)
     if not whole:
         exports.append(_write_adapters(policy, expected, folder, comfy, about))
     if merged or whole:
         exports.append(_write_merged(policy, expected, folder))
     lines, notes = (tuple(line for each in exports for line in getattr(each, key)) for key in ("load", "notes"))
-    return PolicyExport((), lines, max(each.difference for each in exports), expected.effect, notes)
+    return PolicyExport(
+        (), (*lines, *usage_lines(folder)), max(each.difference for each in exports), expected.effect, notes
+    )
 
 
 def _write_adapters(
@@ -209,11 +218,25 @@ def _write_adapters(
             lines.append(write_for_peft(fresh, name, weights, folder, about))
         for each, factors in {name: weights, **beside}.items():
             _check_loaded_layers(getattr(fresh, each), factors, each)
-        if comfy:
+        if comfy and _list_axes(policy):
+            notes.append(f"no ComfyUI file of {name}: ComfyUI has no dials, and without them it is another model")
+        elif comfy:
             notes += write_for_comfy(module, name, weights, beside, folder, about)
+    _load_exported_dials(policy, fresh, folder)
     return PolicyExport(
         (), tuple(lines), _check_predictions(policy, fresh, expected, "the adapters"), expected.effect, tuple(notes)
     )
+
+
+def _list_axes(policy: TrainablePolicy) -> list[str]:
+    """The axes of the policy's dials; [] where it has none."""
+    return list(next((dials.axes for dials in find_dials(policy.pipe).values()), ()))
+
+
+def _load_exported_dials(policy: TrainablePolicy, pipe: Any, folder: Path) -> None:
+    """Put the dials that were written on a fresh pipeline."""
+    if axes := _list_axes(policy):
+        load_dials(pipe, folder, axes)
 
 
 def _write_merged(policy: TrainablePolicy, expected: PolicyPredictions, folder: Path) -> PolicyExport:
@@ -225,6 +248,7 @@ def _write_merged(policy: TrainablePolicy, expected: PolicyPredictions, folder: 
         _write_merged_network(policy, fresh, name, module, trained, folder)
         for name, module in (policy.adapters.denoisers | encoders).items()
     ]
+    _load_exported_dials(policy, fresh, folder)
     return PolicyExport(
         (), tuple(lines), _check_predictions(policy, fresh, expected, "the merged weights"), expected.effect
     )
@@ -261,7 +285,7 @@ def _write_merged_network(
         start_state = {key: value.detach().cpu() for key, value in own_tensors(module)}
         denoiser.load_state_dict(start_state, strict=False)  # the base's, with what the training started from
     for key, value in trained.items():
-        if key.startswith(f"{name}."):
+        if key.startswith(f"{name}.") and not key.startswith(f"{name}.{DIALS}"):
             weight = denoiser.get_parameter(key.removeprefix(f"{name}."))
             weight.data = value.to(weight, copy=True)
     for key, layer in lora_layers(module).items():
@@ -308,6 +332,7 @@ def _check_predictions(policy: TrainablePolicy, pipe: Any, expected: PolicyPredi
         rate=policy.rate,
         call=policy.call,
         text=policy.text,
+        dials=policy.dials,
         guidance=policy.guidance,
     )
     plain.conditions = policy.conditions

@@ -16,6 +16,7 @@ from pipelines import guards, lora_loading, lora_source, processes, schedule, se
 from pipelines.compat import patch_pipeline
 from pipelines.component_sources import DTYPES, choose_variant
 from pipelines.components import build_components, check_components
+from pipelines.dial_files import check_dials, check_new_dials
 from pipelines.ip_adapter import check_ip_adapter, install_ip_adapter
 from pipelines.known_classes import DECODED_SINGLY
 from pipelines.lora_start import merge_start
@@ -111,10 +112,13 @@ def plan_loading(
         lora_source.find_lora(config.lora)
     check_components(config)
     check_ip_adapter(config)
+    check_dials(config)
     if config.kernel:
         transitions.make_kernel(**config.kernel)
     if train is not None:
         _check_training(train, kind, where)
+        if train.get("axes"):
+            check_new_dials(config, bool(train.get("shard")))
         if config.ip_adapter and getattr(train.get("lora"), "targets", "") == "weights":
             raise BadInput("targets: weights can't be trained beside an IP-Adapter, which changes them; train a LoRA")
     return where, kind, chosen

@@ -15,6 +15,7 @@ from torch import nn
 
 from pipelines import weight_folder
 from pipelines.config import PipelineConfig
+from pipelines.dial_files import load_dials
 from pipelines.fingerprint import fingerprint_network
 from pipelines.lora_file import LoraFile, read_lora_file
 from pipelines.lora_layers import DENOISERS, LayerLora, find_networks
@@ -52,6 +53,8 @@ def install_lora(pipe: Any, config: PipelineConfig) -> InstalledLora:
             replaced.add(name)
         else:
             notes += _install_file(pipe, _export_file(path, name, layout), name, config)
+    if axes := read_record(path).get("dials"):
+        load_dials(pipe, path, axes)
     return InstalledLora(tuple(notes), frozenset(replaced))
 
 

@@ -10,7 +10,8 @@ from workbench.core.errors import BadInput
 from workbench.core.io.parsing import read_json
 from workbench.core.weights.files import check_file
 
-RECORD = "export.json"  # next to the weights: {"pipeline": PipelineConfig, "parts": {denoiser: lora | peft | merged}}
+# next to the weights: {"pipeline": PipelineConfig, "parts": {denoiser: lora | peft | merged}, "dials": [axis]}
+RECORD = "export.json"
 LAYOUTS = ("lora", "peft", "merged")
 WEIGHTS = "pytorch_lora_weights.safetensors"
 PEFT_WEIGHTS = "adapter_model.safetensors"
@@ -20,7 +21,8 @@ BASE_FINGERPRINT, BASE_MODEL = "base_fingerprint", "base_model"  # of the metada
 def read_record(folder: Path) -> dict[str, Any]:
     """The record of an export (RECORD). Raises BadInput."""
     record = read_json(folder / RECORD)
-    if not (isinstance(record, dict) and isinstance(record.get("pipeline"), dict) and _are_parts(record.get("parts"))):
+    are_complete = isinstance(record, dict) and isinstance(record.get("pipeline"), dict)
+    if not (are_complete and _are_parts(record.get("parts")) and _are_axes(record.get("dials", []))):
         raise BadInput(f"{folder / RECORD}: does not say which pipeline it is for; export again")
     return record
 
@@ -28,6 +30,10 @@ def read_record(folder: Path) -> dict[str, Any]:
 def _are_parts(parts: Any) -> bool:
     """Whether these are network -> layout; names become folders, so they must be plain."""
     return isinstance(parts, dict) and all(name.isidentifier() and parts[name] in LAYOUTS for name in parts)
+
+
+def _are_axes(axes: Any) -> bool:
+    return isinstance(axes, list) and all(isinstance(axis, str) and axis for axis in axes)
 
 
 def find_lora(source: str) -> Path:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from pipelines.adapters import lora_layers
+from pipelines.dials import dials_disabled, find_dials
 from pipelines.seams import named_networks
 from workbench.core.errors import BadInput
 
@@ -26,13 +27,14 @@ def find_lora_layers(policy: Any) -> list[Any]:
 
 @contextmanager
 def adapters_disabled(policy: Any) -> Iterator[None]:
-    """Inside the context the LoRA layers are disabled; afterwards they are as before."""
+    """Inside the context LoRA layers and dials are disabled; afterwards they are as before."""
     layers = find_lora_layers(policy)
     were = [layer.disable_adapters for layer in layers]
     try:
         for layer in layers:
             layer._disable_adapters = True  # its public method also changes which parameters require grad
-        yield
+        with dials_disabled(find_dials(policy.pipe).values()):
+            yield
     finally:
         for layer, was in zip(layers, were, strict=True):
             layer._disable_adapters = was

@@ -19,6 +19,7 @@ from torch.utils._pytree import tree_map_only
 
 from pipelines import encoding, guards, noise_hypernetwork, replay, schedule, seams
 from pipelines.conditions import Conditions, Grouping, compute_in_groups, find_grouping
+from pipelines.dials import set_dials
 from pipelines.kernel_step import take_kernel_step
 from pipelines.prompt_cache import PromptCache, PromptCaches
 from pipelines.structure import PipelineStructure, find_structure, has_guidance_momentum
@@ -35,7 +36,7 @@ class Policy:
     ({"source": "image"}): prompts are then `Prompt`s with these inputs, which are brought to the size of the call, or
     to `input_size` where the call doesn't say it. With a `kernel`, `sample` takes that Gaussian
     step instead of the scheduler's own and scores it; without one, `sample` is the pipeline's loop and `transition`
-    uses Ancestral(eta=1).
+    uses Ancestral(eta=1). `dials` are the levels of denoisers that have dials (dials.py), by axis.
     """
 
     config: Any = None  # the PipelineConfig that it was loaded by, if any
@@ -52,6 +53,7 @@ class Policy:
         text: Mapping[str, str] | None = None,
         inputs: Mapping[str, str] | None = None,
         input_size: Sequence[int] = (),
+        dials: Mapping[str, float | None] | None = None,
         kernel: Kernel | None = None,
         guidance: str = "guidance_scale",
         attention: str = "sdpa",
@@ -60,7 +62,7 @@ class Policy:
         cache_bytes: int = 1 << 30,
     ):
         self.pipe, self.modality, self.rate, self.kernel = pipe, modality, rate, kernel
-        self.call, self.text = dict(call or {}), dict(text or {})
+        self.call, self.text, self.dials = dict(call or {}), dict(text or {}), dict(dials or {})
         if steps is not None:
             self.call["num_inference_steps"] = steps
         if modality != "audio":  # audio pipelines have different names for "pt"
@@ -253,17 +255,17 @@ class Policy:
         """
         return encoding.encode_media(self, self._decode_path, media)
 
-    @property
+    @cached_property
     def size(self) -> tuple[int, ...]:
         """Of one medium: (3,H,W), (T,3,H,W) or (C,L)."""
-        return self._decode_path.size
+        return encoding.find_media_size(self)
 
     @cached_property
     def _decode_path(self) -> encoding.DecodePath:
         return encoding.find_decode_path(self)
 
     def reference(self) -> AbstractContextManager[None]:
-        """Inside the block this is the pipeline without its LoRA, if it has one."""
+        """Inside the block this is the pipeline without its LoRA and dials, if it has some."""
         return noise_hypernetwork.adapters_disabled(self)
 
     def noise_correction(self, noise: Tensor, prompts: Sequence[str]) -> Tensor:
@@ -335,7 +337,7 @@ class Policy:
             structure.denoisers, structure.helpers, live, self._count_rows, checkpoint, same_kernels
         )
         keep = seams.KeepGraph() if self.modality == "audio" else nullcontext()
-        with torch.random.fork_rng(self._cuda_devices), keep:
+        with torch.random.fork_rng(self._cuda_devices), keep, set_dials(self.pipe, prompts, self.dials):
             out = seams.run_pipeline(
                 self.pipe, kwargs, on_step=on_step, on_draw=on_draw, on_add_noise=on_add_noise, grad=grad, **hooks
             )

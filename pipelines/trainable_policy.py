@@ -7,7 +7,7 @@ import copy
 import importlib.util
 import math
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from functools import cached_property
@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_map
 from pipelines import seams, sharding
 from pipelines.adapters import Adapters, Lora, copy_to_cpu, strip_lora
 from pipelines.conditions import Grouping
+from pipelines.dials import find_text_layout, remove_dials
 from pipelines.lora_start import StartLora
 from pipelines.policy import Policy
 from pipelines.processes import join_processes
@@ -43,7 +44,7 @@ class TrainablePolicy(Policy):
     the policy starts with it, and the export holds it too, for the base that `source` loads. With `accelerate
     launch` each process holds the whole policy, and computes its own rows; with `shard`, each holds a part of the
     weights, gradients and optimiser state (sharding.py), and all processes must sample, predict, step, save and
-    export together.
+    export together. `axes` are those of dials to be trained (dials.py).
     """
 
     cache_scope: Any = None  # key of the prompt caches in place of the prompts, the same in all processes
@@ -57,6 +58,7 @@ class TrainablePolicy(Policy):
         ema: float = 0.0,
         blocks: bool = False,
         shard: bool = False,
+        axes: Sequence[str] = (),
         source: Callable[[Mapping[str, nn.Module]], Any] | None = None,
         start_lora: StartLora | None = None,
         **policy: Any,
@@ -73,6 +75,8 @@ class TrainablePolicy(Policy):
             raise BadInput("shard: is for weights that are trained themselves (targets: weights), in fp32 or bf16")
         cut = shard and self._world.num_processes > 1
         self.adapters = Adapters(denoisers, lora, self.device if cut else None)
+        if axes:
+            self.adapters.add_dials(axes, *find_text_layout(self))
         for module in denoisers.values():
             if blocks:
                 module.enable_gradient_checkpointing()
@@ -218,6 +222,7 @@ class TrainablePolicy(Policy):
         with self.reference():
             for name, module in self.adapters.denoisers.items():
                 setattr(pipe, name, strip_lora(copy.deepcopy(module)))
+                remove_dials(getattr(pipe, name))
         return pipe
 
     def state_dict(self) -> dict[str, Any]:

@@ -17,6 +17,7 @@ import pytest
 import yaml
 
 from pipelines.config import PipelineConfig
+from pipelines.starter import ORACLES
 from rewards import REWARDS
 from rewards.ensemble import COMBINATIONS
 from rewards.factory import PRESETS
@@ -248,7 +249,7 @@ def check_reward(value: Any) -> None:
         settings.pop("weight", None), settings.pop("within", None)
         if isinstance(name, dict):
             check_reward(name)
-        elif name not in PRESETS and ":" not in name and name != "oracle" and not name.startswith("oracle_"):
+        elif name not in PRESETS and ":" not in name and name not in {oracle.spec.name for oracle in ORACLES}:
             known = {f.name for f in fields(REWARDS[name])}
             assert set(settings) <= known, f"{label}: {set(settings) - known}"
             if "of" in settings:

@@ -4,6 +4,7 @@ of its own."""
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import pytest
 import torch
@@ -53,6 +54,30 @@ class Slope:
         return (x @ way / x.shape[1] ** 0.5) * torch.tensor([2.0 if p.startswith(self.word) else 1.0 for p in prompts])
 
 
+class Examples:
+    """Two media for each prompt, a good and a bad one."""
+
+    axes = ("one", "other")
+
+    def __init__(self, media: Sequence[Media]):
+        self.media = media
+
+    def list_prompts(self):
+        return [*PROMPTS]
+
+    def count(self, prompt):
+        return len(self.media)
+
+    def name(self, prompt, n):
+        return f"{prompt} {n}"
+
+    def scores(self, prompt, n):
+        return {"one": 5.0 * n, "other": 2.5}
+
+    def read(self, prompt, n, size):
+        return self.media[n][PROMPTS.index(prompt)]
+
+
 def lesson(name: str, policy):
     """The method and its batch."""
     settings, method = dict(SETTINGS.get(name, {})), METHODS[name.partition(":")[0]]
@@ -60,6 +85,8 @@ def lesson(name: str, policy):
     some = [Media(torch.rand(2, *policy.size) * 0.8, policy.modality, policy.rate) for _ in range(2)]
     if name == "rpo":
         settings["references"] = some[0]
+    if name == "reward_condition":
+        settings["examples"] = Examples(some)
     return method(**settings), PairBatch(PROMPTS, SEEDS, *some) if name.endswith(":pairs") else batch
 
 
@@ -68,7 +95,8 @@ def lesson(name: str, policy):
 def test_a_method_moves_a_pipeline_of_sounds_or_clips_by_one_update(kind, name):
     kernel = FlowSDE() if name.partition(":")[0] in CHAINS else None
     lora = Lora(rank=2, alpha=4.0, targets="all" if name == "hypernoise" else "attention")
-    policy = trainable(PIPELINES[kind], kernel=kernel, lora=lora, steps=4 if name == "srpo" else 2)
+    axes = Examples.axes if name == "reward_condition" else ()
+    policy = trainable(PIPELINES[kind], kernel=kernel, lora=lora, steps=4 if name == "srpo" else 2, axes=axes)
     nudge(policy, 0.1)
     method, batch = lesson(name, policy)
     assert trains_weights(method) and method.needs - {"reward", "differentiable"} <= policy.provides

@@ -69,23 +69,29 @@ class Prompt(str):
 
     Without inputs it is an ordinary string. What makes a new string of it (`p.strip()`, `p + "."`) drops the inputs;
     `reworded` keeps them.
+
+    A training by reward_condition gives it `dials` too: how good its example is, on each axis.
     """
 
     inputs: Mapping[str, Input]  # name, one of workbench.core.inputs.NAMES -> input
+    dials: Mapping[str, float] | None  # axis -> level, 0 to 5; an axis that is missing is not said
 
-    def __new__(cls, text: str, inputs: Mapping[str, Input] | None = None) -> Prompt:
+    def __new__(
+        cls, text: str, inputs: Mapping[str, Input] | None = None, dials: Mapping[str, float] | None = None
+    ) -> Prompt:
         prompt = super().__new__(cls, text)
-        prompt.inputs = dict(sorted((inputs or {}).items()))
+        prompt.inputs, prompt.dials = dict(sorted((inputs or {}).items())), dials
         return prompt
 
     @property
     def key(self) -> str:
         """Text and digests as one string, by which seeds and records know the prompt; without inputs, the text."""
-        return "\0".join([str(self), *(f"{name}={value.digest}" for name, value in self.inputs.items())])
+        dials = [] if self.dials is None else [f"dials={dict(self.dials)}"]
+        return "\0".join([str(self), *(f"{name}={value.digest}" for name, value in self.inputs.items()), *dials])
 
     def reworded(self, text: str) -> Prompt:
         """Another text with the same inputs."""
-        return Prompt(text, self.inputs)
+        return Prompt(text, self.inputs, self.dials)
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, str) and self.key == prompt_key(other)
@@ -96,8 +102,8 @@ class Prompt(str):
     def __hash__(self) -> int:
         return hash(self.key)
 
-    def __getnewargs__(self) -> tuple[str, Mapping[str, Input]]:  # type: ignore[override]
-        return str(self), self.inputs
+    def __getnewargs__(self) -> tuple[str, Mapping[str, Input], Mapping[str, float] | None]:  # type: ignore[override]
+        return str(self), self.inputs, self.dials
 
 
 def prompt_key(prompt: str) -> str:
@@ -379,3 +385,7 @@ class Method(Protocol):
     def sampler(self) -> Method | None:
         """For training methods: the method that samples with the trained weights; None: plain sampling."""
         return None
+
+    def dial_axes(self, reward: Any) -> tuple[str, ...]:
+        """For training methods: the axes of the dials that the denoiser gets; none for most."""
+        return ()

@@ -10,7 +10,7 @@ from pathlib import Path
 import yaml
 
 import pipelines
-from pipelines import export_files, lora_source
+from pipelines import dial_files, export_files, lora_source
 from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
 from workbench.core.schema import build_dataclass, suggest_nearest
@@ -181,7 +181,8 @@ def _usage_lines(plan: Plan, run: Mapping, name: str, out: Path) -> list[str]:
     """Markdown: how the files are used."""
     base, parts = plan.pipelines[name], lora_source.read_record(out)["parts"]
     dtypes = [placement.get("dtype") for placement in run.get("placement", {}).values()]
-    load_lines = [export_files.load_line(n, layout).replace("{folder}", "FOLDER") for n, layout in parts.items()]
+    load_lines = [*(export_files.load_line(n, layout) for n, layout in parts.items()), *dial_files.usage_lines(out)]
+    load_lines = [line.replace("{folder}", "FOLDER") for line in load_lines]
     code = usage_code.write_usage(base, load_lines, next(filter(None, dtypes), "float32"))
     if plan.methods[name].sampler() is not None:
         return ["## Use", f"It corrects the noise: name this folder as a pipeline, and sample it by `{CORRECTED}`.", ""]

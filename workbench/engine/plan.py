@@ -22,9 +22,9 @@ from workbench.methods import METHODS, name_of, trains_weights
 from workbench.runs import config as configs
 from workbench.runs import preference_data, prompts, stages, train_config, training_sizes
 from workbench.runs.budget import Budget
-from workbench.runs.controls import check_shuffled
+from workbench.runs.controls import check_exchanged, check_shuffled
 from workbench.runs.plan import Plan
-from workbench.runs.resolve import resolve_dependencies
+from workbench.runs.resolve import name_prompts, resolve_dependencies, with_prompts
 from workbench.training import training_runs
 
 EXAMPLES = "python benchmarks/dragon.py --references data --made-by starter-music-good"  # makes data/music
@@ -68,19 +68,28 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
     for method in methods.values():
         resolve_dependencies(method)
     rewards = reward.rewards | (watch.rewards if watch else {})
-    sources = {"prompts": config.prompts, "test": config.test}
-    prompt_lists = input_checks.read_prompt_lists(sources, configs_by_name, rewards)
+    sources = {"prompts": config.prompts, "test": config.test, **name_prompts(methods)}
+    training = any(map(trains_weights, methods.values()))
+    limits = {"prompts": 0 if training else config.limit, "test": config.limit}
+    prompt_lists = input_checks.read_prompt_lists(sources, configs_by_name, rewards, limits)
+    methods = with_prompts(methods, prompt_lists)
     prompt_list = prompt_lists["prompts"].prompts
     modality = next(iter(configs_by_name.values())).modality
     check_inputs(rewards, modality, (p for part in prompt_lists.values() for p in part.prompts))
     pairs = read_pairs(config, methods, configs_by_name)
-    training = any(map(trains_weights, methods.values()))
     if not training and (config.train is not None or config.test is not None):
         raise BadInput(f"{'train' if config.train is not None else 'test'}: no contestant of this run is trained")
     test_prompts = prompt_lists.get("test", prompt_lists["prompts"]).prompts
     rows = prompts.sample_rows(test_prompts[: config.limit or None], config.seed, config.samples_per_prompt)
     if config.control == "shuffled":
         check_shuffled(reward, (row[1] for row in rows))
+    if config.control == "shuffled_inputs":
+        if training:
+            raise BadInput(
+                "control: shuffled_inputs judges what is there and trains nothing; name a finished training's run "
+                "folder as the pipeline"
+            )
+        check_exchanged(row[1] for row in rows)
     for part in (reward, watch) if watch else (reward,):
         part.check_combination([r[1] for r in rows])
     checks = [
@@ -174,7 +183,10 @@ def check_training(plan: Plan, name: str, method: Any) -> None:
     """Raises BadInput where the method can't train with its pipeline, LoRA or reward."""
     pipeline, lora = training_runs.training_pipeline(plan, name), train_config.lora_config(plan.train_config)
     where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
-    pipelines.plan_loading(pipeline, **where, train={"lora": lora, "shard": plan.train_config.shard})
+    axes = resolve_dependencies(method).dial_axes(plan.reward)
+    pipelines.plan_loading(pipeline, **where, train={"lora": lora, "shard": plan.train_config.shard, "axes": axes})
+    if axes and plan.config.control != "none":
+        raise BadInput(f"control: {name} is told scores, which it can't turn round; say method.shuffle: true")
     try:
         method.check(pipeline, plan.reward, lora)
     except BadInput as error:
@@ -222,7 +234,9 @@ def plan_stages(config: configs.RunConfig, command: str, objects: UserObjects) -
         except BadInput as error:
             raise BadInput(f"stages[{n}] ({stage.name}): {error}") from None
         (name,) = task.trained_contestants or [""]
-        if not name or task.methods[name].sampler() or task.methods[name].delivered_copy:
+        method = task.methods[name] if name else None
+        has_dials = method is not None and resolve_dependencies(method).dial_axes(task.reward)
+        if method is None or method.sampler() or method.delivered_copy or has_dials:
             raise BadInput(
                 f"stages[{n}] ({stage.name}): its method leaves no weights that another stage could go on from"
             )

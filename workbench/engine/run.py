@@ -33,7 +33,7 @@ from workbench.evaluation.summary import summarise_run
 from workbench.report import pages
 from workbench.runs import config, prompts, run_inputs, store
 from workbench.runs.budget import Budget, Cost, Meter
-from workbench.runs.controls import CountedReward, apply_control
+from workbench.runs.controls import CountedReward, apply_control, exchange_inputs
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress, json_number, score_samples
 from workbench.runs.resolve import resolve_dependencies
@@ -140,6 +140,7 @@ def _sample_missing(
 ) -> Iterator[Progress]:
     config, loaded, policy, meter = plan.config, None, None, None
     optimised = CountedReward(apply_control(plan.reward, config, [r[1] for r in plan.rows]))
+    inputs = exchange_inputs(config, [r[1] for r in plan.rows])
     for name in names:
         if plan.pipelines[name] is not loaded:
             policy = meter = None  # one pipeline in memory at a time
@@ -158,7 +159,8 @@ def _sample_missing(
                 continue
             meter.cost, meter.cut, judged_at = Cost(), False, 0.0
             try:
-                for event in metered_events(method, policy, optimised, batch, meter, plan.budget, stop):
+                events = metered_events(method, policy, optimised, inputs.exchange(batch), meter, plan.budget, stop)
+                for event in map(inputs.restore, events):
                     metrics = {key: json_number(value) for key, value in event.metrics.items()}
                     entry = {"contestant": name, "batch": number, "step": event.step, "metrics": metrics}
                     entry |= {"rows": len(rows), "cost": dataclasses.asdict(meter.cost)}

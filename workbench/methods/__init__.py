@@ -41,6 +41,7 @@ from workbench.methods.training.parrot import Parrot
 from workbench.methods.training.prdp import PRDP
 from workbench.methods.training.raft import RAFT
 from workbench.methods.training.refl import ReFL
+from workbench.methods.training.reward_condition import RewardCondition
 from workbench.methods.training.rpo import RPO
 from workbench.methods.training.rwr import RWR
 from workbench.methods.training.srpo import SRPO
@@ -90,6 +91,8 @@ METHODS = {
     "raft": RAFT,
     "rwr": RWR,
     "dragon": DRAGON,
+    # on examples, told their scores
+    "reward_condition": RewardCondition,
 }
 
 

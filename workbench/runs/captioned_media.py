@@ -3,7 +3,8 @@
 The prompt of a medium is, in this order: its `text`, `prompt` or `caption` in the folder's metadata.jsonl or
 metadata.csv, by `file_name`; the text of a file of its name with .txt; what the file itself carries, as samples of a
 run do. A medium without one is left out, and a warning says so. For a pipeline that edits, the metadata also name what
-a medium was made from, in a column `source` (or that of another input), relative to the folder.
+a medium was made from, in a column `source` (or that of another input), relative to the folder; and how good it is,
+in `scores`, by axis: {"file_name": "0.png", "text": "…", "scores": {"done": 5, "kept": 2}}.
 """
 
 from __future__ import annotations
@@ -13,47 +14,61 @@ import io
 import logging
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
-from workbench.core.inputs import NAMES, prompt_inputs
+from workbench.core.inputs import NAMES, FileInput, prompt_inputs
 from workbench.core.io import folders, media
 from workbench.core.io.parsing import read_json_lines, read_text
-from workbench.core.text import one_line
-from workbench.core.types import Media
+from workbench.core.text import one_line, quote_value
+from workbench.core.types import Media, Prompt, prompt_key
 from workbench.runs.preference_data import fit_to_size
 from workbench.runs.prompt_files import METADATA
 from workbench.runs.prompt_inputs import measure_file
 
 log = logging.getLogger(__name__)
 CAPTIONS = ("text", "prompt", "caption")
+BEST = 5  # the highest score; the lowest is 0
+
+
+@dataclass(frozen=True)
+class CaptionedFile:
+    """A medium of a folder, with the files that it was made from and its row in the metadata."""
+
+    path: Path
+    inputs: Mapping[str, Path]
+    row: Mapping[str, Any]
 
 
 class CaptionedFolder:
     """The media of a folder, by prompt. Raises BadInput where none has a prompt."""
 
+    setting = "clips"  # of the method, that names the folder
+
     def __init__(self, folder: str):
         self.folder = Path(folder).expanduser()
         if not self.folder.is_dir():
-            raise BadInput(f"clips: {one_line(folder)} is no folder")
+            raise BadInput(f"{self.setting}: {one_line(folder)} is no folder")
         listing, captions = folders.list_media(self.folder), _read_metadata(self.folder)
-        self.files: dict[str, list[tuple[Path, dict[str, Path]]]] = {}  # text -> media, each with its inputs
+        self.files: dict[str, list[CaptionedFile]] = {}  # by text
+        self.matches: dict[str, list[CaptionedFile]] = {}  # by the keys of prompts that were asked for
         nameless, named_inputs = [], {path for row in captions.values() for path in self._inputs_of(row).values()}
         for path in listing.files:
             row = captions.get(path.relative_to(self.folder).as_posix())
             inputs = self._inputs_of(row or {})
-            if (prompt := _find_prompt(path, row)) or inputs:
-                self.files.setdefault(prompt, []).append((path, inputs))
+            if (prompt := self._find_prompt(path, row)) or inputs:
+                self.files.setdefault(prompt, []).append(CaptionedFile(path, inputs, row or {}))
             elif path not in named_inputs:
                 nameless.append(path)
         if not self.files:
             raise BadInput(
-                f"clips: no medium in {self.folder} has a prompt; give metadata.jsonl (file_name, text), or a text "
-                "beside each, NAME.txt"
+                f"{self.setting}: no medium in {self.folder} has a prompt; give metadata.jsonl (file_name, text), or a "
+                "text beside each, NAME.txt"
             )
         if nameless:
-            log.warning("clips: %d of %s have no prompt and are left out", len(nameless), self.folder)
+            log.warning("%s: %d of %s have no prompt and are left out", self.setting, len(nameless), self.folder)
 
     def __repr__(self) -> str:
         return str(self.folder)
@@ -64,19 +79,21 @@ class CaptionedFolder:
 
     def read(self, prompt: str, n: int, size: Sequence[int]) -> Media:
         """The n-th medium of a prompt, fitted to a policy's size; one row. Raises BadInput."""
-        path = self._find_media(prompt)[n]
+        path = self._find_media(prompt)[n].path
         try:
             return fit_to_size(media.read_media(path), size)
         except BadInput as error:
-            raise BadInput(f"clips: {path.name}: {error}") from None
+            raise BadInput(f"{self.setting}: {path.name}: {error}") from None
 
-    def _find_media(self, prompt: str) -> list[Path]:
-        digests = {name: value.digest for name, value in prompt_inputs(prompt).items()}
-        return [
-            path
-            for path, inputs in self.files.get(str(prompt), ())
-            if all(name in inputs and _digest(inputs[name]) == digest for name, digest in digests.items())
-        ]
+    def _find_media(self, prompt: str) -> list[CaptionedFile]:
+        if (key := prompt_key(prompt)) not in self.matches:
+            digests = {name: value.digest for name, value in prompt_inputs(prompt).items()}
+            self.matches[key] = [
+                file
+                for file in self.files.get(str(prompt), ())
+                if all(name in file.inputs and _digest(file.inputs[name]) == d for name, d in digests.items())
+            ]
+        return self.matches[key]
 
     def _inputs_of(self, row: Mapping[str, Any]) -> dict[str, Path]:
         """Name -> file of the inputs that a row of the metadata names."""
@@ -84,10 +101,59 @@ class CaptionedFolder:
 
     def input_files(self) -> list[Path]:
         """The files that are read."""
-        entries = [entry for entries in self.files.values() for entry in entries]
-        inputs = {path for _, inputs in entries for path in inputs.values() if os.path.isfile(path)}
+        files = [file for files in self.files.values() for file in files]
+        inputs = {path for file in files for path in file.inputs.values() if os.path.isfile(path)}
         metadata = [self.folder / name for name in METADATA if (self.folder / name).is_file()]
-        return [path for path, _ in entries] + sorted(inputs) + metadata
+        return [file.path for file in files] + sorted(inputs) + metadata
+
+    def _find_prompt(self, path: Path, row: Any) -> str:
+        if row is not None:
+            return next((text.strip() for key in CAPTIONS if isinstance(text := row.get(key), str)), "")
+        if (beside := path.with_suffix(".txt")).is_file():
+            return " ".join(read_text(beside).split())
+        try:
+            prompt = media.read_meta(path).get("prompt", "")
+        except BadInput as error:
+            raise BadInput(f"{self.setting}: {error}") from None
+        return prompt.strip() if isinstance(prompt, str) else ""
+
+
+class ScoredFolder(CaptionedFolder):
+    """The media of a folder with their scores, 0 to 5 on each of `axes`; () where the folder has none. Raises BadInput,
+    naming the file, for scores that are none."""
+
+    setting = "examples"
+
+    def __init__(self, folder: str):
+        super().__init__(folder)
+        files = [file for files in self.files.values() for file in files]
+        self.axes = tuple(sorted({axis for file in files for axis in self._read_scores(file)}))
+
+    def list_prompts(self) -> list[str]:
+        """The distinct prompts, with their inputs. Raises BadInput for an input that can't be read."""
+        prompts = [
+            Prompt(text, {name: FileInput.at(path) for name, path in file.inputs.items()}) if file.inputs else text
+            for text, files in self.files.items()
+            for file in files
+        ]
+        return list(dict.fromkeys(prompts))
+
+    def name(self, prompt: str, n: int) -> str:
+        """Of the n-th medium of a prompt."""
+        return str(self._find_media(prompt)[n].path)
+
+    def scores(self, prompt: str, n: int) -> dict[str, float]:
+        """Axis -> level of the n-th medium of a prompt; an axis that its row doesn't name is missing."""
+        return self._read_scores(self._find_media(prompt)[n])
+
+    def _read_scores(self, file: CaptionedFile) -> dict[str, float]:
+        scores, where = file.row.get("scores") or {}, f"{self.setting}: {file.path.name}: scores"
+        if not isinstance(scores, Mapping):
+            raise BadInput(f"{where}: expected a level for each axis, got {quote_value(scores)}")
+        for axis, level in scores.items():
+            if not axis or type(level) not in (int, float) or not 0 <= level <= BEST:
+                raise BadInput(f"{where}: {axis} is a number from 0 to {BEST}, and not {quote_value(level)}")
+        return {axis: float(level) for axis, level in scores.items()}
 
 
 def _digest(path: Path) -> str:
@@ -111,15 +177,3 @@ def _read_metadata(folder: Path) -> dict[str, Any]:
             row["file_name"]: row for row in rows if isinstance(row, dict) and isinstance(row.get("file_name"), str)
         }
     return {}
-
-
-def _find_prompt(path: Path, row: Any) -> str:
-    if row is not None:
-        return next((text.strip() for key in CAPTIONS if isinstance(text := row.get(key), str)), "")
-    if (beside := path.with_suffix(".txt")).is_file():
-        return " ".join(read_text(beside).split())
-    try:
-        prompt = media.read_meta(path).get("prompt", "")
-    except BadInput as error:
-        raise BadInput(f"clips: {error}") from None
-    return prompt.strip() if isinstance(prompt, str) else ""

@@ -5,17 +5,19 @@ A method's setting names such an object by text; the driver builds the object an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from rewards.latent import LatentReward
 from workbench.core.errors import BadInput
-from workbench.methods import NRG, RPO, Centred, InstructVideo, Reuse, Rewrite
+from workbench.core.text import quote_value
+from workbench.methods import NRG, RPO, Centred, InstructVideo, Reuse, RewardCondition, Rewrite
 from workbench.runs import preference_data
-from workbench.runs.captioned_media import CaptionedFolder
+from workbench.runs.captioned_media import CaptionedFolder, ScoredFolder
 from workbench.runs.prompt_expanders import Chat, make_expander
+from workbench.runs.prompt_inputs import PromptList
 from workbench.runs.run_noise import RunNoise
 
 DEPENDENCIES: dict[type, tuple[str, Callable[[Any], Any]]] = {
@@ -25,7 +27,34 @@ DEPENDENCIES: dict[type, tuple[str, Callable[[Any], Any]]] = {
     RPO: ("references", preference_data.read_references),
     Reuse: ("noise", RunNoise),
     InstructVideo: ("clips", CaptionedFolder),
+    RewardCondition: ("examples", ScoredFolder),
 }
+
+PROMPT_SETTINGS: dict[type, str] = {RPO: "validation_prompts"}  # that name prompts as a run's `prompts` does
+
+
+def name_prompts(methods: Mapping[str, Any]) -> dict[str, Any]:
+    """Place in the config -> prompts that a contestant's own settings name. Raises BadInput for what names none."""
+    sources = {
+        f"contestants.{name}.{setting}": getattr(method, setting)
+        for name, method in methods.items()
+        if (setting := PROMPT_SETTINGS.get(type(method))) and getattr(method, setting)
+    }
+    for where, source in sources.items():
+        if not isinstance(source, str | Mapping | list | tuple):
+            raise BadInput(f"{where}: a list of prompts, or a file, got {quote_value(source)}")
+    return sources
+
+
+def with_prompts(methods: Mapping[str, Any], prompt_lists: Mapping[str, PromptList]) -> dict[str, Any]:
+    """The methods with the prompts that their settings name, read, where these are no plain texts."""
+    resolved = dict(methods)
+    for name, method in methods.items():
+        setting = PROMPT_SETTINGS.get(type(method), "")
+        listed, named = prompt_lists.get(f"contestants.{name}.{setting}"), getattr(method, setting, ())
+        if listed is not None and (isinstance(named, str) or any(type(item) is not str for item in named)):
+            resolved[name] = replace(method, **{setting: listed.prompts})
+    return resolved
 
 
 def resolve_dependencies(method):
@@ -52,4 +81,6 @@ def list_dependency_files(method: Any) -> list[Path]:
         return noise.input_files()
     if isinstance(method, InstructVideo) and method.clips:
         return CaptionedFolder(str(method.clips)).input_files()
+    if isinstance(method, RewardCondition) and method.examples:
+        return ScoredFolder(str(method.examples)).input_files()
     return []

@@ -16,6 +16,7 @@ from workbench.methods import Sample, name_of
 from workbench.runs import store, train_config
 from workbench.runs.checkpoints import CheckpointStore
 from workbench.runs.plan import Plan
+from workbench.runs.resolve import resolve_dependencies
 from workbench.training.monitoring import TrainingHalted
 
 
@@ -139,6 +140,7 @@ def load_trainable(plan: Plan, name: str, load: Callable[..., Any], **changes: s
         "ema": recipe.ema,
         "blocks": recipe.checkpointing,
         "shard": recipe.shard,
+        "axes": resolve_dependencies(plan.methods[name]).dial_axes(plan.reward),
     }
     placement = {key: getattr(config, key) for key in ("device", "dtype", "attention")} | changes
     return load(training_pipeline(plan, name), **placement, train=settings)

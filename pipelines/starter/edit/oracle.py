@@ -82,11 +82,17 @@ def judge_edit(task: Task, source: Tensor, image: Tensor) -> Verdict:
     """Verdict on a result, both [3,64,64] in [0,1]. Things are matched so that most of it holds."""
     seen = read_picture(image)
     done, kept = judge_things(task, seen)
+    return Verdict(done, kept, judge_ground(task.before, task.edited, source, image, seen))
+
+
+def judge_ground(before: Scene, edited: Sequence[int], source: Tensor, image: Tensor, seen: Things) -> bool:
+    """Whether the ground away from all things is as it was, and nothing shines through where an edited thing was;
+    seen: the things of the result."""
     covered = [thing for thing in seen if thing is not None]
-    away = ~_around([*task.before, *covered], HALO)
+    away = ~_around([*before, *covered], HALO)
     change = (image - source).abs().mean(0)[away]
     is_same = not len(change) or change.mean().item() < GROUND
-    return Verdict(done, kept, is_same and not _has_ghost(task, source, image, covered))
+    return is_same and not _has_ghost(before, edited, source, image, covered)
 
 
 def _around(things: Sequence[Thing], halo: float) -> Tensor:
@@ -99,11 +105,11 @@ def _around(things: Sequence[Thing], halo: float) -> Tensor:
     return inside
 
 
-def _has_ghost(task: Task, source: Tensor, image: Tensor, covered: Sequence[Thing]) -> bool:
+def _has_ghost(before: Scene, edited: Sequence[int], source: Tensor, image: Tensor, covered: Sequence[Thing]) -> bool:
     """Whether something still shines through where an edited thing was and nothing is now."""
-    ground = _continue_ground(source, ~_around(task.before, HALO))
+    ground = _continue_ground(source, ~_around(before, HALO))
     free = ~_around(covered, HALO)
-    for old in (task.before[i] for i in task.edited):
+    for old in (before[i] for i in edited):
         left = _around([old], 0.0) & free
         if left.sum() > SPECK and (image - ground).abs().mean(0)[left].mean() > GHOST:
             return True
@@ -230,3 +236,17 @@ class EditKept(EditOracle):
 
     def _value_of(self, verdict: Verdict) -> float:
         return float(verdict.kept and verdict.ground)
+
+
+class EditGround(EditOracle):
+    """1 where the ground away from all things is as it was, and nothing shines through where a thing went away as the
+    text asked. Any text will do."""
+
+    spec = replace(EditOracle.spec, name="edit_ground", needs=frozenset({"source"}))
+
+    def _score_edit(self, image: Tensor, prompt: str, source: Tensor) -> float:
+        if not (torch.isfinite(image).all() and torch.isfinite(source).all()):
+            return float("nan")
+        task = understand_instruction(prompt, source)
+        before = task.before if task else tuple(t for t in read_picture(source) if t is not None)
+        return float(judge_ground(before, task.edited if task else (), source, image, read_picture(image)))

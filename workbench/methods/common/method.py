@@ -38,6 +38,9 @@ class MethodDefaults:
     def sampler(self) -> Method | None:
         return None
 
+    def dial_axes(self, reward: Any) -> tuple[str, ...]:
+        return ()
+
 
 REQUIRED = ("needs", "calls", "__call__")
 DEFAULTS = {name: value for name, value in vars(MethodDefaults).items() if not name.startswith("_")}

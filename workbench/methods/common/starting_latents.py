@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from workbench.core.errors import BadInput
 from workbench.core.types import Batch, Media, TrainablePolicy, derive_seed
 
 
@@ -16,6 +18,15 @@ class CaptionedMedia(Protocol):
     def count(self, prompt: str) -> int: ...  # media of a prompt
 
     def read(self, prompt: str, n: int, size: tuple[int, ...]) -> Media: ...  # the n-th of a prompt, fitted; one row
+
+
+def check_media(media: CaptionedMedia, prompts: Sequence[str], where: str) -> None:
+    """Raises BadInput for prompts that there is no medium of."""
+    if missing := [prompt for prompt in prompts if not media.count(prompt)]:
+        raise BadInput(
+            f"{where}: no medium for {len(missing)} of {len(prompts)} prompts, such as {missing[0]!r:.80}; give "
+            "`prompts` that the folder has media of"
+        )
 
 
 class StartingLatents:

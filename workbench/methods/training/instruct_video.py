@@ -18,10 +18,9 @@ from typing import Any
 
 from torch import Tensor
 
-from workbench.core.errors import BadInput
 from workbench.core.types import Batch, Natural, NonNegative, TrainablePolicy
 from workbench.methods.common.reward_gradient import NEEDS
-from workbench.methods.common.starting_latents import StartingLatents
+from workbench.methods.common.starting_latents import StartingLatents, check_media
 from workbench.methods.training.direct import DRaFT
 
 
@@ -42,11 +41,8 @@ class InstructVideo(DRaFT):
         return super().calls(steps) - (steps if self.clips else 0)
 
     def check_prompts(self, prompts: Sequence[str]) -> None:
-        if missing := [p for p in prompts if self.clips and not self.clips.count(p)]:
-            raise BadInput(
-                f"method.clips: no medium for {len(missing)} of {len(prompts)} prompts, such as {missing[0]!r:.80}; "
-                "give `prompts` that the folder has media of"
-            )
+        if self.clips:
+            check_media(self.clips, prompts, "method.clips")
 
     def clean_latents(self, policy: TrainablePolicy) -> Callable[[Batch], Tensor]:
         if not self.clips and not self.samples_per_prompt:

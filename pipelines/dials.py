@@ -1,0 +1,174 @@
+"""Dials: a denoiser that is told how good its result is to be, on several axes (arXiv:2411.04713).
+
+For each axis there is a table of vectors, one a level from 0 to 5; a value between two levels lies between their
+vectors. The sum over axes is added to every token of `encoder_hidden_states`, the argument by which nearly every
+denoiser of diffusers reads the prompt. Tables begin at zero, so the denoiser is at first what it was, bit for bit.
+
+All rows of a sample get its dials, those of its unconditional prediction too: a guidance scale goes on to strengthen
+the prompt alone, and dials mean the same at any scale.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pipelines import seams
+from workbench.core.errors import BadInput
+from workbench.core.inputs import prompt_dials
+
+ARGUMENT = "encoder_hidden_states"
+BEST = 5  # the highest level; the lowest is 0
+GAIN = 32.0  # by which a table is multiplied, so that it moves as fast as it should at the step size of a LoRA
+
+
+class Dials(nn.Module):
+    """The tables of one denoiser, whose attribute `dials` it is. Within `set_dials` a hook adds their vectors.
+
+    repeats: rows of the text for one row of the denoiser.
+    """
+
+    def __init__(self, axes: Sequence[str], width: int, repeats: int = 1):
+        super().__init__()
+        self.axes, self.repeats = tuple(axes), repeats
+        self.table = nn.Parameter(torch.zeros(len(axes), BEST + 1, width))
+        self.levels: Tensor | None = None  # [B,axes], NaN where nothing is said
+        self.is_bridged = False  # whether levels that nothing was trained at lie between others
+        self.enabled = True
+
+    def compute_vectors(self) -> Tensor:
+        """[B,width]: the sums over axes, of the levels that are set."""
+        assert self.levels is not None
+        table = self.bridged_table() if self.is_bridged else self.table
+        levels, axis = self.levels.to(table.device), torch.arange(len(self.axes), device=table.device)
+        level = levels.nan_to_num(0.0)
+        low = level.floor().clamp(0, BEST - 1).long()  # [B,axes]
+        vectors = torch.lerp(table[axis, low], table[axis, low + 1], (level - low)[..., None].to(table))
+        return GAIN * (vectors * levels.isfinite()[..., None].to(table)).sum(1)
+
+    def bridged_table(self) -> Tensor:
+        """[axes,6,width]: levels that nothing was trained at, whose vectors are still zero, lie between the nearest
+        ones that were, or are equal to the nearest."""
+        return torch.stack([_bridge_levels(rows) for rows in self.table])
+
+
+def _bridge_levels(rows: Tensor) -> Tensor:
+    trained = rows.detach().ne(0).any(1).nonzero()[:, 0].tolist()
+    if not trained:
+        return rows
+    bridged = []
+    for level in range(len(rows)):
+        low = max((k for k in trained if k <= level), default=trained[0])
+        high = min((k for k in trained if k >= level), default=trained[-1])
+        bridged.append(torch.lerp(rows[low], rows[high], (level - low) / max(high - low, 1)))
+    return torch.stack(bridged)
+
+
+def add_vectors(denoiser: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
+    """A forward pre-hook: adds the vectors of a denoiser's dials to the text that it is about to read."""
+    dials = denoiser.dials if has_dials(denoiser) else None
+    if dials is None or dials.levels is None or not dials.enabled:
+        return None
+    bound = inspect.signature(type(denoiser).forward).bind(denoiser, *args, **kwargs)
+    text, vectors = bound.arguments[ARGUMENT], dials.compute_vectors()
+    sample = torch.arange(len(text), device=text.device) // dials.repeats % len(vectors)  # of each row
+    bound.arguments[ARGUMENT] = text + vectors.to(text)[sample][:, None]
+    return bound.args[1:], bound.kwargs
+
+
+def install_dials(denoiser: Any, axes: Sequence[str], width: int, repeats: int = 1) -> Dials:
+    """Dials on a denoiser, all zero, in float32 on its device, in place of those that it may have."""
+    if add_vectors not in denoiser._forward_pre_hooks.values():
+        denoiser.register_forward_pre_hook(add_vectors, with_kwargs=True)
+    denoiser.dials = Dials(axes, width, repeats).to(next(denoiser.parameters()).device)
+    return denoiser.dials
+
+
+def remove_dials(denoiser: Any) -> None:
+    """Take a denoiser's dials off, if it has some."""
+    if has_dials(denoiser):
+        del denoiser.dials
+
+
+def has_dials(denoiser: Any) -> bool:
+    """Whether a network has dials."""
+    return isinstance(getattr(denoiser, "dials", None), Dials)
+
+
+def find_dials(pipe: Any) -> dict[str, Dials]:
+    """Name of a network -> its dials."""
+    networks: dict[str, Any] = seams.named_networks(pipe)
+    return {name: part.dials for name, part in networks.items() if has_dials(part)}
+
+
+@contextmanager
+def set_dials(pipe: Any, prompts: Sequence[str], asked: Mapping[str, float | None]) -> Iterator[None]:
+    """Inside the block the pipeline's dials are those of each prompt; where it has none, those that are `asked`, and 5
+    on every axis that `asked` doesn't name. A level of None is not said."""
+    parts = list(find_dials(pipe).values())
+    own = [prompt_dials(prompt) for prompt in prompts]
+    for dials in parts:
+        rows = [{**dict.fromkeys(dials.axes, float(BEST)), **asked} if row is None else row for row in own]
+        values = [[torch.nan if (v := row.get(axis)) is None else float(v) for axis in dials.axes] for row in rows]
+        dials.levels, dials.is_bridged = torch.tensor(values), all(row is None for row in own)
+    try:
+        yield
+    finally:
+        for dials in parts:
+            dials.levels = None
+
+
+@contextmanager
+def dials_disabled(parts: Collection[Dials]) -> Iterator[None]:
+    """Inside the block these dials add nothing; afterwards they are as before."""
+    were = [dials.enabled for dials in parts]
+    try:
+        for dials in parts:
+            dials.enabled = False
+        yield
+    finally:
+        for dials, was in zip(parts, were, strict=True):
+            dials.enabled = was
+
+
+def find_text_layout(policy: Any) -> tuple[int, int]:
+    """(width of the text's tokens, rows of the text for one of the denoiser), found by running the pipeline up to its
+    denoiser. Some classes repeat the text for each frame, so that the rows of one sample lie side by side. Raises
+    BadInput for a pipeline that gives its denoiser no such text."""
+    name = type(policy.pipe).__name__
+
+    def read_text(*texts: str) -> Tensor:
+        prompts = policy.example_prompts(*texts)
+
+        def on_call(call: seams.ModuleCall, forward: seams.Forward) -> Any:
+            if call.module not in policy.structure.denoisers:
+                return forward(*call.args, **call.kwargs)
+            denoiser = seams.named_networks(policy.pipe)[call.module]
+            bound = inspect.signature(type(denoiser).forward).bind(denoiser, *call.args, **call.kwargs)
+            raise seams.LeavePipeline(bound.arguments.get(ARGUMENT))
+
+        with torch.no_grad(), torch.random.fork_rng(policy._cuda_devices):
+            arguments = policy.call_arguments(prompts, range(len(prompts)))
+            text = seams.run_pipeline(policy.pipe, arguments, on_call=on_call)
+        if not isinstance(text, Tensor) or text.dim() != 3 or not text.is_floating_point():
+            raise BadInput(refuse_class(name))
+        return text
+
+    if policy.grouping != "each":  # one prompt at a time, or several with dials in common
+        return read_text("a").shape[-1], 1
+    before, after = read_text("a", "b"), read_text("a", "c")  # equally long, so that what is padded stays as it is
+    rows, changed = len(before), (before != after).flatten(1).any(1).nonzero()[:, 0]  # those of the second prompt
+    for repeats in range(1, rows // 2 + 1):
+        if rows % (2 * repeats) == 0 and bool((changed // repeats % 2 == 1).all()):
+            return before.shape[-1], repeats
+    raise BadInput(f"reward_condition: which rows of the text of {name} belong to which prompt can't be told")
+
+
+def refuse_class(name: str) -> str:
+    """The sentence by which a pipeline class is refused."""
+    return f"reward_condition: {name} gives its denoiser no `{ARGUMENT}`, to which levels are added; take another class"
