@@ -177,19 +177,30 @@ def test_the_prompt_that_a_file_carries_is_used_unless_another_is_given(tmp_path
     )
 
 
-def test_what_other_programs_keep_as_a_prompt_is_none(tmp_path):
-    """ComfyUI writes its whole graph into a text chunk of this name."""
-    for name in ("comfy.png", "odd.png", "deep.png"):
+def test_the_prompt_of_a_file_is_the_text_beside_it_or_what_another_program_wrote_into_it(tmp_path):
+    def with_texts(name, **texts):
         info = PngInfo()
-        info.add_text("prompt", '{"3": {"class_type": "KSampler"}}' if name == "comfy.png" else "a cat")
-        if name != "comfy.png":
-            info.add_text("workbench", "[1,2]" if name == "odd.png" else '{"prompt": ["a cat"]}')
-        picture(tmp_path / name, pnginfo=info)
-    (tmp_path / "comfy.png").rename(tmp_path / "comfy.unknown")
-    names = [tmp_path / name for name in ("comfy.unknown", "deep.png", "odd.png")]
-    assert [(row["prompt"], row["brightness"]) for row in score(*names)] == [(None, 1.0)] * 3
-    with pytest.raises(BadInput, match="the file carries none; give --prompt TEXT"):
-        score(*names, rewards=("starter_clip",))
+        for key, text in texts.items():
+            info.add_text(key, text)
+        return picture(tmp_path / name, pnginfo=info)
+
+    graph = '{"1": {"class_type": "KSampler", "inputs": {"positive": ["2", 0]}}, "2": {"class_type": "CLIPTextEncode", '
+    paths = [
+        with_texts("a1111.png", parameters="a red circle\nSteps: 20, Seed: 1"),
+        with_texts("beside.png", parameters="a red circle"),
+        with_texts("comfy.png", prompt=graph + '"inputs": {"text": "a red circle"}}}'),
+        with_texts("empty.png", prompt=graph + '"inputs": {}}}'),
+        with_texts("none.png", workbench="[1,2]"),
+    ]
+    (tmp_path / "beside.txt").write_text("two blue\nsquares\n")
+    rows = score(*paths)
+    circle = "a red circle"
+    assert [row["prompt"] for row in rows] == [circle, "two blue squares", circle, None, None]
+    assert [row["brightness"] for row in rows] == [1.0] * 5, "what needs no prompt is scored without one"
+    assert rows[0]["note"] == "prompt from the file (AUTOMATIC1111)" and rows[1]["note"] == "prompt from beside.txt"
+    assert "no text that reaches what samples" in rows[3]["note"] and rows[4]["note"] == ""
+    with pytest.raises(BadInput, match="the file carries none; give --prompt TEXT, --prompts FILE, or none.txt beside"):
+        score(paths[4], rewards=("starter_clip",))
 
 
 @pytest.mark.parametrize(("modality", "shape"), [("image", (3, 8, 8)), ("video", (2, 3, 8, 8)), ("audio", (1, 800))])

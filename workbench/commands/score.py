@@ -14,7 +14,8 @@ def add_command(commands: Commands) -> None:
         commands,
         "score",
         score_command,
-        "Score media files or folders. A prompt that the workbench wrote into a PNG is read from it.",
+        "Score media files or folders. The prompt of a file is the text beside it, NAME.txt, or what the program that "
+        "made it wrote into it: AUTOMATIC1111, ComfyUI, Fooocus, InvokeAI, NovelAI, SwarmUI, the workbench.",
         'workbench score picture.png --reward starter_clip --reward brightness --prompt "a red circle"',
     )
     most = (

@@ -24,6 +24,7 @@ from workbench.core.types import Input, Media, Modality, Prompt, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
 from workbench.evaluation.file_prompts import restore_inputs
 from workbench.evaluation.scoring import score_row
+from workbench.runs.media_prompts import find_prompt
 from workbench.runs.prompt_files import check_prompt
 from workbench.runs.prompt_inputs import open_input
 
@@ -182,8 +183,7 @@ def score_items(
                 raise
             row["error"] = str(error)
             continue
-        words = content.story.get("prompt")
-        row["prompt"] = prompt if prompt is not None else words if isinstance(words, str) else None
+        row["prompt"] = prompt if prompt is not None or not item.file else _prompt_of(item.file)
         item = replace(item, inputs={**restore_inputs(Path(item.file), content.story), **item.inputs})
         check_item(rewards, item, content.modality, row["prompt"])
         origin = item.made_from(row["prompt"])
@@ -246,3 +246,12 @@ def _score_clip(
 def is_alike(one: Media, other: Media) -> bool:
     """Whether both media can be rows of one batch."""
     return (one.modality, one.rate, one.data.shape) == (other.modality, other.rate, other.data.shape)
+
+
+def _prompt_of(file: str) -> str | None:
+    """The prompt of a file that nothing else names; None where there is none, or it can't be told."""
+    try:
+        return find_prompt(Path(file))[0] or None
+    except BadInput as error:
+        log.warning("%s: no prompt: %s", one_line(file), error)
+        return None

@@ -21,6 +21,7 @@ from workbench.core.io.parsing import parse_yaml, read_yaml
 from workbench.core.text import one_line, quote_value
 from workbench.core.types import EmbeddingReward, Modality, Prompt, Reward, embeds_media
 from workbench.evaluation.file_prompts import pair_files, restore_inputs
+from workbench.runs.media_prompts import find_prompt
 from workbench.runs.registry import all_rewards
 
 log = logging.getLogger(__name__)
@@ -95,7 +96,8 @@ def score_files(
     when no score is missing.
 
     prompt, prompts, source: what the files were made from, as `file_prompts.pair_files` takes them; without a prompt,
-    what a file itself says, and of a run's samples what its folder keeps. With set rewards, a last row has the scores
+    a text beside a file, NAME.txt, or what the program that made it wrote into it, and of a run's samples what its
+    folder keeps. With set rewards, a last row has the scores
     of all files together. A reward skips files of a modality that it can't score. Raises BadInput for an invalid
     reward, when none of the paths exists, and when no file can be scored because no reward fits its modality, or a
     prompt or an input is missing.
@@ -135,8 +137,8 @@ def score_files(
         except BadInput as error:
             row["error"] = str(error)
             continue
-        row["prompt"] = text = _prompt_in_file(loaded.story) if origin.text is None else origin.text
-        row["note"] = "; ".join(loaded.notes)
+        text, note = (origin.text, "") if origin.text is not None else _find_prompt(path)
+        row["prompt"], row["note"] = text, "; ".join(filter(None, (*loaded.notes, note)))
         inputs = {**restore_inputs(path, loaded.story), **origin.inputs}
         refusal = _missing_requirement(rewards, loaded.modality, text, inputs, path)
         refusals += [refusal] if refusal else []
@@ -194,10 +196,13 @@ def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             yield path, "" if path.exists() else f"{path}: no such file or folder"
 
 
-def _prompt_in_file(story: dict) -> str | None:
-    """The prompt in the metadata that the workbench wrote into a file."""
-    words = story.get("prompt")
-    return words if isinstance(words, str) else None
+def _find_prompt(path: Path) -> tuple[str | None, str]:
+    """(the prompt of a file that nothing else names, a note on where it stands or why it can't be told)."""
+    try:
+        text, where = find_prompt(path)
+    except BadInput as error:
+        return None, f"no prompt: {error}"
+    return text or None, f"prompt from {where}" if where else ""
 
 
 def _missing_requirement(
@@ -211,7 +216,11 @@ def _missing_requirement(
         return f"{path}: {modality}, which is {NO_MATCH}: {modalities}"
     for name, reward in fitting.items():
         if "prompt" in reward.spec.needs and prompt is None:
-            return f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT"
+            beside = path.with_suffix(".txt").name
+            return (
+                f"reward {name} needs the prompt of {path}, and the file carries none; give --prompt TEXT, --prompts "
+                f"FILE, or {beside} beside it"
+            )
         if unmet := [need for need in input_needs(reward.spec) if need not in inputs]:
             way_out = "--source FILE, or " if unmet[0] == "source" else ""
             return (

@@ -1,10 +1,10 @@
 """Media with their prompts, from a folder: what a training begins from in place of samples of its own.
 
 The prompt of a medium is, in this order: its `text`, `prompt` or `caption` in the folder's metadata.jsonl or
-metadata.csv, by `file_name`; the text of a file of its name with .txt; what the file itself carries, as samples of a
-run do. A medium without one is left out, and a warning says so. For a pipeline that edits, the metadata also name what
-a medium was made from, in a column `source` (or that of another input), relative to the folder; and how good it is,
-in `scores`, by axis: {"file_name": "0.png", "text": "…", "scores": {"done": 5, "kept": 2}}.
+metadata.csv, by `file_name`; the text of a file of its name with .txt; what the program that made it wrote into it. A
+medium without one is left out, and a warning says so. For a pipeline that edits, the metadata also name what a medium
+was made from, in a column `source` (or that of another input), relative to the folder; and how good it is, in `scores`,
+by axis: {"file_name": "0.png", "text": "…", "scores": {"done": 5, "kept": 2}}.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from workbench.core.io import folders, media
 from workbench.core.io.parsing import read_json_lines, read_text
 from workbench.core.text import one_line, quote_value
 from workbench.core.types import Media, Prompt, prompt_key
+from workbench.runs.media_prompts import find_prompt
 from workbench.runs.preference_data import fit_to_size
 from workbench.runs.prompt_files import METADATA
 from workbench.runs.prompt_inputs import measure_file
@@ -109,13 +110,10 @@ class CaptionedFolder:
     def _find_prompt(self, path: Path, row: Any) -> str:
         if row is not None:
             return next((text.strip() for key in CAPTIONS if isinstance(text := row.get(key), str)), "")
-        if (beside := path.with_suffix(".txt")).is_file():
-            return " ".join(read_text(beside).split())
         try:
-            prompt = media.read_meta(path).get("prompt", "")
+            return find_prompt(path)[0]
         except BadInput as error:
             raise BadInput(f"{self.setting}: {error}") from None
-        return prompt.strip() if isinstance(prompt, str) else ""
 
 
 class ScoredFolder(CaptionedFolder):
