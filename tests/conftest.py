@@ -22,6 +22,7 @@ _FROZEN = [0]  # modules that were imported when objects were last frozen
 # files that take longest: begun first, or one worker works on one of them long after the others are done
 LONG = (
     "test_browser",
+    "test_browser_inputs",
     "test_sharding",
     "test_train_processes",
     "test_devices",
@@ -158,7 +159,7 @@ def browser():
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     if chromium is None:
         pytest.skip("needs a Chromium, to drive it")
-    arguments = ["--no-sandbox", "--use-angle=swiftshader", "--enable-unsafe-swiftshader"]
+    arguments = ["--no-sandbox", "--disable-gpu", "--enable-unsafe-swiftshader"]
     with driver.sync_playwright() as playwright:
         opened = playwright.chromium.launch(executable_path=chromium, args=arguments)
         yield opened

@@ -42,7 +42,7 @@ def app(browser, tmp_path_factory):
 
 
 def test_a_person_paints_a_mask_over_a_source_and_sees_where_results_differ_from_it(app, browser, tmp_path):
-    page, errors = browser.new_page(viewport={"width": 1440, "height": 1100}), []
+    page, errors = browser.new_page(viewport={"width": 1000, "height": 800}), []
     page.set_default_timeout(WAIT)
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto(app.url)
