@@ -12,10 +12,11 @@ from torch import nn
 
 from pipelines.components import find_pipeline_class
 from pipelines.config import PipelineConfig
-from pipelines.dials import ARGUMENT, BEST, GAIN, find_dials, install_dials, refuse_class
+from pipelines.dials import ARGUMENT, GAIN, find_dials, install_dials, refuse_class
 from pipelines.lora_layers import DENOISERS
 from pipelines.lora_source import RECORD, find_lora, read_record
 from workbench.core.errors import BadInput
+from workbench.core.inputs import BEST_LEVEL
 from workbench.core.schema import suggest_nearest
 from workbench.core.text import quote_value
 from workbench.core.weights.files import read_shapes
@@ -38,8 +39,8 @@ def check_dials(config: PipelineConfig) -> None:
     for axis, value in config.dials.items():
         if axis not in axes:
             raise BadInput(f"{where}: unknown axis {quote_value(axis)}; {suggest_nearest(str(axis), axes)}")
-        if value is not None and (type(value) not in (int, float) or not 0 <= value <= BEST):
-            raise BadInput(f"{where}: {axis} is a number from 0 to {BEST}, or null, and not {quote_value(value)}")
+        if value is not None and (type(value) not in (int, float) or not 0 <= value <= BEST_LEVEL):
+            raise BadInput(f"{where}: {axis} is a number from 0 to {BEST_LEVEL}, or null, and not {quote_value(value)}")
 
 
 def check_new_dials(config: PipelineConfig, shard: bool) -> None:
@@ -90,7 +91,7 @@ def usage_lines(folder: Path) -> list[str]:
         return []
     keys = [key.partition(".") for key in read_shapes(folder / FILE)]
     axes, denoisers = (list(dict.fromkeys(key[place] for key in keys)) for place in (2, 0))
-    levels = ", ".join(f"{axis!r}: {BEST}" for axis in axes)
+    levels = ", ".join(f"{axis!r}: {BEST_LEVEL}" for axis in axes)
     lines = [
         f"tables = safetensors.torch.load_file('{{folder}}/{FILE}')  # denoiser.axis -> a vector for each level 0 to 5",
         f"levels = {{{levels}}}",

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 
 from pipelines import seams
 from workbench.core.errors import BadInput
-from workbench.core.inputs import prompt_dials
+from workbench.core.inputs import BEST_LEVEL, prompt_dials
 
 ARGUMENT = "encoder_hidden_states"
-BEST = 5  # the highest level; the lowest is 0
 GAIN = 32.0  # by which a table is multiplied, so that it moves as fast as it should at the step size of a LoRA
 
 
@@ -36,7 +35,7 @@ class Dials(nn.Module):
     def __init__(self, axes: Sequence[str], width: int, repeats: int = 1):
         super().__init__()
         self.axes, self.repeats = tuple(axes), repeats
-        self.table = nn.Parameter(torch.zeros(len(axes), BEST + 1, width))
+        self.table = nn.Parameter(torch.zeros(len(axes), BEST_LEVEL + 1, width))
         self.levels: Tensor | None = None  # [B,axes], NaN where nothing is said
         self.is_bridged = False  # whether levels that nothing was trained at lie between others
         self.enabled = True
@@ -47,7 +46,7 @@ class Dials(nn.Module):
         table = self.bridged_table() if self.is_bridged else self.table
         levels, axis = self.levels.to(table.device), torch.arange(len(self.axes), device=table.device)
         level = levels.nan_to_num(0.0)
-        low = level.floor().clamp(0, BEST - 1).long()  # [B,axes]
+        low = level.floor().clamp(0, BEST_LEVEL - 1).long()  # [B,axes]
         vectors = torch.lerp(table[axis, low], table[axis, low + 1], (level - low)[..., None].to(table))
         return GAIN * (vectors * levels.isfinite()[..., None].to(table)).sum(1)
 
@@ -113,7 +112,7 @@ def set_dials(pipe: Any, prompts: Sequence[str], asked: Mapping[str, float | Non
     parts = list(find_dials(pipe).values())
     own = [prompt_dials(prompt) for prompt in prompts]
     for dials in parts:
-        rows = [{**dict.fromkeys(dials.axes, float(BEST)), **asked} if row is None else row for row in own]
+        rows = [{**dict.fromkeys(dials.axes, float(BEST_LEVEL)), **asked} if row is None else row for row in own]
         values = [[torch.nan if (v := row.get(axis)) is None else float(v) for axis in dials.axes] for row in rows]
         dials.levels, dials.is_bridged = torch.tensor(values), all(row is None for row in own)
     try:

@@ -14,12 +14,12 @@ from tiny_trained import SD, nudge, trainable
 
 import pipelines
 from pipelines import DistributedPolicy, Lora, dial_files, export_policy, plan_loading
-from pipelines.dials import BEST, GAIN, find_dials
+from pipelines.dials import GAIN, find_dials
 from pipelines.starter import EditDone, EditGround, EditKept
 from pipelines.starter.edit.imperfect import write_imperfect_edits
 from rewards import build_reward
 from workbench.core.errors import BadInput
-from workbench.core.inputs import prompt_inputs, stack_sources
+from workbench.core.inputs import BEST_LEVEL, prompt_inputs, stack_sources
 from workbench.core.io import media
 from workbench.core.types import Batch, Media, Prompt
 from workbench.methods import RewardCondition
@@ -217,7 +217,7 @@ def test_a_reward_is_scaled_by_its_own_quantiles():
     assert scale_to_levels(values, "x")[[0, 5, 50, 95, 100]].tolist() == pytest.approx([0, 0, 2.5, 5, 5])
     rare = torch.cat([torch.zeros(1), torch.ones(99), torch.tensor([torch.nan])])  # its quantiles are equal
     levels = scale_to_levels(rare, "x")
-    assert levels[0] == 0 and levels[1:100].eq(BEST).all() and levels[100].isnan()
+    assert levels[0] == 0 and levels[1:100].eq(BEST_LEVEL).all() and levels[100].isnan()
     with pytest.raises(BadInput, match="sharpness scores all examples alike"):
         scale_to_levels(torch.ones(9), "sharpness")
 

@@ -23,6 +23,7 @@ from workbench.core.io.resampling import resample_audio
 from workbench.core.types import Input, Media, Prompt, Reward, RewardSpec, is_composed
 
 NAMES = ("source", "mask", "reference", "control", "first", "last", "audio")  # of inputs
+BEST_LEVEL = 5  # of a dial, and of an example's score; the lowest is 0
 CACHE_BYTES = 512 << 20  # of inputs that stay in memory in the sizes in which they were asked for
 
 

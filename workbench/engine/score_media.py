@@ -183,7 +183,7 @@ def score_items(
                 raise
             row["error"] = str(error)
             continue
-        row["prompt"] = prompt if prompt is not None or not item.file else _prompt_of(item.file)
+        row["prompt"] = prompt if prompt is not None or not item.file else _prompt_of(item.file, content.story)
         item = replace(item, inputs={**restore_inputs(Path(item.file), content.story), **item.inputs})
         check_item(rewards, item, content.modality, row["prompt"])
         origin = item.made_from(row["prompt"])
@@ -248,10 +248,10 @@ def is_alike(one: Media, other: Media) -> bool:
     return (one.modality, one.rate, one.data.shape) == (other.modality, other.rate, other.data.shape)
 
 
-def _prompt_of(file: str) -> str | None:
+def _prompt_of(file: str, story: Mapping[str, Any]) -> str | None:
     """The prompt of a file that nothing else names; None where there is none, or it can't be told."""
     try:
-        return find_prompt(Path(file))[0] or None
+        return find_prompt(Path(file), story)[0] or None
     except BadInput as error:
         log.warning("%s: no prompt: %s", one_line(file), error)
         return None

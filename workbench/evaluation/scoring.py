@@ -137,7 +137,7 @@ def score_files(
         except BadInput as error:
             row["error"] = str(error)
             continue
-        text, note = (origin.text, "") if origin.text is not None else _find_prompt(path)
+        text, note = (origin.text, "") if origin.text is not None else _find_prompt(path, loaded.story)
         row["prompt"], row["note"] = text, "; ".join(filter(None, (*loaded.notes, note)))
         inputs = {**restore_inputs(path, loaded.story), **origin.inputs}
         refusal = _missing_requirement(rewards, loaded.modality, text, inputs, path)
@@ -196,10 +196,10 @@ def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
             yield path, "" if path.exists() else f"{path}: no such file or folder"
 
 
-def _find_prompt(path: Path) -> tuple[str | None, str]:
+def _find_prompt(path: Path, story: Mapping[str, Any]) -> tuple[str | None, str]:
     """(the prompt of a file that nothing else names, a note on where it stands or why it can't be told)."""
     try:
-        text, where = find_prompt(path)
+        text, where = find_prompt(path, story)
     except BadInput as error:
         return None, f"no prompt: {error}"
     return text or None, f"prompt from {where}" if where else ""

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from workbench.core.errors import BadInput
-from workbench.core.inputs import NAMES, FileInput, prompt_inputs
+from workbench.core.inputs import BEST_LEVEL, NAMES, FileInput, prompt_inputs
 from workbench.core.io import folders, media
 from workbench.core.io.parsing import read_json_lines, read_text
 from workbench.core.text import one_line, quote_value
@@ -31,7 +31,6 @@ from workbench.runs.prompt_inputs import measure_file
 
 log = logging.getLogger(__name__)
 CAPTIONS = ("text", "prompt", "caption")
-BEST = 5  # the highest score; the lowest is 0
 
 
 @dataclass(frozen=True)
@@ -149,8 +148,8 @@ class ScoredFolder(CaptionedFolder):
         if not isinstance(scores, Mapping):
             raise BadInput(f"{where}: expected a level for each axis, got {quote_value(scores)}")
         for axis, level in scores.items():
-            if not axis or type(level) not in (int, float) or not 0 <= level <= BEST:
-                raise BadInput(f"{where}: {axis} is a number from 0 to {BEST}, and not {quote_value(level)}")
+            if not axis or type(level) not in (int, float) or not 0 <= level <= BEST_LEVEL:
+                raise BadInput(f"{where}: {axis} is a number from 0 to {BEST_LEVEL}, and not {quote_value(level)}")
         return {axis: float(level) for axis, level in scores.items()}
 
 

@@ -14,7 +14,6 @@ PNGs have these as text chunks, JPEG, WebP and AVIF in EXIF, clips and sounds as
 from __future__ import annotations
 
 import contextlib
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -178,7 +177,8 @@ def _read_comfyui(texts: Mapping[str, str]) -> EmbeddedPrompt | None:
     # VideoHelperSuite puts both graphs into one comment
     comment = _read_object(texts.get("comment")) or {}
     ran, drawn = (texts.get(name) or comment.get(name) for name in ("prompt", "workflow"))
-    ran, drawn = (_read_object(value if isinstance(value, str) else json.dumps(value)) for value in (ran, drawn))
+    ran, drawn = (_read_object(value) if isinstance(value, str) else value for value in (ran, drawn))
+    ran, drawn = (value if isinstance(value, dict) else None for value in (ran, drawn))
     nodes = comfy_graph.read_nodes(ran) if ran else None
     if not nodes and drawn:
         nodes = comfy_graph.convert_workflow(drawn)

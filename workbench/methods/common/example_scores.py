@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from workbench.core.errors import BadInput
+from workbench.core.inputs import BEST_LEVEL
 from workbench.core.types import Media, Reward, is_composed
 from workbench.methods.common.starting_latents import CaptionedMedia
 
-BEST = 5.0
 TAIL = 0.05  # of the scores at each end, beyond which there is no further level
 PART = 32  # examples that are scored together
 Scores = Mapping[str, Mapping[str, float]]  # name of an example -> axis -> level
@@ -57,7 +57,7 @@ def scale_to_levels(values: Tensor, axis: str) -> Tensor:
         raise BadInput(f"reward: {axis} scores all examples alike, so there is nothing to tell apart; give others")
     low, high = torch.quantile(finite, torch.tensor([TAIL, 1 - TAIL], dtype=finite.dtype))
     low, high = (low, high) if low < high else (finite.min(), finite.max())
-    levels = (BEST * (values - low) / (high - low)).clamp(0, BEST)
+    levels = (BEST_LEVEL * (values - low) / (high - low)).clamp(0, BEST_LEVEL)
     return levels.where(values.isfinite(), torch.nan)
 
 
