@@ -61,7 +61,7 @@ def write_dials(pipe: Any, folder: Path) -> None:
     tensors = {
         f"{name}.{axis}": (GAIN * rows.detach().float()).cpu().contiguous()
         for name, dials in find_dials(pipe).items()
-        for axis, rows in zip(dials.axes, dials.bridged_table(), strict=True)
+        for axis, rows in zip(dials.axes, dials.tabulate_levels(), strict=True)
     }
     safetensors.torch.save_file(tensors, folder / FILE, {"format": "pt"})
 
@@ -77,7 +77,8 @@ def load_dials(pipe: Any, folder: Path, axes: Sequence[str]) -> None:
     for name in names:
         if not isinstance(getattr(pipe, name, None), nn.Module):
             raise BadInput(f"{path}: is for a {quote_value(name)}, which this pipeline has not")
-        dials = install_dials(getattr(pipe, name), axes, tensors[f"{name}.{axes[0]}"].shape[-1])
+        levels, width = BEST_LEVEL + 1, tensors[f"{name}.{axes[0]}"].shape[-1]
+        dials = install_dials(getattr(pipe, name), axes, width, levels=levels)
         for rows, axis in zip(dials.table.data, axes, strict=True):
             if tensors[f"{name}.{axis}"].shape != rows.shape:
                 raise BadInput(f"{path}: {name}.{axis} has another shape than {tuple(rows.shape)}; export again")

@@ -1,8 +1,8 @@
 """Dials: a denoiser that is told how good its result is to be, on several axes (arXiv:2411.04713).
 
-For each axis there is a table of vectors, one a level from 0 to 5; a value between two levels lies between their
-vectors. The sum over axes is added to every token of `encoder_hidden_states`, the argument by which nearly every
-denoiser of diffusers reads the prompt. Tables begin at zero, so the denoiser is at first what it was, bit for bit.
+For each axis there are two vectors, one of the level 0 and one of 5; a value between lies between them, so that each
+example teaches the whole of the dial. The sum over axes is added to every token of `encoder_hidden_states`, the argument by which nearly every
+denoiser of diffusers reads the prompt. They begin at zero, so the denoiser is at first what it was, bit for bit.
 
 All rows of a sample get its dials, those of its unconditional prediction too: a guidance scale goes on to strengthen
 the prompt alone, and dials mean the same at any scale.
@@ -27,45 +27,35 @@ GAIN = 32.0  # by which a table is multiplied, so that it moves as fast as it sh
 
 
 class Dials(nn.Module):
-    """The tables of one denoiser, whose attribute `dials` it is. Within `set_dials` a hook adds their vectors.
+    """The vectors of one denoiser, whose attribute `dials` it is. Within `set_dials` a hook adds them.
 
-    repeats: rows of the text for one row of the denoiser.
+    repeats: rows of the text for one row of the denoiser; levels: how many vectors an axis has, evenly from 0 to 5.
     """
 
-    def __init__(self, axes: Sequence[str], width: int, repeats: int = 1):
+    def __init__(self, axes: Sequence[str], width: int, repeats: int = 1, levels: int = 2):
         super().__init__()
         self.axes, self.repeats = tuple(axes), repeats
-        self.table = nn.Parameter(torch.zeros(len(axes), BEST_LEVEL + 1, width))
+        self.table = nn.Parameter(torch.zeros(len(axes), levels, width))
         self.levels: Tensor | None = None  # [B,axes], NaN where nothing is said
-        self.is_bridged = False  # whether levels that nothing was trained at lie between others
         self.enabled = True
 
     def compute_vectors(self) -> Tensor:
         """[B,width]: the sums over axes, of the levels that are set."""
         assert self.levels is not None
-        table = self.bridged_table() if self.is_bridged else self.table
-        levels, axis = self.levels.to(table.device), torch.arange(len(self.axes), device=table.device)
-        level = levels.nan_to_num(0.0)
-        low = level.floor().clamp(0, BEST_LEVEL - 1).long()  # [B,axes]
-        vectors = torch.lerp(table[axis, low], table[axis, low + 1], (level - low)[..., None].to(table))
-        return GAIN * (vectors * levels.isfinite()[..., None].to(table)).sum(1)
+        levels = self.levels.to(self.table.device)
+        vectors = self._read_table(levels.nan_to_num(0.0))
+        return GAIN * (vectors * levels.isfinite()[..., None].to(vectors)).sum(1)
 
-    def bridged_table(self) -> Tensor:
-        """[axes,6,width]: levels that nothing was trained at, whose vectors are still zero, lie between the nearest
-        ones that were, or are equal to the nearest."""
-        return torch.stack([_bridge_levels(rows) for rows in self.table])
+    def tabulate_levels(self) -> Tensor:
+        """[axes,6,width]: the vectors of the whole levels, 0 to 5."""
+        whole = torch.arange(BEST_LEVEL + 1.0, device=self.table.device)
+        return self._read_table(whole[:, None].expand(-1, len(self.axes))).transpose(0, 1)
 
-
-def _bridge_levels(rows: Tensor) -> Tensor:
-    trained = rows.detach().ne(0).any(1).nonzero()[:, 0].tolist()
-    if not trained:
-        return rows
-    bridged = []
-    for level in range(len(rows)):
-        low = max((k for k in trained if k <= level), default=trained[0])
-        high = min((k for k in trained if k >= level), default=trained[-1])
-        bridged.append(torch.lerp(rows[low], rows[high], (level - low) / max(high - low, 1)))
-    return torch.stack(bridged)
+    def _read_table(self, level: Tensor) -> Tensor:
+        """[B,axes,width] at levels [B,axes]."""
+        place, axis = level * (self.table.shape[1] - 1) / BEST_LEVEL, torch.arange(len(self.axes), device=level.device)
+        low = place.floor().clamp(0, self.table.shape[1] - 2).long()
+        return torch.lerp(self.table[axis, low], self.table[axis, low + 1], (place - low)[..., None].to(self.table))
 
 
 def add_vectors(denoiser: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] | None:
@@ -80,11 +70,11 @@ def add_vectors(denoiser: Any, args: tuple, kwargs: dict) -> tuple[tuple, dict] 
     return bound.args[1:], bound.kwargs
 
 
-def install_dials(denoiser: Any, axes: Sequence[str], width: int, repeats: int = 1) -> Dials:
+def install_dials(denoiser: Any, axes: Sequence[str], width: int, repeats: int = 1, levels: int = 2) -> Dials:
     """Dials on a denoiser, all zero, in float32 on its device, in place of those that it may have."""
     if add_vectors not in denoiser._forward_pre_hooks.values():
         denoiser.register_forward_pre_hook(add_vectors, with_kwargs=True)
-    denoiser.dials = Dials(axes, width, repeats).to(next(denoiser.parameters()).device)
+    denoiser.dials = Dials(axes, width, repeats, levels).to(next(denoiser.parameters()).device)
     return denoiser.dials
 
 
@@ -114,7 +104,7 @@ def set_dials(pipe: Any, prompts: Sequence[str], asked: Mapping[str, float | Non
     for dials in parts:
         rows = [{**dict.fromkeys(dials.axes, float(BEST_LEVEL)), **asked} if row is None else row for row in own]
         values = [[torch.nan if (v := row.get(axis)) is None else float(v) for axis in dials.axes] for row in rows]
-        dials.levels, dials.is_bridged = torch.tensor(values), all(row is None for row in own)
+        dials.levels = torch.tensor(values)
     try:
         yield
     finally:

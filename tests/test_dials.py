@@ -133,14 +133,13 @@ def test_without_scores_nothing_is_told_and_tables_stay_zero(folder):
     assert not find_dials(policy.pipe)["unet"].table.any() and policy.adapters.distance_from_base() > 0
 
 
-def test_levels_that_nothing_was_trained_at_lie_between_the_others(trained):
+def test_every_example_teaches_the_whole_of_a_dial_and_levels_lie_between_its_ends(trained):
     dials = find_dials(trained[0].pipe)["transformer"]
-    calm, light = dials.table.detach()
-    assert calm.any(1).tolist() == [False, False, False, True, False, False]
-    assert light.any(1).tolist() == [True, False, False, False, False, True]
-    bridged = dials.bridged_table().detach()
-    assert torch.equal(bridged[0], calm[3].expand(6, -1))
-    assert torch.allclose(bridged[1, 2], torch.lerp(light[0], light[5], 0.4), atol=1e-6)
+    calm, light = dials.table.detach()  # each from 0 to 5
+    assert calm.any(1).all() and light.any(1).all(), "one example at 3 has moved both ends of calm"
+    levels = dials.tabulate_levels().detach()
+    assert levels.shape == (2, 6, calm.shape[-1]) and torch.equal(levels[:, [0, 5]], dials.table.detach())
+    assert torch.allclose(levels[1, 2], torch.lerp(light[0], light[1], 0.4), atol=1e-6)
 
 
 def test_a_state_goes_on_to_the_bit(folder):
