@@ -1,8 +1,9 @@
 """Dials: a denoiser that is told how good its result is to be, on several axes (arXiv:2411.04713).
 
 For each axis there are two vectors, one of the level 0 and one of 5; a value between lies between them, so that each
-example teaches the whole of the dial. The sum over axes is added to every token of `encoder_hidden_states`, the argument by which nearly every
-denoiser of diffusers reads the prompt. They begin at zero, so the denoiser is at first what it was, bit for bit.
+example teaches the whole of the dial. The sum over axes is added to every token of `encoder_hidden_states`, the
+argument by which nearly every denoiser of diffusers reads the prompt. They begin at zero, so the denoiser is at first
+what it was, bit for bit.
 
 All rows of a sample get its dials, those of its unconditional prediction too: a guidance scale goes on to strengthen
 the prompt alone, and dials mean the same at any scale.
