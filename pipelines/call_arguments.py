@@ -13,6 +13,7 @@ from typing import Any
 
 from workbench.core.errors import BadInput
 from workbench.core.schema import convert_value, suggest_nearest
+from workbench.core.source_trees import parse_source
 from workbench.core.types import Count
 
 SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str}
@@ -81,7 +82,7 @@ def _find_signature(cls: str) -> ast.arguments | None:
     path = _class_files().get(cls)
     if path is None:
         return None
-    tree = ast.parse(path.read_text(encoding="utf-8"))
+    tree = parse_source(path.read_text(encoding="utf-8"))
     body = next(node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == cls)
     return next((n.args for n in body if isinstance(n, ast.FunctionDef) and n.name == "__call__"), None)
 

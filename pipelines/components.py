@@ -131,6 +131,14 @@ def find_pipeline_class(name: str) -> Any:
     return cls
 
 
+def has_vocoder(config: PipelineConfig) -> bool:
+    """Whether a pipeline of diffusers makes its media by a vocoder, through which none can be encoded: by its class."""
+    import diffusers
+
+    cls = getattr(diffusers, config.pipeline, None)
+    return cls is not None and "vocoder" in inspect.signature(cls.__init__).parameters
+
+
 def build_components(config: PipelineConfig, dtype: torch.dtype, shared: Mapping[str, Any]) -> Any:
     """The pipeline with the config's components, each with the tensors of its files, in its own scheduler. `shared`
     components of another pipeline take the place of its own. Raises BadInput."""

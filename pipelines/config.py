@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
@@ -95,6 +96,7 @@ class PipelineConfig:
     variant: str = ""  # of the weight files: fp16 for model.fp16.safetensors; by default plain ones, or the only ones
     file: str = ""  # one safetensors file with the whole pipeline; `repo` has the settings and what the file lacks
     lora: str = ""  # a safetensors file, or a folder that a training exported, to load
+    lora_weight: float = 1.0  # its strength: 0 is the pipeline without it, 1 as it was trained
     any_base: bool = False  # take a LoRA whose record says that it was trained on other weights
     slicing: bool = False  # the autoencoder decodes one sample at a time: less memory for batches of clips
     dtype: str = ""  # on a GPU: bf16 or fp16; on a CPU the default is always fp32
@@ -165,10 +167,11 @@ def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig
     if len(str(source)) > MAX_SOURCE_LENGTH or any(len(part) > 255 for part in Path(source).parts):
         letters = len(str(source))  # looking it up would raise OSError
         raise BadInput(f"no pipeline {str(source)[:60]!r}… ({letters} letters); see: workbench list pipelines")
-    if exported := _read_exported(Path(source).expanduser()):
+    source_path = Path(source).expanduser()
+    if exported := _read_exported(lora_source.find_round_export(source_path) or source_path):
         return exported
     config_file = FOLDER / f"{source}.yaml"
-    path = config_file if config_file.is_file() else Path(source).expanduser()
+    path = config_file if config_file.is_file() else source_path
     if path.suffix in (".yaml", ".yml"):
         if not path.is_file():
             raise BadInput(f"{path}: no such file")
@@ -188,14 +191,26 @@ def read_config(source: str | Path | Mapping | PipelineConfig) -> PipelineConfig
     raise BadInput(f"there is no pipeline {str(source)!r}; {suggest_nearest(str(source), list_names())}")
 
 
-def with_lora(config: PipelineConfig, lora: str | None) -> PipelineConfig:
-    """The config with a LoRA to load: a safetensors file, or a folder that a training exported. Raises BadInput."""
+def with_lora(config: PipelineConfig, lora: str | None, weight: float = 1.0) -> PipelineConfig:
+    """The config with a LoRA to load, at a strength: a safetensors file, or a folder that a training exported. Raises
+    BadInput."""
     if not lora:
         return config
     if config.lora:
         raise BadInput(f"lora: {config.name} has one already, {config.lora}")
     lora_source.find_lora(lora)
-    return replace(config, lora=str(lora))
+    return _check_strength(replace(config, lora=str(lora), lora_weight=weight), "lora")
+
+
+def _check_strength(config: PipelineConfig, where: str) -> PipelineConfig:
+    """The config itself. Raises BadInput for a strength that no LoRA can have."""
+    if not math.isfinite(config.lora_weight):
+        raise BadInput(f"{where}: lora_weight: {config.lora_weight} is no strength; give a number such as 0.7")
+    if config.lora_weight != 1 and not config.lora:
+        raise BadInput(f"{where}: lora_weight: there is no LoRA to weigh; name one with lora")
+    if config.lora_weight != 1:
+        lora_source.check_scalable(config.lora)
+    return config
 
 
 def _read_exported(folder: Path) -> PipelineConfig | None:
@@ -284,7 +299,7 @@ def _check_config(config: PipelineConfig, where: str) -> PipelineConfig:
         raise BadInput(f"{where}: rate must say how many {_rate_unit(config.modality)} a second has")
     if config.dtype not in ("", "bf16", "fp16", "fp32"):
         raise BadInput(f"{where}: dtype: {config.dtype!r} is not a choice; known: bf16, fp16, fp32")
-    return config
+    return _check_strength(config, where)
 
 
 def refuse_unsupported(cls: str, where: str, given: Collection[str] = ()) -> None:

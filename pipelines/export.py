@@ -134,7 +134,8 @@ def _load_base(policy: TrainablePolicy) -> Any:
 
 def _base_config(config: PipelineConfig) -> dict[str, Any]:
     """The settings of the base without a LoRA, with an absolute path for a local folder."""
-    settings = {key: value for key, value in asdict(config).items() if key not in ("name", "lora", "any_base")}
+    without = ("name", "lora", "lora_weight", "any_base")
+    settings = {key: value for key, value in asdict(config).items() if key not in without}
     local = Path(config.repo).expanduser()
     return settings | ({"repo": str(local.resolve())} if local.is_dir() else {})
 

@@ -38,6 +38,7 @@ def load(
     dtype: str | torch.dtype | None = None,
     attention: str = "auto",
     train: Mapping[str, Any] | None = None,
+    like: Policy | None = None,
     **overrides: Any,
 ) -> Policy:
     """A frozen Policy of a pipeline: `load("starter-image")`, `load("sdxl-turbo", repo="/models/sdxl-turbo")`.
@@ -45,7 +46,8 @@ def load(
     With `train` it is a TrainablePolicy with these settings of its own: `load("sdxl", train={"lora": Lora(rank=8)})`.
     `overrides` replace fields of the config. device: auto, cpu, cuda, cuda:1. dtype: fp32, bf16, fp16; by default
     fp32 on a CPU and the config's own (or bf16) on a GPU. attention: auto, sdpa, xformers, flash. Raises BadInput
-    before any weight loads, for every fault that `plan_loading` finds.
+    before any weight loads, for every fault that `plan_loading` finds. like: a policy whose config `shares_weights`
+    with this one, whose networks are used again.
     """
     config = replace(read_config(config), **overrides)
     where, kind, chosen = plan_loading(config, device=device, dtype=dtype, attention=attention, train=train)
@@ -56,21 +58,31 @@ def load(
         # float32 adapters and rewards next to half-precision weights may use TF32, which is many times faster
         torch.set_float32_matmul_precision("highest" if kind == torch.float32 else "high")
     kernel = transitions.make_kernel(**config.kernel) if config.kernel else None
-    make = partial(_load_pipeline, config, kind, where, chosen)  # without the LoRA
-    pipe = make({})
-    installation = lora_loading.install_lora(pipe, config) if config.lora else None
-    make_policy: Callable[..., Policy] = Policy
-    if train is not None:
-        start = merge_start(pipe, installation.replaced) if installation else None
-        make_policy = partial(TrainablePolicy, source=make, start_lora=start, **train)
-    policy = make_policy(pipe, kernel=kernel, attention=chosen, **config.policy_settings)
-    policy.config, policy.notes = config, installation.notes if installation else ()
+    if like is not None:
+        policy, notes = sampling_view(like, config), like.notes
+    else:
+        make = partial(_load_pipeline, config, kind, where, chosen)  # without the LoRA
+        pipe = make({})
+        installation = lora_loading.install_lora(pipe, config) if config.lora else None
+        make_policy: Callable[..., Policy] = Policy
+        if train is not None:
+            start = merge_start(pipe, installation.replaced) if installation else None
+            make_policy = partial(TrainablePolicy, source=make, start_lora=start, **train)
+        policy = make_policy(pipe, kernel=kernel, attention=chosen, **config.policy_settings)
+        notes = installation.notes if installation else ()
+    policy.config, policy.notes = config, notes
     if "stochastic" not in policy.provides and kernel is not None:
-        schedule.noise_levels(pipe.scheduler)  # raises TypeError, naming the known ones
+        schedule.noise_levels(policy.pipe.scheduler)  # raises TypeError, naming the known ones
     return policy
 
 
-def sampling_view(policy: TrainablePolicy, config: PipelineConfig) -> Policy:
+def shares_weights(one: PipelineConfig, other: PipelineConfig) -> bool:
+    """Whether two pipelines differ in nothing but how they are called: how often, with which arguments and kernel."""
+    names = ("name", "steps", "call", "text", "guidance", "kernel")
+    return replace(one, **{name: getattr(other, name) for name in names}) == other
+
+
+def sampling_view(policy: Policy, config: PipelineConfig) -> Policy:
     """A policy that samples as `config` says, without the kernel and call settings of training, and shares the live
     weights of `policy`. Costs no memory."""
     pipe = copy.copy(policy.pipe)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
 from pipelines import weight_folder
@@ -71,7 +72,9 @@ def _install_file(pipe: Any, path: Path, denoiser: str, config: PipelineConfig) 
     notes = check_base(file, label, networks, config)
     for network, module in networks.items():
         layers = {layer: lora for (name, layer), lora in placement.layers.items() if name == network}
-        attach_layers(module, layers)
+        attach_layers(module, layers, config.lora_weight)
+    if config.lora_weight != 1:
+        notes = [*notes, f"at strength {config.lora_weight:g}"]
     return [f"{path.name}: {note}" for note in [*placement.describe(), *notes]]
 
 
@@ -93,8 +96,8 @@ def check_base(file: LoraFile, label: str, networks: Mapping[str, nn.Module], co
     )
 
 
-def attach_layers(module: Any, layers: Mapping[str, LayerLora]) -> None:
-    """Put LoRA layers on a network, frozen and active, as diffusers and peft do."""
+def attach_layers(module: Any, layers: Mapping[str, LayerLora], strength: float = 1.0) -> None:
+    """Put LoRA layers on a network, frozen and active, as diffusers and peft do: W + strength scale B A."""
     from peft import LoraConfig, inject_adapter_in_model
 
     groups: dict[tuple[bool, bool], dict[str, LayerLora]] = {}
@@ -106,7 +109,7 @@ def attach_layers(module: Any, layers: Mapping[str, LayerLora]) -> None:
         keys = {f"{name}.lora_{half}.weight": value for name, lora in group.items() for half, value in lora.halves}
         inject_adapter_in_model(config, module, adapter_name=adapter, state_dict=keys)
         for name, lora in group.items():
-            _set_values(module.get_submodule(name), adapter, lora)
+            _set_values(module.get_submodule(name), adapter, lora, strength)
     if layers:
         module._hf_peft_config_loaded = True
         for name in layers:  # each injection has switched the earlier ones off
@@ -115,11 +118,11 @@ def attach_layers(module: Any, layers: Mapping[str, LayerLora]) -> None:
         module.eval().requires_grad_(False)
 
 
-def _set_values(part: Any, adapter: str, lora: LayerLora) -> None:
+def _set_values(part: Any, adapter: str, lora: LayerLora, strength: float) -> None:
     """Put values, rank and scale of a layer into place. peft would find them by a search over patterns of names, which
     takes minutes for some files."""
     weight = part.get_base_layer().weight
-    part.r[adapter], part.scaling[adapter] = len(lora.a), lora.scale
+    part.r[adapter], part.scaling[adapter] = len(lora.a), lora.scale * strength
     part.lora_alpha[adapter] = lora.scale * len(lora.a)
     part.lora_A[adapter].weight.data = lora.a.to(weight.device).contiguous()
     part.lora_B[adapter].weight.data = lora.b.to(weight.device, lora.a.dtype).contiguous()
@@ -127,7 +130,10 @@ def _set_values(part: Any, adapter: str, lora: LayerLora) -> None:
         part.lora_B[adapter].bias.data = (lora.bias / lora.scale).to(weight.device, lora.a.dtype)
     if lora.magnitude is not None:
         magnitude = part.lora_magnitude_vector[adapter].weight
-        magnitude.data = lora.magnitude.view(magnitude.shape).to(weight.device, lora.a.dtype)
+        norms = lora.magnitude.to(weight.device, lora.a.dtype)
+        if strength != 1:  # from the norms of the plain weights, so that 0 leaves the layer as it was
+            norms = torch.lerp(weight.detach().to(norms.dtype).flatten(1).norm(dim=1), norms, strength)
+        magnitude.data = norms.view(magnitude.shape)
 
 
 def plan_lora(config: PipelineConfig) -> list[str]:

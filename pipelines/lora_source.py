@@ -62,6 +62,36 @@ def find_lora(source: str) -> Path:
     return path
 
 
+def find_round_export(source: Path) -> Path | None:
+    """The export of a round of a training, RUN/checkpoints/NAME/000020; None for another path. Raises BadInput where
+    the checkpoint is not exported, as a checkpoint itself is no pipeline: it holds the state of a training."""
+    if source.parent.parent.name != "checkpoints" or not source.stem.isdigit() or source.suffix not in ("", ".pt"):
+        return None
+    run, name, number = source.parent.parent.parent, source.parent.name, int(source.stem)
+    exported = run / f"export-{name}-round-{number}"
+    if not (exported / RECORD).is_file():
+        numbers = sorted(int(path.stem) for path in source.parent.glob("*.pt") if path.stem.isdigit())
+        if number not in numbers:
+            rounds = f"those of rounds {', '.join(map(str, numbers))} are there" if numbers else "there is none"
+            raise BadInput(f"{source}: no such checkpoint; {rounds}")
+        raise BadInput(
+            f"{source}: a checkpoint is no pipeline before it is exported, by: workbench export {run} "
+            f"--contestant {name} --round {number}"
+        )
+    return exported
+
+
+def check_scalable(source: str) -> None:
+    """Raises BadInput for an export that has no strength to change: one of whole weights, or one with dials."""
+    path = find_lora(source)
+    if path.is_file():
+        return
+    record = read_record(path)
+    if "merged" in record["parts"].values() or record.get("dials"):
+        what = "has dials, which are set instead" if record.get("dials") else "holds whole weights, no LoRA"
+        raise BadInput(f"lora_weight: {path} {what}, so it has no strength to change; leave it at 1")
+
+
 def list_lora_files(source: str) -> list[Path]:
     """The LoRA files that `source` names: itself, or those of an export, ComfyUI's left out. Raises BadInput."""
     path = find_lora(source)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -13,6 +14,7 @@ from rewards.ensemble import COMBINATIONS, Sum
 from rewards.transforms import SHAPES, clamp_range
 from workbench.core.errors import BadInput
 from workbench.core.inputs import stack_sources
+from workbench.core.schema import suggest_nearest
 from workbench.core.types import Media, Reward, RewardSpec
 
 
@@ -63,6 +65,26 @@ class WeightedReward:
         """[B]: the weighted sum of a breakdown."""
         return sum(self.weights[name] * values for name, values in scores.items())
 
+    def change_weights(self, weights: Mapping[str, float], where: str = "reward") -> WeightedReward:
+        """The same components with some weights changed; one of weight 0 is left out. Raises BadInput for a component
+        that is not there, and where none is left."""
+        for name, weight in weights.items():
+            if name not in self.rewards:
+                raise BadInput(
+                    f"{where}: {name!r} is not among this run's rewards; {suggest_nearest(name, self.rewards)}"
+                )
+            if isinstance(weight, bool) or not isinstance(weight, int | float) or not math.isfinite(weight):
+                raise BadInput(f"{where}.{name}: a weight is a finite number, got {weight!r}")
+        remaining = {name: float(weight) for name, weight in {**self.weights, **weights}.items() if weight}
+        if not remaining:
+            raise BadInput(f"{where}: every weight is 0, so nothing would be optimised; for that take method: sample")
+        return self._with_components(
+            {self.rewards[name]: weight for name, weight in remaining.items()}, list(remaining)
+        )
+
+    def _with_components(self, weights: Mapping[Reward, float], names: Sequence[str]) -> WeightedReward:
+        return WeightedReward(weights, names)
+
     def check(self, prompts: Sequence[str] = ()) -> None:
         """Raises BadInput for what can be known to be wrong before anything loads, in any component or in how they are
         put together."""
@@ -87,6 +109,14 @@ class WeightedReward:
 
     def __repr__(self) -> str:
         return " + ".join(f"{weight:g} {name}" for name, weight in self.weights.items())
+
+
+class NoReward(WeightedReward):
+    """Nothing to optimise and nothing to score by: of media that only people judge."""
+
+    def __init__(self):
+        self.rewards, self.weights, self.last = {}, {}, {}
+        self.spec = RewardSpec("nothing", "", frozenset({"image", "video", "audio"}), differentiable=False)
 
 
 class CombinedReward(WeightedReward):
@@ -124,6 +154,9 @@ class CombinedReward(WeightedReward):
             scope="group" if "group" in (joint.scope, self.shape.scope, self.combine.scope) else joint.scope,
             typical=None,
         )
+
+    def _with_components(self, weights: Mapping[Reward, float], names: Sequence[str]) -> WeightedReward:
+        return CombinedReward(weights, names, combine=self.combine, shape=self.shape, within=self.within)
 
     def _check_weights(self) -> None:
         how = _registered_name(self.combine, COMBINATIONS)

@@ -7,6 +7,7 @@ reno                                                  a preset's,
 {clip: 1.0, aesthetic: 1.0, combine: worst}           not the sum: a name of ensemble.COMBINATIONS, or {how: NAME, ...}
 {clip: 1.0, aesthetic: 1.0, shape: {how: par, base: runs/...}}     each reshaped first: a name of transforms.SHAPES
 {clip: 1.0, aesthetic: {weight: 0.2, within: [4, 6.5]}}            counts inside that range only; null for an open end
+{"taste:sharp": 1.0}                                  what was learned from votes, by its name in runs/learned
 {both: {reward: {clip: 1.0, aesthetic: 1.0, combine: worst}, weight: 2.0}, hps: 1.0}      a block as one component
 """
 
@@ -20,6 +21,7 @@ from typing import Any
 
 from rewards.compose import CombinedReward, WeightedReward
 from rewards.ensemble import COMBINATIONS
+from rewards.people import tastes
 from rewards.registry import REWARDS, find_reward
 from rewards.transforms import SHAPES
 from rewards.vlm.judge import TRANSPORT
@@ -89,7 +91,7 @@ def build_reward(
         if reward in weights:
             raise BadInput(f"{where}: {name} is the same reward as {names[list(weights).index(reward)]}; name it once")
         weights[reward] = weight
-        names.append(reward.spec.name if ":" in str(name) else str(name))
+        names.append(_name_component(str(name), reward))
         within |= {names[-1]: bounds} if bounds else {}
     choices = {
         key: _build_choice(block[key], options, f"{where}.{key}")
@@ -121,6 +123,9 @@ def _build_component(
         raise BadInput(
             f"{where}: a weight is a finite number other than 0, got {weight!r}; what only watches goes to `watch`"
         )
+    if isinstance(name, str) and name.startswith(tastes.PREFIX):
+        block = tastes.taste_block(tastes.find_taste(name, where))
+        name, settings = block["reward"], {"path": block["path"], **settings}
     if isinstance(name, Mapping):
         if settings:
             raise BadInput(
@@ -133,6 +138,12 @@ def _build_component(
     if hasattr(reward, "check"):
         reward.check()  # before its spec is read: a remote one's is known from here on
     return reward, number, bounds
+
+
+def _name_component(label: str, reward: Reward) -> str:
+    if label.startswith(tastes.PREFIX):
+        return tastes.taste_label(label)
+    return reward.spec.name if ":" in label else label
 
 
 def _read_range(value: Any, where: str) -> tuple[float | None, float | None]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 import train_fixtures as tiny
 import yaml
+from safetensors.torch import load_file
 from train_fixtures import GRPO, SDE, folder_of, go, planned, same, stopped, told, weights
 
 import pipelines
@@ -130,6 +131,22 @@ def test_export_writes_the_weights_again_on_demand(calm, tmp_path, capsys):
     assert "never written over" in capsys.readouterr().err
     with pytest.raises(BadInput, match="offline|refused|hub|mode|resolve|onnect"):
         hub.push_export(tmp_path / "again", "nobody/nothing")
+
+
+def test_the_weights_of_a_round_are_a_pipeline_once_they_are_exported(calm, capsys):
+    _, folder, _ = calm
+    checkpoint = folder.path / "checkpoints" / "nft" / "000003"
+    with pytest.raises(BadInput, match="before it is exported, by: workbench export .* --contestant nft --round 3"):
+        pipelines.read_config(str(checkpoint))
+    with pytest.raises(BadInput, match="no such checkpoint; those of rounds 3, 4 are there"):
+        pipelines.read_config(str(checkpoint.with_name("000001.pt")))
+    assert cli.main(["export", str(folder.path), "--round", "1"]) == 2
+    assert "no checkpoint of round 1 is kept; these are: nft 3, 4" in capsys.readouterr().err
+    assert cli.main(["export", str(folder.path), "--round", "3", "--contestant", "nft"]) == 0
+    exported = pipelines.read_config(str(checkpoint)).lora
+    assert exported.endswith("export-nft-round-3")
+    last, third = (load_file(f"{path}/pytorch_lora_weights.safetensors") for path in (folder.path / "export", exported))
+    assert last.keys() == third.keys() and any(not torch.equal(last[key], third[key]) for key in last)
 
 
 def test_an_export_that_was_not_pushed_is_pushed_by_the_same_command(calm, tmp_path, capsys):

@@ -20,6 +20,9 @@ def add_command(commands: Commands) -> None:
     parser.add_argument("run", type=Path, help="the folder of a run that trained")
     parser.add_argument("--contestant", metavar="NAME", help="which contestant, if several were trained")
     parser.add_argument(
+        "--round", type=int, metavar="N", help="the weights after round N, of which a checkpoint is kept [the best]"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="folder to write; it must not exist yet [RUN/export-NAME]"
     )
     parser.add_argument(
@@ -50,8 +53,10 @@ def export_command(args: argparse.Namespace) -> int:
     elif args.private:
         raise BadInput("--private: says how a new hub repository is made; name one with --push")
     formats = {"comfy": args.comfy, "merged": args.merged, "reuse": args.push is not None}
+    if args.round is not None and args.push is not None:
+        raise BadInput("--push: takes the best weights of a finished training, with their card; leave --round out")
     try:
-        result = export.export_again(args.run, args.contestant, args.out, **formats)
+        result = export.export_again(args.run, args.contestant, args.out, number=args.round, **formats)
     except TrainingHalted as error:  # its checkpoint is damaged
         raise Failed(f"{args.run}: {error}") from error
     if args.push:

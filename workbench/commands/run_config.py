@@ -26,6 +26,7 @@ class RunRequest:
     config: RunConfig
     command: str  # the command line that repeats it
     folder: Path | None = None  # an existing run to go on with
+    announce_cost: bool = False  # say what it will cost before it begins
 
 
 def run_config(args: argparse.Namespace) -> int:
@@ -38,6 +39,7 @@ def run_config(args: argparse.Namespace) -> int:
     from workbench.commands.run_progress import ProgressBars, print_plan, stop_on_signal
     from workbench.commands.run_summary import print_summary
     from workbench.engine import extension, run, threads
+    from workbench.engine.cost_estimates import estimate_cost
     from workbench.engine.plan import check_disk, plan_run
     from workbench.runs import store
     from workbench.training import training_runs
@@ -49,6 +51,8 @@ def run_config(args: argparse.Namespace) -> int:
     transformers.utils.logging.disable_progress_bar()  # only ours are shown
     if args.dry_run:
         return print_plan(plan, runs, args.json)
+    if request.announce_cost:
+        err.print(f"workbench: {estimate_cost(plan, runs).describe()}", markup=False, soft_wrap=True)
 
     def open_folder() -> Path:
         return extension.open_run(plan, runs, args.new, request.folder)

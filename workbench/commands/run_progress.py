@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import signal
 import threading
 from collections.abc import Iterator
@@ -23,7 +22,6 @@ from rich.progress import (
 from rich.table import Table
 
 from workbench.commands.console import err, out, print_json
-from workbench.runs import config
 from workbench.runs import progress as run_events
 
 if TYPE_CHECKING:
@@ -109,15 +107,18 @@ class ProgressBars:
 
 def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
     """Print a plan: its checks, and each contestant's denoiser calls, time and memory as estimated by earlier runs."""
+    from workbench.engine.cost_estimates import estimate_contestants
     from workbench.engine.plan import weights_mb
 
-    rows, weights = [estimate_contestant(plan, runs, name) for name in plan.methods], weights_mb(plan)
+    rows, weights = estimate_contestants(plan, runs) if not plan.imported else [], weights_mb(plan)
     if as_json:
         print_json({"checks": [*plan.checks], "weights_mb": weights, "contestants": rows})
         return 0
     for check in plan.checks:
         mark = "[yellow]![/]" if check.startswith("warning: ") else "[green]✓[/]"
         out.print(f"{mark} {escape(check.removeprefix('warning: '))}")
+    if plan.imported:
+        return 0
     out.print(
         f"weights on disk: {weights:.0f} MB (memory is at least that)"
         if weights
@@ -146,23 +147,3 @@ def print_plan(plan: Plan, runs: Path, as_json: bool) -> int:
         )
     out.print(table)
     return 0
-
-
-def estimate_contestant(plan: Plan, runs: Path, name: str) -> dict:
-    """Settings, denoiser calls and estimated seconds of a contestant; of one that trains, samples and memory too."""
-    from pipelines.variants import pipeline_label
-    from workbench.methods import name_of
-    from workbench.runs.store import seconds_per_call
-    from workbench.training import training_runs
-
-    pipeline = pipeline_label(plan.config.pipeline)
-    method, calls, is_home_pipeline = (
-        plan.methods[name],
-        plan.denoiser_calls(name),
-        config.pipeline_labels(plan.config)[name] == pipeline,
-    )
-    row = {"contestant": name, "settings": dataclasses.asdict(method), "denoiser_calls": calls}
-    if name in plan.trained_contestants:
-        return row | training_runs.estimate_training(plan, runs, name)
-    pace = seconds_per_call(runs, pipeline).get(name_of(method)) if is_home_pipeline else None
-    return row | {"seconds": round(calls * pace, 1) if pace else None}

@@ -26,7 +26,7 @@ def print_summary(path: Path, summary: Mapping, as_json: bool) -> int:
                 out.print(training_sentence(c["name"], training), soft_wrap=True)
         if summary.get("alarm"):
             out.print(f"[bold red]Alarm:[/] {escape(summary['alarm'])}")
-        for label, name in (("pictures", "grid.png"), ("report", "report.html")):
+        for label, name in (("pictures", "grid.png"), ("report", "report.html"), ("grid", "grid.html")):
             if (path / name).is_file():
                 out.print(f"{label:<10}{path / name}", soft_wrap=True, markup=False)
     for c in failed:

@@ -12,6 +12,8 @@ import tokenize
 from functools import lru_cache
 from typing import Any
 
+from workbench.core.source_trees import PARSING, parse_source
+
 
 def summarise_class(cls: type) -> str:
     """The first paragraph of a class's docstring, in one line; "" without one."""
@@ -32,11 +34,12 @@ def describe_settings(cls: type) -> list[tuple[str, Any, str]]:
 def _field_comments(cls: type) -> dict[str, str]:
     """Field -> the comment on the field's own lines (several where the formatter wrapped it), else on the line
     above."""
-    source = textwrap.dedent(inspect.getsource(cls))
+    with PARSING:
+        source = textwrap.dedent(inspect.getsource(cls))
     tokens, lines = tokenize.generate_tokens(io.StringIO(source).readline), source.splitlines()
     comments = {t.start[0]: t.string.lstrip("# ") for t in tokens if t.type == tokenize.COMMENT}  # by line, 1 the first
     by_field = {}
-    (definition,) = ast.parse(source).body
+    (definition,) = parse_source(source).body
     for node in definition.body if isinstance(definition, ast.ClassDef) else ():
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             last_line = node.end_lineno or node.lineno

@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
 from pipelines import read_config
 from pipelines.variants import pipeline_label
+from rewards import build
+from rewards.people import tastes
+from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_yaml, read_text
 from workbench.core.paths import CONFIGS
 from workbench.core.setting_help import describe_settings, summarise_class
@@ -29,10 +36,11 @@ def list_pipelines() -> list[dict]:
     return rows
 
 
-def list_rewards() -> list[dict]:
-    """All rewards: name, modality, scope, gradient, needs, typical range, licence, paper, what it is."""
+def list_rewards(runs: Path = tastes.RUNS) -> list[dict]:
+    """All rewards, and tastes that were learned from votes here: name, modality, scope, gradient, needs, typical range,
+    licence, paper, what it is."""
     rows = []
-    for name, cls in all_rewards().items():
+    for name, cls in (all_rewards() | _learned_tastes(runs)).items():
         s = cls.spec
         row = {"name": name, "modality": ", ".join(sorted(s.modalities)), "scope": s.scope}
         row |= {"gradient": "yes" if s.differentiable else "no", "needs": ", ".join(sorted(s.needs))}
@@ -41,8 +49,18 @@ def list_rewards() -> list[dict]:
             "licence": s.licence,
             "paper": s.paper,
         }
-        rows.append(row | {"what": summarise_class(cls)})
+        rows.append(row | {"what": str(cls.report) if hasattr(cls, "report") else summarise_class(cls)})
     return rows
+
+
+def _learned_tastes(runs: Path) -> dict[str, Any]:
+    """Name -> taste. One that is damaged is left to whoever names it."""
+    learned = {}
+    for name, folder in tastes.list_tastes(runs).items():
+        with suppress(BadInput):
+            block = tastes.taste_block(folder)
+            learned[f"{tastes.PREFIX}{name}"] = build(block["reward"], path=block["path"])
+    return learned
 
 
 def list_methods() -> list[dict]:

@@ -64,20 +64,27 @@ def export_again(
     comfy: bool,
     merged: bool,
     reuse: bool = False,
+    number: int | None = None,
     objects: UserObjects | None = None,
 ) -> ExportResult:
     """Export the best weights of a training run into the new folder `out`.
 
     name: the contestant, where several were trained. reuse: return an earlier export into the same folder with the same
-    settings. objects: Python objects that the run's config names. Raises BadInput for a run that trained nothing, or a
-    folder that exists."""
+    settings. number: the round whose weights are exported, without a model card, also of a training that is not
+    finished. objects: Python objects that the run's config names. Raises BadInput for a run that trained nothing, a
+    round of which no checkpoint is kept, or a folder that exists."""
     folder = store.RunFolder(run)
     record = folder.read()
     if not record:
         raise BadInput(f"{run} is no run folder: it has no run.json")
     run_config = build_dataclass(config.RunConfig, record.get("config"), str(run / "run.json"))
     plan = planning.plan_run(run_config, record.get("command", ""), objects)
-    finished = [n for n in plan.trained_contestants if training_runs.checkpoint_store(plan, folder, n).finished_record]
+    checkpoints = {n: training_runs.checkpoint_store(plan, folder, n) for n in plan.trained_contestants}
+    rounds = {n: [*checkpoint_store] for n, checkpoint_store in checkpoints.items()}
+    finished = [n for n in checkpoints if (checkpoints[n].finished_record if number is None else number in rounds[n])]
+    if number is not None and not finished:
+        kept_rounds = "; ".join(f"{n} {', '.join(map(str, numbers)) or 'none'}" for n, numbers in rounds.items())
+        raise BadInput(f"{run}: no checkpoint of round {number} is kept; these are: {kept_rounds or 'none'}")
     if not finished:
         raise BadInput(f"{run}: nothing in this run has finished its training, so there is nothing to export")
     if name is None and len(finished) > 1:
@@ -85,24 +92,25 @@ def export_again(
     name = name or finished[0]
     if name not in finished:
         raise BadInput(f"{run}: no trained contestant {name!r}; {suggest_nearest(name, finished)}")
-    out = out or run / f"export-{name}"
+    out = out or run / (f"export-{name}" if number is None else f"export-{name}-round-{number}")
     exports, target = folder.read(EXPORTS), str(out.resolve())
     settings = {
         "contestant": name,
         "comfy": comfy,
         "merged": merged,
-        "best": training_runs.checkpoint_store(plan, folder, name).finished_record["best"],
+        "best": checkpoints[name].finished_record["best"] if number is None else number,
     }
     same = reuse and settings.items() <= exports.get(target, {}).items()
     if same and (result := _recorded_export(out, exports[target]["told"])) is not None:
         return result
     if out.exists():
         raise BadInput(f"{out}: exists already, and an export is never written over; name another with --out")
-    policy, weights, best = training_runs.load_best_policy(plan, folder, name)
+    policy, weights, best = training_runs.load_best_policy(plan, folder, name, number=number)
     about = {"method": name, "run": folder.path.name, "update": str(best)}
     base = plan.pipelines[name]
     result = pipelines.export_policy(policy, out, name=weights, comfy=comfy, merged=merged, about=about, pipeline=base)
-    write_model_card(plan, folder, name, out)
+    if number is None:
+        write_model_card(plan, folder, name, out)
     complete = ExportResult(out, replace(result, files=tuple(sorted(p for p in out.rglob("*") if p.is_file()))))
     rows = complete.to_dict() | {"files": [p.relative_to(out).as_posix() for p in complete.exported.files]}
     folder.write(EXPORTS, folder.read(EXPORTS) | {target: settings | {"told": rows}})
@@ -148,8 +156,8 @@ def write_model_card(plan: Plan, folder: store.RunFolder, name: str, out: Path) 
         *_usage_lines(plan, run, name, out),
         "## Rewards",
         *(
-            f"- {n} {run['rewards'].get(n, '')}: optimised, weight {plan.reward.weights[n]:g}"
-            for n in plan.reward.rewards
+            f"- {n} {run['rewards'].get(n, '')}: optimised, weight {weight:g}"
+            for n, weight in plan.reward_of(name).weights.items()
         ),
         *(f"- {n} {run['rewards'].get(n, '')}: held out" for n in (plan.watch.rewards if plan.watch else ())),
         "",

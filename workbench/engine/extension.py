@@ -17,7 +17,7 @@ from workbench.engine import resume
 from workbench.engine.run_record import describe_run
 from workbench.runs import store
 from workbench.runs.checkpoints import FINISHED
-from workbench.runs.config import current_config
+from workbench.runs.config import complete_config
 from workbench.runs.plan import Plan
 from workbench.runs.train_config import TrainConfig, learning_rate_factor
 from workbench.training.training_runs import checkpoint_store, export_folder
@@ -75,7 +75,7 @@ def _find_shorter(plan: Plan, config: Mapping, runs: Path, folder: Path | None) 
 
 def _split_rounds(config: Mapping) -> tuple[int, dict]:
     """(rounds of the training, all other settings) of a run's config."""
-    values = current_config(json.loads(store.dump_json(config)), announce=False)
+    values = complete_config(json.loads(store.dump_json(config)))
     train = dict(values.get("train") or {})
     return train.pop("rounds", TrainConfig.rounds), values | {"train": train}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import torch
 
@@ -29,19 +30,36 @@ def score_against_first(
     judges = find_pair_judges(plan.watch.rewards if plan.watch else {})
     if not judges:
         return {}
-    first, suffix = next(iter(plan.methods)), media.SUFFIX_BY_MODALITY[samples.modality]
-    files = [folder.path / "media" / first / f"{position:04d}-{k}{suffix}" for position, _, k, _ in rows]
+    first = next(iter(plan.methods))
+    files = [_find_sample(folder.path / "media" / first, f"{position:04d}-{k}") for position, _, k, _ in rows]
     finite = find_finite_rows(samples).tolist()
-    met = [b for b, path in enumerate(files) if finite[b] and (name == first or path.is_file())]
+    met = [b for b, path in enumerate(files) if finite[b] and (name == first or path is not None)]
     scores = {}
     for label, judge in judges.items():
         values = torch.full((len(samples),), torch.nan)
         if name == first:
             values[met] = 0.5
         elif met:
-            compared, texts = samples[met], [prompts[b] for b in met]
-            rivals = Media.cat([media.read_media(files[b]) for b in met])
-            references = stack_sources(judge, compared, texts)
-            values[met] = judge.score_against(media=compared, rivals=rivals, prompts=texts, references=references).cpu()
+            for places, rivals in _stack_rivals(met, files):
+                compared, texts = samples[places], [prompts[b] for b in places]
+                references = stack_sources(judge, compared, texts)
+                outcome = judge.score_against(media=compared, rivals=rivals, prompts=texts, references=references)
+                values[places] = outcome.cpu()
         scores[label] = values
     return scores
+
+
+def _find_sample(folder: Path, stem: str) -> Path | None:
+    """The file of a contestant's sample, of any kind."""
+    return next(folder.glob(f"{stem}.*"), None)
+
+
+def _stack_rivals(places: Sequence[int], files: Sequence[Path | None]) -> list[tuple[list[int], Media]]:
+    """(places, their rivals), those of one shape together: media that were made elsewhere may have any."""
+    by_shape: dict[tuple, list[tuple[int, Media]]] = {}
+    for b in places:
+        path = files[b]
+        assert path is not None, "only samples that have met a rival are compared"
+        rival = media.read_media(path)
+        by_shape.setdefault((rival.data.shape, rival.rate), []).append((b, rival))
+    return [([b for b, _ in group], Media.cat([rival for _, rival in group])) for group in by_shape.values()]

@@ -12,10 +12,10 @@ from typing import Any
 
 import pipelines
 from rewards import build_reward
-from rewards.compose import WeightedReward
+from rewards.compose import NoReward, WeightedReward
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.engine import input_checks
+from workbench.engine import import_media, input_checks
 from workbench.engine.reward_checks import check_group_reward, check_inputs, check_modality, check_set_reward
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import METHODS, name_of, trains_weights
@@ -39,13 +39,18 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
     objects = objects or UserObjects()
     if config.stages is not None:
         return plan_stages(config, command, objects)
+    if configs.is_import(config):
+        return import_media.plan_import(config, command, *build_rewards(config, objects.reward_registry()))
     methods = configs.build_methods(config, objects.method_registry())
     budget = build_dataclass(Budget, config.budget, "budget").check_limits() if config.budget is not None else None
     repos = configs.pipeline_labels(config)
     configs_by_name = {repo: objects.read_pipeline(repo) for repo in dict.fromkeys(repos.values())}
     adapters = configs.contestant_loras(config)
     pipeline_configs = {
-        name: pipelines.with_lora(configs_by_name[repo], adapters.get(name)) for name, repo in repos.items()
+        name: pipelines.with_lora(configs_by_name[repo], lora.file, lora.weight)
+        if (lora := adapters.get(name))
+        else configs_by_name[repo]
+        for name, repo in repos.items()
     }
     placements = [
         objects.check_pipeline(repo, pipeline, device=config.device, dtype=config.dtype, attention=config.attention)
@@ -62,7 +67,11 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
     for part in (reward, watch) if watch else (reward,):
         for repo, pipeline in configs_by_name.items():
             check_modality(part, repo, pipeline.modality)
-    check_requirements(methods, pipeline_configs, reward)
+    own_rewards = {
+        name: reward.change_weights(weights, f"contestants.{name}.reward")
+        for name, weights in configs.contestant_weights(config).items()
+    }
+    check_requirements(methods, pipeline_configs, {name: own_rewards.get(name, reward) for name in methods})
     check_set_reward(config, methods, reward)
     check_group_reward(config, reward, watch, methods)
     for method in methods.values():
@@ -105,7 +114,8 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
         ),
         *describe_loras(pipeline_configs),
         *training_sizes.export_warnings(pipeline_configs),
-        f"optimised: {', '.join(reward.rewards)}; held out: {', '.join(watch.rewards) if watch else 'nothing'}",
+        f"optimised: {', '.join(reward.rewards) or 'nothing'}; "
+        f"held out: {', '.join(watch.rewards) if watch else 'nothing'}",
         f"{len({r[1] for r in rows})} prompts x {config.samples_per_prompt} seed(s) = {len(rows)} samples in batches "
         f"of {config.batch}",
         *input_checks.describe_lists(prompt_lists, configs_by_name),
@@ -115,7 +125,9 @@ def plan_run(config: configs.RunConfig, command: str = "", objects: UserObjects 
             f"at most {budget} a sample; a contestant that is cut delivers the best it has, in mid-chain a prediction, "
             "marked as such"
         )
-    planned = Plan(config, methods, pipeline_configs, reward, watch, rows, checks, command, budget, pairs=pairs)
+    planned = Plan(
+        config, methods, pipeline_configs, reward, watch, rows, checks, command, budget, own_rewards, pairs=pairs
+    )
     return plan_training(planned, prompt_list) if training else planned
 
 
@@ -183,12 +195,12 @@ def check_training(plan: Plan, name: str, method: Any) -> None:
     """Raises BadInput where the method can't train with its pipeline, LoRA or reward."""
     pipeline, lora = training_runs.training_pipeline(plan, name), train_config.lora_config(plan.train_config)
     where = {key: getattr(plan.config, key) for key in ("device", "dtype", "attention")}
-    axes = resolve_dependencies(method).dial_axes(plan.reward)
+    axes = resolve_dependencies(method).dial_axes(plan.reward_of(name))
     pipelines.plan_loading(pipeline, **where, train={"lora": lora, "shard": plan.train_config.shard, "axes": axes})
     if axes and plan.config.control != "none":
         raise BadInput(f"control: {name} is told scores, which it can't turn round; say method.shuffle: true")
     try:
-        method.check(pipeline, plan.reward, lora)
+        method.check(pipeline, plan.reward_of(name), lora)
     except BadInput as error:
         raise BadInput(f"contestants.{name}: {error}") from None
 
@@ -208,8 +220,12 @@ def read_pairs(
             raise BadInput(
                 f"pairs: {name} learns from samples of its own, not from pairs; these can: {', '.join(pair_methods)}"
             )
-    if any(pipeline.modality == "audio" for pipeline in pipeline_configs.values()):
-        raise BadInput("pairs: sounds can't be turned back into latents, so there is nothing to learn from them")
+    for repo, pipeline in pipeline_configs.items():
+        if pipelines.has_vocoder(pipeline):
+            raise BadInput(
+                f"pairs: {repo} makes its sounds by a vocoder, which can't be turned back into latents; train by a "
+                "reward that was learnt from them: docs/loop.md"
+            )
     pairs = build_dataclass(preference_data.PreferencePairs, {"seed": config.seed, **config.pairs}, "pairs")
     pairs = pairs.with_inputs(input_checks.wanted_inputs(pipeline_configs.values(), ()))
     pairs.check()
@@ -301,10 +317,13 @@ def describe_loras(pipeline_configs: Mapping[str, pipelines.PipelineConfig]) -> 
     ]
 
 
-def check_requirements(methods: Mapping[str, Any], pipeline_configs: Mapping[str, Any], reward: WeightedReward) -> None:
-    """Raises BadInput for a method that needs what its pipeline or the reward does not provide."""
-    provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
+def check_requirements(
+    methods: Mapping[str, Any], pipeline_configs: Mapping[str, Any], rewards: Mapping[str, WeightedReward]
+) -> None:
+    """Raises BadInput for a method that needs what its pipeline or its reward does not provide; all by contestant."""
     for name, method in methods.items():
+        reward = rewards[name]
+        provided = {"latents", "reward"} | ({"differentiable"} if reward.spec.differentiable else set())
         if unmet := method.needs - provided - pipeline_configs[name].provides:
             without_gradient = [n for n, r in reward.rewards.items() if not r.spec.differentiable]
             because = (
@@ -323,7 +342,7 @@ def build_rewards(
     """(the optimised reward, the held-out rewards or None). Raises BadInput."""
     try:
         watch = build_watched(config.watch, registry) if config.watch else None
-        return build_reward(config.reward, registry), watch
+        return build_reward(config.reward, registry) if config.reward else NoReward(), watch
     except BadInput as error:
         ours = "reference: data/music" in str(error)
         raise BadInput(f"{error}; the starter pack's are made by: {EXAMPLES}") if ours else error from None

@@ -26,11 +26,11 @@ from workbench.core.errors import BadInput, DiskFull, Stopped, is_disk_full, is_
 from workbench.core.finite import find_finite_rows
 from workbench.core.io import media
 from workbench.core.types import Batch, Event, Method, Policy, Reward, derive_seed
-from workbench.engine import export, resume
+from workbench.engine import export, import_media, resume
 from workbench.engine.pairwise_watch import score_against_first
 from workbench.engine.run_record import describe_run
 from workbench.evaluation.summary import summarise_run
-from workbench.report import pages
+from workbench.report import grid_page, pages
 from workbench.runs import config, prompts, run_inputs, store
 from workbench.runs.budget import Budget, Cost, Meter
 from workbench.runs.controls import CountedReward, apply_control, exchange_inputs
@@ -99,11 +99,14 @@ def _execute_locked(plan: Plan, folder: store.RunFolder, stop: threading.Event, 
         yield from contestant_training.train_contestants(plan, folder, stop, load)
         sampling_plan = training_runs.plan_with_exports(plan, folder)
         unfinished = [n for n in sampling_plan.methods if any((n, b) not in finished for b in range(plan.batch_count))]
-        if unfinished and not stop.is_set():
+        if unfinished and plan.imported:
+            yield from import_media.store_imported(plan, folder, unfinished, finished, stop)
+        elif unfinished and not stop.is_set():
             yield from _sample_missing(sampling_plan, folder, unfinished, finished, stop, load, record)
         summary = mark_unfinished(summarise_run(plan, folder), folder.events())
         folder.write("summary.json", summary)
         pages.write_report(folder.path)
+        grid_page.write_grid_page(folder.path)
         for name in sampling_plan.methods:
             if name in plan.trained_contestants:
                 export.write_model_card(plan, folder, name, training_runs.export_folder(plan, folder, name))
@@ -139,15 +142,17 @@ def _sample_missing(
     record: dict,
 ) -> Iterator[Progress]:
     config, loaded, policy, meter = plan.config, None, None, None
-    optimised = CountedReward(apply_control(plan.reward, config, [r[1] for r in plan.rows]))
     inputs = exchange_inputs(config, [r[1] for r in plan.rows])
-    for name in names:
-        if plan.pipelines[name] is not loaded:
+    for name in group_by_weights(plan, names):
+        optimised = CountedReward(apply_control(plan.reward_of(name), config, [r[1] for r in plan.rows]))
+        if plan.pipelines[name] != loaded:
+            shared = {"like": policy} if loaded and pipelines.shares_weights(loaded, plan.pipelines[name]) else {}
             policy = meter = None  # one pipeline in memory at a time
-            gc.collect()
-            torch.cuda.empty_cache()
+            if not shared:
+                gc.collect()
+                torch.cuda.empty_cache()
             loaded = plan.pipelines[name]
-            policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention)
+            policy = load(loaded, device=config.device, dtype=config.dtype, attention=config.attention, **shared)
             policy.stop = stop
         if loaded.lora and not loaded.lora.startswith(str(folder.path)):  # of its own exports all is applied
             record.setdefault("loras", {})[name] = [*policy.notes]
@@ -187,6 +192,20 @@ def _sample_missing(
                 folder.append_event({"contestant": name, "batch": number, "failed": reason})
                 yield Progress(name, number, plan.batch_count, failed=reason)
                 break
+
+
+def group_by_weights(plan: Plan, names: Sequence[str]) -> list[str]:
+    """The contestants in their order, but for those of the same weights, which follow each other: these are loaded
+    once."""
+    loads: list[pipelines.PipelineConfig] = []
+
+    def find_load(name: str) -> int:
+        pipeline = plan.pipelines[name]
+        if not any(pipelines.shares_weights(other, pipeline) for other in loads):
+            loads.append(pipeline)
+        return next(n for n, other in enumerate(loads) if pipelines.shares_weights(other, pipeline))
+
+    return sorted(names, key=find_load)
 
 
 def explain_blank(policy: Policy) -> str:

@@ -62,6 +62,8 @@ def describe_parts(plan: Plan) -> dict[str, Any]:
             for name, r in part.rewards.items()
         },
     }
+    for name, reward in plan.own_rewards.items():
+        parts["methods"][name]["reward"] = dict(reward.weights)
     if plan.objects:
         parts["objects"] = dict(plan.objects)
     if plan.stages is not None:
@@ -75,7 +77,13 @@ def pipelines_by_label(plan: Plan) -> dict[str, pipelines.PipelineConfig]:
     if plan.config.stages is not None:
         return {pipeline_label(plan.config.pipeline): next(iter(plan.pipelines.values()))}
     labels = configs.pipeline_labels(plan.config)
-    return {labels[n] + (f" with {p.lora}" if p.lora else ""): p for n, p in plan.pipelines.items()}
+    return {labels[n] + describe_lora(p): p for n, p in plan.pipelines.items()}
+
+
+def describe_lora(pipeline: pipelines.PipelineConfig) -> str:
+    """A clause on the LoRA that a pipeline is loaded with, "" for none."""
+    strength = f" at {pipeline.lora_weight:g}" if pipeline.lora_weight != 1 else ""
+    return f" with {pipeline.lora}{strength}" if pipeline.lora else ""
 
 
 def describe_placement(plan: Plan, pipeline: pipelines.PipelineConfig) -> dict[str, str]:

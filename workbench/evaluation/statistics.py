@@ -104,8 +104,11 @@ def _widening_factor(clusters: int) -> float:
 
 
 def measure_diversity(groups: Iterable[Sequence[np.ndarray]]) -> float | None:
-    """Mean root-mean-square distance between two samples of one prompt; None with one seed. In units of the media."""
-    pairs = [np.sqrt(np.square(a - b).mean()) for group in groups for a, b in combinations(group, 2)]
+    """Mean root-mean-square distance between two samples of one prompt and one size; None with one seed. In units of
+    the media."""
+    pairs = [
+        np.sqrt(np.square(a - b).mean()) for group in groups for a, b in combinations(group, 2) if a.shape == b.shape
+    ]
     return float(np.mean(pairs)) if pairs else None
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from itertools import groupby
 from operator import itemgetter
 from types import MappingProxyType
 
@@ -42,7 +43,7 @@ def summarise_run(plan: Plan, folder: store.RunFolder) -> dict:
             parts.append(head | {"failed": f"none of its {len(samples)} samples can be used: {reason}"})
             continue
         cost = sum((Cost(**e["cost"]) for e in finals), Cost())
-        optimised = plan.reward.weights if "reward" in method.needs else {}
+        optimised = plan.reward_of(name).weights if "reward" in method.needs else {}
         base = next(iter(samples_of.values()), None)
         part = head | statistics.summarise_contestant(samples, base, optimised, score_bounds(plan))
         part |= blanks
@@ -95,8 +96,10 @@ def score_whole_sets(
 
     def chunks():
         for low in range(0, len(samples), size):
-            media_batch = Media.cat([media.read_media(folder.path / s["file"]) for s in samples[low : low + size]])
-            yield replace(media_batch, data=media_batch.data.to(device))
+            rows = [media.read_media(folder.path / s["file"]) for s in samples[low : low + size]]
+            for _, alike in groupby(rows, key=lambda row: (row.data.shape, row.rate)):  # imported ones may differ
+                media_batch = Media.cat([*alike])
+                yield replace(media_batch, data=media_batch.data.to(device))
 
     prompts = [run_inputs.restore_prompt(folder.path, s) for s in samples]
     return {

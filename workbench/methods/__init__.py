@@ -117,4 +117,4 @@ def trains_weights(method: Method | type[Method]) -> bool:
 def name_of(method: Method) -> str:
     """The name by which `find_method` finds the method's class."""
     path = f"{type(method).__module__}:{type(method).__qualname__}"
-    return next((name for name, cls in METHODS.items() if type(method) is cls), path)
+    return next((name for name, cls in METHODS.items() if type(method) is cls), getattr(type(method), "name", path))

@@ -21,17 +21,21 @@ Columns that depend on the run (one per reward) come from a function `results ->
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import Literal, get_args
 
+from workbench.core.errors import BadInput
+from workbench.core.schema import suggest_nearest
+from workbench.core.text import quote_value
 from workbench.report.estimates import (
     EQUAL_BUDGET_SHARE,
     base_contestant,
     costs_per_sample,
     estimates_by_metric,
     finished_contestants,
+    is_imported,
     is_optimised,
     win_rates,
 )
@@ -170,15 +174,25 @@ class Table:
         return {row.name: row.cells[k] for row in self.rows if not row.failed}
 
 
-def build_table(summary: Mapping, view: View) -> Table:
-    """The table of a view, with a row for each contestant, failed ones included."""
+def build_table(summary: Mapping, view: View, contestants: Sequence[str] = ()) -> Table:
+    """The table of a view, with a row for each contestant, failed ones included; contestants: only these, in this
+    order. Raises BadInput for one that the run lacks."""
     results = Results(summary)
     columns = tuple(c for c in expand_columns(results) if view in c.views and not _left_out(c, results, view))
     rows = (
         Row(c, () if "failed" in c else tuple(column.read(results, c) for column in columns))
-        for c in summary["contestants"]
+        for c in choose_contestants(summary, contestants)
     )
     return Table(results, columns, tuple(rows))
+
+
+def choose_contestants(summary: Mapping, names: Sequence[str] = ()) -> list[Mapping]:
+    """The contestants of these names, in their order, or all. Raises BadInput for one that the run lacks."""
+    by_name = {c["name"]: c for c in summary["contestants"]}
+    for name in names:
+        if name not in by_name:
+            raise BadInput(f"contestants: this run has no {quote_value(name)}; {suggest_nearest(name, by_name)}")
+    return [by_name[name] for name in names or by_name]
 
 
 def expand_columns(results: Results) -> Iterator[Column]:
@@ -188,6 +202,8 @@ def expand_columns(results: Results) -> Iterator[Column]:
 
 
 def _left_out(column: Column, results: Results, view: View) -> bool:
+    if column in COSTS and is_imported(results.summary):  # what it cost to make them is not known
+        return True
     cells = (column.read(results, c) for c in finished_contestants(results.summary))
     return view in column.optional and all(cell is None or cell.value is None for cell in cells)
 
@@ -271,19 +287,7 @@ def read_share(results: Results, contestant: Mapping) -> Cell:
     return Cell(share, warning="fell short" if share is not None and share < EQUAL_BUDGET_SHARE else "")
 
 
-COLUMNS: tuple[Column | Callable[[Results], list[Column]], ...] = (
-    first_metric,
-    partial(wins_column, views=EVERYWHERE - {"console"}),  # next to the metric by which they are counted
-    other_metrics,
-    partial(wins_column, views=frozenset({"console"})),
-    Column(
-        "diversity",
-        "diversity",
-        read_total("diversity"),
-        help="the distance between samples of one prompt",
-        headings={"numbers": "Diversity"},
-        optional=frozenset({"app", "text"}),
-    ),
+COSTS = (
     Column(
         "nfe",
         "denoiser rows",
@@ -355,4 +359,20 @@ COLUMNS: tuple[Column | Callable[[Results], list[Column]], ...] = (
         headings={"console": "MB"},
         views=frozenset({"console", "costs", "csv"}),
     ),
+)
+
+COLUMNS: tuple[Column | Callable[[Results], list[Column]], ...] = (
+    first_metric,
+    partial(wins_column, views=EVERYWHERE - {"console"}),  # next to the metric by which they are counted
+    other_metrics,
+    partial(wins_column, views=frozenset({"console"})),
+    Column(
+        "diversity",
+        "diversity",
+        read_total("diversity"),
+        help="the distance between samples of one prompt",
+        headings={"numbers": "Diversity"},
+        optional=frozenset({"app", "text"}),
+    ),
+    *COSTS,
 )

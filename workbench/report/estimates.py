@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from workbench.report.formatting import is_finite
+from workbench.runs.imported_media import ImportedMedia
 
 EQUAL_BUDGET_SHARE = 0.95  # budgets are called equal when the smaller one is at least this share of the larger one
 PER_SAMPLE = ("nfe", "reward_calls", "decodes", "seconds")
@@ -59,6 +60,13 @@ def set_metrics(summary: Mapping) -> list[str]:
 def is_optimised(estimates: Mapping[str, Mapping]) -> bool:
     """Whether a contestant optimised the metric; estimates: by contestant."""
     return any(e.get("optimised") for e in estimates.values())
+
+
+def is_imported(summary: Mapping) -> bool:
+    """Whether all samples were made elsewhere, at a cost that is not known."""
+    return all(c.get("method") == ImportedMedia.name for c in summary.get("contestants", ())) and bool(
+        summary["contestants"]
+    )
 
 
 def finished_contestants(summary: Mapping) -> list[Mapping]:

@@ -19,6 +19,7 @@ from workbench.report.estimates import (
     difference_from_base,
     estimates_by_metric,
     finished_contestants,
+    is_imported,
     is_optimised,
     read_estimate,
 )
@@ -50,7 +51,9 @@ def headline_sentences(summary: Mapping) -> list[str]:
     others = [c["name"] for c in finished_contestants(summary) if c is not base]
     if not table or base is None:
         warnings = [*training_sentences(summary), *sample_sentences(summary), *failure_sentences(summary)]
-        return ["Nothing finished, so there is nothing to compare.", *warnings]
+        unscored = "No reward scored these samples. People can compare them: workbench app, Blind vote."
+        finished = is_imported(summary) and base is not None
+        return [unscored if finished else "Nothing finished, so there is nothing to compare.", *warnings]
     judge = next(iter(table))
     judge_name, estimates = name_in_sentence(judge), table[judge]
     if base["name"] not in estimates or not set(others) & estimates.keys():
@@ -128,7 +131,14 @@ def _outcome_sentence(summary: Mapping, judge: str) -> str:
             sides[difference_from_base(summary, name, judge)[0]].append(name)
     scored = {side: join_words([f"{n} ({value[n]})" for n in names]) for side, names in sides.items()}
     clauses = []
-    for side, verb in ((1, "raise"), (-1, "lower")):
+    if is_imported(summary):
+        clauses = [
+            f"{scored[side]} {'scores' if len(sides[side]) == 1 else 'score'} {word} on {judge_name} than {base} "
+            f"({value[base]})"
+            for side, word in ((1, "higher"), (-1, "lower"))
+            if sides[side]
+        ]
+    for side, verb in () if is_imported(summary) else ((1, "raise"), (-1, "lower")):
         if len(sides[side]) == 1:
             clauses.append(f"{sides[side][0]} {verb}s {judge_name} from {value[base]} to {value[sides[side][0]]}")
         elif sides[side]:
@@ -145,6 +155,8 @@ def _setup_sentence(summary: Mapping) -> str:
     prompts, seeds = count_things(summary["prompts"], "prompt"), count_things(summary["seeds"], "seed")
     no_intervals = f"fewer than {FEWEST_PROMPTS} prompts can show no difference at 95 %, so there are no intervals"
     intervals = "brackets hold 95 % intervals" if summary["prompts"] >= FEWEST_PROMPTS else no_intervals
+    if is_imported(summary):
+        return f"{names} have samples of the same {prompts}; {intervals}."
     return f"{names} answered the same {prompts} with {seeds} each; {intervals}."
 
 
@@ -278,7 +290,10 @@ def shortfall_sentences(summary: Mapping) -> list[str]:
 
 
 def _pipeline_sentences(summary: Mapping) -> list[str]:
-    clauses = [f"{join_words(names)} from {repo}" for repo, names in contestants_by_pipeline(summary).items()]
+    by_pipeline = contestants_by_pipeline(summary)
+    if len(by_pipeline) > MAX_SPELT_OUT:
+        return [f"The contestants are of {len(by_pipeline)} pipelines. Their rows don’t cost the same."]
+    clauses = [f"{join_words(names)} from {repo}" for repo, names in by_pipeline.items()]
     return [f"The pipelines differ: {'; '.join(clauses)}. Their rows don’t cost the same."] if clauses else []
 
 

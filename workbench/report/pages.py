@@ -11,7 +11,7 @@ import yaml
 from PIL import Image
 
 from workbench.core.errors import BadInput
-from workbench.core.io import media
+from workbench.core.io import formats, media, video
 from workbench.core.paths import write_atomic
 from workbench.report import audio_view, charts
 from workbench.report.columns import build_table
@@ -26,6 +26,7 @@ from workbench.report.estimates import (
 )
 from workbench.report.findings import CONTROL_SENTENCES, headline_sentences, training_sentences
 from workbench.report.formatting import MEDIA_NOUNS, decimals_for, format_count, format_number, format_signed
+from workbench.report.previews import encode_preview
 from workbench.report.sample_inputs import encode_input, fit_input, input_title, list_input_names
 from workbench.runs.store import RunFolder
 
@@ -41,7 +42,6 @@ PAGES.filters |= {"num": format_number, "signed": format_signed, "whole": format
 MAX_INLINE_ROWS = 14  # of inlined media at most
 GRID_ROWS = 8
 MAX_INLINE_BYTES = 2_200_000  # of inlined media, before base64 makes them a third longer
-MIME_BY_SUFFIX = {".png": "image/png", ".apng": "image/apng", ".wav": "audio/wav"}
 
 
 def collect_samples(events: Iterable[Mapping]) -> dict[str, dict[tuple[int, int], Mapping]]:
@@ -71,7 +71,7 @@ def select_samples(samples_of: Mapping[str, Mapping], names: Sequence[str]) -> l
     return [queue[turn] for turn in turns for queue in queues.values() if turn < len(queue)]
 
 
-def _sample_file(run: Path, sample: Mapping) -> Path | None:
+def sample_file(run: Path, sample: Mapping) -> Path | None:
     """The sample's file, if it has one that lies in the run folder and its digest is the logged one; else None."""
     path = (run / (sample["file"] or "")).resolve()
     if not path.is_relative_to(run.resolve()) or not path.is_file():
@@ -85,7 +85,7 @@ def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Se
     input_names = list_input_names(sample for name in names for sample in samples_of.get(name, {}).values())
     for key in keys[:MAX_INLINE_ROWS]:
         cells = []
-        files = {n: s and _sample_file(run, s) for n in names for s in [samples_of.get(n, {}).get(key)]}
+        files = {n: s and sample_file(run, s) for n in names for s in [samples_of.get(n, {}).get(key)]}
         sizes = {name: _frame_size(path) for name, path in files.items()}
         size = next(filter(None, sizes.values()), None)
         first = next(samples_of[n][key] for n in names if key in samples_of.get(n, {}))
@@ -94,17 +94,17 @@ def _inline_media(run: Path, samples_of: Mapping, names: Sequence[str], keys: Se
         bytes_left -= sum(3 * len(i["uri"]) // 4 for i in inputs)
         for name in names:
             sample, path = samples_of.get(name, {}).get(key), files[name]
-            data = b"" if not path else media.encode_thumbnail(path) if path.suffix == ".png" else path.read_bytes()
+            data, kind = encode_preview(path) if path else (b"", "")
             bytes_left -= len(data)
             sample = sample or {}
             cells.append(
                 {
                     "name": name,
-                    "uri": _data_uri(data, MIME_BY_SUFFIX[path.suffix]) if path else "",
+                    "uri": data_uri(data, kind) if path else "",
                     "right": read_verdict(sample.get("scores", {})),
                     "scores": sample.get("scores", {}),
                     "reason": sample.get("reason", "missing"),
-                    "over": bool(source and path and path.suffix == ".png" and sizes[name] == size),
+                    "over": bool(source and path and kind == "image/png" and sizes[name] == size),
                 }
             )
         if bytes_left < 0 and rows:
@@ -129,17 +129,20 @@ def _inline_input(run: Path, sample: Mapping, name: str, size: tuple[int, int, i
         content = fit_input(run, sample, name, size)
     except BadInput:
         return cell | {"reason": "missing"}
-    return cell | ({"uri": _data_uri(*encode_input(content))} if content else {})
+    return cell | ({"uri": data_uri(*encode_input(content))} if content else {})
 
 
-def _data_uri(data: bytes, kind: str) -> str:
+def data_uri(data: bytes, kind: str) -> str:
     return f"data:{kind};base64,{base64.b64encode(data).decode()}"
 
 
 def _frame_size(path: Path | None) -> tuple[int, int, int] | None:
     """(T,H,W) of a picture or clip of a run."""
-    if path is None or path.suffix == ".wav":
+    kind = formats.format_by_suffix(path) if path is not None else None
+    if path is None or kind is None or kind.reader == "sound":
         return None
+    if kind.reader == "film":
+        return video.read_film_header(path)[:3] if video.has_pictures(path) else None
     with Image.open(path) as image:
         return getattr(image, "n_frames", 1), image.height, image.width
 
@@ -153,7 +156,7 @@ def _draw_contact_sheet(
     input_names = list_input_names(sample for name in names for sample in samples_of.get(name, {}).values())
     for key in keys[:GRID_ROWS]:
         row = [samples_of.get(n, {}).get(key) for n in names]
-        files = [s and _sample_file(run, s) for s in row]
+        files = [s and sample_file(run, s) for s in row]
         notes = [f"{metric} {format_number(s['scores'].get(metric), 3)}" if s and metric else "" for s in row]
         notes = [s.get("reason", note) if s else note for s, note in zip(row, notes, strict=True)]
         first = next(s for s in row if s)

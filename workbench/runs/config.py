@@ -16,6 +16,9 @@ from workbench.core.text import one_line, quote_value
 from workbench.core.types import Count, Natural
 from workbench.methods import METHODS, find_method
 from workbench.methods.common.method import short_name
+from workbench.runs import grids
+from workbench.runs.imported_media import ImportedMedia, is_imported
+from workbench.runs.media_pairing import Way
 from workbench.runs.stages import NAME, Stage
 from workbench.runs.train_config import TrainConfig
 
@@ -26,14 +29,17 @@ class RunConfig:
 
     former_names: ClassVar[Mapping[str, str]] = {"seeds": "samples_per_prompt"}
 
-    pipeline: str | dict  # a name in configs/pipelines, a local folder, or a hub id; or {name: one, settings of it}
-    reward: dict | str  # what is optimised: a name, a preset, or {name: weight or settings}
+    # a name in configs/pipelines, a local folder, or a hub id; or {name: one, settings of it}
+    pipeline: str | dict = ""
+    reward: dict | str = ""  # what is optimised: a name, a preset, or {name: weight or settings}
     # a file, a list, or {folder: of pictures, prompt: one for all}; see docs/inputs.md
-    prompts: str | list | dict
+    prompts: str | list | dict = ""
     # prompts that trained contestants are evaluated on; not given: `prompts`, which they were trained on
     test: str | list | dict | None = None
     method: dict | str | None = None  # shorthand for `contestants`: the base and this method
-    # name -> method, or {name: method, pipeline: another one, lora: FILE, its settings}
+    # name -> method, or {name: method, pipeline: another one, lora: FILE or {file: FILE, weight: 0.7}, reward: {name:
+    # another weight}, its settings}; in a run of media that were made elsewhere, {media: FOLDER}, and neither pipeline
+    # nor reward is needed; see docs/own-media.md
     contestants: dict | None = None
     # preference pairs to learn from in place of samples: fields of workbench.runs.preference_data.PreferencePairs
     pairs: dict | None = None
@@ -42,6 +48,9 @@ class RunConfig:
     train: dict | None = None  # settings of training: the fields of workbench.runs.train_config.TrainConfig
     watch: dict | list | str | None = None  # held-out rewards: never optimised, always reported
     budget: dict | None = None  # the most that a contestant may use per sample: {nfe: 400} or {seconds: 60}
+    grid: dict | None = None  # {x: {setting: [values]}, y, z}: the contestants are its cells; see docs/grids.md
+    pair: Way = ""  # imported media: which belong together, by prompt, name or order; "": where it is clear
+    copy_media: bool = False  # imported media are copied, and not linked, into the run
     curve: bool = False  # score the best so far each time that a contestant has doubled its denoiser calls
     # a run that must NOT gain, or whose scores must fall: see docs/trust.md
     control: Literal["none", "negated", "shuffled", "shuffled_inputs"] = "none"
@@ -64,12 +73,16 @@ def read_run_config(path: str | Path, overrides: Sequence[str] = ()) -> RunConfi
     values = read_yaml(file)
     if not isinstance(values, Mapping):
         raise BadInput(f"{file}: a run is a mapping of settings; see configs/runs for examples")
+    return make_config({"name": file.stem, **values}, overrides, file.name)
+
+
+def make_config(values: Mapping, overrides: Sequence[str] = (), where: str = "config") -> RunConfig:
+    """The config that a mapping of settings says, with `key=value` overrides, and the cells of its grid as contestants.
+    Raises BadInput."""
     values = current_config(values)
     for text in overrides:
         apply_override(values, text)
-    values = current_config(values)
-    values.setdefault("name", file.stem)
-    return check_config(build_dataclass(RunConfig, values, file.name))
+    return check_config(build_dataclass(RunConfig, grids.expand_grid(current_config(values)), where))
 
 
 def find_config(path: str | Path) -> Path:
@@ -175,6 +188,13 @@ def current_config(values: Mapping, announce: bool = True) -> dict:
     return values
 
 
+def complete_config(values: Mapping) -> dict:
+    """A stored config under current names, with the defaults of settings that came after it: two that are equal then
+    are of one run."""
+    defaults = {f.name: f.default for f in dataclasses.fields(RunConfig)}
+    return {**defaults, **current_config(values, announce=False)}
+
+
 def current_key(values: Mapping, path: tuple[str, ...], key: str) -> str:
     """The current name of the setting `key` of the block at `path`; a former name is reported on stderr."""
     cls = settings_class(values, path)
@@ -193,6 +213,12 @@ def check_config(config: RunConfig) -> RunConfig:
             f"watch: a list has names of rewards only, got {quote_value(not_names[0])}; write a mapping "
             "{name: {setting: value}}"
         )
+    if not is_import(config):
+        for key in ("pipeline", "prompts", "reward"):
+            if getattr(config, key) == "":
+                raise BadInput(f"{config.name}: the key {key!r} is missing")
+    if config.grid is not None:
+        grids.check_cells(config.grid, config.contestants)
     if config.stages is not None:
         if config.contestants is not None or config.pairs is not None:
             raise BadInput(
@@ -201,6 +227,18 @@ def check_config(config: RunConfig) -> RunConfig:
     elif (config.method is None) == (config.contestants is None):
         raise BadInput("give either `method` (compared with the base) or `contestants`, and not both")
     return config
+
+
+def is_import(config: RunConfig) -> bool:
+    """Whether the contestants of a run are media that were made elsewhere. Raises BadInput where only some are."""
+    blocks = config.contestants if isinstance(config.contestants, Mapping) else {}
+    folders = [name for name, block in blocks.items() if is_imported(block)]
+    if folders and len(folders) < len(blocks):
+        raise BadInput(
+            f"contestants.{folders[0]}: a folder of media can't stand beside samples that are yet to be made; make "
+            "these in a run of their own, then: workbench import FOLDER RUN"
+        )
+    return bool(folders)
 
 
 def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, Any]:
@@ -216,8 +254,13 @@ def build_methods(config: RunConfig, methods: Mapping[str, Any]) -> dict[str, An
             raise BadInput(f"{where}: a contestant's name has letters, digits, '.', '_' and '-' only")
         if not isinstance(block, (Mapping, str, type(None))):  # dict() would accept a list of pairs
             raise BadInput(f"{where}: expected a method's name or a mapping of its settings, got {quote_value(block)}")
+        if is_imported(block):
+            built_methods[str(name)] = build_dataclass(ImportedMedia, block, where)
+            continue
         settings = {"name": block} if isinstance(block, str) else dict(block or {})
-        repo, _ = settings.pop("pipeline", config.pipeline), settings.pop("lora", None)  # see contestant_loras
+        repo = settings.pop("pipeline", config.pipeline)
+        for key in ("lora", "reward"):  # see contestant_loras, contestant_weights
+            settings.pop(key, None)
         if not isinstance(repo, (str, Mapping)):
             raise BadInput(f"{where}.pipeline: expected a name, a folder or a hub id, got {quote_value(repo)}")
         method = settings.pop("name", name)
@@ -247,10 +290,34 @@ def pipeline_of(block: Any, pipeline: str | Mapping) -> str:
     return pipeline_label(source)
 
 
-def contestant_loras(config: RunConfig) -> dict[str, str]:
-    """Contestant -> LoRA file, for those whose block names one."""
-    blocks = config.contestants or {}
-    return {str(n): str(b["lora"]) for n, b in blocks.items() if isinstance(b, Mapping) and b.get("lora")}
+@dataclasses.dataclass(frozen=True)
+class ContestantLora:
+    """A LoRA for one contestant, in its block `lora: FILE` or `lora: {file: FILE, weight: 0.7}`."""
+
+    file: str  # a safetensors file, or a folder that a training exported
+    weight: float = 1.0  # its strength
+
+
+def contestant_loras(config: RunConfig) -> dict[str, ContestantLora]:
+    """Contestant -> LoRA, for those whose block names one. Raises BadInput."""
+    loras = {}
+    for name, block in (config.contestants or {}).items():
+        if isinstance(block, Mapping) and (lora := block.get("lora")):
+            values = lora if isinstance(lora, Mapping) else {"file": lora}
+            loras[str(name)] = build_dataclass(ContestantLora, values, f"contestants.{name}.lora")
+    return loras
+
+
+def contestant_weights(config: RunConfig) -> dict[str, Mapping[str, float]]:
+    """Contestant -> its own weights of the run's rewards, for those whose block has `reward: {name: weight}`. Raises
+    BadInput."""
+    weights = {}
+    for name, block in (config.contestants or {}).items():
+        if isinstance(block, Mapping) and (changes := block.get("reward")) is not None:
+            if not isinstance(changes, Mapping):
+                raise BadInput(f"contestants.{name}.reward: other weights of the run's rewards, as {{name: weight}}")
+            weights[str(name)] = changes
+    return weights
 
 
 def _contestant_blocks(config: RunConfig) -> Mapping:

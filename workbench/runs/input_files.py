@@ -48,7 +48,9 @@ def digest_inputs(plan: Plan) -> dict[str, dict[str, str]]:
     Of a file over 64 MiB, and of many files that hold more than 512 MiB together, blocks spread over all of the file
     are read, and the header of safetensors; the digest then begins with "blocks:". Times of files play no part.
     """
-    digests = {source: digest_files(paths) for source, paths in list_inputs(plan).items() if paths}
+    sources = {source: tuple(paths) for source, paths in list_inputs(plan).items() if paths}
+    by_files = {paths: digest_files(paths) for paths in set(sources.values())}  # variants of a pipeline share theirs
+    digests = {source: by_files[paths] for source, paths in sources.items()}
     inputs = _digest_prompt_inputs(plan)
     return digests | ({PROMPT_INPUTS: inputs} if inputs else {})
 
@@ -88,7 +90,7 @@ def _digest_prompt_inputs(plan: Plan) -> dict[str, str]:
 def list_prompt_files(config: configs.RunConfig) -> list[Path]:
     """The prompt files of a run."""
     sources = (config.prompts, config.test)
-    paths = [find_prompt_file(source, "prompts") for source in sources if isinstance(source, str)]
+    paths = [find_prompt_file(source, "prompts") for source in sources if isinstance(source, str) and source]
     folders = [Path(str(source.get("folder", ""))) for source in sources if isinstance(source, dict)]
     metadata_files = [path / name for path in paths + folders for name in METADATA]
     return [path for path in paths + metadata_files if path.is_file()]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 
 from pipelines import PipelineConfig
 from rewards.compose import WeightedReward
@@ -31,13 +32,19 @@ class Plan:
     checks: Sequence[str]  # sentences for the user on what was checked
     command: str = ""  # the command line that repeats the run
     budget: Budget | None = None
+    own_rewards: Mapping[str, WeightedReward] = field(default_factory=dict)  # contestant -> reward of its own weights
     train_config: TrainConfig | None = None  # of the methods that train
     train_prompts: Sequence[str] = ()  # prompts that they train on
     held_out_prompts: Sequence[str] = ()  # prompts of the evaluations during training
     pairs: PreferencePairs | None = None  # preference pairs to learn from in place of samples
     stages: Stages | None = None  # of a training in stages
     tasks: Sequence[Plan] = ()  # a plan for each stage; its task is evaluated on its held_out_prompts
+    imported: Mapping[str, Sequence[Path]] = field(default_factory=dict)  # contestant -> its file of each row
     objects: Mapping[str, str] = field(default_factory=dict)  # pipelines from Python: label -> fingerprint
+
+    def reward_of(self, name: str) -> WeightedReward:
+        """What contestant `name` optimises."""
+        return self.own_rewards.get(name, self.reward)
 
     @property
     def trained_contestants(self) -> list[str]:

@@ -46,7 +46,7 @@ def store_inputs(folder: Path, prompts: Iterable[str]) -> dict[str, str]:
 def _write_input(folder: Path, value: Input) -> Path:
     if isinstance(value, FileInput):
         path = folder / (value.digest + media.known_format(Path(value.path)).suffixes[0])
-        _copy_file(Path(value.path), path, value.digest)
+        copy_file(Path(value.path), path, value.digest)
         return path
     content = value.read()
     path = folder / (value.digest + media.SUFFIX_BY_MODALITY[content.modality])
@@ -54,7 +54,7 @@ def _write_input(folder: Path, value: Input) -> Path:
     return path
 
 
-def _copy_file(source: Path, target: Path, digest: str) -> None:
+def copy_file(source: Path, target: Path, digest: str) -> None:
     """A copy, whole or not at all. Raises BadInput for a file that is not what the digest says."""
     temp, hashed = target.with_name(f".{uuid.uuid4().hex}.tmp"), hashlib.sha256()
     try:

@@ -7,6 +7,7 @@ import gc
 import threading
 import traceback
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 from pipelines import processes
@@ -36,7 +37,8 @@ def train_contestants(
         if checkpoint_store(plan, folder, name).finished_record:
             continue
         try:
-            yield from (StagedTrainer if plan.stages else Trainer)(plan, folder, name, load).run(stop)
+            own_plan = replace(plan, reward=plan.reward_of(name))
+            yield from (StagedTrainer if plan.stages else Trainer)(own_plan, folder, name, load).run(stop)
         except Exception as error:
             if is_disk_full(error) or (isinstance(error, (BadInput, OSError)) and processes.count_processes() == 1):
                 raise

@@ -56,7 +56,8 @@ class Batches:
     def pair_batch(self, n: int) -> PairBatch:
         """Batch n of preference pairs. In a control run winners and losers are swapped, or prompts shuffled."""
         plan, size = self.trainer.plan, self.trainer.train_config.prompts_per_round
-        batch = plan.pairs.batch(n * size, size, self.trainer.distributed.size)
+        policy = self.trainer.distributed
+        batch = plan.pairs.batch(n * size, size, policy.size, policy.rate)
         if plan.config.control == "negated":
             return replace(batch, winners=batch.losers, losers=batch.winners)
         if plan.config.control == "shuffled":

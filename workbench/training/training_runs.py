@@ -152,19 +152,25 @@ def delivered_copy(method: Any, copies: Collection[str]) -> str:
     return next((name for name in (method.delivered_copy, EMA) if name in copies), "train")
 
 
-def load_best_weights(policy: pipelines.TrainablePolicy, checkpoints: CheckpointStore, method: Any) -> tuple[str, int]:
-    """Load the best weights of a training into a policy; returns (name of the copy to use, its round). Raises
-    TrainingHalted for a damaged checkpoint."""
-    update = checkpoints.best_record["update"]
+def load_best_weights(
+    policy: pipelines.TrainablePolicy, checkpoints: CheckpointStore, method: Any, number: int | None = None
+) -> tuple[str, int]:
+    """Load the best weights of a training, or those of round `number`, into a policy; returns (name of the copy to use,
+    its round). Raises TrainingHalted for a damaged checkpoint."""
+    update = checkpoints.best_record["update"] if number is None else number
     state = checkpoints.load(update)
     if state is None or not isinstance(state.get("policy"), dict) or "adapters" not in state["policy"]:
-        raise TrainingHalted(f"the best checkpoint, {update}, is damaged; start anew with --new")
+        which = "best checkpoint" if number is None else "checkpoint of round"
+        raise TrainingHalted(f"the {which}, {update}, is damaged; start anew with --new")
     policy.adapters.load_state_dict(state["policy"]["adapters"])
     return delivered_copy(method, state["policy"]["adapters"]), update
 
 
-def load_best_policy(plan: Plan, folder: store.RunFolder, name: str, load=pipelines.load) -> tuple[Any, str, int]:
-    """(policy, name of the copy to use, its round) with the best weights of a finished training."""
+def load_best_policy(
+    plan: Plan, folder: store.RunFolder, name: str, load=pipelines.load, number: int | None = None
+) -> tuple[Any, str, int]:
+    """(policy, name of the copy to use, its round) with the best weights of a finished training, or those of round
+    `number`."""
     changes = {"dtype": "fp32"} if plan.train_config.shard else {}  # the dtype of shards; this is one process
     policy = load_trainable(plan, name, load, **changes)
-    return policy, *load_best_weights(policy, checkpoint_store(plan, folder, name), plan.methods[name])
+    return policy, *load_best_weights(policy, checkpoint_store(plan, folder, name), plan.methods[name], number)

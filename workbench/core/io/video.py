@@ -169,6 +169,15 @@ def read_sound(path: Path, budget: Budget | None = None) -> tuple[Tensor, float,
     return data, float(rate), story
 
 
+def read_film_header(path: Path) -> tuple[int, int, int, float, str]:
+    """(frames, height, width, frames per second, codec) of a film as its header says; 0 frames where it doesn't. Raises
+    BadInput where there is none."""
+    with open_stream(path, "video") as (_, stream):
+        context, rate = stream.codec_context, float(stream.average_rate or stream.guessed_rate or 0)
+        seconds = float((stream.duration or 0) * (stream.time_base or 0))
+        return stream.frames or round(seconds * rate), context.height, context.width, rate, context.name
+
+
 def measure_video(path: Path, budget: Budget) -> None:
     """Raises BadInput for a film whose header says more than the budget, and PyAV's exceptions."""
     with open_stream(path, "video") as (_, stream):
