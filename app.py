@@ -26,27 +26,39 @@ from starlette.middleware import Middleware  # noqa: E402
 from starlette.types import ASGIApp, Receive, Scope, Send  # noqa: E402
 
 from workbench.core.errors import BadInput  # noqa: E402
-from workbench.core.io.parsing import read_text, split_lines
 from workbench.ui import theme  # noqa: E402
 from workbench.ui.context import AppContext  # noqa: E402
 from workbench.ui.jobs import JobQueue  # noqa: E402
+from workbench.ui.role_gate import RoleGate  # noqa: E402
 from workbench.ui.site_guard import LOOPBACK, AllowedHosts, LoginThrottle, guard_site, read_host  # noqa: E402
-from workbench.ui.tabs import leaderboard, rewards, runs, studio, vote  # noqa: E402
+from workbench.ui.study_pages import add_studies  # noqa: E402
+from workbench.ui.tabs import leaderboard, media_import, rewards, runs, studies, studio, vote  # noqa: E402
 from workbench.ui.upload_owners import UploadOwners  # noqa: E402
+from workbench.ui.users import read_roles  # noqa: E402
+from workbench.ui.widgets import first_steps  # noqa: E402
 
-TABS = {"Studio": studio, "Blind vote": vote, "Leaderboard": leaderboard, "Runs": runs, "Rewards": rewards}
+TABS = {
+    "Studio": studio, "Import": media_import, "Blind vote": vote, "Studies": studies, "Leaderboard": leaderboard,
+    "Runs": runs, "Rewards": rewards,
+}  # fmt: skip
 WORK_MODULES = (  # torch comes with these
     "workbench.ui.studio_comparison",
+    "workbench.ui.import_uploads",
     "workbench.ui.run_processes",
+    "workbench.ui.run_queue",
     "workbench.ui.lora_uploads",
     "workbench.ui.widgets.live_view",
     "workbench.ui.widgets.result_view",
     "workbench.ui.widgets.run_view",
     "workbench.ui.widgets.reward_scores",
     "workbench.ui.widgets.standings",
+    "workbench.ui.widgets.study_view",
     "workbench.feedback.blinding",
     "workbench.feedback.pairing",
     "workbench.feedback.votes",
+    "workbench.feedback.study_media",
+    "workbench.feedback.study_results",
+    "workbench.feedback.raters",
 )
 MAX_UPLOAD = "200mb"  # of an uploaded file
 EXPIRY = 86_400  # seconds that a temporary file is kept
@@ -60,7 +72,10 @@ def build_page(context: AppContext) -> gr.Blocks:
     """The page. What it shows is copied to `context.temp` first; no path comes from a user."""
     with gr.Blocks(title="Media Alignment Workbench", delete_cache=(3600, EXPIRY)) as page:
         gr.HTML(HEADER)
-        with gr.Tabs():
+        tabs = gr.Tabs(render=False)
+        first_steps.draw_first_steps(page, context, tabs)
+        tabs.render()
+        with tabs:
             for name, tab in TABS.items():
                 with gr.Tab(name, id=name.split()[-1].lower()):
                     tab.build_tab(page, context)
@@ -92,6 +107,14 @@ def import_work_modules(imports_done: threading.Event) -> None:
         imports_done.set()
 
 
+def prepare_work(context: AppContext) -> None:
+    """Import what the tabs work with; then go on with the queue of the server that was here before."""
+    import_work_modules(context.imports_done)
+    from workbench.ui import run_queue
+
+    run_queue.restore_queue(context)
+
+
 def make_temp_folder() -> Path:
     """A folder that this user alone can read, which gradio's own temporary files share; those that earlier apps left
     behind are removed, and files that grow old."""
@@ -121,18 +144,6 @@ def remove_old_files(folder: Path) -> None:
             file.unlink(missing_ok=True)
 
 
-def read_users(file: Path) -> list[tuple[str, str]]:
-    """The people who may enter: a line `name:password` each. Raises BadInput."""
-    try:
-        lines = [line for line in split_lines(read_text(file)) if line.strip()]
-    except BadInput as error:
-        raise BadInput(f"--auth: {error}; give a text file with name:password on each line") from None
-    pairs = [line.split(":", 1) for line in lines]
-    if not pairs or any(len(pair) < 2 or not all(pair) for pair in pairs):
-        raise BadInput(f"--auth: {file} must hold name:password on each line, both not empty")
-    return [(name, password) for name, password in pairs]
-
-
 def serve(
     runs: Path,
     port: int = 7860,
@@ -140,16 +151,17 @@ def serve(
     auth: Path | None = None,
     share: bool = False,
     allowed_hosts: Sequence[str] = (),
+    raters: Path | None = None,
 ) -> tuple[gr.Blocks, str]:
     """Serve the page in the background; the blocks, and the address. `allowed_hosts`: names besides its own by which it
-    may be called, such as that of a proxy.
+    may be called, such as that of a proxy. `auth`, `raters`: files of admins, and of people who log in to vote only.
 
     Raises BadInput when it would be open to others without anybody having to log in, or when the port is taken.
     """
     if (share or host not in LOOPBACK) and auth is None:
         option = "--share" if share else f"--host {host}"
         raise BadInput(f"{option} opens the app to others: give --auth FILE, with name:password on each line")
-    hosts = AllowedHosts(host, allowed_hosts)
+    hosts, users = AllowedHosts(host, allowed_hosts), read_roles(auth, raters)
     context = AppContext(
         runs=Path(runs).absolute(), temp=make_temp_folder(), jobs=JobQueue(), imports_done=threading.Event()
     )
@@ -157,15 +169,16 @@ def serve(
     page.queue(max_size=256)
     try:
         _, url, public_url = page.launch(
-            server_name=host, server_port=port, auth=read_users(auth) if auth else None, share=share,
+            server_name=host, server_port=port, auth=[*users.passwords.items()] or None, share=share,
             prevent_thread_lock=True, theme=theme.make_theme(), css=theme.CSS, head=theme.HEAD, quiet=True,
             show_error=False, max_file_size=MAX_UPLOAD, allowed_paths=[str(context.temp)], footer_links=["api"],
             run_history=False, enable_monitoring=False, ssr_mode=False, mcp_server=False, pwa=False,
             state_session_capacity=MAX_SESSIONS,
             app_kwargs={
-                "lifespan": guard_site(hosts),
+                "lifespan": add_studies(context, users, guard_site(hosts)),
                 "middleware": [
-                    *([Middleware(LoginThrottle), Middleware(UploadOwners)] if auth else []),
+                    *([Middleware(LoginThrottle), Middleware(RoleGate, users=users), Middleware(UploadOwners)]
+                      if auth else []),
                     Middleware(ImportGate, imports_done=context.imports_done),
                 ],
             },
@@ -174,7 +187,7 @@ def serve(
         raise BadInput(f"--port: {port} is taken on this machine; give another") from None
     if public_url:
         hosts.named.add(read_host(public_url.partition("://")[2]))
-    threading.Thread(target=import_work_modules, args=(context.imports_done,), name="imports", daemon=True).start()
+    threading.Thread(target=prepare_work, args=(context,), name="imports", daemon=True).start()
     print(f"Media Alignment Workbench: {public_url or url}", flush=True)
     return page, url
 

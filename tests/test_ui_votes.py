@@ -16,13 +16,15 @@ from gradio_client import Client
 from gradio_client.exceptions import AppError
 from vote_fixtures import cast_many_votes, write_run
 
+import pipelines
 from workbench.core.errors import BadInput
 from workbench.core.types import Media
 from workbench.feedback import votes
+from workbench.ui import reward_offers
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import JobQueue
 from workbench.ui.tabs import leaderboard, vote
-from workbench.ui.widgets import standings
+from workbench.ui.widgets import standings, study_view
 
 NAMES = ("zebra_base", "zebra_aligned", "zebra_third")  # words that appear nowhere else on a page
 EVIL = '<img src=x onerror="window.pwned=1"><script>window.pwned=1</script>${window.pwned=1}{{pwned}}'
@@ -161,15 +163,15 @@ def test_the_leaderboard_warns_of_groups_that_never_met_and_of_leaning_sides(tmp
     with votes.open_for_writing(tmp_path) as db:
         db.execute("UPDATE votes SET choice = 'left' WHERE id % 3 > 0")
     assert "votes lean to the left" in standings.draw_leaderboard(context)
-    assert "never met" not in standings.draw_leaderboard(context, run=1)
-    assert "No votes with these filters" in standings.draw_leaderboard(context, modality="video")
+    assert "never met" not in standings.draw_leaderboard(context, standings.Selection(run=1))
+    assert "No votes with these filters" in standings.draw_leaderboard(context, standings.Selection(modality="video"))
 
 
 def test_votes_are_handed_out_as_files_and_become_a_reward(tmp_path):
     context = AppContext(tmp_path / "runs", tmp_path / "temp", None)
-    write_run(context.runs, names=("base", "reno"))
+    write_run(context.runs, names=("base", "reno"), pipeline="starter-image")
     cast_many_votes(context.runs, 80, {"base": -3.0, "reno": 3.0})
-    for kind in ("votes.jsonl", "votes.parquet", "pairs.jsonl"):
+    for kind in ("votes.jsonl", "votes.parquet", "votes.csv", "pairs.jsonl"):
         copy, sentence = standings.export_votes(context, kind)
         assert Path(copy).is_relative_to(context.temp) and Path(copy).read_bytes() == (context.runs / kind).read_bytes()
         assert ("12 pairs" if kind == "pairs.jsonl" else "80 votes") in sentence
@@ -177,11 +179,39 @@ def test_votes_are_handed_out_as_files_and_become_a_reward(tmp_path):
     assert "80 votes" in first["told"][0] and "better than chance" in last["told"][0]
     assert last["block"].startswith("reward:\n  learned:\n    path:")
     assert votes.standing_votes(context.runs), "and the folder of what was learned is no run"
+    config, (name,) = pipelines.read_config("starter-image"), reward_offers.list_tastes(context.runs)
+    assert name in [offered for _, offered in reward_offers.list_rewards(config, context.runs)], "the Studio has it"
+    assert "votes on pictures, and starter-music makes sounds" in reward_offers.explain_misfit(
+        name, pipelines.read_config("starter-music"), context.runs
+    )
+
+
+def test_the_leaderboard_ranks_kinds_apart_and_shows_and_searches_reasons(tmp_path):
+    context = AppContext(tmp_path, tmp_path / "temp", None)
+    (
+        write_run(tmp_path, "one", names=("base", "reno")),
+        write_run(tmp_path, "two", names=("base", "reno"), modality="audio"),
+    )
+    cast_many_votes(tmp_path, 60, {"base": -1.0, "reno": 1.0})
+    with votes.open_for_writing(tmp_path) as db:
+        db.execute("UPDATE votes SET reason = ? WHERE id = 1", (f"hands {EVIL}",))
+    page = standings.draw_leaderboard(context)
+    assert page.index("Pictures") < page.index("Sounds") and page.count("mw-ratings") == 2 and "Cycles" in page
+    assert "hands &lt;img" in page and "<img" not in page
+    assert "hands" not in standings.draw_leaderboard(context, standings.Selection(word="feet"))
+    assert {row["modality"] for row in standings.list_ranks(context)} == {"image", "audio"}
+    study = {"name": "mine", "runs": tuple(path.parent.name for path in tmp_path.glob("*/run.json"))}
+    notes = study_view.make_study(context, study, 2)
+    drawn_study = study_view.draw_study(context, "mine", notes)
+    assert (
+        "2 gold pairs" in drawn_study and "/vote/mine" in drawn_study and study_view.list_studies(context) == ["mine"]
+    )
+    assert standings.list_criteria(context, 1) == ["overall"]
 
 
 def test_too_few_votes_teach_nothing_and_leave_nothing(tmp_path):
     context = AppContext(tmp_path, tmp_path / "temp", None)
-    write_run(tmp_path, names=("base", "reno"))
+    write_run(tmp_path, names=("base", "reno"), pipeline="starter-image")
     cast_many_votes(tmp_path, 4, {"base": 0.0, "reno": 0.0})
     with pytest.raises(BadInput, match="not enough votes yet"):
         list(standings.learn_reward(context))

@@ -338,7 +338,7 @@ def test_a_contestant_of_another_pipeline_is_another_one(tmp_path):
     write_run(tmp_path, names=("base", "reno"), blocks=blocks)
     cast_vote(tmp_path)
     names = {r.name for r in votes.rate_contestants(votes.standing_votes(tmp_path)).rows}
-    assert names == {"base · tiny-pipeline", "reno · larger-pipeline"}
+    assert names == {"base · tiny-pipeline", "reno · iterations=3 · larger-pipeline"}
 
 
 def test_a_reward_that_people_follow_agrees_with_them_and_one_that_knows_nothing_does_not(runs):

@@ -45,7 +45,9 @@ def test_a_taste_in_votes_becomes_a_reward_that_runs_accept(tmp_path):
     file.write_text(file.read_text() + json.dumps(more) + "\n")
     result = learn.learn_from_votes(file, tmp_path / "taste", encoder())
     assert result["better"] and result["told"][0].startswith("better than chance: right on ")
-    assert result["told"][1:] == ["besides, 0 ties, and 1 votes whose features are not finite"]
+    assert result["told"][1] == "besides, 0 ties, and 1 votes whose features are not finite"
+    assert result["told"][2].startswith("control, the same votes dealt out to other pairs: not")
+    assert not result["control"]["low"] > 0.5
     report = result["report"]
     assert 0.5 < report["low"] < report["accuracy"] < report["high"] and report["votes"] == 300
     assert json.loads(json.dumps(result)) == result

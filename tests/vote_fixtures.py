@@ -89,7 +89,9 @@ def cast_many_votes(runs: Path, count: int, strengths: dict[str, float], seed: i
             )
             odds = strengths[one["contestant"]] - strengths[two["contestant"]]
             choice = "left" if rng.random() < 1 / (1 + np.exp(-odds)) else "right"
-            db.execute("INSERT INTO battles VALUES (?,?,?,?,?,?,?,?)", (battle, one["id"], two["id"], one["sha256"],
-                       two["sha256"], who, "", one["prompt"]))  # fmt: skip
+            db.execute("INSERT INTO battles (id, left_artefact, right_artefact, left_sha256, right_sha256, asker, "
+                       "created, prompt) VALUES (?,?,?,?,?,?,?,?)",
+                       (battle, one["id"], two["id"], one["sha256"], two["sha256"], who, "",
+                        one["prompt"]))  # fmt: skip
             db.execute("INSERT INTO votes (battle, choice, key, reason, dwell_left, dwell_right, rater, created) "
                        "VALUES (?,?,?,'',1,2,?,'')", (battle, choice, f"key-{battle}", who))  # fmt: skip

@@ -24,7 +24,15 @@ def add_command(commands: Commands) -> None:
         default="127.0.0.1",
         help="address to listen on [127.0.0.1: this machine only]; any other needs --auth",
     )
-    parser.add_argument("--auth", type=Path, metavar="FILE", help="who may log in: one name:password per line")
+    parser.add_argument(
+        "--auth", type=Path, metavar="FILE", help="who may log in and do everything: one name:password per line"
+    )
+    parser.add_argument(
+        "--raters",
+        type=Path,
+        metavar="FILE",
+        help="who may log in to vote in studies and see nothing else, as in --auth; see docs/studies.md",
+    )
     parser.add_argument("--share", action="store_true", help="open a public gradio address; needs --auth")
     parser.add_argument(
         "--allowed-hosts",
@@ -43,5 +51,6 @@ def app_command(args: argparse.Namespace) -> int:
         raise BadInput(f"another module called app comes first ({app.__file__}); start the app from another folder")
     if not 0 < args.port < 65536:
         raise BadInput(f"--port: {args.port} is no port; give one from 1 to 65535")
-    app.serve(args.runs, args.port, args.host, args.auth, args.share, args.allowed_hosts)[0].block_thread()
+    page, _ = app.serve(args.runs, args.port, args.host, args.auth, args.share, args.allowed_hosts, args.raters)
+    page.block_thread()
     return 0

@@ -15,15 +15,20 @@ from pathlib import Path
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES, prompt_inputs
 from workbench.core.io import media
+from workbench.core.io.clips import StoredClip
 from workbench.core.io.resampling import resample_audio
 from workbench.core.paths import write_atomic
 from workbench.core.types import Media, Modality
-from workbench.feedback.votes import MODALITY_BY_SUFFIX, Pair
+from workbench.feedback.blind_clips import strip_films
+from workbench.feedback.damage import damage_media
+from workbench.feedback.votes import Pair
 from workbench.report import audio_view
+from workbench.runs.sample_modality import CERTAIN
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 # the chunks that make the picture or the clip
 PIXEL_CHUNKS = (b"IHDR", b"PLTE", b"tRNS", b"acTL", b"fcTL", b"IDAT", b"fdAT", b"IEND")
+COLOUR_CHUNKS = (b"iCCP", b"gAMA", b"cHRM", b"eXIf", b"acTL")  # what may change how a browser shows a picture
 MAX_AGE = 3600.0  # seconds after which a shown file is removed
 SIDE = 1024  # pixels of a picture that both were made from
 SECRET = secrets.token_hex(16)  # of this process: nobody can guess where a file is
@@ -48,32 +53,66 @@ class BlindPair:
     inputs: tuple[BlindInput, ...] = ()  # what both were made from
 
 
-def prepare_blind_pair(pair: Pair, runs: Path, temp: Path) -> BlindPair | None:
+def prepare_blind_pair(pair: Pair, runs: Path, temp: Path, damaged: str = "") -> BlindPair | None:
     """Copies in `temp` under random names; None when a file is missing or has changed, or when both are equal.
 
-    Pixels of pictures and clips are not changed. Sounds are converted to equal rate, channels, length (the shorter one)
-    and loudness, as the louder one would seem better.
+    damaged: the side ("left", "right") that is shown damaged on purpose. Values of pictures are not changed; both are
+    PNG. Clips that the workbench wrote stay as they are; others become MP4, the very frames where both have one codec
+    that browsers play. Sounds are converted to equal rate, channels, length (the shorter one) and loudness, as the
+    louder one would seem better.
     """
-    originals = [_read_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
-    if None in originals:
+    temp.mkdir(parents=True, exist_ok=True)
+    files_read = [_read_original(runs, side.file, side.sha256) for side in (pair.left, pair.right)]
+    originals = [original for original in files_read if original is not None]
+    if len(originals) < 2:
         return None
     try:
-        if pair.modality == "audio":
-            parts, seconds = _equalise_sounds(*(media.read_media(path) for path, _ in originals))
-        else:
-            parts = [strip_png(data, path) for path, data in originals]
-            seconds = min(map(_play_seconds, parts))
+        if damaged:
+            at = ("left", "right").index(damaged)
+            originals[at] = _damage_file(originals[at][0], temp)
+        parts, suffix, seconds = _prepare_parts(pair.modality, originals, temp)
     except BadInput:
         return None
     if parts[0] == parts[1]:
         return None
-    temp.mkdir(parents=True, exist_ok=True)
     if secrets.randbelow(100) == 0:  # rarely: listing thousands of files takes longer than a vote
         _remove_old_files(temp)
-    names = [temp / f"{secrets.token_urlsafe(16)}{Path(pair.left.file).suffix}" for _ in parts]
+    names = [temp / f"{secrets.token_urlsafe(16)}{suffix}" for _ in parts]
     for name, data in zip(names, parts, strict=True):
         name.write_bytes(data)
-    return BlindPair(*names, seconds, tuple(_show_inputs(pair.prompt, temp)))
+    return BlindPair(names[0], names[1], seconds, tuple(_show_inputs(pair.prompt, temp)))
+
+
+def _prepare_parts(modality: str, originals: list, temp: Path) -> tuple[list[bytes], str, float]:
+    """(bytes of each copy, their suffix, seconds that the shorter one plays). Raises BadInput for what can't be
+    shown."""
+    if modality == "audio":
+        parts, seconds = _equalise_sounds(*(media.read_media(path) for path, _ in originals))
+        return parts, ".wav", seconds
+    if modality == "image":
+        return [blind_picture(path, data) for path, data in originals], ".png", 0.0
+    if all(data.startswith(SIGNATURE) for _, data in originals):
+        parts = [strip_png(data, path) for path, data in originals]
+        return parts, ".apng", min(map(_play_seconds, parts))
+    clips = [media.inspect_media(path).content for path, _ in originals]
+    if not all(isinstance(clip, StoredClip) for clip in clips):
+        raise BadInput("one of the two is no clip")
+    return strip_films([path for path, _ in originals], temp), ".mp4", min(len(c) / c.rate for c in clips)
+
+
+def blind_picture(path: Path, data: bytes) -> bytes:
+    """A picture as PNG without metadata, upright and in sRGB. One that the workbench wrote keeps its bytes."""
+    if data.startswith(SIGNATURE) and not any(name in COLOUR_CHUNKS for name, _ in _png_chunks(data, path)):
+        return strip_png(data, path)
+    return media.encode_png(media.quantise_media(media.read_media(path)))
+
+
+def _damage_file(path: Path, temp: Path) -> tuple[Path, bytes]:
+    damaged = media.quantise_media(damage_media(media.read_media(path)))
+    encode = {"image": media.encode_png, "video": media.encode_apng, "audio": media.encode_wav}[damaged.modality]
+    file = temp / f"{secrets.token_urlsafe(16)}-damaged{media.SUFFIX_BY_MODALITY[damaged.modality]}"
+    file.write_bytes(data := encode(damaged))
+    return file, data
 
 
 def _show_inputs(prompt: str, temp: Path) -> Iterator[BlindInput]:
@@ -81,13 +120,14 @@ def _show_inputs(prompt: str, temp: Path) -> Iterator[BlindInput]:
     for all pairs. One that is gone or was changed is left out."""
     for name, value in sorted(prompt_inputs(prompt).items(), key=lambda item: NAMES.index(item[0])):
         place = temp / hashlib.sha256(f"{SECRET}{value.digest}".encode()).hexdigest()[:32]
-        file = next((f for suffix in MODALITY_BY_SUFFIX if (f := place.with_suffix(suffix)).is_file()), None)
+        suffixes = media.SUFFIX_BY_MODALITY.values()
+        file = next((f for suffix in suffixes if (f := place.with_suffix(suffix)).is_file()), None)
         try:
             file = file or _write_input(value.read(), place)
         except BadInput:
             continue
         os.utime(file)  # it is still in use
-        yield BlindInput(name, MODALITY_BY_SUFFIX[file.suffix], file)
+        yield BlindInput(name, CERTAIN[file.suffix], file)  # type: ignore[arg-type]
 
 
 def _write_input(content: Media, place: Path) -> Path:

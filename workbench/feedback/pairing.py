@@ -15,20 +15,21 @@ import numpy as np
 from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json
 from workbench.feedback import ratings
+from workbench.feedback.contestants import describe_settings, name_contestant, pipeline_of
 from workbench.feedback.votes import (
-    MODALITY_BY_SUFFIX,
+    MODALITIES,
+    OVERALL,
     STANDING_VOTES,
     Pair,
     Side,
     current_time,
-    modality_of,
     open_for_writing,
-    pipeline_of,
     prompt_of,
     pseudonym_of,
     sql_has_voted,
 )
 from workbench.runs import store
+from workbench.runs.sample_modality import guess_modality
 
 MAX_TRIES = 16  # pairs that are tried before giving up
 RECENT_VOTES = 1000  # votes that the choice depends on: more would cost time and change little
@@ -43,17 +44,18 @@ class RunContestant:
     contestant: str
     pipeline: str
     modality: str
+    settings: str
 
     @property
     def label(self) -> str:
         """The contestant's identity across runs."""
-        return f"{self.contestant} · {self.pipeline}"
+        return name_contestant(self.contestant, self.settings, self.pipeline)
 
 
 def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
     """All contestants of all runs in the index."""
     rows = db.execute(
-        "SELECT a.run, a.contestant, MIN(a.file) AS file, runs.folder, runs.config FROM artefacts a "
+        "SELECT a.run, a.contestant, MIN(a.file) AS file, a.modality, runs.folder, runs.config FROM artefacts a "
         "JOIN runs ON runs.id = a.run GROUP BY a.run, a.contestant"
     ).fetchall()
     configs = {row["run"]: parse_json(row["config"], row["folder"]) for row in rows}
@@ -63,7 +65,8 @@ def read_contestants(db: sqlite3.Connection) -> list[RunContestant]:
             row["folder"],
             row["contestant"],
             pipeline_of(configs[row["run"]], row["contestant"]),
-            modality_of(row["file"]),
+            row["modality"] or guess_modality(row["file"]),
+            describe_settings(configs[row["run"]], row["contestant"]),
         )
         for row in rows
     ]
@@ -119,8 +122,8 @@ def ask_next_pair(
     run (its number, 0 for all): restrict the choice. Raises BadInput.
     """
     asker, rng = pseudonym_of(rater), rng or np.random.default_rng()
-    if modality not in ("", *MODALITY_BY_SUFFIX.values()):
-        raise BadInput(f"modality: {modality!r} is none of {', '.join(MODALITY_BY_SUFFIX.values())}")
+    if modality not in ("", *MODALITIES):
+        raise BadInput(f"modality: {modality!r} is none of {', '.join(MODALITIES)}")
     if not isinstance(run, int) or not 0 <= run < 2**63:
         raise BadInput("run: give the number of a run, or 0 for any")
     if not (runs / "workbench.db").is_file():
@@ -131,7 +134,8 @@ def ask_next_pair(
         battle = secrets.token_urlsafe(16)
         with open_for_writing(runs) as db:
             db.execute(
-                "INSERT INTO battles VALUES (?,?,?,?,?,?,?,?)",
+                "INSERT INTO battles (id, left_artefact, right_artefact, left_sha256, right_sha256, asker, created, "
+                "prompt) VALUES (?,?,?,?,?,?,?,?)",
                 (battle, pair.left.artefact, pair.right.artefact, pair.left.sha256, pair.right.sha256, asker,
                  current_time(), pair.prompt),
             )  # fmt: skip
@@ -167,8 +171,8 @@ def _expected_gains(db: sqlite3.Connection, meetings: Sequence[tuple[RunContesta
     names = {name: n for n, name in enumerate(dict.fromkeys(x for pair in pairs for x in pair))}
     label = {(e.run, e.contestant): names[e.label] for pair in meetings for e in pair}
     rows = db.execute(
-        f"SELECT l.run, l.contestant AS a, r.contestant AS b, v.choice, COUNT(*) AS n FROM {STANDING_VOTES} "
-        f"AND v.id > (SELECT MAX(id) FROM votes) - {RECENT_VOTES} GROUP BY 1, 2, 3, 4"
+        f"SELECT l.run, l.contestant AS a, r.contestant AS b, v.choice, COUNT(*) AS n FROM {STANDING_VOTES} AND "
+        f"v.axis = '{OVERALL}' AND v.id > (SELECT MAX(id) FROM votes) - {RECENT_VOTES} GROUP BY 1, 2, 3, 4"
     ).fetchall()
     won = np.zeros((len(names), len(names)))
     for row in rows:
@@ -204,8 +208,8 @@ def _pairs_of_media(
     ).fetchall()  # fmt: skip
     pairs = []
     for row in rows:
-        sides = [Side(row[x], e.contestant, e.pipeline, f"{e.folder}/{row[f'{x}_file']}", row[f"{x}_sha"])
-                 for x, e in (("a", a), ("b", b))]  # fmt: skip
+        sides = [Side(row[x], e.contestant, e.pipeline, f"{e.folder}/{row[f'{x}_file']}", row[f"{x}_sha"],
+                      e.settings, e.modality) for x, e in (("a", a), ("b", b))]  # fmt: skip
         first = int(rng.integers(2))
         pairs.append(Pair(sides[first], sides[1 - first], prompt_of(runs, row), a.folder))
     return pairs

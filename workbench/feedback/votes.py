@@ -20,22 +20,32 @@ from pathlib import Path
 from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json
 from workbench.feedback import ratings
-from workbench.runs import config as run_config
+from workbench.feedback.contestants import describe_settings, name_contestant, pipeline_of
 from workbench.runs import run_inputs, store
+from workbench.runs.sample_modality import guess_modality
 
 CHOICES = ("left", "right", "tie", "bad")
-MODALITY_BY_SUFFIX = {".png": "image", ".apng": "video", ".wav": "audio"}  # of files that runs write
+MODALITIES = ("image", "video", "audio")
+OVERALL = "overall"  # the criterion that is asked where none is named
 KEY_PATTERN = re.compile(r"[A-Za-z0-9_-]{8,100}")
 MAX_REASON, MAX_RATER, MAX_DWELL = 2000, 200, 24 * 3600.0  # upper limits: characters, characters, seconds
 
-# SQL of the valid votes: not taken back, and on media that have not changed since.
+# SQL of the valid votes: not taken back, on media that have not changed since, and not on a gold pair of a study.
 STANDING_VOTES = """
     votes v JOIN battles b ON b.id = v.battle JOIN artefacts l ON l.id = b.left_artefact
     JOIN artefacts r ON r.id = b.right_artefact JOIN runs ON runs.id = l.run
+    LEFT JOIN study_pairs p ON p.id = b.pair
     WHERE v.undoes IS NULL AND NOT EXISTS (SELECT 1 FROM votes u WHERE u.undoes = v.id)
-    AND l.sha256 = b.left_sha256 AND r.sha256 = b.right_sha256"""
+    AND l.sha256 = b.left_sha256 AND r.sha256 = b.right_sha256 AND COALESCE(p.is_gold, 0) = 0"""
+
+# SQL of a battle's votes, taken back or not; SQLite would go through all votes otherwise.
+VOTES_OF_BATTLE = "FROM votes INDEXED BY one_vote_an_axis WHERE battle = ? AND undoes IS NULL"
 
 _write_lock = threading.Lock()  # faster than SQLite's polling for threads of one process
+
+
+class Refusal(BadInput):
+    """What a voter is told: it names no contestant, no run and no file."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +57,13 @@ class Side:
     pipeline: str
     file: str  # relative to the folder of runs
     sha256: str
+    settings: str = ""  # as contestants.describe_settings says them
+    modality: str = ""  # "": by the file's suffix
 
     @property
     def label(self) -> str:
         """The contestant's identity across runs."""
-        return f"{self.contestant} · {self.pipeline}"
+        return name_contestant(self.contestant, self.settings, self.pipeline)
 
 
 @dataclass(frozen=True)
@@ -65,7 +77,7 @@ class Pair:
 
     @property
     def modality(self) -> str:
-        return modality_of(self.left.file)
+        return self.left.modality or guess_modality(self.left.file)
 
 
 @dataclass(frozen=True)
@@ -79,17 +91,9 @@ class Vote(Pair):
     reason: str
     dwell: tuple[float, float]  # seconds spent on the left and on the right
     created: str
-
-
-def modality_of(file: str) -> str:
-    """By a file's suffix; "" for an unknown one."""
-    return MODALITY_BY_SUFFIX.get(Path(file).suffix, "")
-
-
-def pipeline_of(config: Mapping, contestant: str) -> str:
-    """The label of a contestant's pipeline: the run's own, unless its block names another."""
-    block = (config.get("contestants") or {}).get(contestant)
-    return run_config.pipeline_of(block, config["pipeline"])
+    axis: str = OVERALL  # the criterion that was asked for
+    study: int = 0  # the study's number; 0 for a vote outside of studies
+    seeds: tuple[int, int] = (0, 0)
 
 
 def prompt_of(runs: Path, row: sqlite3.Row) -> str:
@@ -103,14 +107,14 @@ def pseudonym_of(rater: str) -> str:
     """The hash that is stored in place of a rater's name. Raises BadInput for an invalid name."""
     if not isinstance(rater, str) or not 0 < len(rater) <= MAX_RATER:
         raise BadInput(f"rater: give a text of 1 to {MAX_RATER} characters that stays the same for the same person")
-    return hashlib.blake2b(_clean_text(rater, "rater").encode(), person=b"workbench-rater", digest_size=8).hexdigest()
+    return hashlib.blake2b(clean_text(rater, "rater").encode(), person=b"workbench-rater", digest_size=8).hexdigest()
 
 
-def _clean_text(value: str, where: str) -> str:
+def clean_text(value: str, where: str) -> str:
     try:
         value.encode()
     except UnicodeEncodeError:
-        raise BadInput(f"{where}: holds characters that are no text") from None
+        raise Refusal(f"{where}: holds characters that are no text") from None
     return value.replace("\0", "")
 
 
@@ -139,20 +143,14 @@ def record_vote(
     the answer reveals the names, a battle takes one vote, and a rater votes only once on the same two media. Raises
     BadInput.
     """
-    if choice not in CHOICES:
-        raise BadInput(f"choice: {str(choice)[:40]!r} is none of {', '.join(CHOICES)}")
-    _check_key(key)
-    if not isinstance(reason, str) or len(reason) > MAX_REASON:
-        raise BadInput(f"reason: at most {MAX_REASON:,} characters, please")
-    reason = _clean_text(reason, "reason").strip()
-    is_pair = isinstance(dwell, (list, tuple)) and len(dwell) == 2
-    if not is_pair or not all(isinstance(s, (int, float)) and 0 <= s <= MAX_DWELL for s in dwell):
-        raise BadInput("dwell: give the seconds spent on the left and on the right, from 0 to a day")
+    check_choice(choice)
+    check_key(key)
+    reason, dwell = check_reason(reason), check_dwell(dwell)
     with open_for_writing(runs) as db:
-        battle_row = _read_battle(db, battle)
-        vote_id = _row_of_key(db, key, battle, choice)
+        battle_row = read_battle(db, battle)
+        vote_id = find_row_of_key(db, key, battle, choice)
         if vote_id is None:
-            if db.execute("SELECT 1 FROM votes WHERE battle = ?", (battle,)).fetchone():
+            if db.execute(f"SELECT 1 {VOTES_OF_BATTLE}", (battle,)).fetchone():
                 raise BadInput("this pair has its vote already; ask for the next one")
             sides = {"who": battle_row["asker"], "a": battle_row["left_artefact"], "b": battle_row["right_artefact"]}
             if db.execute(f"SELECT 1 WHERE {sql_has_voted(':who', ':a', ':b')}", sides).fetchone():
@@ -160,7 +158,7 @@ def record_vote(
             vote_id = db.execute(
                 "INSERT INTO votes (battle, choice, key, reason, dwell_left, dwell_right, rater, created) "
                 "VALUES (?,?,?,?,?,?,?,?) RETURNING id",
-                (battle, choice, key, reason, *map(float, dwell), battle_row["asker"], current_time()),
+                (battle, choice, key, reason, *dwell, battle_row["asker"], current_time()),
             ).fetchone()["id"]
         answer = {"vote": vote_id, "battle": battle, "choice": choice} | _reveal_names(db, battle_row)
     return answer
@@ -168,12 +166,12 @@ def record_vote(
 
 def undo_vote(runs: Path, battle: str, key: str) -> dict:
     """Take back the vote of a battle, by a new row. Idempotent by key, as `record_vote`. Raises BadInput."""
-    _check_key(key)
+    check_key(key)
     with open_for_writing(runs) as db:
-        battle_row = _read_battle(db, battle)
-        vote_id = _row_of_key(db, key, battle, None)
+        battle_row = read_battle(db, battle)
+        vote_id = find_row_of_key(db, key, battle, None)
         if vote_id is None:
-            vote = db.execute("SELECT id FROM votes WHERE battle = ? AND undoes IS NULL", (battle,)).fetchone()
+            vote = db.execute(f"SELECT id {VOTES_OF_BATTLE}", (battle,)).fetchone()
             if vote is None:
                 raise BadInput("this pair has no vote to take back")
             if db.execute("SELECT 1 FROM votes WHERE undoes = ?", (vote["id"],)).fetchone():
@@ -197,23 +195,41 @@ def sql_has_voted(asker: str, one: str, other: str) -> str:
     return f"({' OR '.join(rows)})"
 
 
-def _check_key(key: str) -> None:
+def check_choice(choice: str) -> None:
+    if choice not in CHOICES:
+        raise Refusal(f"choice: {str(choice)[:40]!r} is none of {', '.join(CHOICES)}")
+
+
+def check_reason(reason: str) -> str:
+    if not isinstance(reason, str) or len(reason) > MAX_REASON:
+        raise Refusal(f"reason: at most {MAX_REASON:,} characters, please")
+    return clean_text(reason, "reason").strip()
+
+
+def check_dwell(dwell: Sequence[float]) -> tuple[float, float]:
+    is_pair = isinstance(dwell, (list, tuple)) and len(dwell) == 2
+    if not is_pair or not all(isinstance(s, (int, float)) and 0 <= s <= MAX_DWELL for s in dwell):
+        raise Refusal("dwell: give the seconds spent on the left and on the right, from 0 to a day")
+    return float(dwell[0]), float(dwell[1])
+
+
+def check_key(key: str) -> None:
     if not isinstance(key, str) or not KEY_PATTERN.fullmatch(key):
-        raise BadInput("key: give 8 to 100 letters, digits, '-' or '_', new for each vote and the same on a retry")
+        raise Refusal("key: give 8 to 100 letters, digits, '-' or '_', new for each vote and the same on a retry")
 
 
-def _read_battle(db: sqlite3.Connection, battle: str) -> sqlite3.Row:
+def read_battle(db: sqlite3.Connection, battle: str) -> sqlite3.Row:
     is_valid = isinstance(battle, str) and KEY_PATTERN.fullmatch(battle)
     if not is_valid or not (row := db.execute("SELECT * FROM battles WHERE id = ?", (battle,)).fetchone()):
-        raise BadInput("battle: there is no such pair; ask for one first")
+        raise Refusal("battle: there is no such pair; ask for one first")
     return row
 
 
-def _row_of_key(db: sqlite3.Connection, key: str, battle: str, choice: str | None) -> int | None:
+def find_row_of_key(db: sqlite3.Connection, key: str, battle: str, choice: str | None) -> int | None:
     """The id of the vote that was recorded with this key, or None. Raises BadInput if it was another vote."""
     row = db.execute("SELECT id, battle, choice FROM votes WHERE key = ?", (key,)).fetchone()
     if row and (row["battle"], row["choice"]) != (battle, choice):
-        raise BadInput("key: it belongs to another vote; use a new one for each")
+        raise Refusal("key: it belongs to another vote; use a new one for each")
     return row["id"] if row else None
 
 
@@ -236,36 +252,43 @@ def _reveal_names(db: sqlite3.Connection, battle_row: sqlite3.Row) -> dict:
     return names
 
 
-def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = "") -> list[Vote]:
-    """The valid votes, oldest first: not taken back, and on media that have not changed since.
+def standing_votes(
+    runs: Path, modality: str = "", run: int = 0, rater: str = "", *, study: int = 0, axis: str = OVERALL
+) -> list[Vote]:
+    """The valid votes, oldest first: not taken back, on media that have not changed since, not on gold pairs.
 
-    modality, run (0: all), rater (a name, or its pseudonym): only votes of these.
+    modality, run (0: all), rater (a name, or its pseudonym), study (0: of all, and those outside of studies), axis ("":
+    every criterion): only votes of these.
     """
     if not (runs / "workbench.db").is_file():
         return []
     raters = {rater, pseudonym_of(rater)} if rater else set()
-    with store.open_index(runs) as db:
+    with store.read_index(runs) as db:
         rows = db.execute(
-            "SELECT v.*, b.prompt, l.inputs, runs.folder, runs.config, l.id AS l_id, l.contestant AS l_who, "
-            "l.file AS l_file, l.sha256 AS l_sha, r.id AS r_id, r.contestant AS r_who, r.file AS r_file, "
-            f"r.sha256 AS r_sha FROM {STANDING_VOTES} AND :run IN (0, runs.id) ORDER BY v.id",
-            {"run": run},
+            "SELECT v.*, b.prompt, l.inputs, runs.folder, runs.config, COALESCE(p.study, 0) AS study, l.id AS l_id, "
+            "l.contestant AS l_who, l.file AS l_file, l.sha256 AS l_sha, l.modality AS l_kind, l.seed AS l_seed, "
+            "r.id AS r_id, r.contestant AS r_who, r.file AS r_file, r.sha256 AS r_sha, r.modality AS r_kind, "
+            f"r.seed AS r_seed FROM {STANDING_VOTES} AND :run IN (0, runs.id) AND :study IN (0, p.study) AND "
+            ":axis IN ('', v.axis) ORDER BY v.id",
+            {"run": run, "study": study, "axis": axis},
         ).fetchall()
     configs: dict[str, dict] = {}
+    sides: dict[int, Side] = {}
+    prompts: dict[tuple, str] = {}
     votes = []
     for row in rows:
-        config = configs.get(row["folder"]) or configs.setdefault(
-            row["folder"], parse_json(row["config"], row["folder"])
-        )
-        left_side, right_side = (
-            Side(row[f"{x}_id"], row[f"{x}_who"], pipeline_of(config, row[f"{x}_who"]),
-                 f"{row['folder']}/{row[f'{x}_file']}", row[f"{x}_sha"]) for x in "lr"
-        )  # fmt: skip
+        folder = row["folder"]
+        if folder not in configs:
+            configs[folder] = parse_json(row["config"], folder)
+        left_side, right_side = (_read_side(row, x, configs[folder], sides) for x in "lr")
+        asked = (row["prompt"], row["inputs"], folder)
+        if asked not in prompts:
+            prompts[asked] = prompt_of(runs, row)
         vote = Vote(
             left_side,
             right_side,
-            prompt_of(runs, row),
-            row["folder"],
+            prompts[asked],
+            folder,
             row["id"],
             row["battle"],
             row["choice"],
@@ -273,14 +296,34 @@ def standing_votes(runs: Path, modality: str = "", run: int = 0, rater: str = ""
             row["reason"],
             (row["dwell_left"], row["dwell_right"]),
             row["created"],
+            row["axis"],
+            row["study"],
+            (row["l_seed"], row["r_seed"]),
         )
         if modality in ("", vote.modality) and (not raters or vote.rater in raters):
             votes.append(vote)
     return votes
 
 
+def _read_side(row: sqlite3.Row, x: str, config: Mapping, sides: dict[int, Side]) -> Side:
+    """A side of a row of votes. Samples are voted on many times: each is described once."""
+    number, who = row[f"{x}_id"], row[f"{x}_who"]
+    if number not in sides:
+        sides[number] = Side(
+            number,
+            who,
+            pipeline_of(config, who),
+            f"{row['folder']}/{row[f'{x}_file']}",
+            row[f"{x}_sha"],
+            describe_settings(config, who),
+            row[f"{x}_kind"],
+        )
+    return sides[number]
+
+
 def rate_contestants(votes: Sequence[Vote]) -> ratings.Leaderboard:
-    """The leaderboard of these votes; contestants of the same name and pipeline are one across runs."""
+    """The leaderboard of these votes, of one modality; contestants of the same name, settings and pipeline are one
+    across runs."""
     return ratings.build_leaderboard(
         [v.left.label for v in votes],
         [v.right.label for v in votes],

@@ -21,38 +21,9 @@ from workbench.core.errors import BadInput, DiskFull, is_disk_full, is_read_only
 from workbench.core.io.parsing import parse_json, read_json
 from workbench.core.paths import remove_temporaries, write_atomic
 from workbench.runs import records
-from workbench.runs.config import current_config
-
-SCHEMA = (
-    """
-    CREATE TABLE runs (id INTEGER PRIMARY KEY, folder TEXT UNIQUE NOT NULL, name TEXT NOT NULL, created TEXT NOT NULL,
-                       status TEXT NOT NULL, pipeline TEXT NOT NULL, config TEXT NOT NULL);
-    CREATE TABLE artefacts (id INTEGER PRIMARY KEY, run INTEGER NOT NULL REFERENCES runs(id), contestant TEXT NOT NULL,
-                       position INTEGER NOT NULL, k INTEGER NOT NULL, prompt TEXT NOT NULL, seed INTEGER NOT NULL,
-                       file TEXT NOT NULL, sha256 TEXT NOT NULL, UNIQUE (run, contestant, position, k));
-    CREATE TABLE scores (artefact INTEGER NOT NULL REFERENCES artefacts(id), reward TEXT NOT NULL,
-                       version TEXT NOT NULL, value REAL, PRIMARY KEY (artefact, reward, version));
-    CREATE TABLE costs (run INTEGER NOT NULL REFERENCES runs(id), contestant TEXT NOT NULL, method TEXT NOT NULL,
-                       samples INTEGER NOT NULL, nfe INTEGER NOT NULL, seconds REAL NOT NULL,
-                       PRIMARY KEY (run, contestant));
-    """,
-    """
-    CREATE TABLE battles (id TEXT PRIMARY KEY, left_artefact INTEGER NOT NULL REFERENCES artefacts(id),
-                       right_artefact INTEGER NOT NULL REFERENCES artefacts(id), left_sha256 TEXT NOT NULL,
-                       right_sha256 TEXT NOT NULL, asker TEXT NOT NULL, created TEXT NOT NULL, prompt TEXT NOT NULL);
-    CREATE INDEX battles_by_asker ON battles (asker, left_artefact, right_artefact);
-    CREATE TABLE votes (id INTEGER PRIMARY KEY, battle TEXT NOT NULL REFERENCES battles(id), choice TEXT,
-                       key TEXT UNIQUE NOT NULL, reason TEXT NOT NULL,
-                       dwell_left REAL NOT NULL, dwell_right REAL NOT NULL,
-                       rater TEXT NOT NULL, created TEXT NOT NULL, undoes INTEGER UNIQUE REFERENCES votes(id),
-                       CHECK ((choice IS NULL) = (undoes IS NOT NULL)),
-                       CHECK (choice IN ('left', 'right', 'tie', 'bad')));
-    CREATE UNIQUE INDEX one_vote_a_battle ON votes (battle) WHERE undoes IS NULL;
-    """,
-    """
-    ALTER TABLE artefacts ADD COLUMN inputs TEXT NOT NULL DEFAULT '';
-    """,
-)
+from workbench.runs.config import complete_config, current_config
+from workbench.runs.index_schema import SCHEMA
+from workbench.runs.sample_modality import read_modality
 
 CLAIM = "claim.json"  # name and config of a run that has a folder, but whose record is not written yet
 LOOK_SECONDS = 60  # that looking for a run may wait for other processes
@@ -94,6 +65,27 @@ def open_index(runs: Path) -> Iterator[sqlite3.Connection]:
         raise
     finally:
         db.close()
+
+
+@contextmanager
+def read_index(runs: Path) -> Iterator[sqlite3.Connection]:
+    """The index for reading alone, as it was when this began: it waits for no writer, and none for it."""
+    path = runs / "workbench.db"
+    db = sqlite3.connect(path, timeout=30, isolation_level=None)
+    db.row_factory = sqlite3.Row
+    try:
+        version = db.execute("PRAGMA user_version").fetchone()[0]
+        db.execute("PRAGMA query_only=ON")
+        if version == len(SCHEMA):
+            db.execute("BEGIN")
+            yield db
+            return
+    except (sqlite3.DatabaseError, UnicodeDecodeError) as error:
+        raise _explain_error(path, error) from error
+    finally:
+        db.close()
+    with open_index(runs) as migrated:
+        yield migrated
 
 
 def _read_index(path: Path) -> Iterator[sqlite3.Connection]:
@@ -189,8 +181,9 @@ class RunFolder:
             if self.path.name.endswith(f"-{name}"):
                 raise
             return False  # somebody else's folder, or another run that is damaged, keeps no run from its start
-        config = current_config(json.loads(dump_json(config)), announce=False)
-        return (run.get("name"), run.get("config")) == (name, config) and run.get("status") != "done"
+        config, stored = complete_config(json.loads(dump_json(config))), run.get("config")
+        stored = complete_config(stored) if isinstance(stored, dict) else None
+        return (run.get("name"), stored) == (name, config) and run.get("status") != "done"
 
     @contextmanager
     def exclusive_lock(self) -> Iterator[None]:
@@ -352,11 +345,13 @@ def sync_index(runs: Path, folder: RunFolder, status: str = "") -> None:
             for s in (s for s in event.get("samples", ()) if s["file"]):  # one that is no medium can't be voted on
                 about = [s[key] for key in ("index", "k", "prompt", "seed", "file", "sha256")]
                 inputs = json.dumps(s["inputs"]) if s.get("inputs") else ""
+                modality = read_modality(folder.path / s["file"])
                 (artefact,) = db.execute(
-                    "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256, inputs) "
-                    "VALUES (?,?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE "
-                    "SET file=excluded.file, sha256=excluded.sha256, inputs=excluded.inputs RETURNING id",
-                    (number, event["contestant"], *about, inputs),
+                    "INSERT INTO artefacts (run, contestant, position, k, prompt, seed, file, sha256, inputs, "
+                    "modality) VALUES (?,?,?,?,?,?,?,?,?,?) ON CONFLICT (run, contestant, position, k) DO UPDATE SET "
+                    "file=excluded.file, sha256=excluded.sha256, inputs=excluded.inputs, modality=excluded.modality "
+                    "RETURNING id",
+                    (number, event["contestant"], *about, inputs, modality),
                 ).fetchone()
                 db.executemany(
                     "INSERT OR REPLACE INTO scores VALUES (?,?,?,?)",

@@ -25,6 +25,7 @@ EVERYWHERE = frozenset({"0.0.0.0", "::", ""})  # addresses to listen on that sta
 OPTION = "--allowed-hosts"
 
 HOST = re.compile(r"(?:\[([0-9a-f:.]+)\]|([a-z0-9_.-]+))(?::[0-9]{1,5})?")
+LOGINS = re.compile(r"/login/?|/vote/[^/]+/login")  # where passwords are tried: of the app, and of its studies
 FREE_TRIES = 5  # wrong passwords of one address before it has to wait
 FIRST_WAIT = 2.0  # seconds after that; doubled with each further one
 LONGEST_WAIT = 300.0
@@ -134,7 +135,7 @@ class LoginThrottle:
         self.addresses: OrderedDict[str, WrongLogins] = OrderedDict()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http" or scope["method"] != "POST" or scope["path"].rstrip("/") != "/login":
+        if scope["type"] != "http" or scope["method"] != "POST" or not LOGINS.fullmatch(scope["path"]):
             await self.app(scope, receive, send)
             return
         address = address_group((scope.get("client") or ("", 0))[0])

@@ -43,8 +43,8 @@ function tick() {
 }
 
 function player(side, url) {
-  const sound = now.modality === 'audio', media = document.createElement(sound ? 'audio' : 'img');
-  const mine = now.battle, name = side === 'left' ? 'A' : 'B';
+  const sound = now.modality === 'audio', film = !sound && url.endsWith('.mp4'); // animations are pictures to a browser
+  const media = document.createElement(sound ? 'audio' : film ? 'video' : 'img'), mine = now.battle, name = side === 'left' ? 'A' : 'B';
   const ready = (how) => { if (now && now.battle === mine) { loaded[side] = how || 1; refresh(); } };
   if (sound) {
     media.controls = true; media.preload = 'auto'; media.setAttribute('aria-label', `Sound ${name}`);
@@ -59,6 +59,9 @@ function player(side, url) {
       if (at !== null) spent[side] += Math.max(0, media.currentTime - at);
       at = media.currentTime; refresh();
     });
+  } else if (film) {
+    Object.assign(media, {muted: true, loop: true, playsInline: true, preload: 'auto'}); media.setAttribute('aria-label', `Clip ${name}`);
+    media.addEventListener('canplay', () => { ready(); if (loaded.left && loaded.right) root().querySelectorAll('video').forEach(v => { v.currentTime = 0; v.play().catch(() => {}); }); }, {once: true});
   } else {
     media.alt = `${now.modality === 'video' ? 'Clip' : 'Picture'} ${name}`; media.draggable = false;
     media.addEventListener('load', () => {

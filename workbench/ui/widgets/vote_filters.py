@@ -6,6 +6,7 @@ from __future__ import annotations
 from workbench.ui.context import AppContext
 
 ALL_RUNS = ("Everything", 0)
+EVERY_STUDY = ("Studies and votes beside them", 0)
 MEDIA_KINDS = [("Pictures, clips and sounds", ""), ("Pictures", "image"), ("Clips", "video"), ("Sounds", "audio")]
 
 
