@@ -505,7 +505,7 @@ def test_a_training_from_a_loaded_pipeline_and_a_callable_leaves_a_run(tmp_path)
     run = w.train(pipe, "draft", **TINY, **settings)
     assert state(pipe) == before and run.status == "done"
     assert [row["contestant"] for row in run.table()] == ["base", "draft"] and "redness" in run.table()[1]
-    assert [p.suffix for p in sorted((tmp_path / "pipelines").iterdir())] == ["", ".yaml"]
+    assert sorted(p.suffix for p in (tmp_path / "pipelines").iterdir()) == ["", ".yaml"]
     result = run.export(tmp_path / "lora")
     assert (tmp_path / "lora" / "pytorch_lora_weights.safetensors").is_file() and result.exported.effect > 0
     made = w.align(run.path, "sample", reward=redness, prompts=PROMPTS)

@@ -24,7 +24,7 @@ from rewards.video.frames import Consistency, Frames, Motion
 from workbench.core.errors import BadInput
 from workbench.core.io import budget, clips, folders, formats, media
 from workbench.engine import score_media
-from workbench.evaluation import scoring
+from workbench.evaluation import score_batches, scoring
 from workbench.runs import preference_data
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -401,4 +401,4 @@ def test_a_picture_in_memory_is_no_longer_than_it_takes(tmp_path):
     judge.spec = REWARDS["brightness"].spec
     path = written(tmp_path, "x.png", door_media.make_seeds()[0].content)
     rows = score_media.score_items([Watched(None, str(path))] * 50, {"b": judge}, [None] * 50)
-    assert len(rows) == 50 and most <= score_media.ROWS + 1 and held == 0
+    assert len(rows) == 50 and most <= score_batches.ROWS + 1 and held == 0

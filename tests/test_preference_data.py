@@ -21,12 +21,14 @@ from training_toys import RANKED, Value, gaussian_policy, set_weights
 from pipelines import encoding
 from workbench.core.errors import BadInput
 from workbench.core.io import media
+from workbench.core.schema import build_dataclass
 from workbench.core.types import Batch, Media, PairBatch
+from workbench.engine.plan import plan_run
 from workbench.methods.common.best_sample import seeded_normal
 from workbench.methods.common.rollout import sample_groups, score_samples
 from workbench.methods.training.dpo import DPO
 from workbench.methods.training.kto import KTO
-from workbench.runs import preference_data
+from workbench.runs import config, preference_data
 
 SIZE = (3, 8, 8)
 
@@ -238,6 +240,22 @@ def test_media_are_scaled_to_cover_a_pipelines_size_and_cut_to_its_middle():
         preference_data.fit_to_size(clip, (9, 3, 4, 4))
     with pytest.raises(BadInput, match="pictures were found where this pipeline makes clips"):
         preference_data.fit_to_size(wide, (5, 3, 4, 4))
+
+
+def test_pairs_of_sounds_are_brought_to_a_pipelines_rate_and_refused_where_a_vocoder_makes_them(tmp_path):
+    for n, level in enumerate((0.1, 0.4)):
+        media.write_media(Media(torch.full((1, 1, 800), level), "audio", 8000.0), tmp_path / str(n))
+    row = {"prompt": "x", "a_path": "0.wav", "b_path": "1.wav", "winner": "b"}
+    (tmp_path / "votes.jsonl").write_text(json.dumps(row))
+    pairs = {"files": str(tmp_path / "votes.jsonl")}
+    batch = preference_data.PreferencePairs(**pairs).batch(0, 1, (2, 2000), 16000.0)
+    assert batch.winners.rate == 16000.0 and batch.winners.data.shape == (1, 2, 2000)
+    assert batch.winners.data[0, :, 400:1200].mean() > 0.35 and batch.winners.data[..., 1700:].abs().max() == 0.0
+    values = {"name": "x", "pipeline": "starter-music", "method": "dpo", "pairs": pairs, "reward": "loudness"}
+    values |= {"prompts": ["x", "y"], "test": ["z"], "train": {"rounds": 1}}
+    assert plan_run(build_dataclass(config.RunConfig, values, "x")).pairs.check() == 1
+    with pytest.raises(BadInput, match="audioldm2-music makes its sounds by a vocoder"):
+        plan_run(build_dataclass(config.RunConfig, values | {"pipeline": "audioldm2-music"}, "x"))
 
 
 # --- into latents ----------------------------------------------------------------------------------------------------

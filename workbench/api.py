@@ -34,7 +34,7 @@ from workbench.engine.python_calls import (
     split_settings,
 )
 from workbench.engine.run_results import Comparison, Run, read_run_folder
-from workbench.engine.score_media import read_items, score_items, with_prompts, with_sources
+from workbench.engine.score_media import collect_items, compare_folders, score_items, with_prompts
 from workbench.engine.user_objects import UserObjects
 from workbench.methods import find_method, trains_weights
 from workbench.methods.common.method import short_name
@@ -348,22 +348,27 @@ def score(
     reward: RewardLike,
     prompts: str | Sequence[str | Mapping[str, Any]] | None = None,
     sources: Any = None,
+    against: str | Path | None = None,
+    pair: str = "",
 ) -> list[dict[str, Any]]:
     """What rewards say of media, whoever made them.
 
         w.score("pictures/", ["starter_clip", "brightness"], prompts="a red circle")
+        w.score("results/ours", "clip", against="results/theirs", pair="prompt")
 
     Args:
         media: a file or folder (pictures, clips, sounds), a PIL picture, a tensor [3,H,W] or [N,3,H,W] in [0,1], a
             Media, what `align` returned, or a list of these.
         reward: as in `align`.
-        prompts: one for all, or one for each [those that files of the workbench carry inside, and those of `align`].
+        prompts: one for all, or one for each [of `align`; of files those in metadata.jsonl, beside or inside them].
             {"prompt": text, "mask": file} is one that comes with inputs.
         sources: what the media were made from, for rewards of edits: one for all, or one for each, in any form of
             `media` [what the prompts come with].
+        against, pair: another folder, and how files are paired: "prompt", "name", "order" [where that is clear].
 
     Returns:
-        A list of dicts, one a sample, for pandas: `file` (its number where there is none), `prompt`, a float for each
+        With `against`, a dict for each reward: `difference`, `wins`, means, `pairs` (docs/own-media.md). Else
+        a list of dicts, one a sample, for pandas: `file` (its number where there is none), `prompt`, a float for each
         reward, unweighted and higher is better; NaN where it can't judge. A reward of whole sets has the score of them
         all in every row. A file of a folder that can't be read has NaN and an `error`; files are read one by one.
 
@@ -374,12 +379,10 @@ def score(
     """
     objects = UserObjects()
     rewards = planning.build_watched(objects.name_rewards(reward, "reward"), objects.reward_registry()).rewards
-    items = list(read_items(media))
-    if not items:
-        raise BadInput("media: nothing to score")
-    if sources is not None:
-        items = with_sources(items, list(read_items(sources)))
     with quiet_libraries():
+        if against is not None:
+            return compare_folders(media, against, rewards, pair, prompts, sources)
+        items = collect_items(media, sources)
         return score_items(items, rewards, with_prompts(items, prompts))
 
 

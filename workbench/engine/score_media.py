@@ -14,7 +14,6 @@ from torch import Tensor
 
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES, FileInput, MediaInput, input_needs, prompt_inputs, stack_sources
-from workbench.core.io import folders
 from workbench.core.io import image as pictures
 from workbench.core.io import media as media_files
 from workbench.core.io.clips import StoredClip
@@ -23,13 +22,16 @@ from workbench.core.text import one_line, quote_value
 from workbench.core.types import Input, Media, Modality, Prompt, Reward
 from workbench.engine.alignment import AlignedSample, Alignment
 from workbench.evaluation.file_prompts import restore_inputs
-from workbench.evaluation.scoring import score_row
+from workbench.evaluation.score_batches import rows_at_once, score_row, shape_key
+from workbench.evaluation.score_pairs import plan_paired_scoring
+from workbench.evaluation.scoring import check_file_rewards, list_samples
+from workbench.runs.media_folders import prompt_in_name
+from workbench.runs.media_pairing import WAYS
 from workbench.runs.media_prompts import find_prompt
 from workbench.runs.prompt_files import check_prompt
 from workbench.runs.prompt_inputs import open_input
 
 log = logging.getLogger(__name__)
-ROWS, VALUES = 16, 1 << 26  # media of equal shape that a reward scores at once, and their values
 ACCEPTED = (
     "a path, a PIL picture, a tensor [3,H,W] or [N,3,H,W] in [0,1], a Media, what align returned, or a list of these"
 )
@@ -61,7 +63,7 @@ def read_items(source: Any) -> Iterator[Item]:
         path = Path(source)
         if not path.is_dir():
             media_files.known_format(path)
-        yield from (Item(None, str(p), in_folder=path.is_dir()) for p in media_paths(path))
+        yield from _read_folder(path) if path.is_dir() else (Item(None, str(path)),)
     elif isinstance(source, (Alignment, AlignedSample)):
         prompts = source.prompts if isinstance(source, Alignment) else (source.prompt,)
         for n, prompt in enumerate(prompts):
@@ -86,17 +88,24 @@ def read_items(source: Any) -> Iterator[Item]:
         raise BadInput(f"media: expected {ACCEPTED}, got {type(source).__name__}")
 
 
-def media_paths(path: Path) -> list[Path]:
-    """The file itself, or the media files in a folder and its subfolders, sorted. Raises BadInput where there is
-    none."""
-    if not path.is_dir():
-        return [path]
-    listing = folders.list_media(path)
-    if not listing.files:
-        raise BadInput(f"{path}: no media files in this folder")
-    if listing.left_out:
-        log.warning("%s: %s", one_line(path), listing.left_out_sentence())
-    return list(listing.files)
+def collect_items(media: Any, sources: Any = None) -> list[Item]:
+    """All media in `media`, with what they were made from. Raises BadInput, also where there is nothing."""
+    items = list(read_items(media))
+    if not items:
+        raise BadInput("media: nothing to score")
+    return items if sources is None else with_sources(items, list(read_items(sources)))
+
+
+def _read_folder(folder: Path) -> Iterator[Item]:
+    """The media files in a folder and its subfolders, sorted, with what its metadata say of them. Raises BadInput where
+    there is none, and for an input that can't be read."""
+    files, metadata = list_samples(folder)
+    if not files:
+        raise BadInput(f"{folder}: no media files in this folder")
+    for path in files:
+        named = metadata.find_prompt(path)
+        inputs = prompt_inputs(named[0]) if named else {}
+        yield Item(None, str(path), (named and str(named[0])) or None, in_folder=True, inputs=inputs)
 
 
 def with_sources(items: Sequence[Item], sources: Sequence[Item]) -> list[Item]:
@@ -160,6 +169,25 @@ def check_item(rewards: Mapping[str, Reward], item: Item, modality: Modality, pr
             )
 
 
+def compare_folders(
+    media: Any, against: str | Path, rewards: Mapping[str, Reward], pair: str, prompts: Any, sources: Any
+) -> list[dict[str, Any]]:
+    """Two folders whose files belong together: a dict for each reward, as `PairedTask.compare` gives it. Raises
+    BadInput, also where a file can't be scored."""
+    if not isinstance(media, (str, Path)) or not isinstance(sources, (str, Path, type(None))):
+        raise BadInput("against: compares two folders; give the paths of both, and of their sources")
+    if pair not in ("", *WAYS):
+        raise BadInput(f"pair: {quote_value(pair)} is none of {', '.join(WAYS)}")
+    if not isinstance(prompts, (str, type(None))):
+        raise BadInput("prompts: of two folders are in their metadata.jsonl or beside the files; or give one for all")
+    check_file_rewards(rewards)
+    source = None if sources is None else Path(sources)
+    paired = plan_paired_scoring(Path(media), Path(against), rewards, None, pair, prompts, source=source)  # type: ignore[arg-type]
+    for note in paired.notes:
+        log.warning("%s", note.removeprefix("warning: ")) if note.startswith("warning: ") else log.info("%s", note)
+    return paired.compare(tuple(dict(task.score()) for task in paired.tasks))  # type: ignore[arg-type]
+
+
 @torch.no_grad()
 def score_items(
     items: Sequence[Item], rewards: Mapping[str, Reward], prompts: Sequence[str | None]
@@ -191,7 +219,7 @@ def score_items(
             _score_clip(rewards, content, origin, row, features)
             continue
         media = content.media
-        if waiting and not (is_alike(media, waiting[0][1]) and len(waiting) < rows_at_once(media)):
+        if waiting and not (shape_key(media) == shape_key(waiting[0][1]) and len(waiting) < rows_at_once(media)):
             _score_waiting(rewards, waiting, features)
         waiting.append((row, media, origin))
     _score_waiting(rewards, waiting, features)
@@ -203,11 +231,6 @@ def score_items(
         for row in rows:
             row[name] = math.nan if "error" in row else value
     return rows
-
-
-def rows_at_once(media: Media) -> int:
-    """How many media of this shape are scored in one call."""
-    return max(min(ROWS, VALUES // max(media.data.numel(), 1)), 1)
 
 
 def _score_waiting(
@@ -243,15 +266,10 @@ def _score_clip(
             row[name] = score_row(reward, content, prompt)
 
 
-def is_alike(one: Media, other: Media) -> bool:
-    """Whether both media can be rows of one batch."""
-    return (one.modality, one.rate, one.data.shape) == (other.modality, other.rate, other.data.shape)
-
-
 def _prompt_of(file: str, story: Mapping[str, Any]) -> str | None:
     """The prompt of a file that nothing else names; None where there is none, or it can't be told."""
     try:
-        return find_prompt(Path(file), story)[0] or None
+        return find_prompt(Path(file), story)[0] or prompt_in_name(Path(file)) or None
     except BadInput as error:
         log.warning("%s: no prompt: %s", one_line(file), error)
         return None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Container, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,14 @@ from rewards import build_reward
 from rewards.compose import WeightedReward
 from rewards.factory import PRESETS
 from workbench.core.errors import BadInput
-from workbench.core.inputs import input_needs, stack_sources
+from workbench.core.inputs import input_needs, prompt_inputs
 from workbench.core.io import folders, media
-from workbench.core.io.clips import StoredClip
 from workbench.core.io.parsing import parse_yaml, read_yaml
 from workbench.core.text import one_line, quote_value
 from workbench.core.types import EmbeddingReward, Modality, Prompt, Reward, embeds_media
-from workbench.evaluation.file_prompts import pair_files, restore_inputs
+from workbench.evaluation.file_prompts import FilePrompt, pair_files, restore_inputs
+from workbench.evaluation.score_batches import WINDOW, BatchScorer, Question
+from workbench.runs.media_folders import FolderMetadata, prompt_in_name
 from workbench.runs.media_prompts import find_prompt
 from workbench.runs.registry import all_rewards
 
@@ -83,6 +85,165 @@ def _says_how(settings: Any) -> bool:
     return settings != 1
 
 
+@dataclass(frozen=True)
+class ScoredFile:
+    """A file that is to be scored."""
+
+    path: Path
+    problem: str = ""  # why it can't be
+    metadata: FolderMetadata | None = None  # of the folder in which it was found
+
+
+@dataclass(frozen=True)
+class ScoringTask:
+    """Files and the rewards that are to score them; nothing has been read or loaded yet."""
+
+    rewards: Mapping[str, Reward]
+    whole: WeightedReward | None  # that the rewards make together
+    files: tuple[ScoredFile, ...]
+    origins: tuple[FilePrompt, ...]  # of each file
+
+    @property
+    def labels(self) -> list[str]:
+        """The columns of scores."""
+        return [*self.rewards, *([WHOLE] if self.whole else [])]
+
+    @property
+    def columns(self) -> list[str]:
+        return ["file", "prompt", *self.labels, "note", "error"]
+
+    @property
+    def media(self) -> list[Path | None]:
+        """What each row is of; None: of all files together."""
+        return [file.path for file in self.files] + [None] * bool(self.set_rewards)
+
+    @property
+    def set_rewards(self) -> dict[str, EmbeddingReward]:
+        return {n: r for n, r in self.rewards.items() if r.spec.scope == "set" and embeds_media(r)}
+
+    def score(self, finished: Container[int] = ()) -> Iterator[tuple[int, dict]]:
+        """(number of the file, its row) as they come, in order; files whose numbers are in `finished` are passed over.
+        With set rewards, a last row, numbered by the number of files, has the scores of all together.
+
+        No more is held than WINDOW files or VALUES values wait, and the features of set rewards. Raises BadInput, at
+        the end, where no file could be scored because no reward fits its modality, or a prompt or an input is missing.
+        """
+        scorer = BatchScorer(self.rewards, self.set_rewards)
+        sets: dict[str, list[Tensor]] = {name: [] for name in self.set_rewards}  # name -> features of each file
+        pending: list[tuple[int, dict, Question | None]] = []
+        refusals: list[str] = []
+        has_row = False
+        for n in range(len(self.files)):
+            if n in finished:
+                has_row = True
+                continue
+            row, question = self._ask(n, scorer, refusals)
+            pending.append((n, row, question))
+            if scorer.is_full or not scorer.waiting or len(pending) >= WINDOW:
+                has_row |= any(not row["error"] for _, row, _ in pending)
+                yield from self._answer(scorer, pending, sets)
+                pending = []
+        has_row |= any(not row["error"] for _, row, _ in pending)
+        yield from self._answer(scorer, pending, sets)
+        if refusals and not has_row:
+            raise BadInput(refusals[0])
+        if sets:
+            yield (
+                len(self.files),
+                _score_sets(self.rewards, self.set_rewards, sets) | dict.fromkeys(self.labels[len(self.rewards) :]),
+            )
+
+    def _ask(self, n: int, scorer: BatchScorer, refusals: list[str]) -> tuple[dict, Question | None]:
+        """(the row of a file without scores, the question that will have them; None for a file that can't be asked
+        about)."""
+        file, origin = self.files[n], self.origins[n]
+        path = file.path
+        row = {"file": str(path), "prompt": None, **dict.fromkeys(self.labels), "note": "", "error": file.problem}
+        if file.problem:
+            return row, None
+        row |= {"prompt": origin.text, "error": origin.problem}
+        if origin.problem:
+            refusals.append(origin.problem)
+            return row, None
+        try:
+            loaded = media.inspect_media(path)
+            text, note, inputs = _find_origin(file, origin, loaded.story)
+        except BadInput as error:
+            row["error"] = str(error)
+            return row, None
+        row["prompt"], row["note"] = text, "; ".join(filter(None, (*loaded.notes, note)))
+        if refusal := _missing_requirement(self.rewards, loaded.modality, text, inputs, path):
+            refusals.append(refusal)
+            row["error"] = refusal
+            return row, None
+        if not loaded.is_finite():
+            row["error"] = f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
+            return row, None
+        return row, scorer.add(path, loaded, Prompt(text or "", inputs))
+
+    def _answer(
+        self, scorer: BatchScorer, pending: Sequence[tuple[int, dict, Question | None]], sets: Mapping[str, list]
+    ) -> Iterator[tuple[int, dict]]:
+        scorer.score_waiting()
+        for n, row, question in pending:
+            if question is not None:
+                row |= question.scores
+                row["error"] = "; ".join(question.problems[name] for name in self.rewards if name in question.problems)
+                for name, features in question.features.items():
+                    sets[name].append(features)
+                if self.whole and all(row[name] is not None for name in self.rewards):
+                    parts = {name: torch.tensor([row[name]]) for name in self.rewards}
+                    row[WHOLE] = float(self.whole.total(parts, [row["prompt"] or ""])[0])
+            yield n, row
+
+
+def plan_scoring(
+    files: Sequence[Path],
+    names: Sequence[str],
+    prompt: str | None = None,
+    *,
+    prompts: str | None = None,
+    source: Path | None = None,
+) -> ScoringTask:
+    """The files, those in folders too, and the rewards that score them, with what each file was made from.
+
+    prompt, prompts, source: as `file_prompts.pair_files` takes them; without a prompt, the metadata of the folder
+    (metadata.jsonl and others), a text beside a file, NAME.txt, what the program that made it wrote into it, or its
+    name, where that is PROMPT-NUMBER; of a run's samples also what its folder keeps. Raises BadInput for an invalid
+    reward, and when none of the paths exists.
+    """
+    rewards, whole = build_file_rewards(names)
+    expanded = tuple(_expand_folders(files, prompts))
+    if all(file.problem for file in expanded):
+        raise BadInput(expanded[0].problem)
+    needed = {name for reward in rewards.values() for name in input_needs(reward.spec)}
+    readable = [file.path for file in expanded if not file.problem]
+    origins = iter(pair_files(readable, needed, prompt=prompt, prompts=prompts, source=source))
+    return ScoringTask(
+        rewards, whole, expanded, tuple(FilePrompt(prompt) if file.problem else next(origins) for file in expanded)
+    )
+
+
+def build_file_rewards(names: Sequence[str]) -> tuple[dict[str, Reward], WeightedReward | None]:
+    """`build_rewards` of those that can score files. Raises BadInput."""
+    rewards, whole = build_rewards(names, all_rewards())
+    check_file_rewards(rewards, whole)
+    return rewards, whole
+
+
+def check_file_rewards(rewards: Mapping[str, Reward], whole: WeightedReward | None = None) -> None:
+    """Raises BadInput for a reward that can't score files one by one."""
+    for name, reward in {**rewards, **({WHOLE: whole} if whole else {})}.items():
+        if reward.spec.scope == "group":
+            raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
+        if reward.spec.scope == "set" and reward is not whole and not embeds_media(reward):
+            raise BadInput(f"--reward {name}: judges whole sets, and has no features to take file by file")
+        if "reference" in reward.spec.needs:
+            raise BadInput(
+                f"--reward {name}: compares with examples; write --reward '{{{name}: {{reference: FOLDER}}}}'"
+            )
+
+
 def score_files(
     files: Sequence[Path],
     names: Sequence[str],
@@ -93,64 +254,12 @@ def score_files(
 ) -> list[dict]:
     """One row per file: `file`, `prompt`, a score per reward (None where there is none), that of the whole where
     `build_rewards` makes one, `note` on what is odd about the file or was converted, and `error`, one sentence, empty
-    when no score is missing.
+    when no score is missing. The arguments are those of `plan_scoring`. With set rewards, a last row has the scores of
+    all files together. A reward skips files of a modality that it can't score.
 
-    prompt, prompts, source: what the files were made from, as `file_prompts.pair_files` takes them; without a prompt,
-    a text beside a file, NAME.txt, or what the program that made it wrote into it, and of a run's samples what its
-    folder keeps. With set rewards, a last row has the scores
-    of all files together. A reward skips files of a modality that it can't score. Raises BadInput for an invalid
-    reward, when none of the paths exists, and when no file can be scored because no reward fits its modality, or a
-    prompt or an input is missing.
+    Raises BadInput as `plan_scoring` and `ScoringTask.score` do.
     """
-    rewards, whole = build_rewards(names, all_rewards())
-    for name, reward in {**rewards, **({WHOLE: whole} if whole else {})}.items():
-        if reward.spec.scope == "group":
-            raise BadInput(f"--reward {name}: compares the samples of one prompt, which files don't tell")
-        if reward.spec.scope == "set" and reward is not whole and not embeds_media(reward):
-            raise BadInput(f"--reward {name}: judges whole sets, and has no features to take file by file")
-        if "reference" in reward.spec.needs:
-            raise BadInput(
-                f"--reward {name}: compares with examples; write --reward '{{{name}: {{reference: FOLDER}}}}'"
-            )
-    set_rewards = {n: reward for n, reward in rewards.items() if reward.spec.scope == "set" and embeds_media(reward)}
-    sets: dict[str, list[Tensor]] = {name: [] for name in set_rewards}  # name -> features of each file
-    rows, refusals, paths = [], [], [*_expand_folders(files)]
-    if all(problem for _, problem in paths):
-        raise BadInput(paths[0][1])
-    needed = {name for reward in rewards.values() for name in input_needs(reward.spec)}
-    origins = iter(
-        pair_files([p for p, problem in paths if not problem], needed, prompt=prompt, prompts=prompts, source=source)
-    )
-    for path, problem in paths:
-        labels = [*rewards, *([WHOLE] if whole else [])]
-        row = {"file": str(path), "prompt": prompt, **dict.fromkeys(labels), "note": "", "error": problem}
-        rows.append(row)
-        if problem:
-            continue
-        origin = next(origins)
-        row |= {"prompt": origin.text, "error": origin.problem}
-        if origin.problem:
-            refusals.append(origin.problem)
-            continue
-        try:
-            loaded = media.inspect_media(path)
-        except BadInput as error:
-            row["error"] = str(error)
-            continue
-        text, note = (origin.text, "") if origin.text is not None else _find_prompt(path, loaded.story)
-        row["prompt"], row["note"] = text, "; ".join(filter(None, (*loaded.notes, note)))
-        inputs = {**restore_inputs(path, loaded.story), **origin.inputs}
-        refusal = _missing_requirement(rewards, loaded.modality, text, inputs, path)
-        refusals += [refusal] if refusal else []
-        origin_prompt = Prompt(text or "", inputs)
-        row["error"] = refusal or _score_file(rewards, set_rewards, loaded, origin_prompt, row, path, sets)
-        if whole and all(row[name] is not None for name in rewards):
-            row[WHOLE] = float(whole.total({n: torch.tensor([row[n]]) for n in rewards}, [row["prompt"] or ""])[0])
-    if refusals and all(row["error"] for row in rows):
-        raise BadInput(refusals[0])
-    if sets:
-        rows.append(_score_sets(rewards, set_rewards, sets))
-    return rows
+    return [row for _, row in plan_scoring(files, names, prompt, prompts=prompts, source=source).score()]
 
 
 @torch.no_grad()
@@ -173,36 +282,50 @@ def _score_sets(
     return row | {"error": "; ".join(problems)}
 
 
-def score_row(reward: Reward, item: media.MediaFile, prompt: str) -> float:
-    """The score of one file, made from the inputs of the prompt. A reward with `score_clip(clip, prompts)` takes a clip
-    in 8 bits, and makes numbers only of the frames that it looks at."""
-    if isinstance(item.content, StoredClip) and hasattr(reward, "score_clip"):
-        return float(reward.score_clip(item.content, [prompt])[0])
-    sources = stack_sources(reward, item.media, [prompt])
-    return float(reward(media=item.media, prompts=[prompt], references=sources)[0])
-
-
-def _expand_folders(files: Sequence[Path]) -> Iterator[tuple[Path, str]]:
-    """(file, "") for each file, those in folders sorted; (path, error) for a path without files."""
+def _expand_folders(files: Sequence[Path], prompts: str | None) -> Iterator[ScoredFile]:
+    """Each file, those in folders sorted and without what others were made from; a path without files with the problem.
+    Raises BadInput for a folder whose metadata can't be read."""
     for path in files:
         if path.is_dir():
-            listing = folders.list_media(path)
-            if listing.left_out:
-                log.warning("%s: %s", one_line(path), listing.left_out_sentence())
-            yield from ((p, "") for p in listing.files)
-            if not listing.files:
-                yield path, f"{path}: no media files in this folder"
+            samples, metadata = list_samples(path, Path(prompts) if prompts else None)
+            yield from (ScoredFile(p, metadata=metadata) for p in samples)
+            if not samples:
+                yield ScoredFile(path, f"{path}: no media files in this folder")
         else:
-            yield path, "" if path.exists() else f"{path}: no such file or folder"
+            yield ScoredFile(path, "" if path.exists() else f"{path}: no such file or folder")
 
 
-def _find_prompt(path: Path, story: Mapping[str, Any]) -> tuple[str | None, str]:
-    """(the prompt of a file that nothing else names, a note on where it stands or why it can't be told)."""
+def list_samples(folder: Path, prompts: Path | None = None) -> tuple[list[Path], FolderMetadata]:
+    """(the media of a folder and its subfolders, sorted and without what others were made from, its metadata). A
+    warning names files that are neither. prompts: the list of prompts that was given. Raises BadInput for metadata that
+    can't be read."""
+    listing, metadata = folders.list_media(folder), FolderMetadata(folder, prompts)
+    samples = [path for path in listing.files if path not in metadata.inputs]
+    texts = {path.with_suffix(".txt") for path in samples}
+    if others := tuple(path for path in listing.left_out if path not in metadata.files and path not in texts):
+        log.warning("%s: %s", one_line(folder), folders.Listing((), others).left_out_sentence())
+    return samples, metadata
+
+
+def _find_origin(
+    file: ScoredFile, origin: FilePrompt, story: Mapping[str, Any]
+) -> tuple[str | None, str, dict[str, Any]]:
+    """(the prompt of a file, a note on where it stands or why it can't be told, what the file was made from). Raises
+    BadInput for an input in a folder's metadata that can't be read."""
+    inputs = restore_inputs(file.path, story)
+    named = file.metadata.find_prompt(file.path) if file.metadata else None
+    inputs |= {**prompt_inputs(named[0] if named else ""), **origin.inputs}
+    if origin.text is not None:
+        return origin.text, "", inputs
+    if named and named[0]:
+        return str(named[0]), f"prompt from {named[1]}", inputs
     try:
-        text, where = find_prompt(path, story)
+        text, where = find_prompt(file.path, story)
     except BadInput as error:
-        return None, f"no prompt: {error}"
-    return text or None, f"prompt from {where}" if where else ""
+        return None, f"no prompt: {error}", inputs
+    if not text and (text := prompt_in_name(file.path)):
+        where = "its name"
+    return text or None, f"prompt from {where}" if where else "", inputs
 
 
 def _missing_requirement(
@@ -228,37 +351,3 @@ def _missing_requirement(
                 f"`{unmet[0]}` in each line"
             )
     return ""
-
-
-@torch.no_grad()
-def _score_file(
-    rewards: Mapping[str, Reward],
-    set_rewards: Mapping[str, EmbeddingReward],
-    item: media.MediaFile,
-    prompt: Prompt,
-    row: dict,
-    path: Path,
-    sets: Mapping[str, list[Tensor]],
-) -> str:
-    """Add the file's scores to `row` and its features to `sets`; returns why a score is missing, else ""."""
-    if not item.is_finite():
-        return f"{path}: holds values that are not finite (NaN or infinite), so nothing can judge it"
-    problems = []
-    for name, reward in rewards.items():
-        if item.modality not in reward.spec.modalities:
-            continue
-        try:
-            if name in set_rewards:
-                sets[name].append(set_rewards[name].features(item.media))
-                continue
-            value = score_row(reward, item, prompt)
-        except Exception as error:  # whatever a reward makes of an odd file: it costs this score, and the row says so
-            why = one_line(error, 200) or type(error).__name__
-            problems.append(f"{name} can't judge {path}: {why}")
-            continue
-        if value == value and abs(value) != float("inf"):
-            row[name] = value
-        else:
-            why = getattr(reward, "last_failures", {}).get(0, f"it gave {value}")  # VLM judges say why
-            problems.append(f"{name} found no score for {path}: {why}")
-    return "; ".join(problems)

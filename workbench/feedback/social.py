@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from workbench.core.paths import write_atomic
 from workbench.core.types import Media, derive_seed
 from workbench.evaluation import statistics
 from workbench.runs import config
+from workbench.runs.preference_votes import translate_to_votes
 from workbench.runs.registry import all_rewards
 
 CALIBRATION_BINS = 10  # of confidence, equally full, for the calibration error
@@ -131,7 +133,21 @@ def train_reward(pairs: Path, out: Path, overrides: Sequence[str] = (), val: Pat
     if pairs.is_dir():
         val = val or next((f for f in _split_files(pairs, "val") if _has_pairs(f)), None)
         pairs = next(iter(_split_files(pairs, "train")), pairs / "train.jsonl")
-    return social_training.train_social(social.read_pairs(pairs), out, s, social.read_pairs(val) if val else ())
+    temp = TemporaryDirectory()  # of pictures that the file holds in itself
+    pair_list = read_pairs(pairs, Path(temp.name))
+    return _hold(temp, social_training.train_social(pair_list, out, s, social.read_pairs(val) if val else ()))
+
+
+def _hold(temp: TemporaryDirectory, epochs: Iterator[dict]) -> Iterator[dict]:
+    with temp:
+        yield from epochs
+
+
+def read_pairs(file: Path, temp: Path) -> list[social.Pair]:
+    """The pairs in a file of any kind that workbench/runs/preference_files.py reads. temp: a folder for pictures that
+    the file holds in itself. Raises BadInput."""
+    known = ("pos_path", "neg_path", "a_path", "b_path")
+    return social.read_pairs(translate_to_votes(file, temp, known, (".jsonl", ".csv")))
 
 
 def _split_files(folder: Path, name: str) -> list[Path]:
@@ -160,7 +176,18 @@ def compare_rewards(
     """
     if pairs.is_dir():
         pairs = next(iter(_split_files(pairs, "test")), pairs / "test.jsonl")
-    pair_list, rows = social.read_pairs(pairs), []
+    with TemporaryDirectory() as temp:
+        return _compare_rewards(read_pairs(pairs, Path(temp)), rewards, models, embeddings, head)
+
+
+def _compare_rewards(
+    pair_list: Sequence[social.Pair],
+    rewards: Mapping[str, Any] | Sequence[str],
+    models: Sequence[Path],
+    embeddings: str,
+    head: str,
+) -> list[dict]:
+    rows = []
     block = dict(rewards) if isinstance(rewards, Mapping) else dict.fromkeys(rewards, 1.0)
     for model in models:
         block[model.name] = {"reward": "rewards.people.social:Social", "model": str(model.absolute())}

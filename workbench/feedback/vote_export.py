@@ -102,8 +102,8 @@ def write_jsonl(votes: Iterable[Vote], runs: Path, file: Path) -> int:
         row = {
             "prompt": v.prompt,
             **_input_paths(v.prompt, file),
-            "a_path": _relative_path(runs, v.left.file, file),
-            "b_path": _relative_path(runs, v.right.file, file),
+            "a_path": relative_path(runs, v.left.file, file),
+            "b_path": relative_path(runs, v.right.file, file),
         }
         rows.append(row | {"winner": WINNER_OF_CHOICE[v.choice]} | ({"voter": v.rater} if v.rater else {}))
     write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
@@ -158,7 +158,7 @@ def _parquet_row(v: Vote, runs: Path, file: Path) -> dict:
     for k, side in enumerate((v.left, v.right)):
         data = (runs / side.file).read_bytes() if v.modality == "image" else None
         row |= {
-            f"image_{k}": _relative_path(runs, side.file, file),
+            f"image_{k}": relative_path(runs, side.file, file),
             f"model_{k}": side.label,
             f"jpg_{k}": data and strip_png(data),
         }
@@ -168,8 +168,8 @@ def _parquet_row(v: Vote, runs: Path, file: Path) -> dict:
 def _input_paths(prompt: str, file: Path) -> dict[str, str]:
     """Name -> path, relative to `file`, of what a prompt came with."""
     files = {n: v.path for n, v in prompt_inputs(prompt).items() if isinstance(v, FileInput)}
-    return {name: _relative_path(Path(), path, file) for name, path in files.items()}
+    return {name: relative_path(Path(), path, file) for name, path in files.items()}
 
 
-def _relative_path(runs: Path, media: str, file: Path) -> str:
+def relative_path(runs: Path, media: str, file: Path) -> str:
     return Path(os.path.relpath((runs / media).resolve(), file.parent.resolve())).as_posix()

@@ -26,7 +26,8 @@ ESCAPES = str.maketrans(
 def console_table(summary: Mapping) -> ConsoleTable:
     """The table for a terminal. An asterisk marks a mean of what the contestant itself optimised."""
     table = build_table(summary, "console")
-    notes = "\n".join([INTERVALS, *explain_columns(table, "wins %"), *failure_sentences(summary)])
+    intervals = INTERVALS if any(c.optimised for row in table.rows for c in row.cells if c) else "95 % intervals"
+    notes = "\n".join([intervals, *explain_columns(table, "wins %"), *failure_sentences(summary)])
     out = ConsoleTable(title=Text(summary["run"]), caption=Text(notes), caption_justify="left")
     out.add_column(Text("contestant"), justify="left")
     for column in table.columns:
@@ -53,7 +54,9 @@ def explain_columns(table: Table, wins_heading: str) -> list[str]:
     lines = []
     if any(column.key == "wins" for column in table.columns):
         judge = table.results.judge
-        lines.append(f"{wins_heading}: samples that {judge} likes better than the base’s, a tie counting half")
+        rival = table.results.base
+        whose = "the base’s" if rival == "base" else f"those of {rival}"
+        lines.append(f"{wins_heading}: samples that {judge} likes better than {whose}, a tie counting half")
     if whole_sets := set_metrics(table.results.summary):
         lines.append(
             f"{join_words(whole_sets)}: one score of all samples as a set, its interval from halves of the prompts"
@@ -61,10 +64,11 @@ def explain_columns(table: Table, wins_heading: str) -> list[str]:
     return lines
 
 
-def latex_table(summary: Mapping) -> str:
+def latex_table(summary: Mapping, contestants: Sequence[str] = ()) -> str:
     """A booktabs tabular: intervals in brackets, a dagger at metrics that nobody optimised, an asterisk at means that
-    the contestant itself optimised, and the best of a column in bold if its interval lies apart from the base's."""
-    table = build_table(summary, "text")
+    the contestant itself optimised, and the best of a column in bold if its interval lies apart from the base's. The
+    contestants as `build_table` takes them."""
+    table = build_table(summary, "text", contestants)
     best = [find_best(table, k) for k in range(len(table.columns))]
     heads = [escape_latex(c.heading_in("text")) + r"$^{\dagger}$" * bool(c.held_out) for c in table.columns]
     lines = [
@@ -105,9 +109,9 @@ def find_best(table: Table, k: int) -> str | None:
     return name if compare_intervals(cells[name].estimate, base.estimate) == better else None
 
 
-def markdown_table(summary: Mapping) -> str:
+def markdown_table(summary: Mapping, contestants: Sequence[str] = ()) -> str:
     """A pipe table with intervals; metrics that nobody optimised are marked as held out."""
-    table = build_table(summary, "text")
+    table = build_table(summary, "text", contestants)
     heads = [escape_markdown(c.heading_in("text")) + " (held out)" * bool(c.held_out) for c in table.columns]
     rules = ["---:" if column.align == "right" else "---" for column in table.columns]
     lines = [_pipes(["contestant", *heads]), _pipes(["---", *rules])]
@@ -146,10 +150,10 @@ def _text_notes(table: Table, held_out: str) -> list[str]:
     return [INTERVALS, *notes, *explain_columns(table, "wins"), *failure_sentences(table.results.summary)]
 
 
-def csv_table(summary: Mapping) -> str:
+def csv_table(summary: Mapping, contestants: Sequence[str] = ()) -> str:
     """All columns with unrounded values; `NAME_low` and `NAME_high` are the ends of an interval, `optimised` names the
     metrics that the contestant itself optimised. A failed contestant only has the reason of its failure."""
-    table = build_table(summary, "csv")
+    table = build_table(summary, "csv", contestants)
     fixed = {"contestant", "method", "pipeline", "optimised", "failed"}
     fixed |= {column.key for column in table.columns if column.held_out is None}
     keys = [f"reward_{c.key}" if c.held_out is not None and c.key in fixed else c.key for c in table.columns]
@@ -170,4 +174,5 @@ def csv_table(summary: Mapping) -> str:
     return out.getvalue()
 
 
-FORMATS: dict[str, Callable[[Mapping], str]] = {"latex": latex_table, "markdown": markdown_table, "csv": csv_table}
+Writer = Callable[[Mapping, Sequence[str]], str]
+FORMATS: dict[str, Writer] = {"latex": latex_table, "markdown": markdown_table, "csv": csv_table}

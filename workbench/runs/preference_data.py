@@ -18,6 +18,7 @@ import torch.nn.functional as F
 
 from workbench.core.errors import BadInput
 from workbench.core.io import folders, media
+from workbench.core.io.resampling import resample_audio
 from workbench.core.text import quote_value
 from workbench.core.types import Media, Natural, NonNegative, PairBatch, derive_seed
 from workbench.runs.preference_files import (
@@ -91,12 +92,12 @@ class PreferencePairs:
         can't be used, or, if `strict`, this one."""
         return self._get(position, None)
 
-    def _get(self, position: int, size: Sequence[int] | None) -> tuple[str, Media, Media]:
+    def _get(self, position: int, size: Sequence[int] | None, rate: float = 0.0) -> tuple[str, Media, Media]:
         epoch, first = divmod(position, len(self))
         count = min(READ_AHEAD, len(self))
         for step in range(count):
             key, choice = self._find(epoch, (first + step) % len(self))
-            if (pair := self._read_usable(key, choice, size)) is None:
+            if (pair := self._read_usable(key, choice, size, rate)) is None:
                 continue
             prompt, a, b, is_tie = pair
             winner = choice.winner
@@ -132,9 +133,10 @@ class PreferencePairs:
         for those that `min_gap` leaves out. A checkpoint keeps it."""
         return {}
 
-    def batch(self, position: int, count: int, size: Sequence[int]) -> PairBatch:
-        """The `count` pairs from `position` on, with media fitted to a policy's `size`: (3,H,W), (T,3,H,W) or (C,L)."""
-        pairs = [self._get(n, size) for n in range(position, position + count)]
+    def batch(self, position: int, count: int, size: Sequence[int], rate: float = 0.0) -> PairBatch:
+        """The `count` pairs from `position` on, with media fitted to a policy's `size`, (3,H,W), (T,3,H,W) or (C,L),
+        and sounds to its `rate`."""
+        pairs = [self._get(n, size, rate) for n in range(position, position + count)]
         winners, losers = Media.cat([winner for _, winner, _ in pairs]), Media.cat([loser for *_, loser in pairs])
         seeds = tuple(derive_seed(self.seed, "pair", n) for n in range(position, position + count))
         return PairBatch(tuple(prompt for prompt, *_ in pairs), seeds, winners, losers)
@@ -156,7 +158,7 @@ class PreferencePairs:
         return (block, choice.row, *choice.sides), choice
 
     def _read_usable(
-        self, key: LeftOut, choice: Comparison, size: Sequence[int] | None = None
+        self, key: LeftOut, choice: Comparison, size: Sequence[int] | None = None, rate: float = 0.0
     ) -> tuple[str, Media, Media, bool] | None:
         """Prompt, both media, fitted to a policy's size, and whether they are the same; None for a pair that is left
         out. Raises BadInput for it if `strict`."""
@@ -171,7 +173,7 @@ class PreferencePairs:
                 self.left_out[key] = ""
                 return None
             if size is not None:
-                a, b = _fit_pair(a, b, size, choice.where)
+                a, b = _fit_pair(a, b, size, rate, choice.where)
         except BadInput as error:
             if self.strict:
                 raise
@@ -208,9 +210,9 @@ class PreferencePairs:
         return lru_cache(maxsize=2)(lambda block: self._blocks[block].load())
 
 
-def _fit_pair(a: Media, b: Media, size: Sequence[int], where: str) -> tuple[Media, Media]:
+def _fit_pair(a: Media, b: Media, size: Sequence[int], rate: float, where: str) -> tuple[Media, Media]:
     try:
-        return fit_to_size(a, size), fit_to_size(b, size)
+        return fit_to_size(a, size, rate), fit_to_size(b, size, rate)
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
 
@@ -228,9 +230,9 @@ def measure_gap(a: Media, b: Media) -> float:
     return (fit_to_size(a, size).data - fit_to_size(b, size).data).square().mean().sqrt().item()
 
 
-def fit_to_size(media: Media, size: Sequence[int]) -> Media:
+def fit_to_size(media: Media, size: Sequence[int], rate: float = 0.0) -> Media:
     """Media fitted to a policy's size. (3,H,W) or (T,3,H,W): scaled to cover it and centre-cropped, the first T frames
-    of a clip. (C,L): the first L samples, zero-padded; channels copied, or averaged.
+    of a clip. (C,L): at `rate` (0: their own), the first L samples, zero-padded; channels copied, or averaged.
 
     Raises BadInput for media of another kind than is wanted, and for a clip that is too short.
     """
@@ -239,6 +241,8 @@ def fit_to_size(media: Media, size: Sequence[int]) -> Media:
     if media.modality != modality:
         raise BadInput(f"{kinds[media.modality]} were found where this pipeline makes {kinds[modality]}")
     if modality == "audio":
+        if rate and media.rate != rate:
+            media = replace(media, data=resample_audio(media.data, media.rate, round(rate)), rate=rate)
         x = media.data if media.data.shape[1] == size[0] else media.data.mean(1, keepdim=True).expand(-1, size[0], -1)
         return replace(media, data=F.pad(x, (0, max(size[1] - x.shape[2], 0)))[..., : size[1]])
     x, (height, width) = media.data, size[-2:]

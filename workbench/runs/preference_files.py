@@ -3,10 +3,12 @@
 Parquet, JSON lines, CSV and TSV, by the columns that they have:
 
     caption, jpg_0, jpg_1, label_0, label_1       Pick-a-Pic (arXiv:2305.01569), whose pictures are in the file; a row
-                                                  whose has_label is false is passed over
+                                                  whose has_label is false is passed over; where jpg_0 is empty, as
+                                                  of clips and sounds, image_0 names the file
     prompt, image_path, human_preference          HPDv2 (arXiv:2306.09341), two lists, of which each pair with different
                                                   preferences counts
     prompt, a_path, b_path, winner                votes, as the app and rewards.people.votes have them: a, b or tie
+    prompt, left_file, right_file, choice         votes of a study, as `workbench study export` writes them
     prompt, pos_path, neg_path                    what a public preferred, as `workbench social curate` writes it
     prompt or caption, chosen, rejected           as datasets of the hub have them
 
@@ -42,6 +44,7 @@ TIE = -1
 BLOCK = 1000  # rows of a text file that are shuffled together; of a Parquet file, a row group
 MAX_TEXT_BYTES = 1 << 31
 WINNERS = {"a": 0, "b": 1, "tie": TIE}
+CHOICES = {"left": 0, "right": 1, "tie": TIE, "bad": None}  # "both bad" prefers nothing
 PREFERENCES = {(1.0, 0.0): 0, (0.0, 1.0): 1, (0.5, 0.5): TIE}
 
 
@@ -76,6 +79,7 @@ class Layout:
     sides: tuple[str, ...]
     labels: tuple[str, ...]
     winner: Callable[[Mapping], int | None]  # of a row: 0, 1 or TIE; None: it has no label. Raises BadInput
+    spare: tuple[str, str] | tuple[()] = ()  # columns of paths that count where those of the media are empty
 
     def fits(self, columns: set[str]) -> bool:
         return bool(columns.intersection(self.prompts)) and {*self.sides, *self.labels} <= columns
@@ -91,11 +95,16 @@ class Layout:
 
     def read_media(self, row: Mapping, side: int, folder: Path) -> Media:
         """The medium of one side. Raises BadInput."""
-        return decode_medium(row.get(self.sides[side]), self.sides[side], folder)
+        return decode_medium(self.read_cell(row, side), self.sides[side], folder)
+
+    def read_cell(self, row: Mapping, side: int) -> Any:
+        """The path or the bytes of one side."""
+        cell = _unpack_cell(row.get(self.sides[side]))
+        return cell or (_unpack_cell(row.get(self.spare[side])) if self.spare else cell)
 
     def paths(self, row: Mapping, inputs: Sequence[str]) -> list[str]:
         """The paths of media that a row names, also of these inputs."""
-        return [value for key in (*self.sides, *inputs) if isinstance(value := row.get(key), str)]
+        return [value for key in (*self.sides, *self.spare, *inputs) if isinstance(value := row.get(key), str)]
 
 
 class ListLayout(Layout):
@@ -112,7 +121,10 @@ class ListLayout(Layout):
         ]
 
     def read_media(self, row: Mapping, side: int, folder: Path) -> Media:
-        return decode_medium(row["image_path"][side], "image_path", folder)
+        return decode_medium(self.read_cell(row, side), "image_path", folder)
+
+    def read_cell(self, row: Mapping, side: int) -> Any:
+        return _unpack_cell(row["image_path"][side])
 
     def paths(self, row: Mapping, inputs: Sequence[str]) -> list[str]:
         paths = row.get("image_path")
@@ -138,10 +150,18 @@ def _voted(row: Mapping) -> int:
     return WINNERS[winner]
 
 
+def _chosen(row: Mapping) -> int | None:
+    choice = row.get("choice")
+    if choice not in CHOICES:
+        raise BadInput(f"`choice` must be left, right, tie or bad, got {quote_value(choice)}")
+    return CHOICES[choice]
+
+
 LAYOUTS = (
-    Layout(("caption",), ("jpg_0", "jpg_1"), ("label_0", "label_1"), _picked),
+    Layout(("caption",), ("jpg_0", "jpg_1"), ("label_0", "label_1"), _picked, ("image_0", "image_1")),
     ListLayout(("prompt",), ("image_path",), ("human_preference",), lambda row: TIE),
     Layout(("prompt",), ("a_path", "b_path"), ("winner",), _voted),
+    Layout(("prompt",), ("left_file", "right_file"), ("choice",), _chosen),
     Layout(("prompt",), ("pos_path", "neg_path"), (), lambda row: 0),
     Layout(("prompt", "caption"), ("chosen", "rejected"), (), lambda row: 0),
 )
@@ -161,7 +181,7 @@ def named_media(file: Path, inputs: Sequence[str] = ()) -> set[Path]:
     from pyarrow import parquet as pq
 
     table = pq.ParquetFile(file)
-    sides = {*inputs, *(side for layout in LAYOUTS for side in layout.sides)}
+    sides = {*inputs, *(side for layout in LAYOUTS for side in (*layout.sides, *layout.spare))}
     texts = ("string", "large_string", "list")
     columns = [f.name for f in table.schema_arrow if f.name in sides and str(f.type).startswith(texts)]
     parquet_rows = table.read(columns=columns).to_pylist() if columns else []
@@ -208,6 +228,24 @@ def find_layout(columns: set[str], file: Path) -> Layout:
     raise BadInput(f"{file}: its columns, {one_line(', '.join(sorted(columns)), 150)}, are none of: {known}")
 
 
+def read_rows(file: Path) -> Iterator[tuple[str, Layout, dict]]:
+    """(file and line or row, the file's layout, row) of each row that can be read. Raises BadInput for a file that is
+    none of the above."""
+    if file.suffix.lower() != ".parquet":
+        layout, rows, _ = _read_text_rows(file)
+        yield from ((where, layout, row) for where, row in rows)
+        return
+    groups = len(_read_parquet(file, ()))  # which also checks it
+    from pyarrow import parquet as pq
+
+    table, count = pq.ParquetFile(file), 0
+    layout = find_layout(set(table.schema_arrow.names), file)
+    for group in range(groups):
+        for row in table.read_row_group(group).to_pylist():
+            yield f"{file}, row {count}", layout, row
+            count += 1
+
+
 # --- Parquet ---------------------------------------------------------------------------------------------------------
 
 
@@ -238,7 +276,7 @@ def _load_row_group(file: Path, group: int, layout: Layout, columns: set[str], i
     from pyarrow import ArrowException
     from pyarrow import parquet as pq
 
-    names = [c for c in (*layout.prompts, *layout.sides, *inputs) if c in columns]
+    names = [c for c in (*layout.prompts, *layout.sides, *layout.spare, *inputs) if c in columns]
     try:
         rows = pq.ParquetFile(file).read_row_group(group, columns=names)
     except (OSError, ArrowException) as error:
