@@ -4,18 +4,23 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
 from reward_fixtures import media_for, small_settings
 
+from rewards import build_reward
 from rewards.people import learned, personal, votes
 from rewards.people.learned import Learned, solve_logistic
 from rewards.people.personal import Personal
 from rewards.people.votes import Votes, clopper_pearson, make_report, votes_to_show
 from workbench.core.errors import BadInput
+from workbench.core.io import media
 from workbench.core.types import Media, Reward
+from workbench.engine import catalogue
+from workbench.feedback import learn
 
 WIDTH = 8
 
@@ -163,7 +168,7 @@ def test_votes_on_one_picture_stay_on_one_side_of_the_split():
     one = simulated(12, axis(0), prompts=1)
     chain = tuple((f"p{i // 3}", f"q{i}") for i in range(12))  # four pictures, three votes each
     cluster, by = votes.vote_clusters(dataclasses.replace(one, media=chain))
-    assert by == "pictures" and cluster.tolist() == [i // 3 for i in range(12)]
+    assert by == "media" and cluster.tolist() == [i // 3 for i in range(12)]
     fold = votes.assign_folds(torch.tensor([0, 1, 2, 3, 4, 0, 1, 2, 3, 4]))
     assert torch.equal(fold[:5], fold[5:]) and sorted(fold[:5].tolist()) == [0, 1, 2, 3, 4]
     assert votes.vote_clusters(simulated(12, axis(0), prompts=6))[1] == "prompts"
@@ -202,7 +207,7 @@ def test_votes_are_read_from_features_ties_and_voters_included(tmp_path):
         (line(a_features=["x"]), "must be a list of numbers"),
         (line(a_features=3), "must be a list of numbers"),
         (line(a_features=[1.0, 2.0, 3.0]), r"different lengths, \[2, 3\]"),
-        (line(a_features=None, a_path="none.png"), "can't read the picture .*none.png"),
+        (line(a_features=None, a_path="none.png"), "line 1: .*none.png: no such file"),
         (line(a_features=None).replace("{", '{"a_path": null, ', 1), "`a_path` must be a text, got None"),
         ("[" * 3000, "line 1: nested more than 100 deep"),
     ],
@@ -233,9 +238,87 @@ def test_pictures_are_seen_through_the_encoder_as_the_reward_sees_them(tmp_path)
     text = line(a_features=None, b_features=None, a_path="a.png", b_path="b.png")
     (tmp_path / "votes.jsonl").write_text(text)
     found = votes.read_votes(tmp_path / "votes.jsonl", model)
-    torch.testing.assert_close(
-        torch.cat([found.a, found.b]).float(), image_text.load_encoder(model, "cpu").embed_images(eight_bit / 255)
+    encoder = image_text.load_encoder(model, "cpu")
+    seen = encoder.embed_images(eight_bit / 255)
+    torch.testing.assert_close(torch.cat([found.a, found.b])[:, :-1].float(), seen)
+    assert found.encoder.reads_prompts, "and how well they fit their prompt, last"
+    torch.testing.assert_close(torch.cat([found.a, found.b])[:, -1].float(), seen @ encoder.embed_texts(["p"])[0])
+
+
+# Pictures, clips and sounds
+
+
+def write_votes(folder, modality: str, prompts=("a red circle", "two blue squares")) -> tuple[Path, Media]:
+    """Sixteen votes for the louder, or brighter, of two samples; and these samples."""
+    g, rows, samples = torch.Generator().manual_seed(0), [], []
+    shape, rate = {"image": ((3, 24, 24), 0.0), "video": ((5, 3, 24, 24), 4.0), "audio": ((1, 4000), 8000.0)}[modality]
+    for n in range(16):
+        for side, level in (("a", 0.2), ("b", 1.0)):
+            content = Media(level * torch.rand(1, *shape, generator=g), modality, rate)
+            path = media.write_media(content, folder / f"{n}{side}")
+            samples.append(media.read_media(path))
+            rows.append(path.name)
+        a, b = rows[-2:] if n % 2 else rows[:-3:-1]
+        winner = "b" if b == rows[-1] else "a"
+        rows[-2:] = [{"prompt": f"{prompts[n % 2]} {n}", "a_path": a, "b_path": b, "winner": winner, "voter": "ada"}]
+    (folder / "votes.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    return folder / "votes.jsonl", Media.cat(samples)
+
+
+@pytest.mark.parametrize(
+    ("modality", "encoder"),
+    [
+        ("image", "starter:image/clip"),
+        ("video", ""),
+        ("video", "starter:image/clip"),
+        ("audio", ""),
+        ("audio", "logmel"),
+    ],
+)
+def test_a_taste_is_learnt_of_pictures_clips_and_sounds_through_an_encoder_that_fits(tmp_path, modality, encoder):
+    """All of a clip counts, and how well a sample fits its prompt where the encoder reads."""
+    file, samples = write_votes(tmp_path, modality)
+    result = learn.learn_from_votes(file, tmp_path / "taste", encoder)
+    assert result["better"] and result["modality"] == modality and not result["control"]["low"] > 0.5
+    reward = Learned(path=str(tmp_path / "taste"))
+    assert reward.spec.modalities == {modality} and reward.spec.needs == ({"prompt"} if encoder != "logmel" else set())
+    prompts = [f"a red circle {n // 2}" for n in range(len(samples))]
+    scores = reward(media=samples, prompts=prompts).view(-1, 2)
+    assert (scores[:, 1] > scores[:, 0]).float().mean() > 0.9, "the second of each pair was preferred"
+    broken = Media(samples.data[:2].clone(), modality, samples.rate)
+    broken.data[0].view(-1)[-1] = torch.nan
+    broken.data.requires_grad_()
+    values = reward(media=broken, prompts=prompts[:2])
+    assert values.isnan().tolist() == [True, False]
+    values[1].backward()
+    assert broken.data.grad[1].isfinite().all() and broken.data.grad[1].any()
+    card = (tmp_path / "taste" / "card.md").read_text()
+    assert "16 on " + modality in card and "better than chance" in card and "dealt out to other pairs" in card
+
+
+def test_votes_on_two_kinds_of_media_are_refused_by_line(tmp_path):
+    file, _ = write_votes(tmp_path, "image")
+    media.write_media(Media(torch.rand(1, 2, 3, 8, 8), "video", 4.0), tmp_path / "clip")
+    file.write_text(
+        file.read_text() + "\n" + json.dumps({"prompt": "x", "a_path": "clip.apng", "b_path": "0a.png", "winner": "a"})
     )
+    with pytest.raises(BadInput, match="line 17: clip.apng is a clip where other votes are on a picture"):
+        votes.read_votes(file)
+
+
+def test_a_taste_is_named_wherever_a_reward_is(tmp_path, monkeypatch):
+    file, samples = write_votes(tmp_path, "image")
+    monkeypatch.chdir(tmp_path)
+    folder = Path("runs/learned/sharp")
+    learn.learn_from_votes(file, folder)
+    block = build_reward({"taste:sharp": {"weight": 2.0}, "brightness": 1.0})
+    assert list(block.rewards) == ["taste-sharp", "brightness"] and block.weights["taste-sharp"] == 2.0
+    assert build_reward("taste:runs/learned/sharp").rewards["taste-sharp"] == block.rewards["taste-sharp"]
+    (row,) = (row for row in catalogue.list_rewards() if row["name"] == "taste:sharp")
+    assert row["modality"] == "image" and "right on" in row["what"]
+    for name, says in (("taste:shrp", "did you mean 'sharp'"), ("taste:../x", "holds no taste")):
+        with pytest.raises(BadInput, match=says):
+            build_reward(name)
 
 
 # The reward

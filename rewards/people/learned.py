@@ -1,13 +1,13 @@
-"""A reward learned from your own votes: a Bradley-Terry head on a frozen image encoder.
+"""A reward learned from your own votes: a Bradley-Terry head on a frozen encoder, of pictures, clips or sounds.
 
     P(a wins against b) = sigmoid( w . (f(a) - f(b)) )                (Bradley and Terry 1952; a tie is half a win)
 
-f is the encoder's unit image vector. w minimises the mean negative log-likelihood plus l2 |w|^2 / 2, which is convex:
-one answer, found to float64. How good it is, and whether it is better than chance at all, is said from votes that it
-did not see. In Python:
+f is the medium's place in the encoder's space, and how well it fits its prompt (taste_features.py). w minimises the
+mean negative log-likelihood plus l2 |w|^2 / 2, which is convex: one answer, found to float64. How good it is, and
+whether it is better than chance at all, is said from votes that it did not see; the control is the same fit to the same
+votes dealt out to other pairs. In Python:
 
-    votes = read_votes("votes.jsonl", "openai/clip-vit-large-patch14")
-    head = fit_taste(votes, "openai/clip-vit-large-patch14")
+    head = fit_taste(read_votes("votes.jsonl", "openai/clip-vit-large-patch14"))
     print(head.report)                 # right on 71% [63%, 78%] of 160 held-out votes, ...
     head.save("my-taste")              # reward: {learned: {path: my-taste}}
 """
@@ -19,20 +19,20 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import safetensors.torch
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import checkpoints, image_text
-from rewards.encoders.frozen_reward import FrozenReward
+from rewards.encoders import checkpoints
+from rewards.people.taste_features import SPEC, STARTER_ENCODERS, TasteEncoder
 from rewards.people.votes import HeldOutReport, Votes, assign_folds, cross_validate, vote_clusters
 from workbench.core.errors import BadInput
 from workbench.core.io.parsing import parse_json
 from workbench.core.paths import write_atomic
-from workbench.core.types import RewardSpec
+from workbench.core.types import Media, RewardSpec
 
 L2 = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)  # tried in cross-validation; features have norm 1
 
@@ -45,23 +45,34 @@ class TasteHead:
     model: str  # the encoder whose features it weighs
     l2: float
     report: HeldOutReport
+    modality: str = "image"  # of the media that were voted on
+    reads_prompts: bool = False  # whether the last weight is of the cosine of medium and prompt
+    control: HeldOutReport | None = None  # of a head fitted to these votes, dealt out to other pairs
 
     def save(self, folder: str | Path) -> None:
         """`head.safetensors` and `head.json`, each whole or not at all."""
-        write_head(
-            folder, {"weights": self.weights}, {"model": self.model, "l2": self.l2, "report": asdict(self.report)}
-        )
+        info = {"model": self.model, "modality": self.modality, "reads_prompts": self.reads_prompts, "l2": self.l2}
+        control = {"control": asdict(self.control)} if self.control else {}
+        write_head(folder, {"weights": self.weights}, info | {"report": asdict(self.report)} | control)
 
 
-def fit_taste(votes: Votes, model: str = "starter:image/clip") -> TasteHead:
-    """The head of these votes, its l2 chosen by cross-validation over whole prompts. Deterministic.
+def fit_taste(votes: Votes, model: str = "") -> TasteHead:
+    """The head of these votes, its l2 chosen by cross-validation over whole prompts. Deterministic. model: the encoder
+    of their features, where it is not the one that they name.
 
-    The report comes from an outer round of folds, in each of which l2 was chosen anew from the other folds alone.
+    The reports come from an outer round of folds, in each of which l2 was chosen anew from the other folds alone.
     Raises BadInput when there are too few votes to hold any out.
     """
-    report = cross_validate(votes, _fit_margins)
+    report, control = cross_validate(votes, _fit_margins), cross_validate(shuffle_votes(votes), _fit_margins)
     weights, l2 = fit_direction(votes)
-    return TasteHead(weights, model, l2, report)
+    encoder = votes.encoder
+    return TasteHead(weights, model or encoder.model, l2, report, encoder.modality, encoder.reads_prompts, control)
+
+
+def shuffle_votes(votes: Votes, seed: int = 0) -> Votes:
+    """The same votes dealt out to other pairs: a control, in which there is nothing to learn."""
+    order = torch.randperm(len(votes), generator=torch.Generator().manual_seed(seed))
+    return replace(votes, target=votes.target[order])
 
 
 def _fit_margins(votes: Votes) -> Callable[[Votes], Tensor]:
@@ -154,6 +165,7 @@ def read_head(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         data = (folder / "head.safetensors").read_bytes()
         is_matching = hashlib.sha256(data).hexdigest() == info["sha256"] and isinstance(info["model"], str)
         tensors, info["report"] = safetensors.torch.load(data), HeldOutReport(**info["report"])
+        info |= {"control": HeldOutReport(**info["control"])} if "control" in info else {}
     except FileNotFoundError:
         raise BadInput(f"{folder} holds no fitted head (head.json and head.safetensors); fit one from votes") from None
     except (OSError, ValueError, KeyError, TypeError, *checkpoints.UNREADABLE):
@@ -164,20 +176,24 @@ def read_head(folder: str | Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Learned(FrozenReward):
-    """What you like, learned from your own votes: a Bradley-Terry head on a frozen image encoder, in log-odds.
+class Learned:
+    """What you like, learned from your own votes on pictures, clips or sounds: a Bradley-Terry head on a frozen
+    encoder, in log-odds.
 
     A head that held-out votes do not show to be better than chance is refused unless `unproven` is set.
     """
 
     path: str  # the folder that the fit was saved in
     unproven: bool = False  # use it although it is not shown to be better than chance
+    dtype: Literal["float32", "bfloat16", "float16"] = "float32"  # of the encoder; scores are float32
+    checkpoint: bool = False  # recompute in the backward pass: activations are held for that moment only
     weights: Tensor = field(init=False, repr=False, compare=False)  # float32 [D]
     model: str = field(init=False, repr=False, compare=False)  # the encoder whose features they weigh
+    encoder: TasteEncoder = field(init=False, repr=False, compare=False)
     report: HeldOutReport = field(init=False, repr=False, compare=False)
 
-    spec: ClassVar[RewardSpec] = RewardSpec(
-        "learned", "unfitted", frozenset({"image"}), differentiable=True, paper="doi:10.1093/biomet/39.3-4.324"
+    spec: ClassVar[RewardSpec] = replace(
+        SPEC, name="learned", version="unfitted", paper="doi:10.1093/biomet/39.3-4.324"
     )
 
     def __post_init__(self):
@@ -188,20 +204,30 @@ class Learned(FrozenReward):
 
     def _set_weights(self, weights: Tensor, info: Mapping[str, Any], who: str = "") -> None:
         version = hashlib.sha256(f"{info['sha256']} {info['model']} {who}".encode()).hexdigest()[:12]
-        values = {"weights": weights.float(), "model": info["model"], "report": info["report"]}
-        for name, value in (values | {"spec": replace(self.spec, version=version)}).items():
+        modality = str(info.get("modality", "image"))
+        if modality not in STARTER_ENCODERS:
+            raise BadInput(f"{self.path}: its head is damaged; fit it again")
+        encoder = TasteEncoder(modality, info["model"], info.get("reads_prompts") is True)
+        needs = frozenset({"prompt"} if encoder.reads_prompts else ())
+        spec = replace(self.spec, version=version, modalities=frozenset({modality}), needs=needs)
+        values = {"weights": weights.float(), "model": info["model"], "encoder": encoder, "report": info["report"]}
+        for name, value in (values | {"spec": spec}).items():
             object.__setattr__(self, name, value)
 
     def check(self) -> None:
-        image_text.check_encoder(self.model)
+        """Raises BadInput for what can be known to be wrong before anything loads."""
+        self.encoder.check()
         if not (self.unproven or self.report.is_better):
             raise BadInput(f"{self.spec.name}: {self.path} is {self.report}; vote more, or set `unproven: true`")
 
-    def load(self, device: torch.device | str = "cpu") -> image_text.ImageTextEncoder:
-        encoder = image_text.load_encoder(self.model, device, self.dtype)
-        if len(self.weights) != encoder.width:
-            raise BadInput(f"{self.path} weighs {len(self.weights)} features, {self.model} has {encoder.width}")
-        return encoder
+    def load(self, device: torch.device | str = "cpu") -> Any:
+        """The encoder, in memory once for each device and dtype. Raises BadInput."""
+        loaded = self.encoder.load(device, self.dtype)
+        if len(self.weights) != (width := self.encoder.count_features(device, self.dtype)):
+            raise BadInput(f"{self.path} weighs {len(self.weights)} features, {self.model} has {width}")
+        return loaded
 
-    def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
-        return encoder.embed_images(x, checkpoint=self.checkpoint) @ self.weights.to(x.device)
+    def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
+        self.load(media.data.device)
+        features = self.encoder.embed(self.spec, media, prompts, self.dtype, self.checkpoint)
+        return features @ self.weights.to(features.device)

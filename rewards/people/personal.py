@@ -1,16 +1,16 @@
 """Many people, few votes each: a mixture of prototype tastes (PAL, arXiv:2406.08469).
 
-Person u scores a picture by r_u = sum_k w_uk (p_k . f), f the encoder's unit image vector, p_k one of K shared
-prototypes, w_u on the simplex. (PAL's -|f - a_u|^2 with a_u = sum_k w_uk p_k ranks unit vectors the same way, up to a
-scale.) Prototypes and people are fitted together by Bradley-Terry likelihood; a person's weights carry a Dirichlet
-prior around the mixture of everybody, worth `strength` votes: who has not voted is judged as everybody, who votes moves
-away.
+Person u scores a medium by r_u = sum_k w_uk (p_k . f), f its place in the encoder's space (taste_features.py), p_k one
+of K shared prototypes, w_u on the simplex. (PAL's -|f - a_u|^2 with a_u = sum_k w_uk p_k ranks unit vectors the same
+way, up to a scale.) Prototypes and people are fitted together by Bradley-Terry likelihood; a person's weights carry a
+Dirichlet prior around the mixture of everybody, worth `strength` votes: who has not voted is judged as everybody, who
+votes moves away.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import ClassVar
 
@@ -27,6 +27,7 @@ from rewards.people.learned import (
     solve_logistic,
     write_head,
 )
+from rewards.people.taste_features import SPEC
 from rewards.people.votes import HeldOutReport, Votes, cross_validate, distinct_voters
 from workbench.core.errors import BadInput
 from workbench.core.schema import suggest_nearest
@@ -44,6 +45,8 @@ class TasteMixture:
     model: str  # the encoder whose features it weighs
     report: HeldOutReport  # of the mixture on held-out votes
     shared: HeldOutReport  # of one taste for all, on the same votes
+    modality: str = "image"  # of the media that were voted on
+    reads_prompts: bool = False  # whether the last feature is the cosine of medium and prompt
 
     def weights_of(self, person: str = "") -> Tensor:
         """float64 [K]; everybody's for a person unknown here."""
@@ -73,7 +76,8 @@ class TasteMixture:
     def save(self, folder: str | Path) -> None:
         names = sorted(self.people)
         people = torch.stack([self.people[n] for n in names]) if names else self.prior.new_zeros(0, len(self.prior))
-        info = {"model": self.model, "people": names, "strength": self.strength}
+        info = {"model": self.model, "modality": self.modality, "reads_prompts": self.reads_prompts}
+        info |= {"people": names, "strength": self.strength}
         reports = {"report": asdict(self.report), "shared": asdict(self.shared)}
         write_head(folder, {"prototypes": self.prototypes, "people": people, "prior": self.prior}, info | reports)
 
@@ -85,12 +89,11 @@ def read_mixture(folder: str | Path) -> TasteMixture:
         raise BadInput(f"{folder} holds one taste for all, no mixture; name it as `learned`")
     people = dict(zip(info["people"], tensors["people"], strict=True))
     details = (info["strength"], info["model"], info["report"], HeldOutReport(**info["shared"]))
+    details += (info.get("modality", "image"), info.get("reads_prompts") is True)
     return TasteMixture(tensors["prototypes"], people, tensors["prior"], *details)
 
 
-def fit_mixture(
-    votes: Votes, model: str = "starter:image/clip", prototypes: int = 3, strength: float = 4.0
-) -> TasteMixture:
+def fit_mixture(votes: Votes, model: str = "", prototypes: int = 3, strength: float = 4.0) -> TasteMixture:
     """The mixture of these votes. Deterministic. Compare `report` with `shared`: more prototypes are no use unless the
     first is better.
 
@@ -115,7 +118,10 @@ def fit_mixture(
 
     report, shared = cross_validate(votes, fit_mixed), cross_validate(votes, fit_shared)
     p, w, prior = _fit_jointly(votes, prototypes, strength)
-    return TasteMixture(p, w, prior, strength, model, report, shared)
+    encoder = votes.encoder
+    return TasteMixture(
+        p, w, prior, strength, model or encoder.model, report, shared, encoder.modality, encoder.reads_prompts
+    )
 
 
 def _fit_jointly(votes: Votes, k: int, strength: float) -> tuple[Tensor, dict[str, Tensor], Tensor]:
@@ -163,9 +169,7 @@ class Personal(Learned):
 
     person: str = ""  # whose taste; everybody's when empty
 
-    spec: ClassVar[RewardSpec] = RewardSpec(
-        "personal", "unfitted", frozenset({"image"}), differentiable=True, paper="arXiv:2406.08469"
-    )
+    spec: ClassVar[RewardSpec] = replace(SPEC, name="personal", version="unfitted", paper="arXiv:2406.08469")
 
     def __post_init__(self):
         mixture = read_mixture(self.path)

@@ -4,7 +4,9 @@ A file of votes has one JSON object a line:
     {"prompt": "a red circle", "a_path": "1.png", "b_path": "2.png", "winner": "a", "voter": "ada"}
 winner is a, b or tie; voter may be left out; paths are relative to the file. What both were made from may be named too
 (`source`, `mask`, ...): one instruction for two pictures is two prompts. Instead of a path a side may give
-`a_features` / `b_features`, its image embedding by the encoder that is named in fitting.
+`a_features` / `b_features`, its place in the space of the encoder that is named in fitting.
+
+Votes may be on pictures, on clips or on sounds; a file holds one kind. What is seen of a medium: taste_features.py.
 """
 
 from __future__ import annotations
@@ -12,17 +14,18 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from rewards.encoders import image_text
+from rewards.people.taste_features import SPEC, STARTER_ENCODERS, TasteEncoder
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES
-from workbench.core.io import image
+from workbench.core.io import media as media_files
+from workbench.core.io.budget import Budget
 from workbench.core.io.parsing import read_json_lines
 from workbench.core.schema import suggest_nearest
 from workbench.core.text import quote_value
@@ -37,19 +40,21 @@ HALF, EASY = 0.5, 0.6  # chance; an accuracy that a modest taste reaches, for sa
 REUSE = 2.0
 KEYS = ("prompt", "a_path", "b_path", "a_features", "b_features", "winner", "voter", *NAMES)
 TARGET = {"a": 1.0, "b": 0.0, "tie": 0.5}
+KINDS = {"image": "picture", "video": "clip", "audio": "sound"}
 
 
 @dataclass(frozen=True, eq=False)
 class Votes:
     """N pairs as features of their media, and who won."""
 
-    a: Tensor  # float64 [N,D], norm 1
+    a: Tensor  # float64 [N,D], norm 1, without the cosine of medium and prompt that may come last
     b: Tensor  # float64 [N,D]
     target: Tensor  # float64 [N]: 1 when a won, 0 when b did, 1/2 for a tie
     prompts: tuple[str, ...]  # N
     voters: tuple[str, ...]  # N, "" for nobody in particular
     media: tuple[tuple[str, str], ...]  # N, what tells the two media from others: path or digest
     dropped: int = 0  # votes left out because a side's features are not numbers
+    encoder: TasteEncoder = TasteEncoder("image", STARTER_ENCODERS["image"])  # whose features a and b are
 
     def __len__(self) -> int:
         return len(self.target)
@@ -58,7 +63,7 @@ class Votes:
         """The votes at bool [N] or index [M] `rows`."""
         index = rows.nonzero()[:, 0] if rows.dtype == torch.bool else rows
         picked = [tuple(part[i] for i in index.tolist()) for part in (self.prompts, self.voters, self.media)]
-        return Votes(self.a[index], self.b[index], self.target[index], *picked)
+        return Votes(self.a[index], self.b[index], self.target[index], *picked, encoder=self.encoder)
 
     @property
     def decided(self) -> Tensor:
@@ -66,39 +71,66 @@ class Votes:
         return self.target != 0.5
 
 
-def read_votes(path: str | Path, model: str = "starter:image/clip", device: torch.device | str = "cpu") -> Votes:
-    """The votes of a JSONL file, its pictures seen through encoder `model`, each once.
+def read_votes(path: str | Path, model: str = "", device: torch.device | str = "cpu") -> Votes:
+    """The votes of a JSONL file, its media seen through the encoder `model`, each once with each prompt; "": the
+    starter pack's for their kind.
 
-    A vote with features that are not all numbers is left out and counted. Raises BadInput, naming file and line.
+    A vote with features that are not all numbers is left out and counted. Raises BadInput, naming file and line, also
+    for media of two kinds.
     """
     file = Path(path).expanduser()
     lines = list(read_rows(file))
     if not lines:
         raise BadInput(f"{file}: no votes in it")
+    encoder = _choose_encoder(file, lines, model, device)
     features: dict[str, Tensor] = {}
     for where, row in lines:
         for side in "ab":
-            key = _media_key(row, side)
+            key = _feature_key(row, side)
             if key not in features:
-                features[key] = _side_features(row, side, file.parent, model, device, where)
+                features[key] = _side_features(row, side, file.parent, encoder, device, where)
     widths = {len(v) for v in features.values()}
     if len(widths) > 1:
         raise BadInput(f"{file}: features of different lengths, {sorted(widths)}; all must come from the same encoder")
-    media = [(_media_key(row, "a"), _media_key(row, "b")) for _, row in lines]
-    a, b = (torch.stack([features[pair[side]] for pair in media]) for side in (0, 1))
+    a, b = (torch.stack([features[_feature_key(row, side)] for _, row in lines]) for side in "ab")
     votes = Votes(
-        F.normalize(a, dim=1),
-        F.normalize(b, dim=1),
+        a,
+        b,
         torch.tensor([TARGET[row["winner"]] for _, row in lines], dtype=torch.float64),
         tuple(_prompt_key(row) for _, row in lines),
         tuple(row.get("voter", "") for _, row in lines),
-        tuple(media),
+        tuple((_media_key(row, "a"), _media_key(row, "b")) for _, row in lines),
+        encoder=encoder,
     )
     is_finite = votes.a.isfinite().all(1) & votes.b.isfinite().all(1)
-    usable = votes[is_finite]
-    return Votes(
-        usable.a, usable.b, usable.target, usable.prompts, usable.voters, usable.media, int((~is_finite).sum())
-    )
+    return replace(votes[is_finite], dropped=int((~is_finite).sum()))
+
+
+def _choose_encoder(file: Path, lines: list[tuple[str, dict]], model: str, device: torch.device | str) -> TasteEncoder:
+    """The encoder for what was voted on. It reads the prompts too where it can and there are any, unless a vote gives
+    features in place of media. Raises BadInput for media of two kinds."""
+    paths = [(where, row[f"{side}_path"]) for where, row in lines for side in "ab" if f"{side}_path" in row]
+    modality = ""
+    for where, name in {name: (where, name) for where, name in paths}.values():
+        kind = _read_modality(file.parent / name, where)
+        if modality and kind != modality:
+            raise BadInput(
+                f"{where}: {name} is a {KINDS[kind]} where other votes are on a {KINDS[modality]}; a taste is learned "
+                "from one kind: write a file for each"
+            )
+        modality = kind
+    modality = modality or "image"
+    encoder = TasteEncoder(modality, model or STARTER_ENCODERS[modality])
+    encoder.check()
+    is_read = len(paths) == 2 * len(lines) and all(row["prompt"].strip() for _, row in lines)
+    return replace(encoder, reads_prompts=is_read and encoder.can_read(device))
+
+
+def _read_modality(path: Path, where: str) -> str:
+    try:
+        return media_files.measure_media(path, Budget())
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
 
 
 def read_rows(file: Path) -> Iterator[tuple[str, dict]]:
@@ -132,7 +164,13 @@ def _media_key(row: dict, side: str) -> str:
     return row[f"{side}_path"] if f"{side}_path" in row else json.dumps(row[f"{side}_features"])
 
 
-def _side_features(row: dict, side: str, folder: Path, model: str, device: torch.device | str, where: str) -> Tensor:
+def _feature_key(row: dict, side: str) -> str:
+    return f"{_media_key(row, side)}\0{row['prompt']}"
+
+
+def _side_features(
+    row: dict, side: str, folder: Path, encoder: TasteEncoder, device: torch.device | str, where: str
+) -> Tensor:
     """float64 [D]."""
     if f"{side}_features" in row:
         try:
@@ -141,20 +179,20 @@ def _side_features(row: dict, side: str, folder: Path, model: str, device: torch
             values = torch.empty(0)
         if values.dim() != 1 or not len(values):
             raise BadInput(f"{where}: `{side}_features` must be a list of numbers")
-        return values
-    path = folder / row[f"{side}_path"]
+        return F.normalize(values, dim=0)
     try:
-        picture = image.read_image(path)
-    except BadInput:
-        raise BadInput(f"{where}: can't read the picture {path}") from None
+        medium = media_files.read_media(folder / row[f"{side}_path"])
+    except BadInput as error:
+        raise BadInput(f"{where}: {error}") from None
     with torch.no_grad():
-        return image_text.load_encoder(model, device).embed_images(picture[None].to(device))[0].double().cpu()
+        medium = replace(medium, data=medium.data.to(device))
+        return encoder.embed(SPEC, medium, [row["prompt"]])[0].double().cpu()
 
 
 def vote_clusters(votes: Votes) -> tuple[Tensor, str]:
     """int64 [N], and what it goes by: votes with one number may not lie on both sides of a held-out split.
 
-    By prompt, if there are enough prompts to hold out; else by media: votes that share a picture stay together.
+    By prompt, if there are enough prompts to hold out; else by media: votes that share one stay together.
     """
     index = {p: n for n, p in enumerate(dict.fromkeys(votes.prompts))}
     if len(index) >= FOLDS:
@@ -170,7 +208,7 @@ def vote_clusters(votes: Votes) -> tuple[Tensor, str]:
         parent[find_root(a)] = find_root(b)
     roots = [find_root(a) for a, _ in votes.media]
     number = {r: n for n, r in enumerate(dict.fromkeys(roots))}
-    return torch.tensor([number[r] for r in roots]), "pictures"
+    return torch.tensor([number[r] for r in roots]), "media"
 
 
 def assign_folds(cluster: Tensor) -> Tensor:
@@ -209,7 +247,7 @@ class HeldOutReport:
     ties: int
     dropped: int  # could not be used
     clusters: int
-    by: str  # what was held out whole: prompts or pictures
+    by: str  # what was held out whole: prompts or media
     accuracy: float
     low: float  # 95 % interval
     high: float

@@ -29,7 +29,7 @@ def film_strip(x: Tensor, side: int) -> Tensor:
     return rows.flatten(4, 5).flatten(2, 3)
 
 
-def _seen_frames(frames: int) -> Tensor:
+def seen_frames(frames: int) -> Tensor:
     return torch.linspace(0, frames - 1, ROWS**2).round().long()
 
 
@@ -59,12 +59,12 @@ class StarterVideoCLIP(EncoderReward):
 
     def __call__(self, *, media: Media, prompts: Sequence[str], references: Media | None = None) -> Tensor:
         x = media_pixels(self.spec, media, prompts)  # [B,T,3,H,W]
-        scores = self.score(self.load(x.device), x[:, _seen_frames(x.shape[1]).to(x.device)], prompts)
+        scores = self.score(self.load(x.device), x[:, seen_frames(x.shape[1]).to(x.device)], prompts)
         return scores.masked_fill(x.detach().flatten(1).isnan().any(1), torch.nan)  # in any frame, seen or not
 
     def score_clip(self, clip: StoredClip, prompts: Sequence[str]) -> Tensor:
         """[1]: of a clip in 8 bits, of which only the frames that are looked at become numbers."""
-        return self.score(self.load(), clip.frames(_seen_frames(len(clip)).tolist()).data, prompts)
+        return self.score(self.load(), clip.frames(seen_frames(len(clip)).tolist()).data, prompts)
 
     def score(self, encoder: image_text.ImageTextEncoder, x: Tensor, prompts: Sequence[str]) -> Tensor:
         picture = film_strip(x, encoder.size[0] // ROWS)
