@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import stat
 import subprocess
@@ -15,15 +16,20 @@ import gradio as gr
 import httpx
 import pytest
 from gradio_client import Client
+from vote_fixtures import write_run
 
 import app
 from workbench import cli
 from workbench.core.errors import BadInput
 from workbench.core.paths import ROOT
+from workbench.feedback import studies
+from workbench.ui import role_gate, users
 from workbench.ui.tabs import studio, vote
 
 CALLS = {"compare", "stop", "open", "lora", "battle", "vote", "undo", "leaderboard"}
 CALLS |= {"runs", "run", "start", "stop_run", "resume", "report", "score", "saliency", "curate", "rewards"}
+CALLS |= {"import", "check_import", "import_rewards"}
+CALLS |= {"cost", "queue", "queue_job", "save_notes", "delete_run", "restore_run", "remove_binned", "runs_beside"}
 
 
 def free_port() -> int:
@@ -106,20 +112,28 @@ def test_it_is_not_opened_to_others_without_a_login(tmp_path, how):
 def test_a_file_of_users_that_lets_in_nobody_or_anybody_is_refused(tmp_path, text):
     (tmp_path / "users").write_text(text)
     with pytest.raises(BadInput, match="name:password"):
-        app.read_users(tmp_path / "users")
+        users.read_users(tmp_path / "users")
 
 
 @pytest.fixture(scope="module")
-def page_with_logins(tmp_path_factory):
-    """The address of an app with two users."""
+def app_with_logins(tmp_path_factory):
+    """(page, address) of an app with two admins and a rater, and a study to vote in."""
     folder = tmp_path_factory.mktemp("logins")
     (folder / "users").write_text("ada:love:lace\nbob:builder\n")
+    (folder / "raters").write_text("rita:reads\n")
+    run = write_run(folder, names=("zebra", "okapi"), prompts=("a red circle",), pipeline="gnu")
+    studies.create_study(folder, {"name": "mine", "runs": (run.path.name,), "is_open": True})
     with pytest.MonkeyPatch.context() as env:
         env.setenv("GRADIO_TEMP_DIR", str(folder / "t"))
         env.setattr(studio.Studio, "_warm_up", lambda self, page: None)
-        page, url = app.serve(folder, port=free_port(), auth=folder / "users")
-        yield url
+        page, url = app.serve(folder, port=free_port(), auth=folder / "users", raters=folder / "raters")
+        yield page, url
         page.close()
+
+
+@pytest.fixture(scope="module")
+def page_with_logins(app_with_logins):
+    return app_with_logins[1]
 
 
 def log_in(url: str, name: str, password: str) -> httpx.Client:
@@ -155,6 +169,76 @@ def test_a_file_that_somebody_uploaded_is_for_nobody_else(page_with_logins):
     assert same == path and bob.get(f"gradio_api/file={path}").status_code == 200, "what one has oneself is no secret"
 
 
+def list_addresses(page, routes, prefix: str = "") -> set[tuple[str, str]]:
+    """(method, path) of every route of an app and of what is mounted in it, with something for each parameter."""
+    addresses = set()
+    for route in routes:
+        path = re.sub(r"{[^}]*}", "x", prefix + getattr(route, "path", ""))
+        if inner := getattr(route, "routes", None) or getattr(getattr(route, "original_router", None), "routes", None):
+            addresses |= list_addresses(page, inner, path)
+        else:
+            addresses |= {(method, path) for method in getattr(route, "methods", None) or ("GET",)}
+    return addresses
+
+
+def test_a_rater_is_refused_every_route_every_call_and_every_file_of_the_app(app_with_logins):
+    """By one gate that lets through what is named and nothing else; what gradio adds some day is refused too."""
+    page, url = app_with_logins
+    rita, open_rater = log_in(url, "rita", "reads"), httpx.Client(base_url=url)
+    assert open_rater.post("vote/mine/enter", json={"name": "Olga"}).status_code == 200
+    addresses = {a for a in list_addresses(page, page.app.routes) if not role_gate.FOR_ALL.fullmatch(a[1])}
+    assert len(addresses) > 40 and {("GET", "/config"), ("POST", "/gradio_api/queue/join")} <= addresses
+    for method, path in sorted(addresses):
+        answer = rita.request(method, path.lstrip("/") or "/")
+        assert answer.status_code == (303 if path == "/" else 403), (method, path)
+        assert not role_gate.LOGIN_PAGE.fullmatch(path) or path == "/" or answer.status_code == 403
+        if not (role_gate.LOGIN_PAGE.fullmatch(path) and method in ("GET", "HEAD")):
+            assert open_rater.request(method, path.lstrip("/")).status_code == 403, (method, path)
+    assert rita.get("/").headers["location"].endswith("vote/")
+    secret = next(page.app.get_blocks().allowed_paths.__iter__())
+    for number, call in enumerate(page.config["dependencies"]):
+        asked = {"data": [], "fn_index": number, "session_hash": "r"}
+        names = [f"call/{call['api_name']}", f"call/v2/{call['api_name']}", f"run/{call['api_name']}", "queue/join"]
+        for name in (
+            *names,
+            "run/predict",
+            "queue/data?session_hash=r",
+            f"file={secret}",
+            "upload",
+            "info",
+            "heartbeat/r",
+        ):
+            assert {rita.post(f"gradio_api/{name}", json=asked).status_code, rita.get(f"gradio_api/{name}").status_code,
+                    open_rater.post(f"gradio_api/{name}", json=asked).status_code} == {403}, name  # fmt: skip
+        if number > 8:  # all go by these addresses; a few suffice
+            break
+    for name in page.config["dependencies"]:
+        assert rita.post(f"gradio_api/call/{name['api_name']}", json={"data": []}).status_code == 403
+    assert httpx.get(f"{url}gradio_api/info").status_code == 401, "and a stranger is told to log in"
+    assert httpx.get(url).status_code == 200, "where the login is"
+    assert log_in(url, "ada", "love:lace").get("config").status_code == 200, "admins come in"
+
+
+def test_after_a_logout_the_next_person_is_another_rater(app_with_logins):
+    _, url = app_with_logins
+    client = httpx.Client(base_url=url)
+    assert client.post("vote/mine/state", json={}).json()["enter"] == "name"
+    client.post("vote/mine/enter", json={"name": "Ann"})
+    assert client.post("vote/mine/state", json={}).json()["rater"] == "Ann"
+    client.post("login", data={"username": "rita", "password": "reads"})
+    assert client.post("vote/mine/state", json={}).json()["rater"] == "rita", "a login counts from then on"
+    client.get("logout")
+    assert client.post("vote/mine/state", json={}).status_code == 401
+    client.post("vote/mine/login", json={"name": "rita", "password": "reads"})
+    assert client.post("vote/mine/state", json={}).json()["rater"] == "rita", "the study's own page logs in too"
+    token = {name: value for name, value in client.cookies.items() if name.startswith(role_gate.COOKIE)}
+    client.post("vote/mine/leave", json={})
+    assert client.post("vote/mine/state", json={}).status_code == 401
+    assert httpx.post(f"{url}vote/mine/state", json={}, cookies=token).status_code == 401, "nor does its cookie open it"
+    wrong = client.post("vote/mine/login", json={"name": "rita", "password": "writes"})
+    assert wrong.status_code == 400 and "reads" not in wrong.text
+
+
 def test_with_a_file_of_users_nobody_else_comes_in_nor_guesses_on(page_with_logins):
     url = page_with_logins
     assert httpx.get(f"{url}config").status_code == 401
@@ -162,6 +246,14 @@ def test_with_a_file_of_users_nobody_else_comes_in_nor_guesses_on(page_with_logi
     wrong = [httpx.post(f"{url}login", data={"username": "ada", "password": f"{n}"}) for n in range(7)]
     assert [reply.status_code for reply in wrong] == [400] * 5 + [429] * 2
     assert "try again in" in wrong[-1].text and int(wrong[-1].headers["retry-after"]) > 0
+
+
+def test_raters_need_admins_and_nobody_is_both(tmp_path):
+    (tmp_path / "a").write_text("ada:x\n"), (tmp_path / "r").write_text("ada:y\n")
+    with pytest.raises(BadInput, match="roles need admins"):
+        app.serve(tmp_path, raters=tmp_path / "r")
+    with pytest.raises(BadInput, match="'ada' is an admin in --auth as well"):
+        app.serve(tmp_path, auth=tmp_path / "a", raters=tmp_path / "r")
 
 
 def test_another_app_py_that_comes_first_is_told_and_not_served(monkeypatch, capsys):

@@ -9,16 +9,21 @@ import socket
 import subprocess
 import sys
 import time
+import zipfile
 from types import SimpleNamespace
 from urllib.parse import urljoin
 
 import httpx
 import pytest
+import torch
 
+import app as workbench_app
+from workbench.core.io import video
 from workbench.core.paths import ROOT
+from workbench.core.types import Media
 from workbench.feedback import votes
 
-TABS = ("Studio", "Blind vote", "Leaderboard", "Runs", "Rewards")
+TABS = tuple(workbench_app.TABS)
 CONTESTANTS = ("best_of_n", "best of n", "reno", "ReNO", "starter-image")  # and "base", too short to search a page for
 LONG = 60_000  # ms that a busy machine may take for what takes a second
 # The text that can be read, with the colour behind it: nodes whose contrast is under WCAG's 4.5 (3 for large letters)
@@ -80,13 +85,28 @@ def app(tmp_path_factory, browser):  # without one nothing starts
     process.wait(10)
 
 
+@pytest.fixture(scope="module")
+def visits(browser):
+    """Where the visitors come from: they fetch the page's scripts once."""
+    context = browser.new_context(viewport={"width": 1440, "height": 900})
+    context.set_default_timeout(LONG)
+    context.add_init_script("if (!sessionStorage.came) { localStorage.clear(); sessionStorage.came = 1; }")
+    yield context
+    context.close()
+
+
 @pytest.fixture
-def page(app, browser, request):
+def page(app, visits, request):
     """A new visitor, whose requests are kept; ends without an error on the console."""
-    opened = browser.new_page(**getattr(request, "param", {"viewport": {"width": 1440, "height": 900}}))
-    opened.set_default_timeout(LONG)
-    opened.asked, errors = [], []
-    opened.on("request", lambda r: opened.asked.append(r.url))
+    look = getattr(request, "param", {})
+    opened = visits.new_page()
+    if "viewport" in look:
+        opened.set_viewport_size(look["viewport"])
+    opened.emulate_media(color_scheme=look.get("color_scheme", "light"))
+    opened.asked, opened.waiting, errors = [], set(), []
+    opened.on("request", lambda r: (opened.asked.append(r.url), opened.waiting.add(r)))
+    for end in ("requestfinished", "requestfailed"):
+        opened.on(end, lambda r: opened.waiting.discard(r))
     opened.on("pageerror", lambda e: errors.append(str(e)))
     opened.goto(app.url)
     opened.wait_for_selector("#wb-compare")
@@ -96,7 +116,26 @@ def page(app, browser, request):
 
 
 def tab(page, name: str) -> None:
-    page.get_by_role("tab", name=name, exact=True).click()
+    """Choose a tab, which a phone may have no room for."""
+    there = page.get_by_role("tab", name=name, exact=True)
+    if not there.count():
+        page.get_by_label("More tabs").click()
+        there = page.locator(".overflow-dropdown button", has_text=name)
+    there.click()
+
+
+def settle(page) -> None:
+    """Until all that was asked for is answered and the page stands still. What a page that was left had asked for may
+    never be said to be over, so there is an end to that."""
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline and [r for r in page.waiting if "heartbeat" not in r.url]:
+        page.wait_for_timeout(30)
+    page.waiting.clear()
+    page.wait_for_function(
+        """() => { const now = document.body.innerText + document.documentElement.scrollWidth;
+        const still = window.before === now; window.before = now; return still; }""",
+        polling=80,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -184,7 +223,7 @@ def test_a_person_votes_blind_by_keyboard_and_the_leaderboard_follows(app, page,
     page.wait_for_function("document.querySelector('#leaderboard').innerText.length > 20")
     before = page.locator("#leaderboard").inner_text()
     page.reload()
-    page.wait_for_selector("#wb-compare")
+    page.wait_for_selector("#leaderboard")  # the address says the tab
     del page.asked[:]
     answers = []
     page.on("response", lambda r: answers.append(r) if "gradio_api" in r.url else None)
@@ -232,11 +271,65 @@ def test_a_picture_is_scored_and_its_map_drawn(app, page, compared, tmp_path):
     )
 
 
+FORM = "#wb-form input:not([type=file]), #wb-form textarea"  # what can be typed in or chosen from
+
+
+def test_a_form_that_is_touched_and_left_asks_for_the_same_and_comes_back_with_the_page(app, page, compared):
+    def read_draft():
+        settle(page)
+        return page.evaluate("localStorage.getItem('wb-draft')")
+
+    settle(page)
+    page.get_by_label("n", exact=True).first.fill("64")
+    page.keyboard.press("Tab")
+    draft = read_draft()
+    assert json.loads(draft)["values"][15:17] == ["best_of_n", 64]
+    fields = [field for field in page.locator(FORM).all() if field.is_visible() and field.is_enabled()]
+    assert len(fields) > 15
+    fields[0].focus()
+    for _ in range(2 * len(fields)):  # by keyboard, over the buttons and into the results
+        page.keyboard.press("Tab")
+    page.get_by_role("button", name="Compare", exact=True).focus()
+    assert read_draft() == draft
+    assert page.locator("[role=listbox]").count() == 0, "no list is left open over what comes next"
+    for field in fields:  # by mouse; of a list, its first choice is looked at, and letters are typed that are no choice
+        field.click()
+        if field.get_attribute("role") == "combobox" and "watched" not in (field.get_attribute("aria-label") or ""):
+            page.keyboard.type("zz")
+        page.get_by_role("heading", name="Contestants").click()
+    assert read_draft() == draft
+
+    method = page.get_by_label("Contestant 2").first
+    for name in ("zero order", "best of n"):  # another method is looked at, and this one chosen back
+        method.click()
+        page.get_by_role("option", name=name).click()
+        settle(page)
+    assert json.loads(read_draft())["values"][15:17] == ["best_of_n", 64]
+    page.reload()
+    page.wait_for_function("[...document.querySelectorAll('#wb-form input')].some(i => i.value === '64')")
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.wait_for_url("**?run=*")
+    page.reload()  # which stops nothing
+    page.wait_for_selector("#wb-stage table")
+    run = json.loads((app.runs / page.url.partition("run=")[2] / "run.json").read_text())
+    assert run["status"] == "done" and run["config"]["contestants"]["best_of_n"]["n"] == 64
+    tab(page, "Runs")
+    page.wait_for_url("**&tab=runs")
+    page.go_back()
+    page.wait_for_selector("#wb-stage table")
+
+
 @pytest.mark.parametrize("page", [{"viewport": {"width": 390, "height": 844}}], indirect=True)
-def test_on_a_phone_nothing_scrolls_sideways(page, compared):
+def test_on_a_phone_nothing_scrolls_sideways_and_results_come_first(app, page, compared):
+    page.goto(compared.page.url)
+    page.wait_for_selector("#wb-stage table")
+    places = page.evaluate(
+        "['wb-stage', 'wb-compare'].map(i => document.getElementById(i).getBoundingClientRect().top)"
+    )
+    assert places[0] < 400 < places[1]
     for name in TABS:
         tab(page, name)
-        page.wait_for_timeout(700)
+        settle(page)
         assert page.evaluate("document.documentElement.scrollWidth") <= 390, name
 
 
@@ -248,12 +341,43 @@ def test_every_word_can_be_read_in_light_and_in_dark(page, compared):
     assert page.evaluate("document.body.classList.contains('dark')") == dark
     for name in TABS:
         tab(page, name)
-        page.wait_for_timeout(700)
+        settle(page)
         assert page.evaluate(FAINT) == [], name
 
 
 def test_the_page_asks_nothing_of_the_network(app, page):
     for name in TABS:
         tab(page, name)
+        settle(page)
     away = [url for url in page.asked if not url.startswith((app.url, "data:", "blob:"))]
     assert away == [] and os.path.isdir(app.runs)
+
+
+def test_a_dropped_zip_becomes_a_run_whose_clips_play_in_step_and_are_seen_closely(app, page, tmp_path):
+    with zipfile.ZipFile(tmp_path / "two.zip", "w") as archive:
+        for side, size in (("ours", 16), ("theirs", 24)):
+            clip = Media(torch.rand(1, 5, 3, 16, size, generator=torch.Generator().manual_seed(size)), "video", 8.0)
+            film = video.write_mp4(clip, tmp_path / f"{side}.mp4")
+            archive.write(film, f"{side}/a red cat-0.mp4")
+    tab(page, "Import")
+    page.locator("input[type=file][accept*='.zip']").set_input_files(tmp_path / "two.zip")
+    page.get_by_text("two.zip").first.wait_for()
+    page.get_by_role("button", name="Import", exact=True).click()
+    page.get_by_text("is stored").wait_for()
+    page.get_by_role("link", name="See it side by side").click()
+    page.wait_for_selector("video.wb-clip")
+    assert page.locator(".wb-row h4").first.inner_text().startswith("a red cat")
+    page.get_by_role("button", name="Pause").click()
+    page.get_by_label("Time").fill("0.26")
+    page.get_by_role("button", name="One frame on").click()
+    assert page.locator(".wb-sync output").inner_text() == "0.38 s · frame 3"
+    page.wait_for_function(
+        "[...document.querySelectorAll('video.wb-clip')].every(v => Math.abs(v.currentTime - .4375) < .07)"
+    )
+    page.locator("video.wb-clip").nth(1).click()
+    page.locator(".wb-closeup canvas").hover()
+    page.wait_for_function(
+        "/x \\d+ y \\d+ · .* difference/.test(document.querySelector('.wb-closeup output').innerText)"
+    )
+    page.keyboard.press("Escape")
+    assert not page.locator(".wb-closeup").is_visible()

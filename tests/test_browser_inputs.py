@@ -15,9 +15,14 @@ from workbench.runs.store import RunFolder, list_run_folders
 from workbench.ui import theme
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import JobQueue
+from workbench.ui.widgets import input_fields
 
 PAINT = "StableDiffusionInpaintPipeline"
 WAIT = 120_000  # ms that a busy machine may take
+CANVAS = 256  # pixels: a processor draws it, and gradio reads it back whenever something on the page is shown or hidden
+# frames are drawn as they come until `pause` says how many ms lie between two: the canvas is drawn in every one
+FRAMES = """window.pause = 0; const next = requestAnimationFrame.bind(window);
+window.requestAnimationFrame = (draw) => window.pause ? setTimeout(() => next(draw), window.pause) : next(draw);"""
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +36,7 @@ def app(browser, tmp_path_factory):
     context.temp.mkdir()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(pipeline_config, "FOLDER", root / "configs")
+        patch.setattr(input_fields, "CANVAS", CANVAS)
         patch.setenv("GRADIO_TEMP_DIR", str(root / "cache"))
         page = workbench_app.build_page(context)
         _, url, _ = page.queue().launch(
@@ -44,11 +50,13 @@ def app(browser, tmp_path_factory):
 def test_a_person_paints_a_mask_over_a_source_and_sees_where_results_differ_from_it(app, browser, tmp_path):
     page, errors = browser.new_page(viewport={"width": 1000, "height": 800}), []
     page.set_default_timeout(WAIT)
+    page.add_init_script(FRAMES)
     page.on("pageerror", lambda e: errors.append(str(e)))
     page.goto(app.url)
     choose_pipeline(page, PAINT)
     source = write_picture(tmp_path / "source.png", 0, (32, 32))
-    page.locator("#wb-input-source input[type=file]").set_input_files(source)
+    with page.expect_response(lambda answer: answer.url.endswith("canvas.png")):
+        page.locator("#wb-input-source input[type=file]").set_input_files(source)
     paint_mask(page)
     page.get_by_role("button", name="Compare", exact=True).click()
     page.wait_for_selector("#wb-stage table")
@@ -81,21 +89,24 @@ def choose_pipeline(page, name: str) -> None:
     box.fill(name)
     page.get_by_role("option", name=name).click()
     page.locator("#wb-input-source input[type=file]").wait_for(state="attached")
+    assert "knows the starter pack's world only" in page.locator("#wb-advice").inner_text()
+    page.locator("#wb-fit").click()
+    page.locator("#wb-fit").wait_for(state="hidden")
 
 
 def paint_mask(page) -> None:
     """Strokes through the middle of the canvas, once the source is on it."""
     canvas = page.locator("#wb-sketch canvas").first
     canvas.scroll_into_view_if_needed()
-    page.wait_for_timeout(1500)  # until the picture is drawn
+    page.wait_for_timeout(600)  # until the picture is drawn: nothing in the page tells
     box = canvas.bounding_box()
     x, y = box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
     page.mouse.move(x - 40, y - 40)
     page.mouse.down()
-    for n in range(9):  # an area, not a line: a mask counts in cells of the latent
-        page.mouse.move(x + 40 * (-1) ** n, y - 40 + 10 * n, steps=3)
+    for n in range(5):  # an area, not a line: a mask counts in cells of the latent
+        page.mouse.move(x + 40 * (-1) ** n, y - 40 + 20 * n)
     page.mouse.up()
-    page.wait_for_timeout(1500)  # until the page has sent it
+    page.evaluate("window.pause = 2000")
 
 
 def check_stored_inputs(run: RunFolder, source) -> None:

@@ -28,6 +28,7 @@ from workbench.core.paths import CONFIGS, ROOT, STARTER
 from workbench.core.schema import build_dataclass
 from workbench.methods import METHODS, find_method
 from workbench.runs import config
+from workbench.runs.imported_media import ImportedMedia, is_imported
 from workbench.runs.preference_data import PreferencePairs
 from workbench.runs.stages import Stage
 from workbench.runs.train_config import TrainConfig
@@ -224,6 +225,9 @@ def documents(code: str) -> list[dict]:
 
 
 def check_method(value: Any, name: str | None = None) -> None:
+    if is_imported(value):
+        build_dataclass(ImportedMedia, value, "contestant")
+        return
     settings = {"name": value} if isinstance(value, str) else dict(value or {})
     name = settings.pop("name", name)
     settings.pop("pipeline", None), settings.pop("lora", None)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 import time
 
@@ -129,3 +130,93 @@ def test_the_queue_has_an_end(queue):
 def test_a_clock_ticks_for_the_watcher_while_nothing_new_comes(queue):
     job = queue.submit("slow", counting(1, pause=0.2))
     assert len(wait(job)) > 5
+
+
+def test_jobs_on_two_devices_work_at_once_and_those_on_one_never(queue):
+    free, at_work = threading.Event(), []
+
+    def work(name):
+        def go(stop):
+            at_work.append(name)
+            yield free.wait(10)
+
+        return go
+
+    queue.device = "cuda:0"
+    first = queue.submit("here", work("here"))
+    others = [queue.submit(name, work(name), device=name[:6]) for name in ("cuda:1", "cuda:0-b", "cuda:1-b")]
+    deadline = time.monotonic() + 5
+    while len(at_work) < 2 and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert sorted(at_work) == ["cuda:1", "here"] and [queue.jobs_ahead(job) for job in others] == [0, 1, 1]
+    free.set()
+    for job in (first, *others):
+        wait(job)
+    assert sorted(at_work) == ["cuda:0-b", "cuda:1", "cuda:1-b", "here"]
+
+
+def test_waiting_jobs_are_moved_paused_and_resumed(queue):
+    free, order = threading.Event(), []
+    first = queue.submit("first", lambda stop: iter([free.wait(10)]))
+    a, b, c = (queue.submit(name, lambda stop, name=name: iter([order.append(name)])) for name in "abc")
+    queue.move(c, -2)
+    queue.move(a, 5)
+    queue.move(first, 1)
+    assert [job.title for job in queue.list_jobs()] == ["first", "c", "b", "a"]
+    queue.pause(c)
+    assert c.state == "paused" and [queue.jobs_ahead(job) for job in (b, a)] == [1, 2], "it holds nobody up"
+    free.set()
+    wait(a)
+    assert order == ["b", "a"] and queue.list_jobs() == [c]
+    queue.resume(c)
+    wait(c)
+    assert order == ["b", "a", "c"]
+    with pytest.raises(BadInput, match="not in the queue any more"):
+        queue.find_job(c.key)
+
+
+def test_a_job_with_a_process_is_paused_at_work_and_begins_again_later(queue):
+    begun = []
+
+    def go(stop):
+        begun.append(1)
+        while not stop.wait(0.01) and len(begun) < 2:
+            yield len(begun)
+
+    job = queue.submit("training", go, has_process=True)
+    while not begun:
+        time.sleep(0.005)
+    queue.pause(job)
+    deadline = time.monotonic() + 5
+    while job.state != "paused" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert job.state == "paused" and not job.is_over and queue.list_jobs() == [job]
+    queue.resume(job)
+    wait(job)
+    assert job.state == "done" and len(begun) == 2
+
+
+def test_what_can_go_on_is_in_the_file_at_every_moment(queue, tmp_path):
+    file, free = tmp_path / "queue.json", threading.Event()
+    assert queue.save_to(file) == []
+
+    def entries():
+        return [(entry["run"], entry["paused"]) for entry in json.loads(file.read_text())["jobs"]]
+
+    first = queue.submit("a", lambda stop: iter([free.wait(10)]), saved={"run": "a"})
+    queue.submit("scores of a dropped file", counting(1))
+    last = queue.submit("b", counting(1), saved={"run": "b"})
+    queue.pause(last)
+    assert entries() == [("a", False), ("b", True)]
+    assert [entry["run"] for entry in JobQueue().save_to(file)] == ["a", "b"], "another server finds both"
+    queue.stop(last)
+    free.set()
+    wait(first)
+    deadline = time.monotonic() + 5
+    while entries() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert entries() == []
+    for damage in ("{", "[]", '{"jobs": 3}', '{"jobs": [1]}'):
+        (tmp_path / "damaged.json").write_text(damage)
+        with pytest.raises(BadInput, match="damaged.json"):
+            JobQueue().save_to(tmp_path / "damaged.json")

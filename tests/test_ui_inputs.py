@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from urllib.parse import unquote
 
 import gradio as gr
+import httpx
 import pytest
 import tiny
 import tiny_conditioned  # noqa: F401  # adds its pipelines to tiny's
@@ -30,9 +31,19 @@ from workbench.core.types import Media
 from workbench.engine.plan import plan_run
 from workbench.runs import config as run_config
 from workbench.runs import prompts as run_prompts
-from workbench.ui import contestant_choices, input_uploads, limits, prompt_choices, studio_comparison
+from workbench.ui import (
+    contestant_choices,
+    form_advice,
+    input_uploads,
+    limits,
+    prompt_choices,
+    reward_offers,
+    studio_comparison,
+)
 from workbench.ui.comparison_request import ComparisonRequest
+from workbench.ui.contestant_choices import read_pipeline
 from workbench.ui.context import AppContext
+from workbench.ui.form import read_form
 from workbench.ui.jobs import JobQueue
 from workbench.ui.overrides import check_overrides
 from workbench.ui.tabs import studio
@@ -66,7 +77,7 @@ def app(tmp_path_factory, configured):
     _, url, _ = page.queue().launch(
         prevent_thread_lock=True, quiet=True, server_name="127.0.0.1", ssr_mode=False, allowed_paths=[str(context.temp)]
     )
-    yield SimpleNamespace(client=Client(url, verbose=False), url=url, context=context, tab=tab)
+    yield SimpleNamespace(client=Client(url, verbose=False), url=url, context=context, tab=tab, page=page)
     page.close()
 
 
@@ -103,7 +114,7 @@ def field_values(app, pipeline, files, sketch=None, rewards=("unchanged",)):
     slots = [["sample", None, None, None, "", ""], *[[None, None, None, None, "", ""]] * 3]
     mix = [v for n in range(4) for v in ((rewards[n] if n < len(rewards) else None), 1.0)]
     given = [files.get(name) for name in limits.INPUTS]
-    return ["make it red", "", pipeline, [], 0, 1, 0, 16, *sum(slots, []), *mix, *given, sketch]
+    return ["make it red", "", pipeline, [], 0, 1, 0, 16, 0, *sum(slots, []), *mix, *given, sketch]
 
 
 # --- results ---------------------------------------------------------------------------------------------------------
@@ -113,7 +124,7 @@ def test_a_comparison_from_a_source_shows_it_first_and_lays_it_over_every_result
     assert compared["state"] == "done" and len(compared["files"]) == 2
     served = {Path(unquote(g["url"].removeprefix("gradio_api/file="))) for g in compared["inputs"]}
     assert [file.read_bytes() for file in served] == [(pictures / "a.png").read_bytes()], "as it was given"
-    (update,) = app.tab.open_page(SimpleNamespace(query_params={"run": compared["run"]}))
+    (update,) = app.tab.open_page("", SimpleNamespace(query_params={"run": compared["run"]}))
     page = update[len(app.tab.editor.outputs()) + 1]
     rows = page.split('<section class="wb-row">')[1:]
     assert len(rows) == 1 and "black is what stayed the same" in page
@@ -132,6 +143,35 @@ def test_the_report_and_the_contact_sheet_begin_with_the_source(compared):
     assert page.count("--source: url(data:image/png;base64,") == 1 and "mix-blend-mode: difference" in page
     assert "<script" not in page and "https://" not in page
     assert Image.open(folder / "grid.png").width == 2 * (2 * 24 + 148 + 3 * (14 + 160))
+
+
+# --- the page as a browser drives it ----------------------------------------------------------------------------------
+
+
+def send_event(app, handler: str, values: list, session: str) -> dict:
+    """What the page answers when a browser sends this event: {"success": bool, "output": ...}."""
+    number = next(n for n, fn in app.page.fns.items() if fn.name == handler)
+    call = {"data": values, "fn_index": number, "session_hash": session, "event_data": None}
+    httpx.post(f"{app.url}gradio_api/queue/join", json=call).raise_for_status()
+    with httpx.stream("GET", f"{app.url}gradio_api/queue/data?session_hash={session}", timeout=60) as stream:
+        for line in stream.iter_lines():
+            message = json.loads(line.removeprefix("data:")) if line.startswith("data:") else {}
+            if message.get("msg") == "process_completed":
+                return message
+    raise AssertionError("the page did not answer")
+
+
+def test_what_the_form_still_holds_is_judged_by_us_when_events_cross(app):
+    """The lists of one pipeline arrive while the choices for another are sent: a slow machine, a quick hand."""
+    values = field_values(app, "tiny-paint", {}, rewards=("starter_clip",))
+    uploads = len(app.tab.editor.given.inputs())
+    chosen = ["starter-image", None, None, None, *values[:-uploads]]
+    assert send_event(app, "update_choices", chosen, "crossing")["success"]
+    values = field_values(app, "tiny-edit", {}, rewards=("starter_clap",))  # the list has none of sounds
+    for _ in range(2):  # and once more, after the page has answered
+        answer = json.dumps(send_event(app, "start_comparison", values, "crossing"))
+        assert "not in the list of choices" not in answer
+        assert "source: tiny-edit makes its samples from a picture" in answer
 
 
 # --- what is asked for -----------------------------------------------------------------------------------------------
@@ -171,19 +211,22 @@ def test_every_input_has_a_field_with_a_sentence():
 def test_the_form_shows_an_upload_for_each_input_of_the_pipeline_and_no_other(app, pipeline, shown):
     boxes = app.tab.editor.given.choose_pipeline(pipeline)[: len(NAMES)]
     assert {name for name, box in zip(NAMES, boxes, strict=True) if box["visible"]} == shown
-    updates = app.tab.editor.choose_pipeline(pipeline, "", "sample", None, None, None, "brightness", None, None, None)
-    assert len(updates) == 2 + 3 * 4 + len(app.tab.editor.given.outputs())
+    values = field_values(app, pipeline, {}, rewards=("brightness",))[: -len(app.tab.editor.given.inputs())]
+    updates = app.tab.editor.update_choices("another", None, None, None, *values)
+    boxes = updates[-len(app.tab.editor.given.outputs()) :][: len(NAMES)]
+    assert {name for name, box in zip(NAMES, boxes, strict=True) if box["visible"]} == shown
 
 
 def test_rewards_that_need_a_source_are_offered_where_the_pipeline_gives_one(app):
     offered = {
-        p: {n for _, n in contestant_choices.list_rewards(p, app.context.runs)}
+        p: {n for _, n in reward_offers.list_rewards(read_pipeline(p, app.context.runs), app.context.runs)}
         for p in ("starter-image", "tiny-edit", "tiny-paint")
     }
     assert not offered["starter-image"] & {"unchanged", "background"}
     assert "unchanged" in offered["tiny-edit"] and "background" not in offered["tiny-edit"]
     assert {"unchanged", "background"} <= offered["tiny-paint"]
-    assert "unchanged" in contestant_choices.default_watch("tiny-edit", ["brightness"], app.context.runs)
+    edit = read_pipeline("tiny-edit", app.context.runs)
+    assert "unchanged" in reward_offers.default_watch(edit, ["brightness"], app.context.runs)
     alternatives = {p: {n for _, n in contestant_choices.list_alternatives(p, app.context.runs)} for p in offered}
     assert not alternatives["starter-image"] & {"tiny-edit", "tiny-paint"} and "tiny-edit" in alternatives["tiny-paint"]
 
@@ -283,9 +326,9 @@ def test_a_link_brings_the_source_back_and_the_same_seed_the_same_pictures(app, 
     app.tab.manager.find_folder(compared["run"])
     for file in (app.context.runs / "inputs").iterdir():
         file.unlink()  # the run folder has what it needs
-    (update,) = app.tab.open_page(SimpleNamespace(query_params={"run": compared["run"]}))
+    (update,) = app.tab.open_page("", SimpleNamespace(query_params={"run": compared["run"]}))
     fields = update[: len(app.tab.editor.outputs())]
-    assert fields[0] == "make it red"
+    assert fields[0]["value"] == "make it red"
     given = dict(zip(NAMES, fields[-len(app.tab.editor.given.outputs()) :][len(NAMES) : 2 * len(NAMES)], strict=True))
     assert Path(given["source"]["value"]).read_bytes() == (pictures / "a.png").read_bytes()
     assert given["mask"]["value"] is None
@@ -344,30 +387,34 @@ def test_lists_of_every_kind_are_offered_where_their_inputs_fit_and_an_editors_o
         pipeline: prompt_choices.offer_lists(contestant_choices.list_inputs(pipeline, app.context.runs), "", Path())
         for pipeline in ("starter-image", "tiny-edit", "tiny-paint")
     }
-    assert offered["starter-image"] == [("the prompts above", ""), ("listed", "listed"), ("plain", "plain")]
+    plain = [("listed (2 prompts)", "listed"), ("plain (1 prompt)", "plain")]
+    assert offered["starter-image"] == [("the prompts above", ""), *plain]
     assert offered["tiny-edit"][1:] == [
-        ("few (each with a source)", "few"),
-        ("photos (each with a source)", "photos"),
-        ("tiny-edit-test (each with a source, the first 32 of 34)", "tiny-edit-test"),
-        ("listed", "listed"),
-        ("plain", "plain"),
+        ("few (2 prompts, each with a source)", "few"),
+        ("photos (1 prompt, each with a source)", "photos"),
+        ("tiny-edit-test (34 prompts, each with a source)", "tiny-edit-test"),
+        *plain,
     ]
     assert [name for _, name in offered["tiny-paint"]] == ["", "listed", "plain"], "no list has masks"
+    assert prompt_choices.offer_lists({}, "few", Path())[-1] == ("few (does not go with this pipeline)", "few")
 
-    def choose(pipeline, chosen):
-        updates = app.tab.editor.choose_pipeline(pipeline, chosen, "sample", *[None] * 3, "brightness", *[None] * 3)
-        return updates[-len(app.tab.editor.given.outputs()) - 1]["value"]
+    def take(pipeline, chosen):
+        values = field_values(app, pipeline, {}, rewards=("brightness",))
+        values[1] = chosen
+        return form_advice.fit_form(read_form(values), app.context.runs).prompt_list
 
-    assert choose("tiny-edit", "") == choose("tiny-edit", "gone") == "tiny-edit-test"
-    assert choose("tiny-edit", "few") == "few" and choose("starter-image", "few") == ""
-    assert choose("starter-image", "plain") == "plain" == choose("tiny-edit", "plain")
+    assert take("tiny-edit", "") == take("tiny-edit", "gone") == "tiny-edit-test"
+    assert take("tiny-edit", "few") == "few" and take("starter-image", "few") == ""
+    assert take("starter-image", "plain") == "plain" == take("tiny-edit", "plain")
 
 
 def test_a_list_brings_a_source_with_each_prompt_and_says_what_does_not_fit(app, prompt_lists, pictures):
     config = studio_comparison.build_config(at_rest(prompts="tiny-edit-test"), app.context)
-    assert (config.prompts, config.limit) == ("configs/prompts/tiny-edit-test.jsonl", 32), "no path of this machine"
+    assert (config.prompts, config.limit) == ("configs/prompts/tiny-edit-test.jsonl", 0), "no path of this machine"
+    first = studio_comparison.build_config(at_rest(prompts="tiny-edit-test", limit=3), app.context)
+    assert first.limit == 3 and len(plan_run(first).rows) == 3
     rows = plan_run(config).rows
-    assert len(rows) == 32 and len({prompt_inputs(row[1])["source"].digest for row in rows}) == 2
+    assert len(rows) == 34 and len({prompt_inputs(row[1])["source"].digest for row in rows}) == 2
     assert len(plan_run(studio_comparison.build_config(at_rest(prompts="photos"), app.context)).rows) == 1
     one = keep(app, source=pictures / "c.png")
     assert len(studio_comparison.build_config(at_rest(prompts="listed", inputs=one), app.context).prompts) == 2
@@ -377,7 +424,7 @@ def test_a_list_brings_a_source_with_each_prompt_and_says_what_does_not_fit(app,
         (at_rest(prompts="plain"), "source: tiny-edit makes its samples from a picture as their source; give one"),
         (at_rest(prompts="few", pipeline="tiny-paint"), "mask: .*choose a list whose prompts have one"),
         (at_rest(prompts="few", inputs=one), "source: is given, and the prompts of the list come with files"),
-        (at_rest(prompts="tiny-edit-test", seeds=5), "32 prompts x 5 seeds are 160 samples"),
+        (at_rest(prompts="tiny-edit-test", seeds=1000), "34 prompts x 1000 seeds are 34,000 samples"),
         (at_rest(prompts="run:nowhere"), "no run of this name here"),
     ]:
         with pytest.raises(BadInput, match=sentence) as raised:
@@ -412,16 +459,13 @@ def test_a_run_of_a_file_with_sources_is_repeated_and_edited_with_each_prompts_o
     assert edited.prompts == f"run:{live.folder.path.name}", "which stands on its own"
 
 
-def test_a_run_that_is_too_long_for_a_page_or_not_finished_says_how_to_repeat_it(tmp_path):
-    folder = write_run(tmp_path, "long", prompts=[f"edit {n}" for n in range(33)])
+def test_a_long_run_is_asked_for_again_whole_and_one_that_is_not_finished_says_how_to_repeat_it(tmp_path):
+    folder = write_run(tmp_path, "long", prompts=[f"edit {n}" for n in range(133)])
     stored = SimpleNamespace(prompts="gone.jsonl", limit=0)
-    with pytest.raises(BadInput, match="33 prompts, and a page shows at most 32; repeat it with: workbench run FOLDER"):
-        prompt_choices.ask_again(stored, folder, tmp_path)
+    assert prompt_choices.ask_again(stored, folder, tmp_path) == ([f"edit {n}" for n in range(133)], {}, 0)
     folder.write("run.json", folder.read() | {"status": "stopped"})
     with pytest.raises(BadInput, match="not finished, so not all of its prompts are known"):
         prompt_choices.ask_again(stored, folder, tmp_path)
-    short = write_run(tmp_path, "short", prompts=["a", "b"])
-    assert prompt_choices.ask_again(stored, short, tmp_path) == (["a", "b"], {})
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -19,11 +20,15 @@ from ui_fixtures import launch_tab
 from workbench.core.errors import BadInput
 from workbench.core.io import media
 from workbench.core.types import Media
+from workbench.report.grid_page import write_grid_page
+from workbench.runs import run_bin
 from workbench.runs.store import RunFolder
-from workbench.ui import run_processes
+from workbench.ui import run_choices, run_processes, run_queue
+from workbench.ui.context import AppContext
+from workbench.ui.jobs import JobQueue
 from workbench.ui.overrides import check_overrides
 from workbench.ui.tabs import runs
-from workbench.ui.widgets import curves, run_view, samples
+from workbench.ui.widgets import curves, queue_view, run_view, samples
 
 EVIL = "<img src=x onerror=alert(1)>{{evil}}${evil}"
 SMALL = ["limit=2", "samples_per_prompt=1", "batch=1", "watch=[saturated_pixels]",
@@ -95,25 +100,35 @@ def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page, l
     sentence, name = client.predict("methods-student", "\n".join(SMALL), api_name="/start")
     assert "is starting" in sentence
     folder = run_processes.find_run(context.runs, name)
-    with pytest.raises(BadInput, match="at work on this device"):
-        run_processes.start_run(context.runs, "methods-student", SMALL)
-    with pytest.raises(BadInput, match="worked on already"):
-        run_processes.resume_run(context.runs, name)
+    sentence, second = client.predict("methods-student", "\n".join([*SMALL, "name=second"]), api_name="/start")
+    assert "waits for its turn, 1 before it" in sentence
+    jobs = client.predict(api_name="/queue")[2]
+    assert [(job["run"], job["state"]) for job in jobs] == [(name, "working"), (second, "waiting")]
+    said, queue, *_ = client.predict(jobs[1]["key"], "pause", api_name="/queue_job")
+    assert said == "" and "paused" in queue and 'data-action="resume"' in queue
+    for call in (run_processes.prepare_resume, lambda runs, run: run_queue.resume_run(context, run)):
+        with pytest.raises(BadInput, match="worked on already"):
+            call(context.runs, name)
     codes, (said,) = launcher.launch(tmp_path / "other", processes=1, code=OTHER, out=str(context.runs))
     states = said.split()
     assert codes == [0], said
     assert states[0] == "running" and states[1] in ("stopping", "stopped")
     wait(lambda: not run_processes.run_state(folder).is_live, 20)
     assert run_processes.run_state(folder).name == "stopped"
+    wait(lambda: len(context.jobs.list_jobs()) == 1, 5)
     client.predict(name, api_name="/resume")
     wait(lambda: not run_processes.run_state(folder).is_live, 90)
     assert run_processes.run_state(folder).name == "done", run_processes.log_tail(folder)
     assert {c["name"] for c in folder.read("summary.json")["contestants"]} == {"base", "reno"}
     assert curves.read_series(folder.path / "events.jsonl").mean_lines()["reward"]["reno"], "its curve can be drawn"
     with pytest.raises(BadInput, match="finished"):
-        run_processes.resume_run(context.runs, name)
-    rows = client.predict(api_name="/runs")[-1]
-    assert {"run": name, "state": "done"}.items() <= rows[0].items()
+        run_queue.resume_run(context, name)
+    states = {row["run"]: row["state"] for row in client.predict(api_name="/runs")[-1]}
+    assert states == {name: "done", second: "queued"}, "what is paused does not begin"
+    client.predict(jobs[1]["key"], "cancel", api_name="/queue_job")
+    assert client.predict(api_name="/queue")[2] == [] and not (context.runs / second / "process.json").exists()
+    assert run_processes.run_state(run_processes.find_run(context.runs, second)).name == "stopped"
+    assert "not in the queue any more" in client.predict(jobs[1]["key"], "up", api_name="/queue_job")[0]
 
 
 def test_a_process_that_was_killed_is_told_as_crashed_with_its_last_words(tmp_path, sleeper):
@@ -175,9 +190,199 @@ def test_a_damaged_process_record_stops_nothing_and_breaks_nothing(tmp_path, con
 )
 def test_only_the_name_of_a_listed_run_is_a_run(tmp_path, name):
     written(tmp_path)
-    for act in (run_processes.find_run, run_processes.stop_run, run_processes.resume_run):
+    for act in (run_processes.find_run, run_processes.stop_run, run_processes.prepare_resume):
         with pytest.raises(BadInput, match="no run of this name"):
             act(tmp_path, name)
+
+
+# --- the queue ------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def sleepers(monkeypatch):
+    """Runs whose processes only sleep, in the order in which they begin."""
+    begun = []
+
+    def launch(folder):
+        run_processes.write_status(folder, "running")
+        begun.append(subprocess.Popen(["sleep", "60"], start_new_session=True))
+        adopted(folder, begun[-1])
+
+    monkeypatch.setattr(run_processes, "launch_run", launch)
+    yield begun
+    for process in begun:
+        process.kill(), process.wait()
+    run_queue._locks.close()
+
+
+def served(folder, restored=True):
+    """The place of a server of these runs."""
+    context = AppContext(folder, folder / "temp", JobQueue())
+    if restored:
+        run_queue.restore_queue(context)
+    return context
+
+
+def states(context):
+    return [(job.saved["run"], job.state) for job in context.jobs.list_jobs()]
+
+
+def test_a_queue_survives_its_server_and_never_begins_two_at_once(tmp_path, sleepers, capsys):
+    first = served(tmp_path)
+    for name in ("1-a", "2-b", "3-c"):
+        run_queue.submit_run(first, written(tmp_path, name, status="queued"))
+    wait(lambda: states(first)[0] == ("1-a", "working") and len(sleepers) == 1, 5)
+    first.jobs.pause(first.jobs.list_jobs()[2])
+    assert states(served(tmp_path)) == [] and "not kept over a restart" in capsys.readouterr().err, "one server has it"
+    run_queue._locks.close()  # the server is gone, its process of the first run lives
+    again = served(tmp_path)
+    assert states(again) == [("1-a", "working"), ("2-b", "waiting"), ("3-c", "paused")]
+    time.sleep(1)
+    assert len(sleepers) == 1, "the one that lives is waited for"
+    sleepers[0].kill(), sleepers[0].wait()
+    wait(lambda: ("2-b", "working") in states(again), 10)
+    assert ("3-c", "paused") in states(again)
+    run_queue.stop_run(again, "2-b")
+    wait(lambda: states(again) == [("3-c", "paused")], 10)
+    assert run_processes.run_state(run_processes.find_run(tmp_path, "2-b")).name == "stopped"
+
+
+def test_a_run_at_work_is_paused_by_a_stop_and_goes_on_when_it_is_resumed(tmp_path, sleepers):
+    context = served(tmp_path, restored=False)
+    job = run_queue.submit_run(context, written(tmp_path, "1-a", status="queued"))
+    other = run_queue.submit_run(context, written(tmp_path, "2-b", status="queued"))
+    wait(lambda: len(sleepers) == 1, 5)
+    context.jobs.pause(job)
+    wait(lambda: states(context) == [("1-a", "paused"), ("2-b", "working")], 10)
+    run_queue.resume_run(context, "1-a")
+    assert states(context) == [("1-a", "waiting"), ("2-b", "working")]
+    context.jobs.stop(other)
+    wait(lambda: states(context) == [("1-a", "working")] and len(sleepers) == 3, 10)
+    context.jobs.stop(job)
+    wait(lambda: states(context) == [], 10)
+
+
+def test_a_comparison_that_waited_when_its_server_went_becomes_a_run_of_its_own(tmp_path, sleepers, capsys):
+    config = {"pipeline": "starter-image", "reward": "starter_clip", "prompts": ["a red circle"], "method": "sample",
+              "name": "studio"}  # fmt: skip
+    claimed = RunFolder.open(tmp_path, "studio", config)
+    (tmp_path / "queue").mkdir()
+    entries = [{"title": "a", "run": claimed.path.name, "config": config}, {"title": "b", "run": "../../etc"}]
+    entries += [{"title": "c", "run": "x", "config": config | {"pipeline": "no such"}}]
+    (tmp_path / "queue" / "queue.json").write_text(json.dumps({"jobs": entries}))
+    context = served(tmp_path)
+    assert [name for name, _ in states(context)] == [claimed.path.name] and claimed.read()["config"]["limit"] == 0
+    said = capsys.readouterr().err
+    assert "left out of the queue: b: its run is gone" in said and "left out of the queue: c: " in said
+
+
+def test_what_can_be_done_about_a_job_is_offered_and_nothing_else(tmp_path):
+    queue, free = JobQueue(), threading.Event()
+    here = queue.submit(EVIL, lambda stop: iter([free.wait(20)]))
+    run = queue.submit("run", lambda stop: iter([1]), saved={"run": "r"}, has_process=True)
+    last = queue.submit("last", lambda stop: iter([1]), device="cuda:7")
+    queue.device = "cpu"
+    page = queue_view.draw_queue(queue.list_jobs())
+    assert "<img src=x" not in page and "onerror=alert(1)&gt;" in page
+    assert queue_view.list_actions(here, -1, 2) == ["stop"] and queue_view.list_actions(run, 0, 1) == [
+        "pause",
+        "cancel",
+    ]
+    with pytest.raises(BadInput, match="can't be paused"):
+        queue.pause(here)
+    queue.move(last, -1)
+    assert queue.list_jobs() in ([here, last, run], [here, run]), "another device may begin at once"
+    free.set()
+    wait(lambda: queue.list_jobs() == [], 5)
+    bars = queue_view.draw_machine(queue_view.measure_machine())
+    assert "cores" in bars and "memory" in bars
+    gpu = {"name": EVIL, "memory_used_gb": None, "memory_gb": None, "percent": None}
+    bars = queue_view.draw_machine(queue_view.measure_machine() | {"gpus": [gpu, gpu | {"percent": 50}]})
+    assert "unknown until this page works on it" in bars and ": 50 %" in bars and "<img src=x" not in bars
+
+
+# --- the board of runs -----------------------------------------------------------------------------------------------
+
+
+def test_every_config_is_offered_by_groups_with_what_it_says_of_itself(tmp_path):
+    from workbench.core.paths import CONFIGS
+
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "configs" / "mine.yaml").write_text("# My own\npipeline: starter-image\nmethod: sample\n")
+    offered = run_choices.offer_configs(tmp_path)
+    names = [name for _, name in offered]
+    assert len(offered) == len(list((CONFIGS / "runs").rglob("*.yaml"))) + len(list((CONFIGS / "grids").iterdir())) + 1
+    assert (
+        offered[0] == ("yours: mine  (My own)", "yours/mine") and "demo" in names and "grids/starter-guidance" in names
+    )
+    groups = [label.partition(":")[0] for label, _ in offered]
+    assert sorted(set(groups), key=groups.index) == list(run_choices.GROUPS), "those of a group stand together"
+    for name in ("../mine", "mine", str(tmp_path / "configs" / "mine.yaml"), EVIL):
+        with pytest.raises(BadInput, match="no config of this name"):
+            run_choices.find_config(tmp_path, name)
+
+
+def test_a_cost_is_told_before_a_start_and_so_is_the_wait(page):
+    client, context = page
+    said = client.predict("grids/starter-guidance", "limit=2", api_name="/cost")
+    assert "9 contestants, 84 denoiser calls, time unknown" in said and "memory unknown" in said
+    assert "unknown key" in client.predict("demo", "seedz=4", api_name="/cost")
+    said = client.predict("demo", "limit=2", "iterations=1,2", "steps=1,2", "", "reno", api_name="/cost")
+    assert "4 contestants, 60 denoiser calls" in said, "two prompts, two noises, 2 or 3 passes of 1 or 2 steps"
+    for axis, sentence in (("lora=/etc/x", "no files of LoRAs"), ("pipeline=/models", "only configured pipelines"),
+                           ("method.noise=/etc/passwd", "no path"), ("reward.clip=1", "not among this run"),
+                           ("steps", "write SETTING=VALUE"),
+                           ("pipeline.repo=evil", "only its name, steps")):  # fmt: skip
+        assert sentence in client.predict("demo", "limit=2", axis, "", "", "reno", api_name="/cost"), axis
+
+
+def test_a_run_is_titled_tagged_found_deleted_and_restored(page, tmp_path):
+    client, context = page
+    folder = written(context.runs, "20240101-000000-noted", status="done")
+    name = folder.path.name
+    assert "Saved" in client.predict(name, EVIL, "#paper, good", "the greens are better", api_name="/save_notes")
+    assert json.loads((folder.path / "notes.json").read_text())["tags"] == ["paper", "good"]
+
+    def search(words):
+        table, *_, rows = client.predict(words, api_name="/runs")
+        return table, [row["run"] for row in rows]
+
+    for words in ("#paper", "greens", "noted state:done", "paper -bad"):
+        table, names = search(words)
+        assert names == [name] and "#good" in table and "<img src=x" not in table
+    assert search("#pape")[1] == [] and name not in search("-greens")[1]
+    assert "one word of" in client.predict(name, "", "a/b", "", api_name="/save_notes")
+    assert "Choose a run" in client.predict("../x", "", "", "", api_name="/save_notes")
+    with folder.exclusive_lock():
+        assert "another process works on" in client.predict(name, api_name="/delete_run")
+    assert "is in the bin" in client.predict(name, api_name="/delete_run")
+    assert search("#paper")[1] == [] and [f.path.name for f in run_bin.list_binned(context.runs)] == [name]
+    assert "the bin has no run" in client.predict("20240101", api_name="/restore_run")[0]
+    assert "is back" in client.predict(name, api_name="/restore_run")[0] and search("#paper")[1] == [name]
+
+
+def test_runs_stand_beside_each_other_and_those_of_the_same_prompts_are_marked(page):
+    client, context = page
+    estimate = {"mean": 0.5, "ci95": [0.4, 0.6], "n": 2, "optimised": False}
+    for name, seed, title in (
+        ("20230101-000000-one", 1, "first"),
+        ("20230102-000000-two", 1, EVIL),
+        ("20230103-000000-x", 2, ""),
+    ):
+        sample = {"index": 0, "k": 0, "seed": seed, "prompt": "a", "file": None, "scores": {"clip": 0.5}}
+        events = [{"contestant": "reno", "batch": 0, "step": n, "metrics": {"reward": n / 10}} for n in range(3)]
+        events += [{"contestant": "reno", "batch": 0, "step": 2, "final": True, "samples": [sample]}]
+        folder = written(context.runs, name, status="done", events=events)
+        rows = {"name": "reno", "method": "reno", "samples": 1, "rewards": {"clip": estimate}, "nfe": 8, "seconds": 1.0}
+        folder.write("summary.json", {"contestants": [rows], "prompts": 1, "seeds": 1, "modality": "image"})
+        folder.write("notes.json", {"title": title, "note": "", "tags": []})
+    names = [f.path.name for f in (run_processes.find_run(context.runs, n) for n in
+             ("20230101-000000-one", "20230102-000000-two", "20230103-000000-x"))]  # fmt: skip
+    table, chart = client.predict(names, api_name="/runs_beside")
+    assert table.count("0.50 [0.40, 0.60]") == 3 and table.count(">A<") == 2 and table.count(">B<") == 1
+    assert "first: reno" in chart and "20230103-000000-x: reno" in chart and chart.count("<polyline") == 3
+    assert "<img src=x" not in table + chart
+    assert "no run of this name" in client.predict(["../x"], api_name="/runs_beside")[0]
 
 
 # --- overrides -------------------------------------------------------------------------------------------------------
@@ -197,7 +402,7 @@ def test_only_the_name_of_a_listed_run_is_a_run(tmp_path, name):
 )  # fmt: skip
 def test_an_override_that_names_a_file_an_address_or_an_absurd_number_is_one_sentence(tmp_path, text):
     with pytest.raises(BadInput) as raised:
-        run_processes.start_run(tmp_path, "demo", [text])
+        run_processes.prepare_run(tmp_path, "demo", [text])
     assert "\n" not in str(raised.value) and not list(tmp_path.iterdir())
 
 
@@ -347,3 +552,60 @@ def test_a_damaged_run_is_listed_as_such_and_the_others_stay(tmp_path):
     written(tmp_path, name="20260101-000000-good", status="done")
     (written(tmp_path, name="20260102-000000-bad").path / "run.json").write_text("{")
     assert [r["state"] for r in run_view.list_runs(tmp_path)] == ["damaged", "done"]
+
+
+def test_one_visit_of_a_browser_to_the_board_the_queue_and_a_grid(page, browser):
+    client, context = page
+    cells = ("steps-1", "steps-2")
+    config = {"pipeline": "starter-image", "reward": {}, "contestants": {n: {"name": "sample"} for n in cells}}
+    config |= {"grid": {"x": {"pipeline.steps": [1, 2]}}}
+    events = [
+        {"contestant": name, "batch": 0, "step": 0, "final": True, "samples": [
+            {"index": 0, "k": 0, "seed": 7, "prompt": EVIL, "file": f"{name}.png", "scores": {"brightness": n / 2}}]}
+        for n, name in enumerate(cells)
+    ]  # fmt: skip
+    folder = written(context.runs, "20220101-000000-grid", status="done", events=events, config=config)
+    for n, name in enumerate(cells):
+        media.write_media(Media(torch.full((1, 3, 8, 8), n / 2), "image"), folder.path / name)
+    estimate = {"ci95": None, "n": 1, "optimised": False}
+    rows = [
+        {"name": n, "method": "sample", "samples": 1, "rewards": {"brightness": estimate | {"mean": k / 2}}, "nfe": 1}
+        for k, n in enumerate(cells)
+    ]
+    folder.write("summary.json", {"contestants": rows, "prompts": 1, "seeds": 1, "modality": "image"})
+    (folder.path / "report.html").write_text("<p>all of it</p>")
+    write_grid_page(folder.path)
+    free = threading.Event()
+    context.jobs.submit(
+        "a long job", lambda stop: iter(lambda: None if not stop.wait(0.05) and not free.is_set() else 1, 1)
+    )
+
+    site = browser.new_page()
+    errors = []
+    site.on("pageerror", lambda error: errors.append(str(error)))
+    site.goto(client.src)
+    site.wait_for_selector(f'[data-run="{folder.path.name}"]', timeout=60_000)
+    site.locator("#queue [data-action=stop]").click()
+    site.wait_for_function("document.querySelector('#queue').innerText.includes('Nothing is at work')", timeout=20_000)
+    site.locator(f'[data-run="{folder.path.name}"]').click()
+    site.wait_for_function("document.body.innerText.includes('20220101-000000-grid: done')", timeout=20_000)
+    site.get_by_text("Report", exact=True).first.click()
+    frame = site.frame_locator("iframe[title^='Grid of']")
+    cell = frame.locator("td[data-contestant=steps-2]")
+    cell.wait_for(timeout=20_000)
+    assert (
+        cell.locator("img").evaluate("image => image.decode().then(() => image.naturalWidth)") == 256
+        and "brightness 0.50" in cell.inner_text()
+    )
+    assert cell.evaluate("td => td.style.getPropertyValue('--share')") == "0.54", "the highest score"
+    cell.locator("button.shot").click()
+    assert "steps 2" in frame.locator("#caption").inner_text()
+    site.keyboard.press("ArrowLeft")
+    assert "steps 1" in frame.locator("#caption").inner_text() and "seed 7" in frame.locator("#caption").inner_text()
+    assert EVIL in frame.locator("#told").inner_text() and frame.locator("td img[src=x]").count() == 0
+    frame.locator("#close").click()
+    frame.locator("#page").select_option("0")
+    assert "brightness 0.50" in cell.inner_text() and cell.locator("img").count() == 0, "the means"
+    free.set()
+    site.close()
+    assert errors == []

@@ -21,3 +21,4 @@ class ComparisonRequest:
     batch: int = 16  # samples made at once
     # what all samples are made from besides their prompts: name -> file that input_uploads.py has kept
     inputs: Mapping[str, str] = field(default_factory=dict)
+    limit: int = 0  # of a list, only the first so many prompts; 0: all of it

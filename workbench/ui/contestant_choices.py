@@ -6,31 +6,26 @@ typed never becomes a path: pipelines are those of configs/pipelines and of the 
 
 from __future__ import annotations
 
-import math
+import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pipelines
 from pipelines.config import list_names
 from pipelines.variants import pipeline_label
-from rewards import configure_reward
-from rewards.vlm.judge import Judge
 from workbench.core.errors import BadInput
-from workbench.core.inputs import input_needs
 from workbench.core.schema import suggest_nearest
 from workbench.core.setting_help import describe_settings, summarise_class
 from workbench.engine.input_checks import argument_modality
 from workbench.methods import METHODS, trains_weights
 from workbench.runs import config, store
-from workbench.runs.registry import all_rewards, is_starter_reward
-from workbench.tools import doctor
-from workbench.ui import lora_uploads
+from workbench.ui import lora_uploads, reward_offers
+from workbench.ui.form import KNOBS
 from workbench.ui.limits import SLOTS
 from workbench.ui.overrides import check_overrides
 
-KNOBS = 3  # settings of a method that have a field of their own
 MAX_LETTERS = 300  # of a contestant's line
 FILE_METHODS = frozenset({"nrg", "reuse", "corrected"})  # methods that need a file of this machine
 LINE = re.compile(r"([\w-]+)(?:@([\w.:/+-]+))?(?:[\s,:]+(.*))?", re.S)
@@ -60,6 +55,23 @@ def find_pipeline(name: str, runs: Path) -> str:
     return source_by_name[name]
 
 
+def read_source(source: str) -> pipelines.PipelineConfig:
+    """The config of a pipeline as a run config calls it: read again where its file has changed. Raises BadInput."""
+    config_file, exported = pipelines.config.FOLDER / f"{source}.yaml", Path(source) / "export.json"
+    file = config_file if config_file.is_file() else exported
+    return _read_cached(source, file.stat().st_mtime_ns if file.is_file() else 0, str(config_file))
+
+
+@functools.lru_cache(512)  # a page asks for all of them with every choice
+def _read_cached(source: str, stamp: int, config_file: str) -> pipelines.PipelineConfig:
+    return pipelines.read_config(source)
+
+
+def read_pipeline(name: str, runs: Path) -> pipelines.PipelineConfig:
+    """Its config, under the name by which the page knows it. Raises BadInput."""
+    return replace(read_source(find_pipeline(name, runs)), name=name)
+
+
 def list_inputs(pipeline: str, runs: Path) -> dict[str, str]:
     """What this pipeline makes its samples from besides a prompt: name -> modality, "" where it may be any."""
     return inputs_of(find_pipeline(pipeline, runs))
@@ -67,77 +79,65 @@ def list_inputs(pipeline: str, runs: Path) -> dict[str, str]:
 
 def inputs_of(repo: str) -> dict[str, str]:
     """The same of a pipeline as a run config calls it."""
-    config = pipelines.read_config(repo)
+    config = read_source(repo)
     return {name: argument_modality(config, argument) for name, argument in config.inputs.items()}
 
 
 def list_alternatives(pipeline: str, runs: Path) -> list[tuple[str, str]]:
     """(label, name) of what a contestant may run on instead: pipelines of the same kind of media, which are made from
     nothing that this one is not made from."""
-    own = pipelines.read_config(find_pipeline(pipeline, runs))
-    alternatives = [n for n, repo in list_pipelines(runs).items() if n != pipeline and _is_alternative(repo, own)]
+    own_config = read_pipeline(pipeline, runs)
+    alternatives = [
+        n for n, repo in list_pipelines(runs).items() if n != pipeline and _is_alternative(repo, own_config)
+    ]
     alternatives += lora_uploads.list_loras(runs)
     return [("the same pipeline", "")] + [
         (n.replace("run:", "trained: ").replace("lora:", "with LoRA: "), n) for n in alternatives
     ]
 
 
-def _is_alternative(repo: str, own: pipelines.PipelineConfig) -> bool:
+def _is_alternative(repo: str, own_config: pipelines.PipelineConfig) -> bool:
     try:
-        other = pipelines.read_config(repo)
+        other = read_source(repo)
     except BadInput:
         return False  # an export that is damaged
-    return other.modality == own.modality and other.inputs.keys() <= own.inputs.keys()
-
-
-def list_rewards(pipeline: str, runs: Path) -> list[tuple[str, str]]:
-    """(label, name) of the rewards that can score single samples of this pipeline, without a server or a file to name,
-    and that compare with nothing but what the samples are made from; those whose weights are here come first."""
-    config, choices = pipelines.read_config(find_pipeline(pipeline, runs)), []
-    is_starter = config.repo.startswith("starter:")
-    for name, cls in all_rewards().items():
-        spec = cls.spec
-        is_suitable = config.modality in spec.modalities and spec.scope == "sample" and "reference" not in spec.needs
-        is_suitable = is_suitable and set(input_needs(spec)) <= config.inputs.keys()
-        if is_starter_reward(cls):  # those that read a scene by its prompt can't read it by an instruction
-            is_suitable = is_suitable and is_starter and bool(input_needs(spec)) == bool(config.inputs)
-        if not is_suitable or issubclass(cls, Judge):
-            continue
-        try:
-            configure_reward(cls, {}, name)
-        except (BadInput, TypeError):
-            continue  # needs settings of its own: a config file can give them
-        is_local = has_weights(cls)
-        choices.append(
-            (not is_local, not is_starter_reward(cls), name if is_local else f"{name} (weights to be fetched)", name)
-        )
-    return [(label, name) for _, _, label, name in sorted(choices, key=lambda row: row[:2])]
-
-
-def has_weights(cls: type) -> bool:
-    """Whether a reward's weights, if it has any, are on this machine."""
-    return all(map(doctor.is_cached, doctor.hub_repositories(cls.spec, str(getattr(cls, "model", "")))))
-
-
-def default_watch(pipeline: str, optimised: Sequence[str], runs: Path) -> list[str]:
-    """Who looks on unless told otherwise: the oracle where there is one, the watchdog of clipped values, how much of a
-    source is left as it was, and every published scorer whose weights are here."""
-    offered = [name for label, name in list_rewards(pipeline, runs) if label == name and name not in optimised]
-    scorers = [n for n in offered if not is_starter_reward(all_rewards()[n]) and all_rewards()[n].spec.weights]
-    watchdogs = ("saturated_pixels", "unchanged")
-    return [n for n in offered if n.endswith("oracle") or n in watchdogs or n in scorers]
+    return other.modality == own_config.modality and other.inputs.keys() <= own_config.inputs.keys()
 
 
 def list_methods(pipeline: str, optimised: Sequence[str], runs: Path) -> list[tuple[str, str]]:
     """(label, name) of the methods that this pipeline and these rewards can serve."""
-    provided = {"latents", "reward"} | pipelines.read_config(find_pipeline(pipeline, runs)).provides
-    if all(all_rewards()[name].spec.differentiable for name in optimised):
-        provided |= {"differentiable"}
+    config = read_pipeline(pipeline, runs)
+    return [(label, name) for label, name in _comparable() if not explain_method(name, config, optimised)]
+
+
+def offer_methods(pipeline: str, optimised: Sequence[str], runs: Path) -> list[tuple[str, str]]:
+    """The same, and then the others, each with what it lacks."""
+    config = read_pipeline(pipeline, runs)
+    reasons = {name: explain_method(name, config, optimised) for _, name in _comparable()}
+    offers = [(f"{label} — {reasons[name]}" if reasons[name] else label, name) for label, name in _comparable()]
+    return sorted(offers, key=lambda offer: bool(reasons[offer[1]]))
+
+
+def _comparable() -> list[tuple[str, str]]:
+    """(label, name) of all methods that a comparison on the page can have."""
     return [
         (f"{name.replace('_', ' ')} · {summarise_method(cls)}", name)
         for name, cls in METHODS.items()
-        if name not in FILE_METHODS and not trains_weights(cls) and cls.needs <= provided
+        if name not in FILE_METHODS and not trains_weights(cls)
     ]
+
+
+def explain_method(name: str, config: pipelines.PipelineConfig, optimised: Sequence[str]) -> str:
+    """Why a method can't work with this pipeline and these rewards, in a few words; "" where it can."""
+    unmet_needs = METHODS[name].needs - {"latents", "reward"} - config.provides
+    flat = [r for r in optimised if not reward_offers.reward_class(r).spec.differentiable]
+    if "differentiable" in unmet_needs:
+        if flat:
+            return f"needs a gradient of the reward, and {' and '.join(flat)} {'have' if flat[1:] else 'has'} none"
+        unmet_needs -= {"differentiable"}
+    if "stochastic" in unmet_needs:
+        return f"needs noise at every step, which the sampler of {config.name} does not add"
+    return f"needs what {config.name} lacks: {', '.join(sorted(unmet_needs))}" if unmet_needs else ""
 
 
 def summarise_method(cls: type, limit: int = 64) -> str:
@@ -249,6 +249,8 @@ def format_lines(blocks: Mapping[str, Mapping | str], runs: Path) -> list[str]:
     names_by_source, lines = {repo: name for name, repo in sources.items()}, []
     for label, block in blocks.items():
         block = {"name": block} if isinstance(block, str) else dict(block or {})
+        if "reward" in block or isinstance(block.get("lora"), Mapping):
+            raise BadInput("this comparison has weights of rewards or LoRAs of its own; repeat it on the command line")
         method, target = block.pop("name", label), block.pop("pipeline", None) or block.pop("lora", None)
         if target is not None and (target := pipeline_label(target)) not in names_by_source:
             raise BadInput("this comparison used a pipeline or a LoRA that is not here; repeat it on the command line")
@@ -272,34 +274,6 @@ def parse_line(text: str) -> tuple[str, list[float | None], str, str]:
     knob_values = [defaults[name] if v is None else v for name, v in zip(knob_names, knob_values, strict=True)]
     further = " ".join(f"{k}={_format_value(v)}" for k, v in values.items() if defaults.get(k) != v)
     return method, knob_values, further, target or ""
-
-
-def check_weights(weights: Mapping[str, float]) -> dict[str, float]:
-    """The rewards to optimise, each with its weight. Raises BadInput."""
-    if not weights:
-        raise BadInput("rewards: name at least one to optimise")
-    if len(weights) > SLOTS:
-        raise BadInput(f"rewards: at most {SLOTS} in one mix")
-    for name, weight in weights.items():
-        check_reward_name(name)
-        if (
-            isinstance(weight, bool)
-            or not isinstance(weight, (int, float))
-            or not 0 < abs(weight) <= 1e4
-            or math.isnan(weight)
-        ):
-            raise BadInput(
-                f"rewards: the weight of {name} is a number between -10,000 and 10,000 other than 0, "
-                f"not {str(weight)[:40]}"
-            )
-    return {name: float(weight) for name, weight in weights.items()}
-
-
-def check_reward_name(name: str) -> str:
-    """Raises BadInput for what is not a reward's name: from here no module is imported."""
-    if name not in all_rewards():
-        raise BadInput(f"rewards: unknown reward {str(name)[:60]!r}; {_suggest_name(name, all_rewards())}")
-    return name
 
 
 def _suggest_name(word: object, choices: Mapping) -> str:

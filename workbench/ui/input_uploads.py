@@ -46,20 +46,20 @@ def keep_inputs(
 ) -> dict:
     """Name -> path of what was given, kept among the runs. files: name -> uploaded path or None; sketch: what was
     painted as the mask; both count only where `kinds` has their name. Raises BadInput."""
-    kept = {}
+    kept_files = {}
     for name in (n for n in NAMES if n in kinds and files.get(n)):
         upload = accept_input(files[name], name, kinds[name], context.temp)
-        kept[name] = keep_bytes(upload.path.read_bytes(), upload.path.suffix, context.runs)
+        kept_files[name] = keep_bytes(upload.path.read_bytes(), upload.path.suffix, context.runs)
     if "mask" in kinds and (painted := read_sketch(sketch)) is not None:
-        if "mask" in kept:
+        if "mask" in kept_files:
             raise BadInput("mask: it is painted and given as a file; take one of them away")
-        covered = next((kept[name] for name in COVERED if name in kept), None)
+        covered = next((kept_files[name] for name in COVERED if name in kept_files), None)
         size = measure_file(Path(covered), decode=False).size if covered else None
         painted = painted.resize(size or painted.size, Image.Resampling.NEAREST)
         pixels = torch.from_numpy(np.asarray(painted) > 127).float()
         mask = Media(pixels.expand(1, 3, -1, -1), "image")
-        kept["mask"] = keep_bytes(media.encode_png(mask), ".png", context.runs)
-    return kept
+        kept_files["mask"] = keep_bytes(media.encode_png(mask), ".png", context.runs)
+    return kept_files
 
 
 def read_sketch(sketch: Mapping | None) -> Image.Image | None:
@@ -108,26 +108,26 @@ def check_inputs(
             f"{input_title(next(iter(inputs)))}: is given, and the prompts of the list come with files of their own; "
             "take it away, or choose the prompts above in place of the list"
         )
-    own, kinds = next(iter(kinds_by_pipeline.items()))
-    for pipeline, taken in kinds_by_pipeline.items():
-        if lacking := [name for name in taken if name not in inputs and name not in listed]:
-            title = input_title(lacking[0])
+    home_pipeline, kinds = next(iter(kinds_by_pipeline.items()))
+    for pipeline, input_kinds in kinds_by_pipeline.items():
+        if missing_inputs := [name for name in input_kinds if name not in inputs and name not in listed]:
+            title = input_title(missing_inputs[0])
             way_out = "choose a list whose prompts have one" if listed else "give one"
             raise BadInput(
-                f"{title}: {pipeline} makes its samples from {MEDIA_WORDS[taken[lacking[0]]]} as their {title}; "
-                f"{way_out}, or choose another pipeline"
+                f"{title}: {pipeline} makes its samples from {MEDIA_WORDS[input_kinds[missing_inputs[0]]]} as their "
+                f"{title}; {way_out}, or choose another pipeline"
             )
     for reward, names in needs.items():
-        if lacking := [name for name in names if name not in inputs and name not in listed]:
-            title = input_title(lacking[0])
-            made = f"from no {title}" if kinds else "from nothing but prompts"
+        if missing_inputs := [name for name in names if name not in inputs and name not in listed]:
+            title = input_title(missing_inputs[0])
+            origin = f"from no {title}" if kinds else "from nothing but prompts"
             raise BadInput(
-                f"rewards: {reward} compares with the {title} of a sample, and {own} makes its samples {made}; choose "
-                f"a pipeline that takes a {title}, or another reward"
+                f"rewards: {reward} compares with the {title} of a sample, and {home_pipeline} makes its samples "
+                f"{origin}; choose a pipeline that takes a {title}, or another reward"
             )
-    wanted = wanted_inputs(kinds_by_pipeline, needs)
+    wanted_kinds = wanted_inputs(kinds_by_pipeline, needs)
     for name, path in inputs.items():
-        if name not in wanted:
+        if name not in wanted_kinds:
             raise BadInput(f"{input_title(name)}: nothing in this comparison takes one; leave it out")
         if Path(path).parent != runs / FOLDER or not Path(path).is_file():
             raise BadInput(f"{input_title(name)}: its file is gone; give it again")

@@ -13,6 +13,7 @@ from typing import Any
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES, prompt_inputs
 from workbench.core.paths import CONFIGS
+from workbench.report.formatting import count_things
 from workbench.runs.config import RunConfig
 from workbench.runs.prompt_files import INPUT_COLUMNS, METADATA, READERS
 from workbench.runs.prompt_inputs import input_columns, label_input
@@ -23,7 +24,7 @@ from workbench.ui.input_uploads import FOLDER, keep_file
 from workbench.ui.run_processes import find_run
 
 RUN = "run:"  # begins the name of a list that holds the prompts of a stored run
-MAX_PROMPTS, MAX_LETTERS = 32, 1000  # the most that a page may ask for
+MAX_LETTERS = 1000  # of a prompt that somebody typed
 ABOVE = ("the prompts above", "")  # the choice of no list
 NO_RUN = "prompts: there is no run of this name here, whose prompts could be used again; choose another list"
 
@@ -34,7 +35,8 @@ class ChosenPrompts:
 
     source: Any
     count: int
-    limit: int = 0
+    texts: tuple[str, ...] = ()  # those without files of their own
+    limit: int = 0  # of the source
     inputs: frozenset[str] = frozenset()  # what comes with each of them
 
 
@@ -61,15 +63,28 @@ def _is_prompt_list(path: Path) -> bool:
 
 def offer_lists(kinds: Collection[str], chosen: str, runs: Path) -> list[tuple[str, str]]:
     """(label, name) of the lists for a pipeline whose samples are made from `kinds`: first those that come with all of
-    these, then those of plain prompts, for which one is given to the page. The prompts of a run only where they are
-    `chosen` already."""
+    these, then those of plain prompts, for which one is given to the page, and the `chosen` one whatever it is. The
+    prompts of a run only where they are `chosen` already."""
     facts = {name: _list_facts(path) for name, path in list_prompt_lists().items()}
     names = [name for name, list_facts in facts.items() if _covers(list_facts, kinds)]
     names += [name for name, list_facts in facts.items() if kinds and not list_facts.columns]
     offers = [(_describe_list(name, facts[name], kinds), name) for name in names]
     if chosen.startswith(RUN) and kinds and set(kinds) <= _run_inputs(chosen, runs):
         offers.append((f"those of {chosen.removeprefix(RUN)}", chosen))
+    elif chosen and chosen not in names:
+        offers.append((f"{chosen} (does not go with this pipeline)", chosen))
     return [ABOVE, *offers]
+
+
+def count_prompts(name: str, runs: Path) -> int:
+    """How many prompts a list has; 0 where it can't be read, which is said to whoever compares with it."""
+    if name.startswith(RUN):
+        try:
+            return len(read_run_prompts(name, runs))
+        except BadInput:
+            return 0
+    path = list_prompt_lists().get(name)
+    return _list_facts(path).count if path else 0
 
 
 def _run_inputs(name: str, runs: Path) -> set[str]:
@@ -83,7 +98,7 @@ def _run_inputs(name: str, runs: Path) -> set[str]:
 def suggest_list(pipeline: str, kinds: Collection[str], chosen: str, runs: Path) -> str:
     """The list that a page proposes once this pipeline is chosen: the one that was chosen before, while it fits; for a
     pipeline that makes its samples from something, its own test prompts, where there are such; else none."""
-    names = [name for _, name in offer_lists(kinds, chosen, runs)]
+    names = [name for _, name in offer_lists(kinds, chosen if chosen.startswith(RUN) else "", runs)]
     if chosen and chosen in names:
         return chosen
     return f"{pipeline}-test" if kinds and f"{pipeline}-test" in names else ""
@@ -99,8 +114,8 @@ def _covers(facts: ListFacts, kinds: Collection[str]) -> bool:
 def _describe_list(name: str, facts: ListFacts, kinds: Collection[str]) -> str:
     inputs = input_columns(facts.columns, dict.fromkeys(kinds, ""))
     notes = [f"each with {' and '.join(map(label_input, inputs))}"] if inputs else []
-    notes += [f"the first {MAX_PROMPTS} of {facts.count}"] if facts.count > MAX_PROMPTS else []
-    return f"{name} ({', '.join(notes)})" if notes else name
+    notes = [count_things(facts.count, "prompt"), *notes]
+    return f"{name} ({', '.join(notes)})"
 
 
 def _list_facts(path: Path) -> ListFacts:
@@ -118,18 +133,17 @@ def _read_facts(path: str, stamps: tuple) -> ListFacts:
     return ListFacts(len(table), frozenset(name for name in INPUT_COLUMNS if any(table.columns.get(name, ()))))
 
 
-def choose_prompts(asked: Sequence[str] | str, wanted: Mapping[str, str], runs: Path) -> ChosenPrompts:
-    """What a page asked for, texts or the name of a list. wanted: input that a pipeline or reward of the comparison
-    takes -> its modality. Raises BadInput, also for a list whose prompts come with what nothing here takes."""
+def choose_prompts(asked: Sequence[str] | str, wanted: Mapping[str, str], runs: Path, limit: int = 0) -> ChosenPrompts:
+    """What a page asked for, texts or the name of a list, of which `limit` takes the first so many. wanted: input that
+    a pipeline or reward of the comparison takes -> its modality. Raises BadInput, also for a list whose prompts come
+    with what nothing here takes."""
     if not isinstance(asked, str):
         prompts = read_prompts([line.replace("\0", "") for line in asked], "prompts: write at least one;")
-        check_number(len(prompts))
         if (longest := max(map(len, prompts))) > MAX_LETTERS:
             raise BadInput(f"prompts: one has {longest:,} letters; at most {MAX_LETTERS:,}")
-        return ChosenPrompts(list(prompts), len(prompts))
+        return ChosenPrompts(list(prompts), len(prompts), prompts)
     if asked.startswith(RUN):
-        items = read_run_prompts(asked, runs)
-        check_number(len(items))
+        items = read_run_prompts(asked, runs)[: limit or None]
         inputs = _names_of(items)
         _check_wanted(asked, inputs, wanted)
         return ChosenPrompts(items, len(items), inputs=frozenset(inputs))
@@ -137,20 +151,15 @@ def choose_prompts(asked: Sequence[str] | str, wanted: Mapping[str, str], runs: 
     if asked not in lists:
         raise BadInput(f"prompts: there is no list of this name; known: {', '.join(lists)}")
     path = lists[asked]
-    if not (facts := _list_facts(path)).columns:
-        texts = list(read_prompts(str(path))[:MAX_PROMPTS])
-        return ChosenPrompts(texts, len(texts))
-    _check_wanted(asked, facts.columns, wanted)
     source = path.relative_to(CONFIGS.parent).as_posix()
-    is_long = facts.count > MAX_PROMPTS
-    count, limit = (MAX_PROMPTS, MAX_PROMPTS) if is_long else (facts.count, 0)
-    return ChosenPrompts(source, count, limit, frozenset(input_columns(facts.columns, wanted)))
-
-
-def check_number(count: int) -> None:
-    """Raises BadInput for more prompts than a page shows."""
-    if count > MAX_PROMPTS:
-        raise BadInput(f"prompts: {count} are too many to look at; from here at most {MAX_PROMPTS}")
+    if not (facts := _list_facts(path)).columns:
+        texts = read_prompts(str(path))
+        used = texts[: limit or None]
+        return ChosenPrompts(source, len(used), used, limit if len(used) < len(texts) else 0)
+    _check_wanted(asked, facts.columns, wanted)
+    is_cut = 0 < limit < facts.count
+    inputs = frozenset(input_columns(facts.columns, wanted))
+    return ChosenPrompts(source, limit if is_cut else facts.count, (), limit if is_cut else 0, inputs)
 
 
 def _check_wanted(name: str, columns: Collection[str], wanted: Mapping[str, str]) -> None:
@@ -165,28 +174,19 @@ def _check_wanted(name: str, columns: Collection[str], wanted: Mapping[str, str]
 # The prompts of stored runs
 
 
-def ask_again(stored: RunConfig, folder: RunFolder, runs: Path) -> tuple[Sequence[str] | str, dict[str, str]]:
-    """(texts or the name of a list, what comes with all of them) by which a page asks for the prompts of a stored run
-    once more. Raises BadInput where they are gone, or too many for a page."""
+def ask_again(stored: RunConfig, folder: RunFolder, runs: Path) -> tuple[Sequence[str] | str, dict[str, str], int]:
+    """(texts or the name of a list, what comes with all of them, how many of the list, 0 for all) by which a page asks
+    for the prompts of a stored run once more. Raises BadInput where they are gone."""
     if isinstance(stored.prompts, str):
         names = {path.relative_to(CONFIGS.parent).as_posix(): name for name, path in list_prompt_lists().items()}
-        name = names.get(stored.prompts)
-        if name is not None and stored.limit == (MAX_PROMPTS if _is_long(name) else 0):
-            return name, {}
-    items = _stored_items(folder, runs)
-    if len(items) > MAX_PROMPTS:
-        raise BadInput(
-            f"this run has {len(items)} prompts, and a page shows at most {MAX_PROMPTS}; repeat it with: workbench run "
-            "FOLDER"
-        )
+        if (name := names.get(stored.prompts)) is not None:
+            return name, {}, stored.limit
+    asked = {"prompts": stored.prompts, "limit": stored.limit}  # by one that is yet to begin, too
+    items = _configured_items(asked, folder, runs) or _stored_items(folder, runs)
     inputs = [{k: v for k, v in item.items() if k != "prompt"} for item in items]
     if all(given == inputs[0] for given in inputs):
-        return [item["prompt"] for item in items], inputs[0]
-    return f"{RUN}{folder.path.name}", {}
-
-
-def _is_long(name: str) -> bool:
-    return _list_facts(list_prompt_lists()[name]).count > MAX_PROMPTS
+        return [item["prompt"] for item in items], inputs[0], 0
+    return f"{RUN}{folder.path.name}", {}, 0
 
 
 def read_run_prompts(name: str, runs: Path) -> list[dict[str, str]]:

@@ -21,7 +21,7 @@ from workbench.core.paths import resolve_repo
 from workbench.core.setting_help import summarise_class
 from workbench.core.text import one_line
 from workbench.core.types import Input, Prompt, Reward, RewardSpec
-from workbench.evaluation.scoring import score_row
+from workbench.evaluation.score_batches import score_row
 from workbench.report.sample_inputs import input_title
 from workbench.runs.registry import all_rewards
 from workbench.ui.limits import EMBEDDING_MODELS

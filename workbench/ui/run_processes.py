@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import json
 import os
 import re
 import runpy
@@ -18,33 +19,38 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
+from typing import Any
 from urllib.parse import quote
 
 import psutil
 
 from workbench.core.errors import BadInput
-from workbench.core.io.parsing import read_json
-from workbench.core.paths import CONFIGS, write_atomic
+from workbench.core.io.parsing import read_json, read_yaml
+from workbench.core.paths import write_atomic
 from workbench.engine.plan import check_disk, plan_run
 from workbench.engine.run_record import describe_run
-from workbench.runs import config
+from workbench.runs import config, grids
+from workbench.runs.plan import Plan
 from workbench.runs.store import RunFolder, dump_json, list_run_folders
+from workbench.ui import run_choices
 from workbench.ui.overrides import check_overrides
 
 RECORD, LOG = "process.json", "process.log"
 STOP_GRACE = 30.0  # seconds between the request to stop and the end
 CLOCK_TOLERANCE = 5.0  # seconds by which two accounts of when a process began may differ: clocks are set right at times
 LIVE_STATES = frozenset({"starting", "running", "stopping"})
+QUEUED = "queued"  # the status of a run that waits for its turn
 CONTROL_CODES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]|[\x00-\x08\x0b-\x1f\x7f]")
-_starting = threading.Lock()
 
 
 @dataclass(frozen=True)
 class RunState:
-    """How a run is doing: starting, running, stopping, stopped, crashed, failed, done or damaged; one sentence why."""
+    """How a run is doing: queued, starting, running, stopping, stopped, crashed, failed, done or damaged; one sentence
+    why."""
 
     name: str
     reason: str = ""
@@ -67,36 +73,77 @@ def find_run(
     raise BadInput(refusal)
 
 
-def start_run(runs: Path, name: str, overrides: Sequence[str] = ()) -> RunFolder:
-    """A new run of config `name`, checked in full before its process begins. Raises BadInput, in one sentence."""
-    if name not in {path.stem for path in (CONFIGS / "runs").glob("*.yaml")}:
-        raise BadInput("there is no config of this name; choose one of the list")
+def plan_config(
+    runs: Path,
+    name: str,
+    overrides: Sequence[str] = (),
+    axes: Mapping[str, str] = MappingProxyType({}),
+    varied: str = "",
+) -> Plan:
+    """The plan of a new run of a config that is offered here. axes: x, y, z -> `SETTING=VALUE,VALUE` of a grid over it;
+    varied: the contestant that it varies, of a config with several. Raises BadInput, in one sentence."""
+    file = run_choices.find_config(runs, name)
     check_overrides(overrides)
-    run_config = config.read_run_config(name, overrides)
-    plan = plan_run(run_config, " ".join(["workbench run", name, *overrides]))
+    words = [str(run_choices.short_path(file)), *overrides]
+    if not axes:
+        return plan_run(config.read_run_config(file, overrides), " ".join(["workbench run", *words]))
+    blocks = {side: read_page_axis(text) for side, text in axes.items()}
+    values = read_yaml(file)
+    if not isinstance(values, Mapping):
+        raise BadInput(f"{file}: a run is a mapping of settings; see configs/runs for examples")
+    values = grids.take_contestant({"name": file.stem, **config.current_config(values)}, varied or None)
+    values["grid"] = {**(values.get("grid") or {}), **blocks}
+    words += [f"--{side} {text}" for side, text in axes.items()] + ([f"--contestant {varied}"] if varied else [])
+    return plan_run(config.make_config(values, overrides, file.name), " ".join(["workbench grid", *words]))
+
+
+def read_page_axis(text: str) -> dict[str, list]:
+    """{setting: values} of `SETTING=VALUE,VALUE`, each of which a page may set. Raises BadInput."""
+    setting, values = grids.read_axis(text)
+    if setting.startswith("lora") and setting != "lora_weight":
+        raise BadInput("grid: from here no files of LoRAs; use workbench grid, or a file in configs/grids")
+    for value in values:
+        check_overrides([f"{grids.SHORT.get(setting, setting)}={json.dumps(value, default=str)}"])
+    return {setting: values}
+
+
+def prepare_run(runs: Path, name: str, *settings: Any) -> RunFolder:
+    """The folder of a new run of config `name`, checked in full, which waits for its turn (run_queue.py); `settings` as
+    in `plan_config`. Raises BadInput, in one sentence."""
+    plan = plan_config(runs, name, *settings)
     check_disk(plan, runs)
-    with _starting:
-        _check_device_free(runs, run_config.device)
-        folder = RunFolder.open(runs, run_config.name, dataclasses.asdict(run_config), fresh=True)
-        folder.write("run.json", describe_run(plan) | {"status": "starting"})
-        _launch_process(folder)
+    return open_queued(plan, runs)
+
+
+def open_queued(plan: Plan, runs: Path, folder: RunFolder | None = None) -> RunFolder:
+    """A folder, by default a new one, for a planned run that waits for its turn."""
+    folder = folder or RunFolder.open(runs, plan.config.name, dataclasses.asdict(plan.config), fresh=True)
+    folder.write("run.json", describe_run(plan) | {"status": QUEUED})
     return folder
 
 
-def resume_run(runs: Path, name: str) -> RunFolder:
-    """Go on with a run that is not finished. Raises BadInput for one that is, or that is being worked on."""
-    with _starting:
-        folder = find_run(runs, name)
-        current = run_state(folder)
-        if current.is_live:
-            raise BadInput("this run is being worked on already")
-        if current.name in ("done", "damaged"):
-            raise BadInput(current.reason or "this run is finished; start it anew to have it again")
-        record = folder.read()
-        _check_device_free(runs, record.get("config", {}).get("device", "auto"))
-        folder.write("run.json", record | {"status": "starting"})
-        _launch_process(folder)
+def prepare_resume(runs: Path, name: str) -> RunFolder:
+    """The folder of a run that is to go on, which waits for its turn. Raises BadInput for one that is finished, or that
+    is being worked on."""
+    folder = find_run(runs, name)
+    current = run_state(folder)
+    if current.is_live:
+        raise BadInput("this run is being worked on already")
+    if current.name in ("done", "damaged"):
+        raise BadInput(current.reason or "this run is finished; start it anew to have it again")
+    write_status(folder, QUEUED)
     return folder
+
+
+def write_status(folder: RunFolder, status: str) -> None:
+    """Write how a run is doing into its record."""
+    folder.write("run.json", folder.read() | {"status": status})
+
+
+def launch_run(folder: RunFolder) -> None:
+    """Begin to work on a run, in a process of its own."""
+    write_status(folder, "starting")
+    _launch_process(folder)
 
 
 def stop_run(runs: Path, name: str, grace: float = STOP_GRACE) -> RunFolder:
@@ -127,6 +174,8 @@ def run_state(folder: RunFolder) -> RunState:
     except BadInput:
         return RunState("damaged", "its records can't be read; remove the run folder")
     status = run_record.get("status", "")
+    if status == QUEUED and not _is_alive(record):
+        return RunState(QUEUED, "waits for its turn", started_here=bool(record))
     if status not in ("starting", "running"):
         return RunState(status or "damaged", started_here=bool(record))
     if _is_alive(record):
@@ -211,16 +260,10 @@ def _is_locked(folder: RunFolder) -> bool:
     return False
 
 
-def _check_device_free(runs: Path, device: str) -> None:
-    """Raises BadInput while another run works on the same device."""
-    for folder, current in _runs_of_pages(runs):
-        other = folder.read().get("config", {}).get("device", "auto")
-        if current.is_live and (device == other or "auto" in (device, other)):
-            raise BadInput(f"{folder.path.name} is at work on this device; stop it, or wait until it is done")
-
-
-def _runs_of_pages(runs: Path) -> Iterator[tuple[RunFolder, RunState]]:
-    yield from ((f, run_state(f)) for f in list_run_folders(runs) if (f.path / RECORD).is_file())
+def list_live(runs: Path) -> list[RunFolder]:
+    """The runs whose processes a page started, and which are at work, in the order of their names."""
+    folders = (folder for folder in list_run_folders(runs) if (folder.path / RECORD).is_file())
+    return [folder for folder in folders if run_state(folder).is_live][::-1]
 
 
 def main() -> None:

@@ -4,11 +4,8 @@ made."""
 from __future__ import annotations
 
 import dataclasses
-import secrets
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,63 +13,84 @@ import pipelines
 from pipelines.variants import pipeline_label
 from workbench.core.errors import BadInput
 from workbench.core.schema import build_dataclass
-from workbench.core.types import Media
-from workbench.engine import compare, run
+from workbench.engine import compare
 from workbench.engine.plan import check_disk, plan_run
-from workbench.methods import METHODS
+from workbench.methods import METHODS, name_of
+from workbench.report.formatting import count_things
 from workbench.runs import config, store
 from workbench.runs import prompts as data
 from workbench.runs.plan import Plan
-from workbench.runs.progress import Progress, score_samples
-from workbench.ui import contestant_choices, input_uploads, prompt_choices, run_processes
+from workbench.runs.progress import score_samples
+from workbench.ui import contestant_choices, input_uploads, prompt_choices, reward_offers, run_processes
 from workbench.ui.comparison_request import ComparisonRequest
 from workbench.ui.context import AppContext
 from workbench.ui.jobs import Job
 from workbench.ui.limits import SLOTS
+from workbench.ui.live_comparison import LiveComparison, PipelineCache, format_duration
 
 # the most that a page may ask for
-MAX_SAMPLES, MAX_CALLS, MAX_SEED = 128, 4096, 2**53
+MAX_SAMPLES, MAX_CALLS, MAX_SEED = 20_000, 4096, 2**53
+MAX_SEEDS, MAX_BATCH = 1024, 1024
 MAX_SETTING = 1e6  # no setting of a method is larger
 PROMPTS_OF_LINK = 6  # prompts that a link to trainings begins with
-MAX_PREVIEWS = 6  # samples of a contestant that are previewed
 
 
 def build_config(request: ComparisonRequest, context: AppContext) -> config.RunConfig:
     """Raises BadInput for whatever is not known here or absurd."""
-    runs, rewards = context.runs, contestant_choices.check_weights(request.rewards)
-    for name, maximum in (("seed", MAX_SEED), ("seeds", MAX_SAMPLES), ("calls", MAX_CALLS), ("batch", MAX_SAMPLES)):
-        _check_whole_number(name, getattr(request, name), maximum, minimum=0 if name in ("seed", "calls") else 1)
-    watch = (
-        contestant_choices.default_watch(request.pipeline, list(rewards), runs)
-        if request.watch is None
-        else request.watch
-    )
+    runs, rewards = context.runs, reward_offers.check_weights(request.rewards, context.runs)
+    numbers = {"seed": MAX_SEED, "seeds": MAX_SEEDS, "calls": MAX_CALLS, "batch": MAX_BATCH, "limit": MAX_SAMPLES}
+    for name, maximum in numbers.items():
+        minimum = 1 if name in ("seeds", "batch") else 0
+        _check_whole_number(name, getattr(request, name), maximum, minimum)
+    home_config = contestant_choices.read_pipeline(request.pipeline, runs)
+    watch = reward_offers.default_watch(home_config, list(rewards), runs) if request.watch is None else request.watch
     blocks = contestant_choices.read_contestants(request.contestants, runs)
     pipeline = contestant_choices.find_pipeline(request.pipeline, runs)
-    watched = [contestant_choices.check_reward_name(name) for name in watch]
+    watched = [reward_offers.check_reward_name(name, runs) for name in watch]
+    if optimised_too := [name for name in watched if name in rewards]:
+        raise BadInput(f"watch: {optimised_too[0]} is optimised by this comparison, so it can't be held out too")
     repos = {request.pipeline: pipeline} | {name: b["pipeline"] for name, b in blocks.items() if "pipeline" in b}
     taken = {name: contestant_choices.inputs_of(repo) for name, repo in repos.items()}
     judges = [*rewards, *watched]
-    prompts = prompt_choices.choose_prompts(request.prompts, input_uploads.wanted_inputs(taken, judges), runs)
+    wanted = input_uploads.wanted_inputs(taken, judges)
+    prompts = prompt_choices.choose_prompts(request.prompts, wanted, runs, int(request.limit))
     if (samples := prompts.count * request.seeds) > MAX_SAMPLES:
         raise BadInput(
-            f"{prompts.count} prompts x {request.seeds} seeds are {samples} samples; from here at most {MAX_SAMPLES}"
+            f"{prompts.count:,} prompts x {request.seeds} seeds are {samples:,} samples; from here at most "
+            f"{MAX_SAMPLES:,}: use workbench run"
         )
     input_uploads.check_inputs(request.inputs, prompts.inputs, taken, judges, runs)
     run_config = config.RunConfig(
         pipeline,
-        rewards,
-        input_uploads.join_inputs(prompts.source, request.inputs),
+        reward_offers.reward_blocks(rewards, runs),
+        input_uploads.join_inputs(prompts.texts, request.inputs) if request.inputs else prompts.source,
         contestants=_fit_contestants(blocks, pipeline, request.calls),
-        watch=watched or None,
+        watch=reward_offers.watch_blocks(watched, runs),
         name="studio",
         seed=int(request.seed),
         samples_per_prompt=int(request.seeds),
-        limit=prompts.limit,
+        limit=prompts.limit if not request.inputs else 0,
         batch=int(request.batch),
         curve=True,
     )
     return config.check_config(run_config)
+
+
+def describe_cost(plan: Plan, runs: Path) -> str:
+    """How much a comparison is, in one sentence: samples, denoiser calls, and about how long they take as finished runs
+    of this folder tell."""
+    pipeline, prompts = pipeline_label(plan.config.pipeline), len({row[0] for row in plan.rows})
+    pace, labels = store.seconds_per_call(runs, pipeline), config.pipeline_labels(plan.config)
+    calls = {name: plan.denoiser_calls(name) for name in plan.methods}
+    known_seconds = {n: c * pace[name_of(plan.methods[n])] for n, c in calls.items()
+             if labels[n] == pipeline and name_of(plan.methods[n]) in pace}  # fmt: skip
+    words = f"{count_things(prompts, 'prompt')} × {count_things(plan.config.samples_per_prompt, 'seed')}"
+    words += f", {count_things(len(calls), 'contestant')}: {sum(calls.values()):,} denoiser calls"
+    if unknown := [name for name in calls if name not in known_seconds]:
+        words += f"; no finished run tells yet how long {', '.join(unknown)} takes"
+    if known_seconds:
+        words += f"; {'the others ' if unknown else ''}about {format_duration(sum(known_seconds.values()))}"
+    return words + "."
 
 
 def _check_whole_number(name: str, value: Any, maximum: int, minimum: int) -> None:
@@ -105,143 +123,6 @@ def _fit_contestants(blocks: Mapping[str, dict], pipeline: str, calls: int) -> d
     return fitted_blocks
 
 
-class PipelineCache:
-    """Loads as pipelines.load does, and keeps the last one: the next comparison begins at once."""
-
-    def __init__(self):
-        self._cached: tuple[Any, Any] | None = None
-
-    def __call__(self, source: Any, **options: Any) -> Any:
-        key = (source, options)
-        if self._cached is None or self._cached[0] != key:
-            self._cached = None  # one in memory at a time
-            self._cached = (key, pipelines.load(source, **options))
-        return self._cached[1]
-
-
-@dataclass(eq=False)
-class ContestantProgress:
-    """One contestant while it works."""
-
-    name: str
-    steps: int  # denoiser calls that it will make, all samples together, guided ones counted once
-    pipeline: str
-    state: str = "waiting"  # waiting, working, done, failed, stopped, not begun
-    rows: int = 0  # that went through the denoiser so far
-    started_at: float = 0.0
-    ended_at: float = 0.0
-    mean_reward: float | None = None  # of what it delivered
-    reward: float | None = None  # the newest it said
-    frames: dict[int, Media] = field(default_factory=dict)  # sample -> its newest media
-    preview_updates: int = 0  # times that the frames changed
-    note: str = ""
-
-
-class LiveComparison:
-    """A comparison while it is made: filled by the job queue's thread, read by whoever watches."""
-
-    def __init__(self, plan: Plan):
-        self.plan, self.key, self.job = plan, secrets.token_hex(8), None
-        self.folder: store.RunFolder | None = None
-        repos = config.pipeline_labels(plan.config)
-        self.contestants = {n: ContestantProgress(n, plan.denoiser_calls(n), repos[n]) for n in plan.methods}
-        self._policy, self._nfe_at_start, self._rows_per_step = None, 0, {}
-
-    def make_job(
-        self, runs: Path, load: PipelineCache, folder: store.RunFolder | None = None
-    ) -> Callable[[threading.Event], Iterator[LiveComparison]]:
-        """The work for the job queue, in a new run folder or the given one."""
-
-        def load_counted(*args: Any, **options: Any) -> Any:
-            self._policy = None  # or the last one would be in memory beside it
-            self._policy = load(*args, **options)
-            self._nfe_at_start = self._policy.nfe
-            return self._policy
-
-        def run_comparison(stop: threading.Event) -> Iterator[LiveComparison]:
-            run_config = dataclasses.asdict(self.plan.config)
-            self.folder = folder or store.RunFolder.open(runs, self.plan.config.name, run_config, fresh=True)
-            plan = dataclasses.replace(self.plan, command=f"workbench run {self.folder.path}")
-            self._begin_next()
-            try:
-                yield self
-                for progress in run.execute_run(plan, self.folder, stop, load_counted):
-                    self._take_progress(progress)
-                    yield self
-            finally:
-                self._close_unfinished()
-
-        return run_comparison
-
-    def _begin_next(self) -> None:
-        part = next((p for p in self.contestants.values() if p.state == "waiting"), None)
-        if part:
-            part.state, part.started_at = "working", time.monotonic()
-
-    def _take_progress(self, p: Progress) -> None:
-        if p.phase == "message":
-            return
-        part = self.contestants[p.contestant]
-        part.rows = self._rows_spent()
-        if p.failed:
-            part.note = p.failed
-        elif p.event is not None:
-            value = p.event.metrics.get("reward")
-            part.reward = part.reward if value is None else float(value)
-            self._keep_previews(part, p)
-        if p.failed or (p.batch == p.batches - 1 and (p.event is None or p.event.final)):
-            self._finish_contestant(part, "failed" if p.failed else "done")
-
-    def _keep_previews(self, part: ContestantProgress, p: Progress) -> None:
-        if p.event.media is None:
-            return
-        first = p.batch * self.plan.config.batch
-        for b, row in enumerate(range(first, first + len(p.event.prompts))):
-            if row in self.preview_rows:
-                part.frames[row] = dataclasses.replace(p.event.media[b], data=p.event.media.data[[b]].detach().cpu())
-        part.preview_updates += 1
-
-    def _finish_contestant(self, part: ContestantProgress, state: str) -> None:
-        part.state, part.ended_at = state, time.monotonic()
-        if part.rows and part.steps:
-            self._rows_per_step[part.pipeline] = max(1, round(part.rows / part.steps))
-        self._nfe_at_start = self._policy.nfe if self._policy is not None else 0
-        scores = [
-            s["scores"] for e in self.folder.events() if e["contestant"] == part.name for s in e.get("samples", ())
-        ]
-        part.mean_reward = mean_reward(scores, self.plan.reward.weights)
-        self._begin_next()
-
-    def _close_unfinished(self) -> None:
-        for part in self.contestants.values():
-            if part.state in ("waiting", "working"):
-                part.rows, part.ended_at = self._rows_spent() if part.state == "working" else 0, time.monotonic()
-                part.state = "stopped" if part.state == "working" else "not begun"
-        self._policy = None  # a pipeline is held by who loads it alone
-
-    def _rows_spent(self) -> int:
-        return self._policy.nfe - self._nfe_at_start if self._policy is not None else 0
-
-    @property
-    def preview_rows(self) -> list[int]:
-        """Which samples are shown on the way: the first of each prompt."""
-        return [n for n, row in enumerate(self.plan.rows) if row[2] == 0][:MAX_PREVIEWS]
-
-    def count_rows(self, part: ContestantProgress) -> tuple[int, int]:
-        """(rows that went through the denoiser, about how many there will be)."""
-        rows = self._rows_spent() if part.state == "working" else part.rows
-        factor = max(self._rows_per_step.get(part.pipeline, 1), -(-rows // part.steps) if part.steps else 1)
-        return rows, rows if part.state in ("done", "failed") else part.steps * factor
-
-    def estimate_seconds(self, part: ContestantProgress) -> tuple[float, float | None]:
-        """(at work so far, about how long it will still take, None while nothing is known)."""
-        if not part.started_at:
-            return 0.0, None
-        seconds = (part.ended_at or time.monotonic()) - part.started_at
-        rows, total = self.count_rows(part)
-        return seconds, None if part.ended_at or not rows else seconds * max(0, total - rows) / rows
-
-
 class ComparisonManager:
     """The comparisons of one app: those at work, and those in the runs folder."""
 
@@ -255,10 +136,17 @@ class ComparisonManager:
     def submit_config(self, run_config: config.RunConfig, folder: store.RunFolder | None = None) -> LiveComparison:
         plan = plan_run(run_config)
         check_disk(plan, self.context.runs)
-        live = LiveComparison(plan)
-        live.job = self.context.jobs.submit(
-            ", ".join(plan.methods), live.make_job(self.context.runs, self.load, folder)
-        )
+        settings = dataclasses.asdict(plan.config)
+        reserved = folder or store.RunFolder.open(self.context.runs, plan.config.name, settings, fresh=True)
+        live = LiveComparison(plan, reserved)
+        try:
+            saved = {"run": reserved.path.name, "config": settings}
+            live.job = self.context.jobs.submit(", ".join(plan.methods), live.make_job(self.load), saved=saved)
+        except BadInput:
+            live.drop_reserved()
+            raise
+        for earlier in (v for v in self.live.values() if v.job.is_over):
+            earlier.drop_reserved()
         self.live = {k: v for k, v in self.live.items() if not v.job.is_over} | {live.key: live}
         return live
 
@@ -273,25 +161,30 @@ class ComparisonManager:
         goes_on = is_same and record.get("status") in ("stopped", "running") and name not in self.list_running()
         return self.submit_config(run_config, folder if goes_on else None)
 
-    def read_request(self, folder: store.RunFolder) -> ComparisonRequest:
-        """What a stored comparison was asked, if this page may ask it again. Raises BadInput."""
-        stored = build_dataclass(config.RunConfig, folder.read().get("config"), "run.json")
+    def read_request(self, folder: store.RunFolder, stored: config.RunConfig | None = None) -> ComparisonRequest:
+        """What a comparison was asked, if this page may ask it again: a stored one, or one with this config that is yet
+        to begin. Raises BadInput."""
+        stored = stored or build_dataclass(config.RunConfig, folder.read().get("config"), "run.json")
         names_by_source = {repo: name for name, repo in contestant_choices.list_pipelines(self.context.runs).items()}
-        rewards = plain_weights(stored.reward)
-        watch = [stored.watch] if isinstance(stored.watch, str) else list(stored.watch or ())
-        has_settings = isinstance(stored.watch, Mapping) and any(
-            isinstance(v, Mapping) and v for v in stored.watch.values()
-        )
+        rewards = plain_weights(self._restore_names(stored.reward))
+        watched = self._restore_names(stored.watch)
+        watch = [watched] if isinstance(watched, str) else list(watched or ())
+        has_settings = isinstance(watched, Mapping) and any(isinstance(v, Mapping) and v for v in watched.values())
         is_plain = pipeline_label(stored.pipeline) in names_by_source and not stored.train and stored.contestants
-        is_plain = is_plain and not has_settings
+        is_plain = is_plain and not has_settings and not stored.grid
         if not is_plain or not rewards:
             raise BadInput("this run uses what a page can't ask for; repeat it with: workbench run FOLDER")
         lines = contestant_choices.format_lines(stored.contestants, self.context.runs)
         pipeline = names_by_source[pipeline_label(stored.pipeline)]
-        prompts, inputs = prompt_choices.ask_again(stored, folder, self.context.runs)
-        return ComparisonRequest(
-            prompts, pipeline, lines, rewards, watch, stored.seed, stored.samples_per_prompt, 0, stored.batch, inputs
-        )
+        prompts, inputs, limit = prompt_choices.ask_again(stored, folder, self.context.runs)
+        numbers = (stored.seed, stored.samples_per_prompt, 0, stored.batch)
+        return ComparisonRequest(prompts, pipeline, lines, rewards, watch, *numbers, inputs, limit)
+
+    def _restore_names(self, rewards: Any) -> Any:
+        """The rewards of a stored run under the names that the page has for them."""
+        if not isinstance(rewards, Mapping):
+            return rewards
+        return dict(reward_offers.restore_name(label, block, self.context.runs) for label, block in rewards.items())
 
     def request_for_trainings(self, names: str) -> ComparisonRequest:
         """The base and these trainings, `run:NAME,run:NAME/CONTESTANT`, on the first prompts that the first of them was
@@ -317,12 +210,14 @@ class ComparisonManager:
 
     def find_folder(self, name: Any) -> store.RunFolder:
         """The folder of a stored comparison. Raises BadInput."""
+        if name in {folder.path.name for folder in store.list_claimed(self.context.runs)}:
+            raise BadInput("this comparison waited for its turn when the app ended, and had not begun; compare again")
         refusal = "there is no comparison of this name here: the link is mistyped, or of another machine"
         return run_processes.find_run(self.context.runs, name, refusal)
 
     def list_running(self) -> dict[str, LiveComparison]:
-        """Run folder's name -> the comparison that is made in it now."""
-        return {v.folder.path.name: v for v in self.live.values() if v.folder is not None and not v.job.is_over}
+        """Run folder's name -> the comparison that is made in it now, or waits for its turn."""
+        return {v.reserved.path.name: v for v in self.live.values() if not v.job.is_over}
 
     def stop(self, key: Any) -> Job | None:
         """By the key of the comparison or its run folder's name; None when there is nothing to stop."""
@@ -330,6 +225,8 @@ class ComparisonManager:
         if live is None or live.job.is_over:
             return None
         self.context.jobs.stop(live.job)
+        if live.job.is_over:  # it waited
+            live.drop_reserved()
         return live.job
 
     def warm_up(self, request: ComparisonRequest) -> None:
@@ -370,9 +267,3 @@ def _plain_weight(value: Any) -> float | None:
     if isinstance(value, Mapping):
         value = value.get("weight", 1.0) if not value.keys() - {"weight"} else None
     return value if isinstance(value, int | float) else None
-
-
-def mean_reward(scores: Sequence[Mapping[str, float | None]], weights: Mapping[str, float]) -> float | None:
-    """The mean weighted sum over samples; None where there is none."""
-    complete = [s for s in scores if weights and all(s.get(n) is not None for n in weights)]
-    return sum(w * s[n] for s in complete for n, w in weights.items()) / len(complete) if complete else None

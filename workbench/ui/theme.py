@@ -19,9 +19,10 @@ wb-bar     how far something has come: `<i style="width:40%">` inside
 What HEAD brings to life, wherever such nodes appear:
 
 data-wb-copy="TEXT"   a click copies the text; data-wb-link="?run=…" the whole address
-wb-sync               around `<canvas class="wb-clip" data-src data-rate>` with a `wb-player` bar: clips of one frame
-                      clock; around `<audio data-wb-volume>` with an `<input data-wb="match">`: one sounds at a time,
-                      equally loud
+data-wb-run="NAME"    the comparison on the page, by which its address is
+wb-sync               around `<canvas class="wb-clip" data-src data-type data-rate>` or `<video class="wb-clip"
+                      data-rate>` with a `wb-player` bar: clips of one clock; around `<audio data-wb-volume>` with an
+                      `<input data-wb="match">`: one sounds at a time, equally loud; `data-wb="stay"`: at one place
 """
 
 from __future__ import annotations
@@ -78,4 +79,5 @@ def make_theme() -> gr.themes.Base:
 
 
 CSS = (TEMPLATES / "theme.css").read_text(encoding="utf-8")
-HEAD = f"<script>\n{(TEMPLATES / 'theme.js').read_text(encoding='utf-8')}</script>"
+SCRIPTS = ("theme.js", "address.js", "watch.js", "closeup.js")
+HEAD = "".join(f"<script>\n{(TEMPLATES / name).read_text(encoding='utf-8')}</script>" for name in SCRIPTS)

@@ -8,19 +8,20 @@ They bring torch along, so they are imported when the first handler runs, and no
 from __future__ import annotations
 
 import dataclasses
-import html
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import gradio as gr
 
 from workbench.core.errors import BadInput
-from workbench.ui import served_files
-from workbench.ui.comparison_request import ComparisonRequest
+from workbench.ui import presets, served_files
 from workbench.ui.context import AppContext
-from workbench.ui.widgets.editor import QUIET, Editor, first_request
+from workbench.ui.form import read_draft
+from workbench.ui.studio_programs import VIEW_INTERVAL, StudioPrograms, error_sentence, shown_error
+from workbench.ui.widgets.choice import Choice
+from workbench.ui.widgets.editor import QUIET, Editor
 from workbench.ui.widgets.html import error_html, escape_text, hint_html
 
 if TYPE_CHECKING:
@@ -29,7 +30,9 @@ if TYPE_CHECKING:
     from workbench.ui.widgets.live_view import Previews
     from workbench.ui.widgets.result_view import ComparisonResult
 
-VIEW_INTERVAL = 0.15  # seconds between two views that are sent
+OLD_DRAFT = "The form that this browser kept is of another version of the app, and is not restored."
+LOOK_SECONDS = 1.0  # between looks at a run that a process makes
+RESULTS = 13  # outputs that show a comparison
 EMPTY_HTML = """<div class="wb-empty"><b>Nothing compared yet</b>
 Press <em>Compare</em>: the base, the best of 21 draws and ReNO make the same four prompts from the same noises, the
 last two at equal numbers of denoiser calls. You see each one’s best so far while it works, then all of them side by
@@ -50,6 +53,7 @@ class Studio:
 
     def __init__(self, context: AppContext):
         self.context, self.editor = context, Editor(context)
+        self.programs = StudioPrograms(context, self.editor.given, lambda: self.manager)
         self._manager: ComparisonManager | None = None
         self._manager_lock = threading.Lock()
 
@@ -67,8 +71,9 @@ class Studio:
             time.sleep(0.1)
         self.context.imports_done.wait()
         served_files.sweep_copies(self.context.temp)
+        self.editor.offer_choices()  # reads all configs, once
         try:
-            self.manager.warm_up(first_request())
+            self.manager.warm_up(presets.FIRST)
         except BadInput:
             return  # without the starter pack there is nothing to warm; the first comparison says what is missing
 
@@ -76,19 +81,21 @@ class Studio:
 
     def draw(self, page: gr.Blocks) -> None:
         self.running, self.shown_result = gr.State(""), gr.State({})
+        self.draft = gr.Textbox(visible=False)
         with gr.Row():
-            with gr.Column(scale=4, min_width=330):
+            with gr.Column(scale=4, min_width=330, elem_id="wb-form"):
                 self.editor.draw_prompts()
                 with gr.Row():
                     self.compare_button = gr.Button("Compare", variant="primary", elem_id="wb-compare", min_width=110)
                     self.stop_button = gr.Button("Stop", elem_id="wb-stop", min_width=110)
                 self.status = gr.HTML("", elem_id="wb-status")
+                self.editor.draw_advice()
                 self.editor.draw_contestants()
-            with gr.Column(scale=8, min_width=330):
+            with gr.Column(scale=8, min_width=330, elem_classes=["wb-results"]):
                 self._draw_stage()
         self.editor.wire_events()
         self._wire_events(page)
-        for function in (self.compare, self.stop, self.open):
+        for function in (self.programs.compare, self.programs.stop, self.programs.open):
             gr.api(function, api_name=function.__name__, concurrency_limit=None)
         threading.Thread(target=self._warm_up, args=(page,), name="warming", daemon=True).start()
 
@@ -99,12 +106,15 @@ class Studio:
             self.again_button, self.vary_button, self.folder_button, self.zip_button = (
                 gr.Button(n, size="sm", min_width=140) for n in names
             )
+        with gr.Row(visible=False) as self.pager:
+            self.earlier_button = gr.Button("Earlier rows", size="sm", min_width=140)
+            self.later_button = gr.Button("Later rows", size="sm", min_width=140)
         self.message = gr.HTML("")
         with gr.Column(visible=False) as self.slider_panel:
             with gr.Row():
-                self.row_choice = gr.Dropdown([], label="Prompt", type="index", scale=3, min_width=180)
-                self.left_choice = gr.Dropdown([], label="Left", min_width=110)
-                self.right_choice = gr.Dropdown([], label="Right", min_width=110)
+                self.row_choice = Choice([], label="Prompt", scale=3, min_width=180)
+                self.left_choice = Choice([], label="Left", min_width=110)
+                self.right_choice = Choice([], label="Right", min_width=110)
             self.slider = gr.ImageSlider(
                 show_label=False, type="filepath", format="png", interactive=False, elem_classes=["wb-slider"]
             )
@@ -115,9 +125,15 @@ class Studio:
         slide = [self.slider_panel, self.row_choice, self.left_choice, self.right_choice, self.slider]
         results = [self.status, self.stage, self.chart, self.running, self.shown_result, self.actions, self.message]
         results += slide
+        results += [self.pager]
         outputs = [*self.editor.outputs(), *results]
         long = QUIET | {"concurrency_limit": None}
-        page.load(self.open_page, None, outputs, **long)
+        page.load(self.open_page, [self.draft], outputs, js="() => [window.wbDraft()]", **long)
+        fields, memories = self.editor.draft_fields()
+        save_draft = f"(...values) => {{ window.wbKeepDraft(values, {len(memories)}); return []; }}"
+        gr.on([c.change for c in (*fields, *memories)], None, [*fields, *memories], None, js=save_draft, queue=False)
+        for button, step in ((self.earlier_button, -1), (self.later_button, 1)):
+            button.click(self._page_turner(step), [self.shown_result], results, **QUIET)
         self.compare_button.click(self.start_comparison, self.editor.inputs(), results, **long)
         self.again_button.click(self.repeat_seed, [self.shown_result], outputs, **long)
         self.vary_button.click(self.vary_seed, [self.shown_result], outputs, **long)
@@ -169,39 +185,58 @@ class Studio:
             yield [*(skip if n else fields), *update]
 
     def stop_running(self, key: str) -> str:
+        from workbench.ui import run_queue
+
         if self.manager.stop(key) is None:
-            return hint_html("Nothing of yours is at work.")
+            try:
+                run_queue.stop_run(self.context, key)
+            except BadInput:
+                return hint_html("Nothing of yours is at work.")
         return hint_html("Stopping: what is being made is finished as it stands, and kept.")
 
-    def open_page(self, request: gr.Request) -> Iterator[list]:
-        """The page is opened: what can be chosen, and what the address names, if it does: `?run=` a comparison, or
-        `?contestants=` trainings to be compared."""
+    def open_page(self, draft: str, request: gr.Request) -> Iterator[list]:
+        """The page is opened: what can be chosen, the form as this browser kept it, and what the address names, if it
+        does: `?run=` a comparison, at work or stored, or `?contestants=` trainings to be compared."""
         query = dict(request.query_params) if request else {}
         name = query.get("run")
-        if name is None:
-            try:
-                shown_request = (
-                    self.manager.request_for_trainings(query["contestants"])
-                    if "contestants" in query
-                    else first_request()
-                )
-                yield [*self.editor.fill_fields(shown_request), *[gr.skip()] * 12]
-            except BadInput as error:
-                yield [*self.editor.fill_fields(first_request()), *self._refusal_updates(error)]
+        fields, message = self._restore_draft(draft)
+        nothing = [hint_html(message) if message else gr.skip(), *[gr.skip()] * (RESULTS - 1)]
+        if name is None and "contestants" not in query:
+            yield [*(fields or self.editor.offer_choices()), *nothing]
             return
         try:
-            folder = self.manager.find_folder(name)
+            if name is None:
+                trainings = self.manager.request_for_trainings(query["contestants"])
+                yield [*self.editor.fill_fields(trainings), *nothing]
+                return
+            live = self.manager.list_running().get(name)
+            folder = live.reserved if live else self.manager.find_folder(name)
         except BadInput as error:
-            yield [*self.editor.fill_fields(first_request()), *self._refusal_updates(error)]
+            yield [*(fields or self.editor.offer_choices()), *self._refusal_updates(error)]
             return
-        try:
-            fields = self.editor.fill_fields(self.manager.read_request(folder))
-        except BadInput:
-            fields = self.editor.fill_fields(first_request())  # shown, but not to be asked for from a page
-        live = self.manager.list_running().get(name)
-        updates = self.follow_comparison(live, is_owner=False) if live else iter([self._result_updates(folder)])
+        if fields is None:
+            fields = self._fields_of(live, folder)
+        updates = self.follow_comparison(live) if live else self.follow_folder(folder)
         for n, update in enumerate(updates):
             yield [*(fields if not n else [gr.skip()] * len(fields)), *update]
+
+    def _restore_draft(self, draft: str) -> tuple[list | None, str]:
+        """(updates of the editor's fields, what is to be told) of the form that a browser kept; None without one."""
+        form = read_draft(draft) if draft else None
+        if form is None:
+            return None, OLD_DRAFT if draft else ""
+        try:
+            return self.editor.fill_form(form), ""
+        except BadInput as error:  # as of a pipeline that has been removed
+            return None, f"The form that this browser kept can't be restored: {error}."
+
+    def _fields_of(self, live: LiveComparison | None, folder: RunFolder) -> list:
+        """The editor, filled with what a comparison was asked."""
+        try:
+            stored = live.plan.config if live else None
+            return self.editor.fill_fields(self.manager.read_request(folder, stored))
+        except BadInput:
+            return self.editor.offer_choices()  # shown, but not to be asked for from a page
 
     def show_folder(self, result: dict) -> str:
         path = escape_text((self.context.runs / result["run"]).resolve()) if result.get("run") else ""
@@ -226,54 +261,81 @@ class Studio:
 
     # what is seen
 
-    def follow_comparison(self, live: LiveComparison, is_owner: bool = True) -> Iterator[list]:
-        """Updates of the results while a comparison is made, and its result."""
+    def follow_comparison(self, live: LiveComparison) -> Iterator[list]:
+        """Updates of the results while a comparison is made, and its result. It goes on when nobody looks any more."""
         from workbench.ui.widgets import live_view
 
         previews, sent = live_view.Previews(live), [None, None]
         skip = gr.skip()
         try:
-            for _ in live.job.watch(0.5, leaving_stops=is_owner):
+            for _ in live.job.watch(0.5, leaving_stops=False):
                 views = self._live_html(live, previews)
                 new = [skip if a == b else b for a, b in zip(sent, views, strict=True)]
                 first_time, sent = sent == [None, None], views
                 hidden = gr.update(visible=False) if first_time else skip
-                yield ["" if first_time else skip, *new, live.key, skip, hidden, "", hidden, *[skip] * 4]
+                yield ["" if first_time else skip, *new, live.key, skip, hidden, "", hidden, *[skip] * 4, hidden]
                 time.sleep(VIEW_INTERVAL)
         except Exception as error:
             yield self._refusal_updates(error, running="")
             return
         if live.folder is None:
-            yield [hint_html("Stopped before it began."), EMPTY_HTML, "", "", skip, skip, "", *[skip] * 5]
+            yield [hint_html("Stopped before it began."), EMPTY_HTML, "", "", skip, skip, "", *[skip] * 6]
             return
         yield self._result_updates(live.folder)
+
+    def follow_folder(self, folder: RunFolder) -> Iterator[list]:
+        """The result of a stored comparison; and before it, how far one has come that a process of its own goes on
+        with, as after a restart of the app."""
+        from workbench.ui import run_processes
+
+        last_size = -1
+        while (state := run_processes.run_state(folder)).is_live or state.name == run_processes.QUEUED:
+            log = folder.path / "events.jsonl"
+            size = log.stat().st_size if log.is_file() else 0
+            if size != last_size:
+                last_size, word = size, "waits for its turn" if state.name == run_processes.QUEUED else "is being made"
+                update = self._result_updates(folder, status=f"This comparison {word}, in a process of its own.")
+                yield [*update[:3], folder.path.name, *update[4:]]
+            time.sleep(LOOK_SECONDS)
+        yield self._result_updates(folder)
 
     def _live_html(self, live: LiveComparison, previews: Previews) -> list[str]:
         from workbench.ui.widgets import live_view
 
         view = live_view.live_view(live, previews)
+        name = live.reserved.path.name
         if live.job.state != "waiting":
-            return [live_view.render_live(view), live_view.live_chart(live)]
+            return [_with_address(name, live_view.render_live(view)), live_view.live_chart(live)]
         queue = self.context.jobs.list_jobs()
-        return [
-            live_view.render_waiting(view, self.context.jobs.jobs_ahead(live.job), queue[0].title if queue else ""),
-            "",
-        ]
+        ahead = self.context.jobs.jobs_ahead(live.job)
+        return [_with_address(name, live_view.render_waiting(view, ahead, queue[0].title if queue else "")), ""]
 
-    def _result_updates(self, folder: RunFolder) -> list:
+    def _result_updates(self, folder: RunFolder, page: int = 0, status: str = "") -> list:
         from workbench.ui.widgets import result_view
 
-        result = result_view.read_result(folder, self.context.temp)
+        result = result_view.read_result(folder, self.context.temp, status, page)
         return [
             "",
-            result.html,
+            _with_address(result.run, result.html),
             result.chart,
             "",
             result_view.slider_state(result),
             gr.update(visible=True),
             "",
             *self._slider_updates(result),
+            gr.update(visible=result.pages > 1),
         ]
+
+    def _page_turner(self, step: int) -> Callable[[dict], list]:
+        def turn_page(result: dict) -> list:
+            """The rows before or after those that are shown."""
+            try:
+                folder = self.manager.find_folder(result.get("run", ""))
+                return self._result_updates(folder, max(0, result.get("page", 0) + step))
+            except BadInput as error:
+                raise shown_error(error) from None
+
+        return turn_page
 
     def _slider_updates(self, result: ComparisonResult) -> list:
         from workbench.ui.widgets import result_view
@@ -290,89 +352,14 @@ class Studio:
 
     def _refusal_updates(self, error: BaseException, running: Any = None) -> list:
         skip = gr.skip()
-        return [error_html(error_sentence(error)), *[skip] * 2, skip if running is None else running, *[skip] * 8]
-
-    # what programs call
-
-    def compare(
-        self,
-        prompts: str,
-        pipeline: str = "starter-image",
-        contestants: list[str] = ["sample", "best_of_n n=21", "reno iterations=20"],  # noqa: B006
-        rewards: dict[str, float] = {"starter_clip": 1.0},  # noqa: B006
-        watch: list[str] | None = None,
-        seed: int = 0,
-        seeds: int = 1,
-        calls: int = 0,
-        batch: int = 16,
-        inputs: dict[str, dict] | None = None,
-    ) -> dict:
-        """Compare contestants on the same prompts and noises. A generator: views while it works, the result at the end.
-
-        Args:
-            prompts: one a line; or `list:NAME` for a list of configs/prompts, `list:run:NAME` for those of a stored run
-            pipeline: a configured pipeline
-            contestants: lines METHOD[@PIPELINE] key=value …, at most four
-            rewards: what is optimised, each with its weight
-            watch: what only looks on; not given: the oracle where there is one, and the scorers whose weights are here
-            seed: everything random follows from it
-            seeds: noises per prompt
-            calls: denoiser calls a sample to which every method is fitted; 0 leaves their settings
-            batch: samples made at once
-            inputs: what all samples are made from, where the pipeline takes it: name (source, mask, first, ...) -> an
-                uploaded file, such as gradio_client's `handle_file` makes of a path; of a mask, white is changed
-
-        Views are {"key", "run", "state", "share", "contestants": [{"name", "state", "rows", "of", "seconds", "left",
-        "reward", "previews": [{"uri", "prompt"}]}]}; the result is what `open` gives. `stop` takes the key or the run.
-        """
-        from workbench.ui.widgets import live_view, result_view
-
-        name = prompts.strip().removeprefix("list:") if prompts.strip().startswith("list:") else None
-        try:
-            given = self.editor.given.read_uploads(pipeline, inputs or {})
-            texts = name or prompts.splitlines()
-            request = ComparisonRequest(texts, pipeline, contestants, rewards, watch, seed, seeds, calls, batch, given)
-            live = self.manager.start(request)
-            previews = live_view.Previews(live)
-            for _ in live.job.watch(0.5):
-                yield live_view.live_view(live, previews) | {"ahead": self.context.jobs.jobs_ahead(live.job)}
-                time.sleep(VIEW_INTERVAL)
-            if live.folder is None:
-                raise BadInput("stopped before it began")
-            yield result_view.result_for_programs(result_view.read_result(live.folder, self.context.temp), live.folder)
-        except Exception as error:
-            raise shown_error(error) from error
-
-    def stop(self, which: str) -> dict:
-        """Stop a comparison, by its key or its run: {"stopping": whether there was one}. What is being made is finished
-        as it stands and kept; the result comes from the `compare` that began it, or from `open`."""
-        return {"stopping": self.manager.stop(which) is not None}
-
-    def open(self, run: str) -> dict:
-        """A stored comparison: {"run", "folder", "state", "headline", "summary", "files": [{"contestant", "prompt",
-        "seed", "url", "scores"}]}, its first rows. `url` is relative to the page."""
-        from workbench.ui.widgets import result_view
-
-        try:
-            folder = self.manager.find_folder(run)
-            return result_view.result_for_programs(result_view.read_result(folder, self.context.temp), folder)
-        except BadInput as error:
-            raise shown_error(error) from None
+        return [
+            error_html(error_sentence(error)),
+            *[skip] * 2,
+            skip if running is None else running,
+            *[skip] * (RESULTS - 4),
+        ]
 
 
-def error_sentence(error: BaseException) -> str:
-    """What a person is told: what is wrong with what was asked, or that the program is at fault (the log says
-    where)."""
-    from workbench.engine.run import DiskFull
-
-    if isinstance(error, (BadInput, DiskFull)):
-        return str(error)
-    return (
-        f"It failed, which it should not: {type(error).__name__}: "
-        f"{str(error).splitlines()[0] if str(error) else 'no message'}"
-    )
-
-
-def shown_error(error: Exception) -> gr.Error:
-    """One sentence, shown as text."""
-    return gr.Error(html.escape(error_sentence(error), quote=False), print_exception=False)
+def _with_address(run: str, html: str) -> str:
+    """What is shown of a comparison, with the name by which its address is."""
+    return f'<div data-wb-run="{escape_text(run)}">{html}</div>'

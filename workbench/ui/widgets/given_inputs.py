@@ -39,7 +39,13 @@ def _input_cell(folder: Path, temp: Path, sample: Mapping, name: str, size: tupl
         return cell
     digest, suffix = sample["inputs"][name], media.SUFFIX_BY_MODALITY[content.modality]
     fitted = serve_made(temp, f"{digest}{name}{size}", name + suffix, lambda: ENCODERS[content.modality](content))
-    cell |= {"kind": content.modality, "url": file_url(fitted), "file": str(fitted), "rate": content.rate}
+    cell |= {
+        "kind": content.modality,
+        "url": file_url(fitted),
+        "file": str(fitted),
+        "rate": content.rate,
+        "type": "image/png",
+    }
     if original := find_input(folder, digest):  # as it was given
         cell["original"] = file_url(serve_copy(temp, original, f"given-{name}{original.suffix}"))
     if content.modality == "audio":

@@ -61,7 +61,7 @@ def table_html(header: Sequence[str], rows: Sequence[Sequence[str]], text_column
     )
     body = "".join(f"<tr>{''.join(cell(n, inner) for n, inner in enumerate(row))}</tr>" for row in rows)
     return (
-        '<div class="wb-scroll"><table class="wb-table" style="border:0">'
+        '<div class="wb-scroll" tabindex="0" role="region" aria-label="Table"><table class="wb-table" style="border:0">'
         f"<thead><tr>{titles}</tr></thead><tbody>{body}</tbody></table></div>"
     )
 

@@ -43,11 +43,14 @@ class InputFields:
                     )  # fmt: skip
 
     def wire_events(self, pipeline: gr.Dropdown) -> None:
+        """What an upload changes. What the pipeline changes is `choose_pipeline`."""
         for name, file in self.files.items():
             file.upload(self._handler(name), [pipeline, file], [self.previews[name], self.sketch], **QUIET)
             file.clear(lambda: "", None, self.previews[name], queue=False, **QUIET)
-        covered = [self.files[name] for name in COVERED]
-        pipeline.input(self.spread_canvas, [pipeline, *covered], self.sketch, **QUIET)
+
+    def covered(self) -> list:
+        """The fields of what a mask may cover."""
+        return [self.files[name] for name in COVERED]
 
     def inputs(self) -> list:
         return [*self.files.values(), self.sketch]
@@ -55,11 +58,17 @@ class InputFields:
     def outputs(self) -> list:
         return [*self.boxes.values(), *self.files.values(), *self.previews.values(), self.sketch]
 
-    def choose_pipeline(self, pipeline: str) -> list:
-        """Updates of `outputs`: what the pipeline takes is shown, and stays as it was given."""
+    def choose_pipeline(self, pipeline: str, *covered: str | Path | None) -> list:
+        """Updates of `outputs`: what the pipeline takes is shown, and stays as it was given; a mask is painted over
+        what it covers. covered: files of COVERED."""
         kinds = self._list_kinds(pipeline)
-        skip = [gr.skip()] * (len(INPUTS) + 1)
-        return [*self._show_boxes(kinds), *self._label_files(kinds), *skip]
+        skip = [gr.skip()] * len(INPUTS)
+        canvas = self.spread_canvas(pipeline, *(covered or [None] * len(COVERED)))
+        return [*self._show_boxes(kinds), *self._label_files(kinds), *skip, canvas]
+
+    def skip_outputs(self) -> list:
+        """Updates of `outputs` that change nothing."""
+        return [gr.skip()] * (3 * len(INPUTS) + 1)
 
     def fill_fields(self, pipeline: str, inputs: Mapping[str, str]) -> list:
         """Updates of `outputs`: these files of the run folder are the inputs, and nothing is painted."""

@@ -12,7 +12,7 @@ from workbench.core.io import media
 from workbench.core.types import Media
 from workbench.report import audio_view, formatting
 from workbench.report.sample_inputs import input_title
-from workbench.ui.studio_comparison import ContestantProgress, LiveComparison
+from workbench.ui.live_comparison import ContestantProgress, LiveComparison, format_duration
 from workbench.ui.widgets import curves
 from workbench.ui.widgets.html import data_uri, template_environment
 
@@ -76,14 +76,6 @@ def _draw_inputs(prompt: str) -> list[dict]:
         tiny = content.modality != "audio" and max(content.data.shape[-2:]) <= TINY
         inputs.append({"title": input_title(name), "uri": uri, "tiny": tiny, "sound": content.modality == "audio"})
     return inputs
-
-
-def format_duration(seconds: float) -> str:
-    """4.2 s, 1 min 05 s, 2 h 10 min."""
-    if seconds < 60:
-        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
-    minutes, leftover_seconds = divmod(round(seconds), 60)
-    return f"{minutes} min {leftover_seconds:02} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02} min"
 
 
 def live_view(live: LiveComparison, previews: Previews) -> dict:

@@ -3,7 +3,7 @@ is shown as text."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import quote
@@ -12,17 +12,21 @@ from PIL import Image
 
 from rewards.audio.loudness import QUIETEST, integrated_loudness
 from workbench.core.io import media
-from workbench.report import audio_view, estimates, findings, formatting, pages
+from workbench.report import audio_view, estimates, findings, formatting, pages, tables
 from workbench.report.columns import build_table
 from workbench.report.sample_inputs import list_input_names
+from workbench.runs.sample_modality import guess_modality
 from workbench.runs.store import RunFolder
+from workbench.ui.live_comparison import mean_reward
+from workbench.ui.playable import serve_playable
 from workbench.ui.served_files import file_url, serve_copy
-from workbench.ui.studio_comparison import mean_reward, plain_weights
+from workbench.ui.studio_comparison import plain_weights
 from workbench.ui.widgets import curves, given_inputs, samples
 from workbench.ui.widgets.given_inputs import TINY
 from workbench.ui.widgets.html import data_uri, template_environment
 
 ROWS = 24  # of a result
+COPIES = {"LaTeX": "latex", "Markdown": "markdown", "CSV": "csv"}  # in which its table can be copied
 
 
 def short_pipeline_name(repo: str) -> str:
@@ -50,10 +54,13 @@ class ComparisonResult:
     headline: list[str]
     html: str
     chart: str
+    page: int = 0
+    pages: int = 1  # of ROWS rows each
 
 
-def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonResult:
-    """A run folder as the page shows it, whole or not; `status` says what is being done to it."""
+def read_result(folder: RunFolder, temp: Path, status: str = "", page: int = 0) -> ComparisonResult:
+    """A run folder as the page shows it, whole or not; `status` says what is being done to it; `page` counts pages of
+    ROWS rows from 0."""
     record, summary = folder.read(), folder.read("summary.json")
     summary = summary if "contestants" in summary else {}
     logged = pages.collect_samples(folder.events())
@@ -62,7 +69,9 @@ def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonRe
     table = build_table(summary, "app") if summary else None
     optimised_metric = _first_optimised(table.results.metrics) if table else None
     keys = sorted({key for part in logged.values() for key in part})
-    rows = [_result_row(folder, temp, logged, names, key, kind, optimised_metric) for key in keys[:ROWS]]
+    first = ROWS * min(max(page, 0), max(0, len(keys) - 1) // ROWS)
+    shown_keys = keys[first : first + ROWS]
+    rows = [_result_row(folder, temp, logged, names, key, kind, optimised_metric) for key in shown_keys]
     _add_inputs(folder.path, temp, logged, rows, kind)
     state = record.get("status", "")
     note = status or {
@@ -78,10 +87,11 @@ def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonRe
         "kind": kind,
         "noun": formatting.MEDIA_NOUNS.get(kind, "sample"),
         "rows": rows,
-        "more": max(0, len(keys) - ROWS),
+        "part": f"Rows {first + 1} to {first + len(rows)} of {len(keys)}." if len(keys) > ROWS else "",
         "link": f"?run={quote(folder.path.name)}",
         "report": file_url(serve_copy(temp, report)) if report.is_file() else "",
         "table": table,
+        "copies": {name: tables.FORMATS[kind](summary, ()) for name, kind in COPIES.items()} if summary else {},
         "tones": {name: n % 8 for n, name in enumerate(names)},
         "show_pipelines": bool(summary and estimates.contestants_by_pipeline(summary)),
         "footer": _table_footer(summary, optimised_metric) if summary else "",
@@ -90,8 +100,9 @@ def read_result(folder: RunFolder, temp: Path, status: str = "") -> ComparisonRe
     levels = {name: mean_reward([s["scores"] for s in logged.get(name, {}).values()], weights) for name in names}
     chart = curves.draw_reward_curves(folder.path / "events.jsonl", levels)
     return ComparisonResult(
-        folder.path.name, kind, names, rows, summary, note, headline, str(_macros.result(view)), chart
-    )
+        folder.path.name, kind, names, rows, summary, note, headline, str(_macros.result(view)), chart, first // ROWS,
+        -(-len(keys) // ROWS),
+    )  # fmt: skip
 
 
 def _first_optimised(metrics: Mapping[str, Mapping]) -> str | None:
@@ -109,7 +120,7 @@ def _table_footer(summary: Mapping, optimised_metric: str | None) -> str:
 
 def _guess_modality(logged: Mapping) -> str:
     first = next((s["file"] for part in logged.values() for s in part.values() if s["file"]), "")
-    return next((kind for kind, suffix in media.SUFFIX_BY_MODALITY.items() if first.endswith(suffix)), "image")
+    return guess_modality(first) or "image"
 
 
 def _result_row(
@@ -142,8 +153,9 @@ def _result_row(
             "scores": scores,
         }
         if file:
-            copy = serve_copy(temp, file, f"{name}-{file.name}")
-            cell |= {"file": str(copy), "url": file_url(copy)} | FACTS[kind](file)
+            shown = serve_playable(temp, file, f"{name}-{file.name}", kind)
+            cell |= {"file": str(shown.file), "url": file_url(shown.file), "type": shown.type, "rate": shown.rate}
+            cell |= _sound_facts(file) if shown.size is None else _frame_facts(shown.size)
         cells.append(cell)
     return {
         "prompt": first["prompt"],
@@ -170,15 +182,8 @@ def _add_inputs(folder: Path, temp: Path, logged: Mapping, rows: Sequence[dict],
                 cell["volume"] = f"{volume:.4f}"
 
 
-def _picture_facts(file: Path) -> dict:
-    with Image.open(file) as image:
-        return {"tiny": max(image.size) <= TINY, "size": (1, image.height, image.width)}
-
-
-def _clip_facts(file: Path) -> dict:
-    with Image.open(file) as image:
-        size, rate = (image.n_frames, image.height, image.width), 1000 / (image.info.get("duration") or 125)
-        return {"tiny": max(image.size) <= TINY, "size": size, "rate": rate}
+def _frame_facts(size: tuple[int, int, int]) -> dict:
+    return {"tiny": max(size[1:]) <= TINY, "size": size}
 
 
 def _sound_facts(file: Path) -> dict:
@@ -197,9 +202,6 @@ def playback_volumes(levels: Sequence[float]) -> list[float]:
     return [10 ** ((quietest - v) / 20) if audible else 1.0 for v, audible in zip(levels, is_audible, strict=True)]
 
 
-FACTS: dict[str, Callable[[Path], dict]] = {"image": _picture_facts, "video": _clip_facts, "audio": _sound_facts}
-
-
 def slider_state(result: ComparisonResult) -> dict:
     """What a page must remember of a result to slide between its files: those of contestants, and before them those
     pictures in their size which they were made from."""
@@ -208,7 +210,7 @@ def slider_state(result: ComparisonResult) -> dict:
         | {c["name"]: c["file"] for c in row["cells"] if c["file"]}
         for row in result.rows
     ]
-    return {"run": result.run, "kind": result.kind, "rows": rows}
+    return {"run": result.run, "kind": result.kind, "rows": rows, "page": result.page}
 
 
 def result_for_programs(result: ComparisonResult, folder: RunFolder) -> dict:
@@ -247,9 +249,10 @@ def slider_pair(
 
 
 def _enlarge(file: Path, kind: str) -> str:
-    with Image.open(file) as image:
-        if kind == "image" and max(image.size) > TINY:
-            return str(file)
+    if kind == "image":
+        with Image.open(file) as image:
+            if max(image.size) > TINY:
+                return str(file)
     enlarged = file.with_name(f"large-{file.stem}.png")
     if not enlarged.is_file():
         enlarged.write_bytes(media.encode_thumbnail(file, 512))

@@ -15,6 +15,7 @@ from workbench.core.errors import BadInput
 from workbench.core.inputs import FileInput
 from workbench.core.schema import build_dataclass as settings_of
 from workbench.feedback import social
+from workbench.runs.media_prompts import find_prompt
 from workbench.runs.registry import all_rewards
 from workbench.ui import input_uploads, reward_choices, uploads
 from workbench.ui.context import AppContext
@@ -34,10 +35,14 @@ def check_prompt(prompt: str | None) -> str:
     return prompt
 
 
-def prompt_of_file(story: object) -> str:
-    """What a file says it was made for; what is no sensible text is not believed."""
-    prompt = story.get("prompt") if isinstance(story, dict) else None
-    return prompt if isinstance(prompt, str) and len(prompt) <= MAX_PROMPT_LETTERS else ""
+def prompt_of_file(path: Path, story: Mapping[str, Any]) -> str:
+    """What a file says it was made for, whichever program wrote it; "" for none, for several, and for too long a text.
+    story: what its reader has found of the workbench's own metadata."""
+    try:
+        prompt, _ = find_prompt(path, story)
+    except BadInput:  # a graph with several prompts
+        return ""
+    return prompt if len(prompt) <= MAX_PROMPT_LETTERS else ""
 
 
 def stream_job(
@@ -86,7 +91,7 @@ def score_files(
 
     def work(stop: threading.Event) -> Iterator[tuple]:
         contents = [uploads.read_upload(u) for u in accepted]
-        prompts = [prompt or prompt_of_file(f.story) for f in contents]
+        prompts = [prompt or prompt_of_file(u.path, f.story) for u, f in zip(accepted, contents, strict=True)]
         tiles = draw_thumbnails(accepted, contents, prompts, sources)
         for rows in reward_choices.score_uploads(contents, prompts, examples_folder, space, stop, inputs):
             yield reward_tables.scores_table(rows, names), tiles
@@ -137,6 +142,12 @@ def list_differentiable() -> list[str]:
     return [n for n, r, row in candidates if r is not None and row.spec.differentiable and row.spec.scope == "sample"]
 
 
+def list_scoring() -> list[str]:
+    """The rewards that score single samples and can be had here."""
+    candidates = reward_choices.list_candidates(set())
+    return [n for n, r, row in candidates if r is not None and row.spec.scope == "sample"]
+
+
 def map_file(
     context: AppContext, media: Sequence[str] | None, number: float, prompt: str, reward: str
 ) -> Iterator[tuple]:
@@ -158,7 +169,7 @@ def map_file(
 
     def work(stop: threading.Event) -> Iterator[tuple]:
         content = uploads.read_upload(accepted)
-        words = prompt or prompt_of_file(content.story)
+        words = prompt or prompt_of_file(accepted.path, content.story)
         if "prompt" in scorer.spec.needs and not words:
             raise BadInput(f"{reward} needs a prompt: type one")
         for draws, heat_map in saliency.smooth_gradient(scorer, content.media, words, stop):

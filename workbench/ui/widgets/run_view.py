@@ -5,8 +5,8 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote, urlencode
 
 import yaml
@@ -14,8 +14,10 @@ import yaml
 from pipelines.variants import pipeline_label
 from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
-from workbench.report import findings
-from workbench.runs import store
+from workbench.report import findings, grid_page
+from workbench.runs import run_search, store
+from workbench.runs.run_notes import read_notes
+from workbench.runs.run_search import format_date
 from workbench.runs.store import RunFolder
 from workbench.ui import contestant_choices, run_processes
 from workbench.ui.context import AppContext
@@ -25,45 +27,56 @@ from workbench.ui.widgets.html import error_html, escape_text, hint_html, table_
 
 MAX_RUNS = 200  # runs listed
 HEAD = ["run", "state", "when", "pipeline", "contestants"]
-TONE = {"starting": 1, "running": 1, "stopping": 2, "stopped": 0, "crashed": 4, "failed": 4, "done": 3}
+TONE = {"queued": 2, "starting": 1, "running": 1, "stopping": 2, "stopped": 0, "crashed": 4, "failed": 4, "done": 3}
 BARE = (
     "min-width:13em;margin:0;padding:0;border:0;background:none;color:var(--link-text-color);font-size:14px;"
     "font-weight:600;line-height:1.4;text-align:left;overflow-wrap:anywhere;cursor:pointer"
 )
 MAX_REPORT_BYTES = 20_000_000  # bytes of a report that a page shows
+MAX_GRID_BYTES = 40_000_000  # and of a grid
 
 
-def list_runs(runs: Path) -> list[dict[str, str]]:
-    """One row a run, newest first: run, state, when, pipeline, contestants."""
-    listed_runs = []
-    for folder in store.list_run_folders(runs)[:MAX_RUNS]:
-        state = run_processes.run_state(folder)
-        record = {} if state.name == "damaged" else folder.read()
-        pipeline = pipeline_label((record.get("config") or {}).get("pipeline", ""))
-        names = ", ".join(record.get("methods", ()))
-        cells = (folder.path.name, state.name, format_date(record.get("created", "")), Path(pipeline).name, names)
-        listed_runs.append(dict(zip(HEAD, cells, strict=True)))
-    return listed_runs
+def list_runs(runs: Path, search: str = "") -> list[dict[str, Any]]:
+    """One row a run, newest first: run, title, state, when, pipeline, contestants, tags, note. `search`: words that all
+    are in it (run_search.matches_words)."""
+    rows = []
+    for folder in store.list_run_folders(runs):
+        row = run_search.describe_run_row(folder, run_processes.run_state(folder).name)
+        rows += [row] if run_search.matches_words(row, search.split()) else []
+        if len(rows) == MAX_RUNS:
+            break
+    return rows
 
 
-def runs_table(listed_runs: Sequence[Mapping[str, str]]) -> str:
+def runs_table(listed_runs: Sequence[Mapping[str, Any]]) -> str:
     """The rows as a table whose names are buttons."""
     body = [
         (
-            f'<button type="button" data-run="{escape_text(r["run"])}" style="{BARE}">{escape_text(r["run"])}</button>',
+            f'<button type="button" data-run="{escape_text(r["run"])}" style="{BARE}">'
+            f"{escape_text(r['title'] or r['run'])}</button>{_draw_labels(r)}",
             f'<span class="wb-t{TONE.get(r["state"], 0)}"><span class="wb-dot"></span>{escape_text(r["state"])}</span>',
-            escape_text(r["when"]), escape_text(r["pipeline"]), escape_text(r["contestants"]),
+            escape_text(r["when"]), escape_text(r["pipeline"]), escape_text(shorten_names(r["contestants"])),
         )
         for r in listed_runs
     ]  # fmt: skip
     return f'<div style="max-height:340px;overflow-y:auto">{table_html(HEAD, body, text_columns=(1, 2, 3, 4))}</div>'
 
 
-def format_date(created: str) -> str:
-    try:
-        return datetime.strptime(created, "%Y-%m-%dT%H:%M:%S%z").strftime("%d %b %Y, %H:%M")
-    except ValueError:
-        return ""
+def _draw_labels(row: Mapping[str, Any]) -> str:
+    """The folder's name under a title, the tags, and the beginning of the note."""
+    name = escape_text(row["run"]) if row["title"] else ""
+    tags = " ".join(f"#{escape_text(tag)}" for tag in row["tags"])
+    note = escape_text(row["note"] if len(row["note"]) <= 80 else f"{row['note'][:80]}…")
+    words = " · ".join(filter(None, (name, tags, note)))
+    return f'<br><span class="wb-note" style="font-weight:400">{words}</span>' if words else ""
+
+
+def shorten_names(contestants: str, letters: int = 64) -> str:
+    """The first names of a list of contestants, and how many more there are."""
+    names = contestants.split(", ")
+    count = sum(len(", ".join(names[: n + 1])) <= letters for n in range(len(names)))
+    count = max(count, 1)
+    return contestants if count == len(names) else f"{', '.join(names[:count])} and {len(names) - count} more"
 
 
 def studio_link(runs: Path, chosen: Sequence[str]) -> str:
@@ -96,7 +109,7 @@ def draw_header(folder: RunFolder, state: run_processes.RunState, series: curves
     headline = findings.headline_sentences(summary)[0] if summary.get("contestants") and not state.is_live else ""
     return (
         f'<div class="wb-card wb-t{TONE.get(state.name, 0)}"><h3><span class="wb-dot"></span>'
-        f"{escape_text(folder.path.name)}: {escape_text(state.name)}</h3>"
+        f"{escape_text(read_notes(folder).title or folder.path.name)}: {escape_text(state.name)}</h3>"
         f"{hint_html(state.reason) if state.reason else ''}"
         f"{_draw_progress(series, config) if state.is_live else ''}"
         f"{f'<p>{escape_text(headline)}</p>' if headline else ''}{hint_html(' · '.join(filter(None, facts)))}"
@@ -169,18 +182,30 @@ def studio_button(address: str) -> str:
 
 
 def report_frame(context: AppContext, name: str) -> tuple[str, str]:
-    """(the run's report inside a frame that runs no script and opens nothing, a copy that the page may serve).
+    """(the run's report inside a frame that runs no script and opens nothing, a copy that the page may serve); of a
+    grid its page first, in a frame whose scripts reach nothing of ours.
 
     Raises BadInput where there is none."""
-    path = run_processes.find_run(context.runs, name).path / "report.html"
+    run = run_processes.find_run(context.runs, name).path
+    path = run / "report.html"
     if not path.is_file() or path.stat().st_size > MAX_REPORT_BYTES:
         raise BadInput("this run has no report yet; it is written when the run ends")
     folder = context.temp / f"report-{uuid.uuid4().hex}"
     folder.mkdir(parents=True)
     write_atomic(folder / f"{name}.html", path.read_bytes())
-    frame = (
-        f'<iframe sandbox="" title="Report of {escape_text(name)}" '
-        f'srcdoc="{escape_text(path.read_text(encoding="utf-8"), MAX_REPORT_BYTES)}" '
+    frames = draw_frame(path, f"Report of {name}")
+    grid = run / grid_page.FILE
+    if grid.is_file() and grid.stat().st_size <= MAX_GRID_BYTES:
+        frames = draw_frame(grid, f"Grid of {name}", sandbox="allow-scripts") + frames
+    elif grid.is_file():
+        frames = hint_html(f"The grid is too large for this page; open {grid_page.FILE} in the run's folder.") + frames
+    return frames, str(folder / f"{name}.html")
+
+
+def draw_frame(path: Path, title: str, sandbox: str = "") -> str:
+    """A file in a frame of its own origin, which is none: it reaches neither this page nor its cookies."""
+    content = escape_text(path.read_text(encoding="utf-8"), MAX_GRID_BYTES)
+    return (
+        f'<iframe sandbox="{sandbox}" title="{escape_text(title)}" srcdoc="{content}" '
         'style="width:100%;height:80vh;border:1px solid var(--wb-rule);border-radius:10px;background:#fff"></iframe>'
     )
-    return frame, str(folder / f"{name}.html")

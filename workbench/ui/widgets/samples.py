@@ -12,6 +12,7 @@ from workbench.core.errors import BadInput
 from workbench.core.io import folders, media
 from workbench.report import audio_view, pages
 from workbench.report.sample_inputs import input_title, list_input_names
+from workbench.runs.media_prompts import find_prompt
 from workbench.runs.run_inputs import find_input
 from workbench.ui.widgets.html import data_uri, escape_text
 
@@ -71,10 +72,9 @@ def draw_timeline(folder: Path) -> str:
 @lru_cache(256)
 def _read_prompt(path: Path) -> str:
     try:
-        story = media.read_meta(path)
+        return find_prompt(path)[0]
     except BadInput:
         return ""
-    return str(story.get("prompt", "")) if isinstance(story, dict) else ""
 
 
 def draw_contestants(folder: Path, logged: Mapping[str, Mapping[tuple[int, int], Mapping]]) -> str:
