@@ -337,6 +337,11 @@ def small_settings(name: str) -> dict[str, Any]:
     return {}
 
 
+def modalities_of(name: str) -> frozenset[str]:
+    """What the reward `small(name)` judges: a taste what its head was learnt from, which here are pictures."""
+    return frozenset({"image"}) if name in ("learned", "personal") else REWARDS[name].spec.modalities
+
+
 def small(name: str, **more) -> Reward:
     """The reward `name` on small weights, where it needs any."""
     return build(name, **(small_settings(name) | more))

@@ -37,7 +37,7 @@ def test_base_and_best_of_n_are_always_among_the_contestants():
     home, blocks = compare.contestant_blocks(["reno", "starter-image-teacher"], "starter-image", 16)
     assert home == "starter-image" and [*blocks] == ["base", "reno", "starter-image-teacher", "best_of_n"]
     assert blocks["best_of_n"]["n"] == 16 and blocks["reno"]["iterations"] == 15
-    assert blocks["starter-image-teacher"] == {"name": "sample", "pipeline": "starter-image-teacher"}
+    assert blocks["starter-image-teacher"] == {"name": "sample", "draw": 0, "pipeline": "starter-image-teacher"}
 
 
 def test_a_clock_makes_methods_longer_and_never_their_batches_larger():

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from reward_fixtures import scored, small
+from reward_fixtures import modalities_of, scored, small
 from sound_fixtures import heard
 
 from rewards import REWARDS
@@ -21,7 +21,7 @@ BY_MACHINE = (
     "remote",
 )  # asked of a server: they have tests of their own
 AUDIO, VIDEO = (
-    [n for n, cls in REWARDS.items() if kind in cls.spec.modalities and not n.startswith(BY_MACHINE)]
+    [n for n, cls in REWARDS.items() if kind in modalities_of(n) and not n.startswith(BY_MACHINE)]
     for kind in ("audio", "video")
 )
 

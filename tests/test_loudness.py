@@ -254,7 +254,7 @@ def test_the_app_and_the_report_say_the_loudness_that_the_reward_says(tmp_path):
         sound = replace(sound, data=sound.data * (n < 2))
         path = media.write_media(sound, tmp_path / f"{n}.wav")
         (said,) = Loudness(target=0.0)(media=sound, prompts=[""]).tolist()
-        shown = result_view.FACTS["audio"](path)["loudness"]
+        shown = result_view._sound_facts(path)["loudness"]
         (_, gain), *_ = audio_view.match_loudness([media.read_media(path)], target=-90.0)
         assert (said != said and shown != shown) or said == pytest.approx(-abs(shown), abs=1e-4)
         assert gain == (pytest.approx(-90.0 - shown) if n == 0 else 0.0)

@@ -72,7 +72,7 @@ def test_a_file_that_is_no_picture_is_one_sentence_that_names_it(content, tmp_pa
         image.read_image(tmp_path / "x.png")
     row = {"prompt": "", "a_path": "x.png", "b_features": [1.0], "winner": "a"}
     (tmp_path / "votes.jsonl").write_text(json.dumps(row))
-    with pytest.raises(BadInput, match=r"line 1: can't read the picture .*x\.png$"):
+    with pytest.raises(BadInput, match=r"votes\.jsonl, line 1: .*x\.png: "):
         votes.read_votes(tmp_path / "votes.jsonl")
 
 

@@ -8,7 +8,7 @@ import functools
 import pytest
 import tiny
 import torch
-from reward_fixtures import small
+from reward_fixtures import modalities_of, small
 
 from pipelines import Policy
 from rewards import REWARDS
@@ -30,7 +30,7 @@ def judging(modality: str) -> list[str]:
     """But for credits within a group: the gradient of one leads, as they say, to its own sample alone. And for rewards
     of what was made from a source, of which these classes make nothing; test_rewards.py has their slopes."""
     specs = {n: cls.spec for n, cls in REWARDS.items() if cls.spec.scope != "group" and not input_needs(cls.spec)}
-    return [name for name, spec in specs.items() if modality in spec.modalities and spec.differentiable]
+    return [name for name, spec in specs.items() if modality in modalities_of(name) and spec.differentiable]
 
 
 def pairs(rewards: list[str], classes: list[str], each: int = 2) -> list[tuple[str, str]]:

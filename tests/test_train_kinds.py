@@ -84,7 +84,7 @@ def test_a_control_turns_the_pairs_round_or_gives_them_each_others_prompts(home,
     from workbench.training.trainer import Batches
 
     class Under:
-        batches_done, memory, distributed = 0, {}, type("", (), {"size": (3, 32, 32)})
+        batches_done, memory, distributed = 0, {}, type("", (), {"size": (3, 32, 32), "rate": 0.0})
 
         def __init__(self, plan):
             self.plan, self.train_config = plan, plan.train_config

@@ -24,8 +24,6 @@ from torch import Tensor
 from rewards.people.taste_features import SPEC, STARTER_ENCODERS, TasteEncoder
 from workbench.core.errors import BadInput
 from workbench.core.inputs import NAMES
-from workbench.core.io import media as media_files
-from workbench.core.io.budget import Budget
 from workbench.core.io.parsing import read_json_lines
 from workbench.core.schema import suggest_nearest
 from workbench.core.text import quote_value
@@ -127,8 +125,11 @@ def _choose_encoder(file: Path, lines: list[tuple[str, dict]], model: str, devic
 
 
 def _read_modality(path: Path, where: str) -> str:
+    from workbench.core.io import media  # and Pillow with it: not where rewards are listed
+    from workbench.core.io.budget import Budget
+
     try:
-        return media_files.measure_media(path, Budget())
+        return media.measure_media(path, Budget())
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
 
@@ -180,8 +181,10 @@ def _side_features(
         if values.dim() != 1 or not len(values):
             raise BadInput(f"{where}: `{side}_features` must be a list of numbers")
         return F.normalize(values, dim=0)
+    from workbench.core.io import media
+
     try:
-        medium = media_files.read_media(folder / row[f"{side}_path"])
+        medium = media.read_media(folder / row[f"{side}_path"])
     except BadInput as error:
         raise BadInput(f"{where}: {error}") from None
     with torch.no_grad():

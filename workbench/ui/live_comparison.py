@@ -60,6 +60,7 @@ class LiveComparison:
         self.plan, self.key, self.job = plan, secrets.token_hex(8), None
         self.reserved = reserved  # where it is made: known from the click on, by which its address is
         self.folder: store.RunFolder | None = None  # the same, once it has begun
+        self.is_dropped = False  # whether that folder was removed
         repos = config.pipeline_labels(plan.config)
         self.contestants = {n: ContestantProgress(n, plan.denoiser_calls(n), repos[n]) for n in plan.methods}
         self._policy, self._nfe_at_start, self._rows_per_step = None, 0, {}
@@ -88,8 +89,10 @@ class LiveComparison:
         return run_comparison
 
     def drop_reserved(self) -> None:
-        """Remove the folder of a comparison that was stopped before it began."""
-        if self.folder is None and not (self.reserved.path / "run.json").exists():
+        """Remove the folder of a comparison that was stopped before it began; once, for another may then have its
+        name."""
+        if self.folder is None and not self.is_dropped and not (self.reserved.path / "run.json").exists():
+            self.is_dropped = True
             shutil.rmtree(self.reserved.path, ignore_errors=True)
 
     def _begin_next(self) -> None:
