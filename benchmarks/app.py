@@ -18,6 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,7 @@ from playwright.sync_api import Page, sync_playwright
 ROOT = Path(__file__).resolve().parent.parent
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 DESK, PHONE = {"width": 1440, "height": 1000}, {"width": 390, "height": 844}
+ASKED = "Which of the two shows what the words ask for?"
 VOTES = 150  # cast before the leaderboard's picture is taken
 
 
@@ -120,11 +122,21 @@ def people(runs: Path) -> None:
         )
 
 
+def zip_contestants(run: Path) -> Path:
+    """results.zip with two contestants of a run, a folder each."""
+    path = run.parent / "results.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for name in ("base", "reno"):
+            for file in sorted((run / "media" / name).iterdir()):
+                archive.write(file, f"{name}/{file.name}")
+    return path
+
+
 def pictures(browser, runs: Path, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
 
     def shoot(page: Page, name: str, whole: bool = False) -> None:
-        page.wait_for_timeout(1500)
+        page.wait_for_timeout(1500 if name != "live" else 0)
         page.screenshot(path=folder / f"{name}.png", full_page=whole)
         small = [
             "-c",
@@ -139,7 +151,6 @@ def pictures(browser, runs: Path, folder: Path) -> None:
         page.goto(url)
         page.wait_for_selector("#wb-compare")
         compare(page)
-        page.wait_for_timeout(4000)
         shoot(page, "live")
         result(page)
         shoot(page, "studio")
@@ -159,22 +170,39 @@ def pictures(browser, runs: Path, folder: Path) -> None:
             cwd=ROOT,
         )
         people(runs)
-        for name in ("Blind vote", "Leaderboard", "Runs", "Rewards"):
+        run = max(runs.glob("*-demo"))
+        for name in ("Import", "Blind vote", "Leaderboard", "Runs", "Rewards"):
             page.get_by_role("tab", name=name, exact=True).click()
+            if name == "Import":
+                panel = page.locator("[role=tabpanel]:visible")
+                panel.locator("input[type=file][accept*='.zip']").set_input_files(zip_contestants(run))
+                page.get_by_text("results.zip").first.wait_for()
+                page.get_by_role("button", name="Import", exact=True).click()
+                page.get_by_text("is stored").wait_for()
             if name == "Blind vote":
                 page.wait_for_selector("[data-choice=left]:not([disabled])")
             if name == "Runs":
                 page.wait_for_timeout(1500)
                 page.locator("[data-run]").first.click()
             if name == "Rewards":
-                page.locator("input[type=file]").first.set_input_files(sorted(runs.glob("*/media/reno*/*.png"))[:2])
-                page.get_by_role("button", name="Score").first.click()
+                panel = page.locator("[role=tabpanel]:visible")
+                panel.locator("input[type=file]").first.set_input_files(sorted(runs.glob("*/media/reno*/*.png"))[:2])
+                panel.get_by_role("button", name="Score", exact=True).click()
                 page.wait_for_timeout(12_000)
             shoot(page, name.split()[-1].lower())
         page.close()
+        made = ["study", "new", "shapes", "--runs", str(run), "--open", "--instructions", ASKED]
+        subprocess.run([sys.executable, "-m", "workbench.cli", *made], check=True, cwd=ROOT)
+        page = browser.new_page(viewport=DESK)
+        page.goto(f"{url}vote/shapes")
+        page.locator("[name=name]").fill("Ann")
+        page.get_by_role("button", name="Begin").click()
+        page.get_by_role("button", name="Vote", exact=True).click()
+        shoot(page, "study")
+        page.close()
         for name, how in {"dark": {"viewport": DESK, "color_scheme": "dark"}, "phone": {"viewport": PHONE}}.items():
             page = browser.new_page(**how)
-            page.goto(f"{url}?run={max(p.parent.name for p in runs.glob('*/summary.json'))}")
+            page.goto(f"{url}?run={run.name}")
             page.wait_for_selector("#wb-stage table", timeout=120_000)
             if name == "phone":
                 page.evaluate("document.querySelector('#wb-stage').scrollIntoView()")

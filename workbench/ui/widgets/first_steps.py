@@ -38,7 +38,8 @@ def draw_first_steps(page: gr.Blocks, context: AppContext, tabs: gr.Tabs) -> Non
         hint = gr.HTML()
     for button, (_, _, tab, script, words) in zip(buttons, CHOICES, strict=True):
         answer = _make_answer(tab, words)
-        chosen = button.click(answer, None, [tabs, hint], queue=False, show_progress="hidden", api_visibility="private")
+        outputs = [tabs, hint, panel]
+        chosen = button.click(answer, None, outputs, queue=False, show_progress="hidden", api_visibility="private")
         if script:
             chosen.then(None, js=script)
     page.load(
@@ -48,7 +49,7 @@ def draw_first_steps(page: gr.Blocks, context: AppContext, tabs: gr.Tabs) -> Non
 
 
 def _make_answer(tab: str, words: str) -> Callable[[], tuple]:
-    return lambda: (gr.Tabs(selected=tab), hint_html(words) if words else "")
+    return lambda: (gr.Tabs(selected=tab), hint_html(words) if words else "", gr.update(visible=bool(words)))
 
 
 def is_first_visit(context: AppContext) -> bool:
