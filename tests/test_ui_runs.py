@@ -126,7 +126,8 @@ def test_a_run_is_started_stopped_by_another_page_and_resumed_to_its_end(page, l
     states = {row["run"]: row["state"] for row in client.predict(api_name="/runs")[-1]}
     assert states == {name: "done", second: "queued"}, "what is paused does not begin"
     client.predict(jobs[1]["key"], "cancel", api_name="/queue_job")
-    assert client.predict(api_name="/queue")[2] == [] and not (context.runs / second / "process.json").exists()
+    wait(lambda: client.predict(api_name="/queue")[2] == [])
+    assert not (context.runs / second / "process.json").exists()
     assert run_processes.run_state(run_processes.find_run(context.runs, second)).name == "stopped"
     assert "not in the queue any more" in client.predict(jobs[1]["key"], "up", api_name="/queue_job")[0]
 
