@@ -8,7 +8,7 @@ import errno
 import os
 import threading
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,7 @@ from workbench.runs.media_folders import list_media_rows
 from workbench.runs.media_pairing import knows_prompts, pair_media
 from workbench.runs.plan import Plan
 from workbench.runs.progress import Progress, json_number, score_samples
+from workbench.runs.prompt_inputs import measure_file
 
 NO_PROMPT = "give metadata.jsonl (file_name, prompt), a text beside each file, or --prompts FILE"
 NOT_LINKED = (errno.EXDEV, errno.EPERM, errno.EMLINK, errno.ENOTSUP, errno.EACCES)  # what a disk says that can't link
@@ -134,7 +135,7 @@ def _store_batch(
             sample["reason"] = str(error)
             continue
         target = folder.path / "media" / name / f"{index:04d}-{k}{_suffix(path, content)}"
-        digest = media.file_digest(path)
+        digest = measure_file(path, decode=False).digest  # known since the plan was made
         is_linked = place_file(path, target, digest, copy=plan.config.copy_media) and is_linked
         sample |= {"file": target.relative_to(folder.path).as_posix(), "sha256": digest}
         readable.setdefault((content.data.shape, content.rate), []).append((n, content))
@@ -222,8 +223,3 @@ def _label(folder: Path) -> str:
     """A folder's name, in the letters that a contestant's may have."""
     name = "".join(c if c.isalnum() and c.isascii() or c in "._-" else "-" for c in folder.resolve().name).strip("-.")
     return name or "media"
-
-
-def copies(plan: Plan) -> Mapping[str, int]:
-    """Bytes of each contestant's files."""
-    return {name: sum(path.stat().st_size for path in paths) for name, paths in plan.imported.items()}

@@ -9,12 +9,10 @@ from PIL import Image
 
 from workbench.core.errors import BadInput
 from workbench.core.io import formats, media, video
-from workbench.core.io.clips import StoredClip
 from workbench.core.types import Media
 from workbench.feedback.blinding import blind_picture
 from workbench.runs.sample_modality import read_modality
 
-PICTURES = (formats.PNG, formats.JPEG, formats.WEBP, formats.GIF, formats.AVIF, formats.BMP)
 SOUNDS = (formats.WAV, formats.FLAC, formats.MP3, formats.M4A)
 CRF = 14  # of a clip that is encoded for browsers: hardly visible loss
 TINY = 128  # pixels up to which a picture is shown in whole pixels
@@ -44,7 +42,7 @@ def copy_medium(path: Path, target: Path, is_blind: bool) -> dict:
 
 def _copy_picture(path: Path, target: Path, is_blind: bool) -> Path:
     kind = media.known_format(path)
-    if not is_blind and kind in PICTURES:
+    if not is_blind and kind in formats.BROWSER_PICTURES:
         media.inspect_media(path)  # a broken file is said to be one, and not shown as a broken picture
         return shutil.copyfile(path, target.with_name(target.name + kind.suffixes[0]))
     copy = target.with_name(f"{target.name}.png")
@@ -56,9 +54,7 @@ def _copy_clip(path: Path, target: Path, is_blind: bool) -> Path:
     copy = target.with_name(f"{target.name}.mp4")
     if not is_blind and _is_web_film(path):
         return shutil.copyfile(path, copy)
-    content = media.inspect_media(path).content
-    clip = content.frames() if isinstance(content, StoredClip) else content
-    return video.write_mp4(clip, copy, sound=_read_voice(path), crf=CRF)
+    return video.write_mp4(media.read_media(path), copy, sound=_read_voice(path), crf=CRF)
 
 
 def _is_web_film(path: Path) -> bool:

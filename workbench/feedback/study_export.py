@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import csv
 import io
-import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from workbench.core.errors import BadInput
 from workbench.core.paths import write_atomic
+from workbench.evaluation.score_table import write_csv, write_json_lines
 from workbench.feedback.votes import Vote
 
 FORMATS = (".csv", ".jsonl", ".parquet")
@@ -61,19 +60,10 @@ def write_rows(rows: list[dict], file: Path) -> int:
     if file.suffix == ".parquet":
         _write_parquet(rows, file)
     elif file.suffix == ".csv":
-        text = io.StringIO(newline="")
-        table = csv.DictWriter(text, rows[0])
-        table.writeheader()
-        table.writerows({k: _inert(value) for k, value in row.items()} for row in rows)
-        write_atomic(file, text.getvalue())
+        write_csv(rows, [*rows[0]], file)
     else:
-        write_atomic(file, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        write_json_lines(rows, [*rows[0]], file)
     return len(rows)
-
-
-def _inert(value: object) -> object:
-    """What a spreadsheet would take for a formula, as text."""
-    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@", "\t", "\r")) else value
 
 
 def _write_parquet(rows: list[dict], file: Path) -> None:

@@ -9,7 +9,6 @@ from torch.nn import functional as F
 
 from workbench.core.io import formats, media, video
 from workbench.core.io.budget import Budget
-from workbench.core.io.clips import StoredClip
 from workbench.core.types import Media
 
 SIDE = 256  # pixels, of clips
@@ -30,9 +29,7 @@ def encode_preview(path: Path) -> tuple[bytes, str]:
         return media.encode_thumbnail(path), "image/png"
     if path.suffix in PLAYABLE and path.stat().st_size <= AS_IT_IS:
         return path.read_bytes(), PLAYABLE[path.suffix]
-    content = media.inspect_media(path).content
-    if isinstance(content, StoredClip):
-        return _encode_film(content.frames()), "video/mp4"
+    content = media.read_media(path)
     if content.modality == "video":
         return _encode_film(content), "video/mp4"
     return _encode_sound(content), "audio/flac"

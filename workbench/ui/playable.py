@@ -9,14 +9,9 @@ from tempfile import TemporaryDirectory
 from PIL import Image
 
 from workbench.core.io import formats, media, video
-from workbench.core.io.clips import StoredClip
 from workbench.core.types import Media
 from workbench.ui.served_files import serve_copy, serve_made
 
-PICTURES = {
-    formats.PNG: "image/png", formats.JPEG: "image/jpeg", formats.WEBP: "image/webp", formats.GIF: "image/gif",
-    formats.AVIF: "image/avif", formats.BMP: "image/bmp",
-}  # fmt: skip
 FILMS = {formats.MP4: "video/mp4", formats.MATROSKA: "video/webm"}
 CODECS = ("h264", "vp8", "vp9", "av1")
 SOUNDS = (formats.WAV, formats.FLAC, formats.MP3, formats.M4A, formats.OGG)
@@ -41,11 +36,11 @@ def serve_playable(temp: Path, file: Path, name: str, modality: str) -> Playable
         if kind in SOUNDS:
             return Playable(serve_copy(temp, file, name), "")
         return Playable(serve_made(temp, stem, f"{name}.flac", lambda: _as_flac(file)), "")
-    if kind in PICTURES:
+    if kind in formats.BROWSER_PICTURES:
         with Image.open(file) as image:
             size = (getattr(image, "n_frames", 1), image.height, image.width)
             rate = 1000 / (image.info.get("duration") or 125)
-        return Playable(serve_copy(temp, file, name), PICTURES[kind], size, rate)
+        return Playable(serve_copy(temp, file, name), formats.BROWSER_PICTURES[kind], size, rate)
     if modality == "image":
         copy = serve_made(temp, stem, f"{name}.png", lambda: media.encode_png(media.read_media(file)))
         with Image.open(copy) as image:
@@ -58,10 +53,8 @@ def serve_playable(temp: Path, file: Path, name: str, modality: str) -> Playable
 
 
 def _as_mp4(file: Path) -> bytes:
-    content = media.inspect_media(file).content
-    clip = content.frames() if isinstance(content, StoredClip) else content
     with TemporaryDirectory() as folder:
-        return video.write_mp4(clip, Path(folder) / "clip.mp4", crf=14).read_bytes()
+        return video.write_mp4(media.read_media(file), Path(folder) / "clip.mp4", crf=14).read_bytes()
 
 
 def _as_flac(file: Path) -> bytes:

@@ -62,6 +62,9 @@ FORMATS = (
     MP4, MATROSKA, AVI, MPEG, ASF, FLV, OGG,
     WAV, W64, AIFF, FLAC, MP3, M4A, AAC, CAF, AU,
 )  # fmt: skip
+BROWSER_PICTURES = {  # that browsers show -> media type
+    PNG: "image/png", JPEG: "image/jpeg", WEBP: "image/webp", GIF: "image/gif", AVIF: "image/avif", BMP: "image/bmp",
+}  # fmt: skip
 SIGNATURES = (
     (b"\x89PNG\r\n\x1a\n", PNG), (b"\xff\xd8\xff", JPEG), (b"GIF87a", GIF), (b"GIF89a", GIF),
     (b"II*\0", TIFF), (b"MM\0*", TIFF), (b"II+\0", TIFF), (b"MM\0+", TIFF),
